@@ -1,0 +1,108 @@
+"""The node's ed25519 key, and what it signs: manifests and receipts as SSHSIG, which stock `ssh-keygen -Y verify` reads.
+
+A signed document is one line of canonical JSON followed by the armoured signature over that line (newline included):
+
+    head -n1 FILE | ssh-keygen -Y verify -f allowed_signers -I PEER -n hsl-manifest@v1 -s <(tail -n+2 FILE)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from hsl_node.config import canonical_json, fingerprint
+from hsl_node.errors import LocalStateError, NotInitialised, PeerDataError
+
+MANIFEST_NAMESPACE = "hsl-manifest@v1"
+RECEIPT_NAMESPACE = "hsl-receipt@v1"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The private key of this node. Never leaves the process; `public` is what the others pin."""
+
+    key: asyncssh.SSHKey
+
+    @cached_property
+    def public(self) -> str:
+        """`ssh-ed25519 AAAA...` without a comment."""
+        return " ".join(self.key.export_public_key("openssh").decode("ascii").split()[:2])
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.public)
+
+    def sign(self, content: dict[str, Any], namespace: str) -> bytes:
+        """A signed document: one JSON line and the signature over it."""
+        line = canonical_json(content) + b"\n"
+        return line + asyncssh.create_sshsig(self.key, line, namespace=namespace)
+
+
+def generate(path: Path) -> Identity:
+    """Make a new key file (mode 0600, OpenSSH format). An existing file is never overwritten."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as exc:
+        raise LocalStateError(
+            f"{path} exists already", remedy="keep it: peers have pinned it; or move it away first"
+        ) from exc
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.export_private_key("openssh"))
+        file.flush()
+        os.fsync(file.fileno())
+    return Identity(key)
+
+
+def load(path: Path) -> Identity:
+    """Read the node's key.
+
+    Raises:
+        NotInitialised: no such file.
+        LocalStateError: others may read it, or it is no unencrypted ed25519 key.
+    """
+    if not path.exists():
+        raise NotInitialised(f"no node key at {path}", remedy="run `hsl-node init`")
+    if path.stat().st_mode & 0o077:
+        raise LocalStateError(f"{path} may be read by others", remedy=f"chmod 600 {path}")
+    try:
+        key = asyncssh.read_private_key(str(path))
+    except (OSError, asyncssh.KeyImportError) as exc:
+        raise LocalStateError(
+            f"{path} cannot be used as node key: {exc}", remedy="restore it from your backup"
+        ) from exc
+    if key.get_algorithm() != "ssh-ed25519":
+        raise LocalStateError(f"{path} is no ed25519 key", remedy="make a new one with `hsl-node init`")
+    return Identity(key)
+
+
+def verify(document: bytes, public_key: str, namespace: str) -> bytes:
+    """Check a signed document against the pinned key and give back its JSON line.
+
+    Raises:
+        PeerDataError: code `signature`; nothing of an unverified document is ever parsed.
+    """
+    line, newline, signature = document.partition(b"\n")
+    line += newline
+    signers = f'signer namespaces="{namespace}" {public_key}\n'.encode("ascii")
+    try:
+        valid = asyncssh.validate_sshsig(line, signature, "signer", signers)
+    except (asyncssh.Error, ValueError, IndexError, OverflowError) as exc:
+        raise _bad_signature(public_key, str(exc)) from exc
+    if not valid:
+        raise _bad_signature(public_key, "another key, another namespace, or other bytes")
+    return line
+
+
+def _bad_signature(public_key: str, reason: str) -> PeerDataError:
+    return PeerDataError(
+        f"the signature does not verify with the pinned key {fingerprint(public_key)}: {reason}",
+        code="signature",
+        remedy="the peer must use the key that the federation lists, or send a new peer card",
+    )
