@@ -229,7 +229,7 @@ def _spec(name: str, entry: Any, offset: int) -> TensorSpec:
     if name == "__metadata__" or not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad(f"entry {name!r} is not a plain tensor")
     dtype, shape = entry["dtype"], entry["shape"]
-    if dtype not in DTYPES or not isinstance(shape, list) or len(shape) > 8:
+    if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(shape, list) or len(shape) > 8:
         raise _bad(f"tensor {name!r}: dtype or rank not used here")
     if not all(type(n) is int and 0 < n < 2**31 for n in shape):
         raise _bad(f"tensor {name!r}: empty or huge dimension")

@@ -1,0 +1,144 @@
+"""Manifest and receipt: what a checkpoint claims, and what became of it. Pure: bytes in, checked values out.
+
+Signature checks come first and live in `identity.verify`; what is parsed here was signed by a pinned key.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hsl_node.config import Federation, canonical_json
+from hsl_node.errors import FederationMismatch, PeerDataError, escaped
+from hsl_node.sync.names import PEER_PATTERN, ROUND_MAX, Digest, FileName, Kind, Peer, Round
+
+MANIFEST_MAX_BYTES = 32 * 1024  # 64 peers x 100 bytes of inputs, plus the signature, doubled twice
+RECEIPT_MAX_BYTES = 4 * 1024
+SAMPLES_MAX = 10**9  # more images than any hospital has: a false count can't drown the others without bound
+
+_Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Name = Annotated[str, Field(pattern=rf"^{PEER_PATTERN}$")]
+_Word = Annotated[str, Field(max_length=80)]
+
+
+class _Signed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Manifest(_Signed):
+    """One peer's signed statement about one round.
+
+    A closing manifest (`bytes` = 0) carries no checkpoint: after the last fusion it only tells the others which fused
+    model this peer ended with (`sha256` = `base`), so that the last fusion is compared like all before it.
+    """
+
+    version: Literal[1] = 1
+    federation: _Sha  # Federation.digest
+    round: int = Field(ge=1, le=ROUND_MAX)
+    peer: _Name
+    sha256: _Sha  # of the checkpoint file
+    bytes: int = Field(ge=0)
+    base: _Sha  # the fused model this round was trained from; round 1: the initial weights
+    inputs: dict[_Name, _Sha]  # peer -> checkpoint of the previous round, as this peer fused them; round 1: empty
+    samples: int = Field(ge=1, le=SAMPLES_MAX)  # training images
+    auc: float | None = Field(ge=0, le=1)  # local validation; None: undefined
+    plateau: bool
+    anchor: _Sha | None  # fingerprint of the anchor set
+    schema_: _Sha = Field(alias="schema")  # digest of the checkpoint header: the model's architecture
+    instance: _Word  # nonce of this installation; a cloned machine shows itself
+    software: _Word  # hsl-node and torch versions, for the operator
+
+    @property
+    def closing(self) -> bool:
+        return self.bytes == 0
+
+    def content(self) -> dict[str, object]:
+        return self.model_dump(mode="json", by_alias=True)
+
+    def file_name(self) -> FileName:
+        return FileName(self.federation[:8], self.round, Peer(self.peer), Digest(self.sha256), Kind.MANIFEST)
+
+
+class Receipt(_Signed):
+    """The receiver's signed answer to one manifest."""
+
+    version: Literal[1] = 1
+    federation: _Sha
+    round: int = Field(ge=1, le=ROUND_MAX)
+    peer: _Name  # whose checkpoint this is about
+    sha256: _Sha
+    receiver: _Name
+    accepted: bool
+    code: _Word  # "accepted", or why not: name, signature, federation, round, size, sha256, header, ...
+    text: Annotated[str, Field(max_length=300)]  # for the operator at the sender
+
+    def content(self) -> dict[str, object]:
+        return self.model_dump(mode="json")
+
+
+def parse_manifest(line: bytes) -> Manifest:
+    """Raises: PeerDataError: code `manifest`."""
+    return _parse(line, Manifest, by_alias=True)
+
+
+def parse_receipt(line: bytes) -> Receipt:
+    """Raises: PeerDataError: code `manifest`."""
+    return _parse(line, Receipt)
+
+
+def check(manifest: Manifest, name: FileName, federation: Federation, sender: Peer, current: Round) -> None:
+    """Compare a verified manifest with its name, its sender and our round. The bytes of the data come after this.
+
+    Raises:
+        PeerDataError: code `name`, `owner`, `federation` or `round`.
+    """
+    if manifest.peer != sender or name.peer != sender:
+        raise PeerDataError(f"{sender!r} delivered a manifest of {manifest.peer!r}", code="owner")
+    if manifest.federation != federation.digest:
+        raise PeerDataError(
+            f"manifest of federation {manifest.federation[:8]}, ours is {federation.fed8}", code="federation"
+        )
+    if manifest.file_name() != name.of(Kind.MANIFEST):
+        raise PeerDataError("file name and manifest do not agree", code="name")
+    last = federation.plan.rounds + 1  # the closing statement
+    if manifest.round not in (current, current + 1) or manifest.round > last:
+        raise PeerDataError(f"round {manifest.round}, accepted here: {current} and {current + 1}", code="round")
+    if manifest.round == 1 and manifest.inputs:
+        raise PeerDataError("round 1 has no earlier inputs", code="manifest")
+    if manifest.round > 1 and set(manifest.inputs) != set(federation.peers):
+        raise PeerDataError("inputs do not name the full set", code="manifest")
+
+
+def require_same_setup(manifest: Manifest, *, anchor: str | None, schema: str, software: str) -> None:
+    """Anchor and architecture must be ours.
+
+    Raises:
+        FederationMismatch: says which of the two differs, with both software versions.
+    """
+    theirs = escaped(manifest.software)
+    if manifest.anchor != anchor:
+        raise FederationMismatch(
+            f"{manifest.peer} uses anchor set {str(manifest.anchor)[:12]}, this node {str(anchor)[:12]}",
+            remedy="compare `hsl-node anchor verify` at both sites and copy the right file",
+        )
+    if manifest.schema_ != schema:
+        raise FederationMismatch(
+            f"{manifest.peer} trains another architecture ({theirs}; here {software})",
+            remedy="install the same hsl-node version at both sites",
+        )
+
+
+_Document = TypeVar("_Document", bound=_Signed)
+
+
+def _parse(line: bytes, model: type[_Document], by_alias: bool = False) -> _Document:
+    try:
+        document = model.model_validate(json.loads(line))
+        canonical = canonical_json(document.model_dump(mode="json", by_alias=by_alias)) + b"\n"
+    except (ValueError, ValidationError, RecursionError) as exc:
+        raise PeerDataError(f"{model.__name__.lower()} is malformed: {escaped(str(exc))}", code="manifest") from exc
+    if canonical != line:  # duplicate keys, odd spellings
+        raise PeerDataError(f"{model.__name__.lower()} is not in canonical form", code="manifest")
+    return document
