@@ -123,7 +123,9 @@ class PeerCard(Frozen):
     # The next three only where the inbox is an existing SFTP server (see `hsl-node inbox provision`).
     host_key: PublicKey | None = None
     user: str = Field("{sender}", max_length=64)  # login name on that server; {sender} = the sending peer
-    root: str = Field("", max_length=200, pattern=r"^[A-Za-z0-9._/{}-]*$")  # folder that holds parts/, inbox/, receipts/
+    root: str = Field(
+        "", max_length=200, pattern=r"^[A-Za-z0-9._/{}-]*$"
+    )  # folder that holds parts/, inbox/, receipts/
 
     @property
     def fingerprint(self) -> str:
@@ -153,9 +155,7 @@ class Federation(Frozen):
         if self.plan.method == "hsl" and self.anchor is None:
             raise ValueError("anchor: the method hsl needs an anchor set (hsl-node anchor build)")
         if self.plan.method == "hsl" and self.anchor and self.anchor.image_size != self.plan.image_size:
-            raise ValueError(
-                f"anchor: built at {self.anchor.image_size} px, the plan says {self.plan.image_size} px"
-            )
+            raise ValueError(f"anchor: built at {self.anchor.image_size} px, the plan says {self.plan.image_size} px")
         return self
 
     @property
@@ -167,9 +167,7 @@ class Federation(Frozen):
         for peer in self.peer:
             if peer.name == name:
                 return peer
-        raise UsageError(
-            f"{name!r} is not a peer of {self.name!r}", remedy=f"peers: {', '.join(self.peers)}"
-        )
+        raise UsageError(f"{name!r} is not a peer of {self.name!r}", remedy=f"peers: {', '.join(self.peers)}")
 
     @property
     def digest(self) -> Digest:
@@ -280,8 +278,8 @@ def card_text(card: PeerCard) -> str:
 def federation_text(federation: Federation) -> str:
     content = _without_none(federation.model_dump(mode="json"))
     return (
-        f"# Federation {federation.name!r}, hash {federation.fed8}. Identical at every peer: do not edit, make a new one\n"
-        "# with `hsl-node federation create` and let everybody join it again.\n" + tomli_w.dumps(content)
+        f"# Federation {federation.name!r}, hash {federation.fed8}. Identical at every peer: do not edit, make a\n"
+        "# new one with `hsl-node federation create` and let everybody join it again.\n" + tomli_w.dumps(content)
     )
 
 
@@ -341,7 +339,7 @@ def require_member(federation: Federation, name: str, public_key: str) -> PeerCa
         )
     if ours[0].name != name:
         raise FederationMismatch(
-            f"federation {federation.name!r} lists this node's key under the name {ours[0].name!r}, node.toml says {name!r}",
+            f"federation {federation.name!r} lists this node's key as {ours[0].name!r}, node.toml says {name!r}",
             remedy="make the two names agree",
         )
     return ours[0]

@@ -1,4 +1,4 @@
-"""The node's ed25519 key, and what it signs: manifests and receipts as SSHSIG, which stock `ssh-keygen -Y verify` reads.
+"""The node's ed25519 key, and what it signs: manifests and receipts as SSHSIG, for stock `ssh-keygen -Y verify`.
 
 A signed document is one line of canonical JSON followed by the armoured signature over that line (newline included):
 

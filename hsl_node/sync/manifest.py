@@ -30,18 +30,18 @@ class _Signed(BaseModel):
 class Manifest(_Signed):
     """One peer's signed statement about one round.
 
-    A closing manifest (`bytes` = 0) carries no checkpoint: after the last fusion it only tells the others which fused
-    model this peer ended with (`sha256` = `base`), so that the last fusion is compared like all before it.
+    A *statement* (`bytes` = 0, `sha256` = `base`) carries no checkpoint. Round 0: the initial weights this peer will
+    start from; the round after the last: the fused model it ended with. See AGREE in `round.py`.
     """
 
     version: Literal[1] = 1
     federation: _Sha  # Federation.digest
-    round: int = Field(ge=1, le=ROUND_MAX)
+    round: int = Field(ge=0, le=ROUND_MAX)
     peer: _Name
     sha256: _Sha  # of the checkpoint file
     bytes: int = Field(ge=0)
-    base: _Sha  # the fused model this round was trained from; round 1: the initial weights
-    inputs: dict[_Name, _Sha]  # peer -> checkpoint of the previous round, as this peer fused them; round 1: empty
+    base: _Sha  # the fused model this round was trained from; rounds 0 and 1: the initial weights
+    inputs: dict[_Name, _Sha]  # peer -> checkpoint of the previous round, as this peer fused them; rounds 0, 1: empty
     samples: int = Field(ge=1, le=SAMPLES_MAX)  # training images
     auc: float | None = Field(ge=0, le=1)  # local validation; None: undefined
     plateau: bool
@@ -51,7 +51,7 @@ class Manifest(_Signed):
     software: _Word  # hsl-node and torch versions, for the operator
 
     @property
-    def closing(self) -> bool:
+    def statement(self) -> bool:
         return self.bytes == 0
 
     def content(self) -> dict[str, object]:
@@ -66,7 +66,7 @@ class Receipt(_Signed):
 
     version: Literal[1] = 1
     federation: _Sha
-    round: int = Field(ge=1, le=ROUND_MAX)
+    round: int = Field(ge=0, le=ROUND_MAX)
     peer: _Name  # whose checkpoint this is about
     sha256: _Sha
     receiver: _Name
@@ -102,11 +102,14 @@ def check(manifest: Manifest, name: FileName, federation: Federation, sender: Pe
         )
     if manifest.file_name() != name.of(Kind.MANIFEST):
         raise PeerDataError("file name and manifest do not agree", code="name")
-    last = federation.plan.rounds + 1  # the closing statement
-    if manifest.round not in (current, current + 1) or manifest.round > last:
+    if manifest.round not in (current, current + 1) or manifest.round > federation.plan.rounds + 1:
         raise PeerDataError(f"round {manifest.round}, accepted here: {current} and {current + 1}", code="round")
-    if manifest.round == 1 and manifest.inputs:
-        raise PeerDataError("round 1 has no earlier inputs", code="manifest")
+    if manifest.statement and manifest.sha256 != manifest.base:
+        raise PeerDataError("a statement repeats the digest of its base", code="manifest")
+    if (manifest.round == 0 and not manifest.statement) or (manifest.round == 1 and manifest.statement):
+        raise PeerDataError("round 0 is a statement, round 1 a checkpoint", code="manifest")
+    if manifest.round <= 1 and manifest.inputs:
+        raise PeerDataError(f"round {manifest.round} has no earlier inputs", code="manifest")
     if manifest.round > 1 and set(manifest.inputs) != set(federation.peers):
         raise PeerDataError("inputs do not name the full set", code="manifest")
 

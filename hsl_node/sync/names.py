@@ -73,9 +73,7 @@ def parse_file_name(name: str) -> FileName:
     """
     found = _FILE.fullmatch(name)
     if not found:
-        raise PeerDataError(
-            f"{name[:120]!r} is not a file name of the exchange", code="name", remedy="remove the file"
-        )
+        raise PeerDataError(f"{name[:120]!r} is not a file name of the exchange", code="name", remedy="remove the file")
     return FileName(
         fed8=found["fed8"],
         round=int(found["round"]),

@@ -28,7 +28,16 @@ Weights = Mapping[str, Array]  # name -> array, dtype kept
 HEADER_MAX_BYTES = 1024 * 1024  # a ResNet50 MMoE has 700 tensors and a 75 KiB header
 TENSORS_MAX = 10_000
 CHUNK_BYTES = 1024 * 1024  # a chunk stays in the processor's cache; larger ones are no faster
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U8": "|u1",
+}
 _CODES = {np.dtype(d): code for code, d in DTYPES.items()}
 
 
@@ -161,11 +170,13 @@ def check_file(path: Path, schema: Schema, *, sha256: str, known_sha256: str | N
         for spec in schema.tensors:
             for chunk in _chunks(file, spec):
                 if known_sha256 is None:
-                    digest.update(chunk)
+                    digest.update(memoryview(chunk))
                 if chunk.dtype.kind == "f" and not np.isfinite(chunk).all():
                     bad = bad or spec.name
         if known_sha256 is None and digest.hexdigest() != sha256:
-            raise PeerDataError(f"file has sha256 {digest.hexdigest()[:12]}, manifest says {sha256[:12]}", code="sha256")
+            raise PeerDataError(
+                f"file has sha256 {digest.hexdigest()[:12]}, manifest says {sha256[:12]}", code="sha256"
+            )
     if bad:
         raise PeerDataError(f"tensor {bad!r} holds NaN or infinity", code="nonfinite")
 
@@ -190,7 +201,8 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     except OSError as exc:
         raise LocalStateError(
-            f"fsync of {folder} failed: {exc}", remedy="check the disk; the node goes on from its journal after a restart"
+            f"fsync of {folder} failed: {exc}",
+            remedy="check the disk; the node goes on from its journal after a restart",
         ) from exc
     finally:
         os.close(descriptor)

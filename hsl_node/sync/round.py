@@ -1,0 +1,335 @@
+"""The round on one screen. Pure: `step(state, event) -> (state, actions)`.
+
+    AGREE ──► TRAIN ──► COLLECT ──► FUSE ──► TRAIN ... ──► AGREE ──► FINISHED        (any) ──► HALTED
+    round 0    1          1          1        2            last + 1
+
+In AGREE every peer states, signed, which model it stands on, before the first round and after the last: a wrong
+anchor, plan or initial model shows before hours of training, and the last fusion is compared like all before it.
+
+The actions are a function of the state alone (`todo`). So a restart needs no case of its own: load the state, do what
+is to do. The driver saves the new state *before* it performs any action, and every action is idempotent; an action
+that is under way already is not started twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from hsl_node.errors import UnexpectedEvent
+from hsl_node.sync.names import Digest, Peer, Round
+
+
+class Phase(StrEnum):
+    AGREE = "agree"  # state which model we stand on; wait for the same statement of everybody
+    TRAIN = "train"  # local epochs
+    COLLECT = "collect"  # publish mine; wait for the full set
+    FUSE = "fuse"
+    FINISHED = "finished"
+    HALTED = "halted"  # peers disagree: a person must look; evidence is kept
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one peer's verified manifest says about one round."""
+
+    peer: Peer
+    round: Round
+    sha256: Digest  # its checkpoint; a statement repeats `base`
+    base: Digest  # the fused model it started the round from
+    inputs: Mapping[Peer, Digest]  # the full set it fused into `base`
+    samples: int = 1
+    plateau: bool = False
+    statement: bool = False  # AGREE: no checkpoint comes with it
+    software: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    me: Peer
+    peers: tuple[Peer, ...]  # all, sorted, me included
+    rounds: Round  # planned
+    base: Digest  # the model this round starts from: initial weights, then the last fusion
+    phase: Phase = Phase.AGREE
+    round: Round = 0
+    inputs: Mapping[Peer, Digest] = field(default_factory=dict)  # the full set behind `base`
+    have: Mapping[Peer, Claim] = field(default_factory=dict)  # verified claims of this round, mine included
+    early: Mapping[Peer, Claim] = field(default_factory=dict)  # of the next one: a peer is at most one ahead
+    owed: frozenset[tuple[Round, Peer]] = frozenset()  # deliveries without a receipt, of this and the last round
+    reason: str = ""  # why HALTED, naming who
+
+    @property
+    def missing(self) -> tuple[Peer, ...]:
+        return tuple(p for p in self.peers if p not in self.have)
+
+
+# ------------------------------------------------------------------ events: what happened
+
+
+@dataclass(frozen=True)
+class Trained:
+    """My checkpoint (or, in AGREE, my statement) of this round is on disk. `claim.peer` is me."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A peer's checkpoint passed every check and is on disk."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Fused:
+    round: Round
+    digest: Digest
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """`peer` sent its signed receipt for my checkpoint of `round`."""
+
+    peer: Peer
+    round: Round
+
+
+Event = Trained | Arrived | Fused | Delivered
+
+# ------------------------------------------------------------------ actions: what to do
+
+
+@dataclass(frozen=True)
+class Declare:
+    """Sign a statement of the model we stand on; answer with Trained."""
+
+    round: Round
+    base: Digest
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the round's epochs from `base`; answer with Trained."""
+
+    round: Round
+    base: Digest
+
+
+@dataclass(frozen=True)
+class Push:
+    """Deliver my checkpoint of `round` to `peer`; answer with Delivered."""
+
+    round: Round
+    peer: Peer
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Fuse the full set; answer with Fused."""
+
+    round: Round
+    inputs: Mapping[Peer, Digest]
+
+
+Action = Declare | Train | Push | Fuse
+
+
+def todo(state: State) -> tuple[Action, ...]:
+    """Everything that is to be done in this state. A restart begins here."""
+    pushes = tuple(Push(round, peer) for round, peer in sorted(state.owed))
+    match state.phase:
+        case Phase.AGREE if state.me not in state.have:
+            return (Declare(state.round, state.base), *pushes)
+        case Phase.TRAIN:
+            return (Train(state.round, state.base), *pushes)
+        case Phase.FUSE:
+            return (Fuse(state.round, _digests(state.have)), *pushes)
+        case Phase.HALTED:
+            return ()
+        case _:  # AGREE with my statement made, COLLECT, FINISHED: deliver and wait
+            return pushes
+
+
+def step(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
+    """One event in, the next state and everything to do in it out.
+
+    Raises:
+        UnexpectedEvent: the event cannot happen in this state; a bug, not a peer's fault.
+    """
+    new = _next(state, event)
+    return new, todo(new)
+
+
+def _next(state: State, event: Event) -> State:
+    match state.phase, event:
+        case Phase.HALTED, _:
+            return state
+        case _, Delivered(peer, round):
+            return replace(state, owed=state.owed - {(round, peer)})
+
+        case ((Phase.TRAIN | Phase.AGREE), Trained(claim)) if _is_mine(state, claim):
+            others = {(state.round, p) for p in state.peers if p != state.me}
+            state = replace(state, have={**state.have, state.me: claim}, owed=state.owed | others)
+            return _advance(replace(state, phase=Phase.COLLECT) if state.phase is Phase.TRAIN else state)
+        case _, Trained(claim) if state.have.get(state.me) == claim:
+            return state  # said twice
+
+        case _, Arrived(claim) if claim.round == state.round:
+            return _advance(_receive(state, claim))
+        case _, Arrived(claim) if claim.round == state.round + 1:
+            return _receive_early(state, claim)
+        case _, Arrived(claim) if claim.round < state.round:
+            return state  # late: that round is fused here already
+
+        case Phase.FUSE, Fused(round, digest) if round == state.round:
+            return _next_round(state, digest)
+        case _, Fused(round, _) if round < state.round:
+            return state  # said twice
+
+        case _:
+            raise UnexpectedEvent(f"{event} in {state.phase} of round {state.round}", remedy="report this with the log")
+
+
+def _receive(state: State, claim: Claim) -> State:
+    known = state.have.get(claim.peer)
+    if state.round == 0 and state.phase is Phase.AGREE:
+        # Before the first round nothing is at stake: a peer that was set up anew may correct its statement.
+        if claim.base != state.base:
+            return state  # refused and named by the receiver's check; we go on waiting
+        return replace(state, have={**state.have, claim.peer: claim})
+    if known is not None:
+        return state if known.sha256 == claim.sha256 else _halt(state, _two_faces(known, claim))
+    disagreement = _disagreement(state, claim)
+    if disagreement:
+        return _halt(state, disagreement)
+    # Who starts round r has fused round r-1, so it holds my checkpoint of r-1: as good as a receipt.
+    return replace(state, have={**state.have, claim.peer: claim}, owed=state.owed - {(state.round - 1, claim.peer)})
+
+
+def _receive_early(state: State, claim: Claim) -> State:
+    known = state.early.get(claim.peer)
+    if known is not None and known.sha256 != claim.sha256:
+        return _halt(state, _two_faces(known, claim))
+    return replace(state, early={**state.early, claim.peer: claim}, owed=state.owed - {(state.round, claim.peer)})
+
+
+def _advance(state: State) -> State:
+    """Leave COLLECT or AGREE when the full set is there."""
+    if state.missing:
+        return state
+    match state.phase:
+        case Phase.COLLECT:
+            return replace(state, phase=Phase.FUSE)
+        case Phase.AGREE if state.round == 0:
+            return _enter(replace(state, phase=Phase.TRAIN, round=1, have={}, early={}), state.early)
+        case Phase.AGREE:
+            return replace(state, phase=Phase.FINISHED)
+        case _:
+            return state
+
+
+def _next_round(state: State, digest: Digest) -> State:
+    done = state.round >= state.rounds or all(c.plateau for c in state.have.values())
+    return _enter(
+        replace(
+            state,
+            phase=Phase.AGREE if done else Phase.TRAIN,
+            round=state.round + 1,
+            base=digest,
+            inputs=_digests(state.have),
+            have={},
+            early={},
+            owed=frozenset((r, p) for r, p in state.owed if r == state.round),  # older ones were received: see _receive
+        ),
+        state.early,
+    )
+
+
+def _enter(state: State, early: Mapping[Peer, Claim]) -> State:
+    """Take in what came one round early, now that we know what it must be based on."""
+    for claim in early.values():
+        if state.phase is not Phase.HALTED:
+            state = _receive(state, claim)
+    return state
+
+
+def _disagreement(state: State, claim: Claim) -> str:
+    """Why this claim shows that peers diverged, naming who; empty when all is well."""
+    if claim.statement != (state.phase is Phase.AGREE):
+        return f"{claim.peer} ended the run after another round than this node (round {claim.round})"
+    if claim.base == state.base and dict(claim.inputs) == dict(state.inputs):
+        return ""
+    differing = [p for p in state.peers if claim.inputs.get(p) != state.inputs.get(p)]
+    if differing:
+        return (
+            f"in round {claim.round - 1} {claim.peer} fused other checkpoints than this node, those of "
+            f"{', '.join(differing)}: whoever signed two is named by the two manifests in evidence/"
+        )
+    return (
+        f"round {claim.round - 1}: {claim.peer} fused the same checkpoints into other bytes "
+        f"({claim.base[:12]}, here {state.base[:12]}); software there: {claim.software or 'unknown'}"
+    )
+
+
+def _two_faces(known: Claim, claim: Claim) -> str:
+    return (
+        f"{claim.peer} signed two different checkpoints for round {claim.round}: "
+        f"{known.sha256[:12]} and {claim.sha256[:12]}"
+    )
+
+
+def _halt(state: State, reason: str) -> State:
+    return replace(state, phase=Phase.HALTED, reason=reason)
+
+
+def _is_mine(state: State, claim: Claim) -> bool:
+    return (
+        claim.peer == state.me
+        and claim.round == state.round
+        and claim.base == state.base
+        and state.me not in state.have
+    )
+
+
+def _digests(claims: Mapping[Peer, Claim]) -> dict[Peer, Digest]:
+    return {p: claims[p].sha256 for p in sorted(claims)}
+
+
+# ------------------------------------------------------------------ the plateau rule
+
+
+def plateaued(aucs: Sequence[float | None], *, rounds: int, improvement: float) -> bool:
+    """Has the validation AUC improved by less than `improvement` (relative) in each of the last `rounds` rounds?
+
+    HSL paper, "Model development": at least 3 consecutive rounds with less than 0.5 % improvement. Improvement counts
+    against the best AUC before. An undefined AUC (one class only) can't show a plateau.
+    """
+    if len(aucs) <= rounds:
+        return False
+    for at in range(len(aucs) - rounds, len(aucs)):
+        now, before = aucs[at], [a for a in aucs[:at] if a is not None]
+        if now is None or not before or now >= max(before) * (1 + improvement):
+            return False
+    return True
+
+
+# ------------------------------------------------------------------ the state as JSON, for the journal
+
+
+def to_json(state: State) -> dict[str, Any]:
+    return {**asdict(state), "owed": sorted(list(pair) for pair in state.owed)}
+
+
+def from_json(content: dict[str, Any]) -> State:
+    return State(
+        **{
+            **content,
+            "peers": tuple(content["peers"]),
+            "phase": Phase(content["phase"]),
+            "have": {p: Claim(**c) for p, c in content["have"].items()},
+            "early": {p: Claim(**c) for p, c in content["early"].items()},
+            "owed": frozenset((r, p) for r, p in content["owed"]),
+        }
+    )
