@@ -24,7 +24,6 @@ from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, Usa
 from hsl_node.sync.names import Digest, Peer, parse_peer
 
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
-FEDERATION_VERSION = 1
 
 
 def _peer(name: str) -> str:
@@ -136,7 +135,7 @@ class PeerCard(Frozen):
 class Federation(Frozen):
     """The agreed list of peers, their keys, the plan and the anchor set. The same file for everybody."""
 
-    version: Literal[1] = FEDERATION_VERSION
+    version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=120)
     anchor: AnchorCard | None = None
     plan: Plan = Plan()

@@ -31,7 +31,7 @@ def mean(chunks: Sequence[Array], shares: Sequence[float]) -> Array:
     """Plain mean (HSL paper, equation 1): every peer counts the same, whatever its size.
 
     Floats accumulate in float64, in the given order, and return in their own dtype. Integers (BatchNorm's batch
-    counters) take the maximum: their mean has no meaning, and the maximum is what a peer that saw all batches would hold.
+    counters) take the maximum: their mean has no meaning.
     """
     if chunks[0].dtype.kind != "f":
         return _maximum(chunks)

@@ -170,7 +170,7 @@ def check_file(path: Path, schema: Schema, *, sha256: str, known_sha256: str | N
         for spec in schema.tensors:
             for chunk in _chunks(file, spec):
                 if known_sha256 is None:
-                    digest.update(memoryview(chunk))
+                    digest.update(chunk.data)
                 if chunk.dtype.kind == "f" and not np.isfinite(chunk).all():
                     bad = bad or spec.name
         if known_sha256 is None and digest.hexdigest() != sha256:

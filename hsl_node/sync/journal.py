@@ -1,0 +1,230 @@
+"""The journal: what this node knows and has promised, in SQLite. Survives kill -9 at any point.
+
+One writer, the daemon. `hsl-node status`, `report` and `round history` read it, also while the daemon is down.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hsl_node.errors import LocalStateError, NotInitialised
+from hsl_node.sync.names import Digest, Peer, Round
+
+VERSION = 1
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, federation, paused, ...
+CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT NOT NULL);           -- round.State
+CREATE TABLE signed (round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, document BLOB NOT NULL);       -- my manifests
+CREATE TABLE manifests (round INTEGER, peer TEXT, sha256 TEXT NOT NULL, document BLOB NOT NULL, content TEXT NOT NULL,
+                        at REAL NOT NULL, PRIMARY KEY (round, peer));       -- verified ones of everybody, mine too
+CREATE TABLE receipts (round INTEGER, receiver TEXT, accepted INTEGER NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL,
+                       document BLOB NOT NULL, at REAL NOT NULL, PRIMARY KEY (round, receiver));
+CREATE TABLE fused (round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, at REAL NOT NULL, auc REAL, loss REAL,
+                    validated INTEGER NOT NULL DEFAULT 0);                  -- auc: this site's validation of it
+CREATE TABLE epochs (round INTEGER, epoch INTEGER, content TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (round, epoch));
+CREATE TABLE phases (round INTEGER, phase TEXT, started REAL NOT NULL, ended REAL, PRIMARY KEY (round, phase));
+CREATE TABLE transfers (round INTEGER, peer TEXT, direction TEXT, bytes INTEGER, resent INTEGER, retries INTEGER,
+                        started REAL, ended REAL, PRIMARY KEY (round, peer, direction));
+CREATE TABLE notes (at REAL NOT NULL, level TEXT NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL);
+CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT NULL);     -- evaluations
+"""
+
+
+class Journal:
+    """Open with `create` or `read_only`; wall-clock times (`at`) are for display only, never for order."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._db.row_factory = sqlite3.Row
+
+    @classmethod
+    def create(cls, path: Path) -> Journal:
+        """Open for writing; make it where it is absent."""
+        try:
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            path.chmod(0o600)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before the action that relies on it
+            if not db.execute("SELECT name FROM sqlite_master").fetchall():
+                db.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', '{VERSION}'); COMMIT;")
+        except sqlite3.Error as exc:
+            raise _broken(path, exc) from exc
+        return cls(db)._of_our_version(path)
+
+    @classmethod
+    def read_only(cls, path: Path) -> Journal:
+        if not path.exists():
+            raise NotInitialised(f"no journal at {path}", remedy="the node has not been started here yet")
+        try:
+            db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=10)
+            return cls(db)._of_our_version(path)
+        except sqlite3.Error as exc:
+            raise _broken(path, exc) from exc
+
+    def _of_our_version(self, path: Path) -> Journal:
+        if self.meta("version") != str(VERSION):
+            raise LocalStateError(
+                f"{path} was written by another hsl-node (journal version {self.meta('version')}, here {VERSION})",
+                remedy="install the version that wrote it",
+            )
+        return self
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable on leaving."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # -------------------------------------------------------------- the state and what was promised
+
+    def state(self) -> dict[str, Any] | None:
+        row = self._one("SELECT json FROM state")
+        return json.loads(row["json"]) if row else None
+
+    def save_state(self, content: dict[str, Any]) -> None:
+        self._db.execute("REPLACE INTO state VALUES (1, ?)", (json.dumps(content),))
+
+    def meta(self, key: str) -> str | None:
+        row = self._one("SELECT value FROM meta WHERE key = ?", key)
+        return str(row["value"]) if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        self._db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def signed(self, round: Round) -> tuple[Digest, bytes] | None:
+        """My signed manifest of a round: (sha256 it names, document)."""
+        row = self._one("SELECT sha256, document FROM signed WHERE round = ?", round)
+        return (Digest(row["sha256"]), row["document"]) if row else None
+
+    def record_signed(self, round: Round, sha256: Digest, document: bytes) -> None:
+        """Remember what I signed. A second, different signature for a round would be equivocation.
+
+        Raises:
+            LocalStateError: something else was signed for this round before. Round 0, the opening statement, may be
+                corrected: nothing was trained on it.
+        """
+        before = self.signed(round)
+        if before and before[0] != sha256 and round > 0:
+            raise LocalStateError(
+                f"round {round} was signed with checkpoint {before[0][:12]} before; refusing to sign {sha256[:12]}",
+                remedy="the trainer did not reproduce its checkpoint: restore trainer/ and outbox/ from backup",
+            )
+        self._db.execute("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))
+
+    def manifest(self, round: Round, peer: Peer) -> sqlite3.Row | None:
+        return self._one("SELECT * FROM manifests WHERE round = ? AND peer = ?", round, peer)
+
+    def record_manifest(self, round: Round, peer: Peer, sha256: str, document: bytes, content: dict[str, Any]) -> None:
+        self._db.execute(
+            "REPLACE INTO manifests VALUES (?, ?, ?, ?, ?, ?)",
+            (round, peer, sha256, document, json.dumps(content), time.time()),
+        )
+
+    def record_receipt(self, round: Round, receiver: Peer, accepted: bool, code: str, text: str, doc: bytes) -> None:
+        self._db.execute(
+            "REPLACE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (round, receiver, accepted, code, text, doc, time.time()),
+        )
+
+    # -------------------------------------------------------------- what happened, for people and reports
+
+    def record_fused(self, round: Round, sha256: Digest) -> None:
+        self._db.execute(
+            "INSERT INTO fused (round, sha256, at) VALUES (?, ?, ?) "
+            "ON CONFLICT (round) DO UPDATE SET sha256 = excluded.sha256",
+            (round, sha256, time.time()),
+        )
+
+    def record_validation(self, round: Round, auc: float | None, loss: float | None) -> None:
+        self._db.execute("UPDATE fused SET auc = ?, loss = ?, validated = 1 WHERE round = ?", (auc, loss, round))
+
+    def record_epoch(self, round: Round, epoch: int, content: dict[str, Any]) -> None:
+        self._db.execute("REPLACE INTO epochs VALUES (?, ?, ?, ?)", (round, epoch, json.dumps(content), time.time()))
+
+    def record_phase(self, round: Round, phase: str) -> None:
+        """This phase begins now; the one before ends. Saying it again after a restart changes nothing."""
+        now = time.time()
+        self._db.execute(
+            "UPDATE phases SET ended = ? WHERE ended IS NULL AND NOT (round = ? AND phase = ?)", (now, round, phase)
+        )
+        self._db.execute("INSERT OR IGNORE INTO phases VALUES (?, ?, ?, NULL)", (round, phase, now))
+
+    def record_transfer(
+        self, round: Round, peer: Peer, direction: str, size: int, resent: int, retries: int, seconds: float
+    ) -> None:
+        now = time.time()
+        self._db.execute(
+            "REPLACE INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (round, peer, direction, size, resent, retries, now - seconds, now),
+        )
+
+    def note(self, level: str, code: str, text: str) -> None:
+        """A line for the operator's history: refusals, warnings, halts."""
+        self._db.execute("INSERT INTO notes VALUES (?, ?, ?, ?)", (time.time(), level, code, text))
+
+    def record_result(self, name: str, content: dict[str, Any]) -> None:
+        self._db.execute("REPLACE INTO results VALUES (?, ?, ?)", (name, json.dumps(content), time.time()))
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        row = self._one("SELECT content FROM results WHERE name = ?", name)
+        return json.loads(row["content"]) if row else None
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """All rows of one table in order, JSON columns decoded; for reports."""
+        if table not in (
+            "manifests",
+            "receipts",
+            "fused",
+            "epochs",
+            "phases",
+            "transfers",
+            "notes",
+            "results",
+            "signed",
+        ):
+            raise ValueError(table)
+        rows = [dict(r) for r in self._db.execute(f"SELECT * FROM {table} ORDER BY rowid")]  # noqa: S608  (fixed names)
+        for row in rows:
+            row.pop("document", None)
+            if "content" in row:
+                row["content"] = json.loads(row["content"])
+        return rows
+
+    def my_aucs(self, me: Peer, before: Round) -> list[float | None]:
+        """This node's published validation AUC of rounds 1 .. before - 1."""
+        rows = self._db.execute(
+            "SELECT content FROM manifests WHERE peer = ? AND round > 0 AND round < ? ORDER BY round", (me, before)
+        )
+        return [json.loads(r["content"])["auc"] for r in rows]
+
+    def best_fused(self) -> tuple[Round, Digest] | None:
+        """The fused model with this site's highest validation AUC; undefined AUCs: the lowest loss; ties: the earlier."""
+        row = self._one(
+            "SELECT round, sha256 FROM fused WHERE validated AND round > 0 "
+            "ORDER BY auc IS NULL, auc DESC, loss ASC, round ASC LIMIT 1"
+        )
+        return (row["round"], Digest(row["sha256"])) if row else None
+
+    def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
+        return row
+
+
+def _broken(path: Path, exc: sqlite3.Error) -> LocalStateError:
+    return LocalStateError(
+        f"journal {path} cannot be opened: {exc}", remedy="check disk and owner, or restore a backup"
+    )

@@ -1,0 +1,157 @@
+"""The files of one node: what it publishes, what arrived verified, what it fused. One daemon at a time holds them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from hsl_node.errors import AlreadyRunning, LocalStateError
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import Peer, Round
+from hsl_node.sync.tensors import fsync_folder
+
+FOLDERS = ("keys", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence", "cache", "log", "run")
+EVIDENCE_MAX_FILES = 1000  # a hostile peer may sign nonsense for ever; the first thousand pieces are proof enough
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is in a state directory."""
+
+    state: Path
+
+    @property
+    def key(self) -> Path:
+        return self.state / "keys" / "node_ed25519"
+
+    @property
+    def journal(self) -> Path:
+        return self.state / "journal.sqlite3"
+
+    @property
+    def anchor(self) -> Path:
+        return self.state / "anchor.safetensors"
+
+    @property
+    def homes(self) -> Path:
+        """Home folders of the senders, where the inbox is the embedded one."""
+        return self.state / "quarantine" / "homes"
+
+    @property
+    def claimed(self) -> Path:
+        """What was taken from a sender's inbox and is being checked: nobody else can reach it."""
+        return self.state / "quarantine" / "claimed"
+
+    def outbox(self, round: Round) -> Path:
+        return self.state / "outbox" / f"r{round:06d}.safetensors"
+
+    def inbox(self, round: Round, peer: Peer) -> Path:
+        return self.state / "inbox" / f"r{round:06d}" / f"{peer}.safetensors"
+
+    def fused(self, round: Round) -> Path:
+        """Round 0: the initial weights."""
+        return self.state / "fused" / f"r{round:06d}.safetensors"
+
+    def make(self) -> None:
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.state.chmod(0o700)
+        for folder in FOLDERS:
+            (self.state / folder).mkdir(mode=0o700, exist_ok=True)
+        for folder in (self.homes, self.claimed):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+class Store:
+    """The state directory, held by an flock until `close`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        layout.make()
+        self._lock = _lock(layout.state / "run" / "lock")
+        self.journal = Journal.create(layout.journal)
+
+    def close(self) -> None:
+        self.journal.close()
+        self._lock.close()
+
+    def admit(self, data: Path, round: Round, peer: Peer) -> None:
+        """Move a verified checkpoint into the inbox, durably. The bytes were fsynced by the receiver."""
+        target = self.layout.inbox(round, peer)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        os.replace(data, target)
+        fsync_folder(target.parent)
+        fsync_folder(target.parent.parent)
+
+    def keep_evidence(self, name: str, document: bytes) -> Path:
+        """Keep a signed document that proves a peer's fault. The name is ours, never the peer's."""
+        path = self.layout.state / "evidence" / name
+        if not path.exists() and len(os.listdir(path.parent)) < EVIDENCE_MAX_FILES:
+            path.write_bytes(document)
+            fsync_folder(path.parent)
+        return path
+
+    def prune(self, current: Round, keep_fused: frozenset[Round]) -> None:
+        """Delete data that no peer can ask for: older than the last round. Manifests and receipts stay."""
+        for path in sorted((self.layout.state / "inbox").iterdir()):
+            if _round_of(path) < current - 1:
+                shutil.rmtree(path)
+        for path in sorted((self.layout.state / "outbox").iterdir()):
+            if _round_of(path) < current - 1:
+                path.unlink()
+        for path in sorted((self.layout.state / "fused").iterdir()):
+            if _round_of(path) < current - 2 and _round_of(path) not in keep_fused:
+                path.unlink()
+
+    def require_room(self, checkpoint_bytes: int, peers: int) -> None:
+        """Two rounds of everybody must fit before a round starts.
+
+        Raises:
+            LocalStateError: says how much is missing.
+        """
+        free, need = self.room(checkpoint_bytes, peers)
+        if free < need:
+            raise LocalStateError(
+                f"{self.layout.state} has {free / 1e9:.1f} GB free, two rounds of {peers} peers need {need / 1e9:.1f} GB",
+                remedy="free some space; the node goes on by itself",
+            )
+
+    def room(self, checkpoint_bytes: int, peers: int) -> tuple[int, int]:
+        """(bytes free, bytes that must be free to start a round): what is stored already counts as room."""
+        usage = shutil.disk_usage(self.layout.state)
+        held = sum(
+            f.stat().st_size for d in ("inbox", "outbox") for f in (self.layout.state / d).rglob("*.safetensors")
+        )
+        return usage.free, max(0, 2 * (peers + 1) * checkpoint_bytes - held)
+
+
+def paths_of(layout: Layout, round: Round, me: Peer, peers: tuple[Peer, ...]) -> Mapping[Peer, Path]:
+    """The checkpoint files of a full set."""
+    return {p: layout.outbox(round) if p == me else layout.inbox(round, p) for p in peers}
+
+
+def _lock(path: Path) -> IO[str]:
+    file = open(path, "a+")  # noqa: SIM115  (held open on purpose: closing it is what frees the lock)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise AlreadyRunning(
+            f"another hsl-node (process {owner}) holds {path.parent.parent}",
+            remedy="`hsl-node status` shows it; `hsl-node stop` ends it",
+        ) from exc
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _round_of(path: Path) -> Round:
+    digits = path.name[1:7]
+    return int(digits) if digits.isdigit() else 10**9  # not ours: leave it
