@@ -18,7 +18,7 @@ from hsl_node.sync.names import Digest, Peer, Round
 
 VERSION = 1
 _TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, federation, paused, ...
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
 CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT NOT NULL);           -- round.State
 CREATE TABLE signed (round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, document BLOB NOT NULL);       -- my manifests
 CREATE TABLE manifests (round INTEGER, peer TEXT, sha256 TEXT NOT NULL, document BLOB NOT NULL, content TEXT NOT NULL,
@@ -197,7 +197,7 @@ class Journal:
             "signed",
         ):
             raise ValueError(table)
-        rows = [dict(r) for r in self._db.execute(f"SELECT * FROM {table} ORDER BY rowid")]  # noqa: S608  (fixed names)
+        rows = [dict(r) for r in self._db.execute(f"SELECT * FROM {table} ORDER BY rowid")]
         for row in rows:
             row.pop("document", None)
             if "content" in row:
@@ -212,7 +212,7 @@ class Journal:
         return [json.loads(r["content"])["auc"] for r in rows]
 
     def best_fused(self) -> tuple[Round, Digest] | None:
-        """The fused model with this site's highest validation AUC; undefined AUCs: the lowest loss; ties: the earlier."""
+        """The fused model with this site's highest validation AUC; AUC undefined: the lowest loss; ties: the earlier."""
         row = self._one(
             "SELECT round, sha256 FROM fused WHERE validated AND round > 0 "
             "ORDER BY auc IS NULL, auc DESC, loss ASC, round ASC LIMIT 1"

@@ -62,8 +62,8 @@ class Layout:
         self.state.chmod(0o700)
         for folder in FOLDERS:
             (self.state / folder).mkdir(mode=0o700, exist_ok=True)
-        for folder in (self.homes, self.claimed):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self.homes, self.claimed):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 class Store:
@@ -116,7 +116,7 @@ class Store:
         free, need = self.room(checkpoint_bytes, peers)
         if free < need:
             raise LocalStateError(
-                f"{self.layout.state} has {free / 1e9:.1f} GB free, two rounds of {peers} peers need {need / 1e9:.1f} GB",
+                f"{self.layout.state} has {free / 1e9:.1f} GB free; two rounds of {peers} peers need {need / 1e9:.1f}",
                 remedy="free some space; the node goes on by itself",
             )
 
