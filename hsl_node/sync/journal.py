@@ -212,7 +212,7 @@ class Journal:
         return [json.loads(r["content"])["auc"] for r in rows]
 
     def best_fused(self) -> tuple[Round, Digest] | None:
-        """The fused model with this site's highest validation AUC; AUC undefined: the lowest loss; ties: the earlier."""
+        """The fused model with this site's highest validation AUC; undefined AUC: lowest loss; ties: the earlier."""
         row = self._one(
             "SELECT round, sha256 FROM fused WHERE validated AND round > 0 "
             "ORDER BY auc IS NULL, auc DESC, loss ASC, round ASC LIMIT 1"
