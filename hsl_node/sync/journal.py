@@ -125,8 +125,10 @@ class Journal:
             )
         self._db.execute("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))
 
-    def manifest(self, round: Round, peer: Peer) -> sqlite3.Row | None:
-        return self._one("SELECT * FROM manifests WHERE round = ? AND peer = ?", round, peer)
+    def manifest(self, round: Round, peer: Peer) -> dict[str, Any] | None:
+        """A verified manifest: `sha256`, signed `document`, `content` (decoded)."""
+        row = self._one("SELECT * FROM manifests WHERE round = ? AND peer = ?", round, peer)
+        return {**row, "content": json.loads(row["content"])} if row else None
 
     def record_manifest(self, round: Round, peer: Peer, sha256: str, document: bytes, content: dict[str, Any]) -> None:
         self._db.execute(

@@ -1,0 +1,174 @@
+"""One snapshot of a running node: what `status`, `--json`, `--watch` and systemd's status line all show. Live state only."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from hsl_node import __version__
+from hsl_node.sync.names import Peer
+from hsl_node.sync.round import Phase
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+SCHEMA = 1
+
+
+def snapshot(node: Node) -> dict[str, Any]:
+    """A plain dict; every figure is measured now or read from the journal, none is configured state."""
+    state = node.state
+    trainer = node.trainer.status()
+    phases = {(r["round"], r["phase"]): r["started"] for r in node.journal.rows("phases")}
+    since = phases.get((state.round, str(state.phase)), node.started) if state else node.started
+    fused = [r for r in node.journal.rows("fused") if r["round"] > 0]
+    waiting = list(state.missing) if state and state.me in state.have else []
+    best = node.journal.best_fused()
+    return {
+        "schema": SCHEMA,
+        "node": node.me,
+        "fingerprint": node.identity.fingerprint,
+        "version": __version__,
+        "instance": node.journal.meta("instance"),
+        "pid": os.getpid(),
+        "state": _word(node, trainer["state"]),
+        "since": since,
+        "started": node.started,
+        "federation": {
+            "name": node.federation.name,
+            "hash": node.federation.fed8,
+            "peers": len(node.federation.peers),
+            "rounds": node.federation.plan.rounds,
+            "method": node.federation.plan.method,
+            "task": node.federation.plan.task,
+        },
+        "round": state.round if state else None,
+        "rounds": node.federation.plan.rounds,
+        "phase": str(state.phase) if state else None,
+        "reason": state.reason if state else "",
+        "epoch": _epoch(node),
+        "busy": node.busy,
+        "fusing": node.fusing or None,
+        "peers": [_peer(node, p) for p in node.others],
+        "waiting_for": waiting,
+        "waiting_since": since if waiting else None,
+        "disk": _disk(node),
+        "device": node.journal.meta("device"),
+        "trainer": trainer,
+        "last_fused": {k: fused[-1][k] for k in ("round", "sha256", "auc")} if fused else None,
+        "aucs": _aucs(node, fused),
+        "best": {"round": best[0], "sha256": best[1]} if best else None,
+        "warnings": _warnings(node, trainer),
+    }
+
+
+def _word(node: Node, trainer: str) -> str:
+    state = node.state
+    if state is None:
+        return "degraded" if trainer in ("silent", "restarting") else "starting"
+    if state.phase is Phase.HALTED:
+        return "halted"
+    if trainer in ("silent", "restarting"):
+        return "degraded"
+    match state.phase:
+        case Phase.TRAIN:
+            return "paused" if node.paused else "training"
+        case Phase.FUSE:
+            return "fusing"
+        case Phase.FINISHED:
+            return "finished"
+        case Phase.AGREE:
+            return "agreeing"
+        case _:
+            return "sending" if any(r == state.round for r, _ in state.owed) else "waiting"
+
+
+def _epoch(node: Node) -> dict[str, Any] | None:
+    progress = node.epoch
+    if progress is None:
+        return None
+    return {
+        "epoch": progress.get("epoch"),
+        "of": node.federation.plan.epochs_per_round,
+        "batch": progress.get("batch"),
+        "batches": progress.get("batches"),
+        "images_per_s": progress.get("images_per_s"),
+    }
+
+
+def _peer(node: Node, peer: Peer) -> dict[str, Any]:
+    card = node.federation.get(peer)
+    transfer = node.transfers[peer]
+    receipts = [r for r in node.journal.rows("receipts") if r["receiver"] == peer]
+    return {
+        "name": peer,
+        "address": card.address,
+        "fingerprint": card.fingerprint,
+        "connected": node.server is not None and peer in node.server.connected(),
+        "last_seen": node.last_seen.get(peer),
+        "sent": {
+            "state": transfer.state,
+            "round": transfer.round,
+            "bytes": transfer.sent,
+            "total": transfer.total,
+            "rate": transfer.rate_bytes_per_s,
+            "retries": transfer.retries,
+            "resent": transfer.resent_bytes,
+            "last_error": transfer.last_error,
+            "next_try_s": max(0.0, transfer.next_try - time.monotonic()) if transfer.next_try else None,
+        },
+        "received": _received(node, peer),
+        "receipt": f"round {receipts[-1]['round']}: {receipts[-1]['code']}" if receipts else None,
+    }
+
+
+def _received(node: Node, peer: Peer) -> dict[str, Any]:
+    incoming = node.server.incoming().get(peer) if node.server else None
+    round = node.state.round if node.state else 0
+    total = node.schema.file_bytes if node.schema else 0
+    claim = node.state.have.get(peer) if node.state else None
+    row = node.journal.manifest(claim.round, peer) if claim else None
+    auc = row["content"]["auc"] if row else None
+    if claim is not None:
+        size = 0 if claim.statement else total
+        return {"state": "verified", "round": round, "bytes": size, "total": size, "rate": 0.0,
+                "sha256": claim.sha256, "auc": auc}  # fmt: skip
+    if incoming is not None:
+        return {"state": "receiving", "round": round, "bytes": incoming.bytes, "total": incoming.total,
+                "rate": incoming.rate_bytes_per_s, "sha256": None, "auc": None}  # fmt: skip
+    state = "refused" if f"refused {peer}" in node.warnings else "nothing"
+    return {"state": state, "round": round, "bytes": 0, "total": total, "rate": 0.0, "sha256": None, "auc": None}
+
+
+def _aucs(node: Node, fused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    local = {
+        r["round"]: r["content"]["auc"]
+        for r in node.journal.rows("manifests")
+        if r["peer"] == node.me and r["content"]["bytes"] > 0
+    }
+    after = {r["round"]: r["auc"] for r in fused}
+    return [{"round": r, "local": local.get(r), "fused": after.get(r)} for r in sorted(local.keys() | after.keys())]
+
+
+def _disk(node: Node) -> dict[str, int] | None:
+    if node.schema is None:
+        return None
+    free, need = node.store.room(node.schema.file_bytes, len(node.federation.peers))
+    return {"free": free, "need": need}
+
+
+def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]:
+    warnings = [{"code": w.code, "text": w.text, "since": w.since, "fix": w.fix} for w in node.warnings.values()]
+    if isinstance(trainer, dict) and trainer["state"] in ("silent", "restarting"):
+        text = (
+            f"the trainer gave no sign of life for {trainer['last_event_s']:.0f} s"
+            if trainer["state"] == "silent"
+            else f"the trainer died and is being started again ({trainer['restarts']} so far)"
+        )
+        fix = "see log/trainer.log; the node restarts it by itself and loses at most one epoch"
+        warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})
+    if node.state is not None and node.state.phase is Phase.HALTED:
+        fix = "no training goes on until the hospitals have settled it; manifests and proof are in evidence/"
+        warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": time.time(), "fix": fix})
+    return warnings

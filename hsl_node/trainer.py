@@ -1,0 +1,168 @@
+"""The trainer process as the daemon sees it: one job at a time, events as JSON lines, restart with back-off.
+
+The daemon imports no torch. The trainer (`python -m hsl_node.train.worker`) does, in a process of its own: a crash of
+the GPU driver ends that process, not the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hsl_node import errors
+from hsl_node.errors import HslError, LocalStateError, TrainerError
+
+log = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+
+SILENT_S = 60.0  # a batch takes seconds; without any event for this long the node is called degraded
+KILL_SILENT_S = 15 * 60.0  # not slow any more but hung (a stopped process, a dead GPU): restart it from its last epoch
+STOP_S = 10.0  # it only has to leave: everything it needs is on disk after every epoch
+BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)  # then 300 s for ever: a machine without memory may get some back
+LINE_MAX_BYTES = 4 * 1024 * 1024
+
+
+class Trainer:
+    """Started by the first job, restarted whenever it dies; a job that was cut off is sent again."""
+
+    def __init__(self, state: Path, on_event: Callable[[Event], None], command: list[str] | None = None) -> None:
+        self._command = command or [sys.executable, "-m", "hsl_node.train.worker", "--state", str(state)]
+        self._init_job = {"job": "init", "out": str(state / "fused" / "r000000.safetensors")}
+        self._log_path = state / "log" / "trainer.log"
+        self._on_event = on_event
+        self._process: asyncio.subprocess.Process | None = None
+        self._one_job = asyncio.Lock()
+        self._working = False
+        self._last_event = time.monotonic()
+        self.initialised: Event | None = None
+        self.restarts = 0
+
+    async def run(self, job: dict[str, Any]) -> Event:
+        """Do one job and give its closing event (`initialised`, `trained` or `validated`).
+
+        Raises:
+            HslError: the trainer says that the job can't be done (data, configuration): trying again is no help.
+        """
+        async with self._one_job:
+            attempt = 0
+            while True:
+                try:
+                    if self._process is None:
+                        await self._start()
+                        self.initialised = await self._do(self._init_job)
+                    return self.initialised or {} if job["job"] == "init" else await self._do(job)
+                except (TrainerError, LocalStateError, OSError) as exc:
+                    await self._end(signal.SIGKILL)
+                    delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
+                    attempt += 1
+                    self.restarts += 1
+                    log.warning(
+                        "trainer failed, starting it again", extra={"reason": str(exc), "in_s": delay, "restart": attempt}
+                    )
+                    await asyncio.sleep(delay)
+                except asyncio.CancelledError:
+                    await self._end(signal.SIGTERM)
+                    raise
+
+    async def stop(self) -> None:
+        await self._end(signal.SIGTERM)
+
+    def status(self) -> dict[str, Any]:
+        silent_s = time.monotonic() - self._last_event
+        if self._process is None:
+            state = "restarting" if self._working else "idle"
+        elif self.initialised is None:
+            state = "starting"
+        else:
+            state = "working" if self._working else "idle"
+        if self._working and self._process is not None and silent_s > SILENT_S:
+            state = "silent"
+        return {
+            "pid": self._process.pid if self._process else None,
+            "state": state,
+            "restarts": self.restarts,
+            "last_event_s": round(silent_s, 1),
+        }
+
+    async def _start(self) -> None:
+        self.initialised = None
+        self._last_event = time.monotonic()
+        with open(self._log_path, "ab") as log_file:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log_file,
+                limit=LINE_MAX_BYTES,
+                start_new_session=True,  # Ctrl-C in a terminal reaches the daemon alone, which ends the trainer in order
+            )
+        log.info("trainer started", extra={"pid": self._process.pid})
+
+    async def _do(self, job: dict[str, Any]) -> Event:
+        closing = {"init": "initialised", "train": "trained", "validate": "validated"}[job["job"]]
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise TrainerError("the trainer is not running")
+        self._working = True
+        try:
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            await process.stdin.drain()
+            while True:
+                event = await self._next(process.stdout)
+                if event.get("event") == "error":
+                    raise _error_of(event)
+                self._on_event(event)
+                if event.get("event") == closing and event.get("round") == job.get("round"):
+                    return event
+        finally:
+            self._working = False
+
+    async def _next(self, stdout: asyncio.StreamReader) -> Event:
+        try:
+            line = await asyncio.wait_for(stdout.readline(), KILL_SILENT_S)
+        except TimeoutError as exc:
+            raise TrainerError(f"no sign of life for {KILL_SILENT_S:.0f} s") from exc
+        except ValueError as exc:
+            raise TrainerError("a line without end on the trainer's output") from exc
+        self._last_event = time.monotonic()
+        if not line:
+            code = await self._process.wait() if self._process else None
+            raise TrainerError(f"the trainer ended (exit status {code}); its last words are in {self._log_path.name}")
+        try:
+            event = json.loads(line)
+        except ValueError as exc:
+            raise TrainerError(f"not an event: {line[:80]!r}") from exc
+        if not isinstance(event, dict):
+            raise TrainerError(f"not an event: {line[:80]!r}")
+        return event
+
+    async def _end(self, sign: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(sign)
+        try:
+            await asyncio.wait_for(process.wait(), STOP_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+def _error_of(event: Event) -> HslError:
+    """The trainer's own error, as the same class on this side; anything unnamed is worth a restart."""
+    kind = getattr(errors, str(event.get("error")), TrainerError)
+    if not (isinstance(kind, type) and issubclass(kind, HslError)) or issubclass(kind, errors.PeerDataError):
+        kind = TrainerError
+    return kind(str(event.get("message", "unknown")), remedy=str(event.get("remedy", "")))
