@@ -1,0 +1,84 @@
+"""Which images make a batch, and how uint8 pixels become normalised floats on the device.
+
+Shapes: B images, S pixels a side; images lie as (N, S, S) grey or (N, S, S, 3) colour, uint8, usually memory-mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hsl_node.train.machine import Machine
+
+Indices = NDArray[np.int64]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]: what published backbone weights were trained with
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B primary images and, where the method has an anchor task, B anchor images beside them."""
+
+    primary: Tensor  # (B, 3, S, S)
+    label: Tensor  # (B,) int64
+    anchor: Tensor | None  # (B, 3, S, S)
+    anchor_label: Tensor | None  # (B,) int64, 0 or 1
+
+
+def epoch_pairs(rng: np.random.Generator, primary: int, anchor: int, batch_size: int) -> list[tuple[Indices, Indices]]:
+    """Positions in both sets, batch by batch, for one epoch: one pass over the longer set, the shorter one cycled.
+
+    Each set is shuffled on its own, anew for each pass. `anchor = 0`: no anchor task. A single image left over joins
+    the batch before it, since BatchNorm can't work with one.
+
+    >>> pairs = epoch_pairs(np.random.default_rng(0), 5, 3, 2)
+    >>> [len(p) for p, a in pairs], sorted(np.concatenate([p for p, a in pairs]).tolist())
+    ([2, 3], [0, 1, 2, 3, 4])
+    """
+    length = max(primary, anchor, 2)
+    p = _cycled(rng, primary, length)
+    a = _cycled(rng, anchor, length) if anchor else np.empty(0, np.int64)
+    starts = [s for s in range(0, length, batch_size) if length - s >= 2]
+    ends = [*starts[1:], length]
+    return [(p[s:e], a[s:e]) for s, e in zip(starts, ends, strict=True)]
+
+
+def eval_slices(count: int, batch_size: int) -> Iterator[slice]:
+    for start in range(0, count, batch_size):
+        yield slice(start, min(start + batch_size, count))
+
+
+def upload(images: NDArray[np.uint8], machine: Machine) -> Tensor:
+    """(B, S, S[, 3]) uint8 -> (B, 3, S, S) float32, normalised, on the device.
+
+    The bytes travel, a quarter to a twelfth of the floats. Grey becomes three channels in the one pass that normalises,
+    and the result is born channels-last, so neither costs a copy.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    if machine.device.type == "cuda":
+        pixels = pixels.pin_memory().to(machine.device, non_blocking=True)
+    return normalise(pixels).contiguous(memory_format=machine.memory_format)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, S, S[, 3]) in 0..255 -> (B, 3, S, S) float32 with ImageNet's mean and deviation per channel."""
+    std = torch.tensor(IMAGENET_STD, device=pixels.device)
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)
+    if pixels.ndim == 3:
+        pixels = pixels.unsqueeze(-1)  # (B, S, S, 1)
+    return torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std)).permute(0, 3, 1, 2)
+
+
+def upload_labels(labels: Indices, machine: Machine) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64)).to(machine.device)
+
+
+def _cycled(rng: np.random.Generator, count: int, length: int) -> Indices:
+    passes = -(-length // count)
+    return np.concatenate([rng.permutation(count) for _ in range(passes)])[:length]

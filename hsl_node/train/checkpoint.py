@@ -1,0 +1,128 @@
+"""The epoch checkpoint: what a trainer killed at any moment goes on from.
+
+    trainer/epoch.pt                          model, optimiser, position (RoundState); replaced after each epoch
+    trainer/best_r000003_e0002.safetensors    the round's best shared weights so far; written when they change
+
+The best file is on disk before the epoch checkpoint that names it, so every state found after a kill is a true one.
+Randomness is not in it: it is derived from (seed, peer, round, epoch) before each epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsl_node.errors import LocalStateError
+from hsl_node.sync.tensors import fsync_folder
+
+EPOCH_FILE = "epoch.pt"
+VERSION = 1
+_BEST = re.compile(r"best_r\d{6}_e\d{4}\.safetensors(\.tmp)?")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation set's verdict on one model. AUC None: one class only; loss None: no images."""
+
+    auc: float | None
+    loss: float | None
+
+    def better_than(self, other: Validation) -> bool:
+        """Higher AUC; where it is undefined, lower loss; where that is too (no images at all), the later epoch."""
+        if self.auc is not None and other.auc is not None:
+            return self.auc > other.auc  # a tie keeps the earlier one
+        if self.loss is not None and other.loss is not None:
+            return self.loss < other.loss
+        return True
+
+
+@dataclass(frozen=True)
+class Best:
+    epoch: int  # 1.. within the round
+    validation: Validation
+    sha256: str  # of the shared weights
+    bytes: int
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """Where a round of training stands."""
+
+    run: str  # digest of the federation
+    round: int
+    base_sha256: str  # the weights that the round started from
+    base: Validation  # ... and what they were worth here, before the first epoch
+    epoch: int  # finished epochs
+    stale: int  # finished epochs in a row that were no better than the best before them, the base included
+    best: Best | None  # of the finished epochs, never the base
+    finished: bool
+    threads: int  # these three decide the bytes of the result
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    state: RoundState
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+
+
+def save(folder: Path, saved: Saved) -> None:
+    """Replace the epoch checkpoint atomically and durably, then drop best files that it doesn't name."""
+    content = {"version": VERSION, "state": asdict(saved.state), "model": saved.model, "optimizer": saved.optimizer}
+    temporary = folder / (EPOCH_FILE + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / EPOCH_FILE)
+        fsync_folder(folder)
+        keep = best_path(folder, saved.state).name
+        for path in folder.iterdir():
+            if _BEST.fullmatch(path.name) and path.name != keep:
+                path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise LocalStateError(
+            f"the epoch checkpoint in {folder} could not be written: {exc}", remedy="make room or check the disk"
+        ) from exc
+
+
+def load(folder: Path) -> Saved | None:
+    """The last epoch checkpoint; None where there is none yet.
+
+    Raises:
+        LocalStateError: a file that does not read back: a fault of the disk, since it was replaced atomically.
+    """
+    path = folder / EPOCH_FILE
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["version"] != VERSION:
+            raise KeyError(f"version {content['version']}")
+        return Saved(_state(content["state"]), content["model"], content["optimizer"])
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as exc:
+        raise LocalStateError(
+            f"epoch checkpoint {path} cannot be read: {exc}",
+            remedy=f"move {path} away: the round then starts again from the last fused weights",
+        ) from exc
+
+
+def best_path(folder: Path, state: RoundState) -> Path:
+    epoch = state.best.epoch if state.best else 0
+    return folder / f"best_r{state.round:06d}_e{epoch:04d}.safetensors"
+
+
+def _state(raw: dict[str, Any]) -> RoundState:
+    best = raw["best"]
+    if best is not None:
+        best = Best(**{**best, "validation": Validation(**best["validation"])})
+    return RoundState(**{**raw, "base": Validation(**raw["base"]), "best": best})

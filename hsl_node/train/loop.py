@@ -1,0 +1,281 @@
+"""Train one round: validate the base, some local epochs, keep the best one. Every method's loop.
+
+Shapes at line ends: B pairs in a batch, C outputs. An event is a dict for the supervisor (see worker.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hsl_node.errors import DataError, LocalStateError, TrainerError
+from hsl_node.sync.names import Digest
+from hsl_node.sync.tensors import read_weights, sha256_of, write_weights
+from hsl_node.train import checkpoint
+from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload, upload_labels
+from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
+from hsl_node.train.machine import derived_seed
+from hsl_node.train.method import TRAIN, Site
+from hsl_node.train.scoring import place, validate
+from hsl_node.train.throttle import PROGRESS_EVERY_S, ticker
+from hsl_node.train.weights import load_weights, to_weights
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Learner:
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def train_round(
+    site: Site,
+    *,
+    folder: Path,
+    round: int,
+    base: Path,
+    base_sha256: str,
+    out: Path,
+    report: Report,
+    epochs: int | None = None,
+    patience: int | None = None,
+) -> RoundState:
+    """Train from `base`, write the best epoch's shared weights to `out`; go on where a killed process left off.
+
+    The base's own validation counts as epoch 0 for the patience, but only trained epochs can be the round's checkpoint:
+    a hospital always contributes what it learned. At 5 epochs and patience 5 no round is ever cut short: the paper's
+    schedule.
+
+    Raises:
+        DataError: no training images.
+        TrainerError: the loss is not a finite number.
+        LocalStateError: `base` is not the file it should be, or the disk fails.
+    """
+    epochs = epochs or site.plan.epochs_per_round
+    patience = patience or site.plan.patience_epochs
+    learner, state = _open_round(site, folder, round, base, base_sha256, report)
+    while not state.finished:
+        epoch = state.epoch + 1
+        started = time.monotonic()
+        rate = learning_rate(site, (round - 1) * site.plan.epochs_per_round + epoch)
+        loss_primary, loss_anchor = train_epoch(site, learner, round, epoch, rate, report)
+        found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
+        state = _after_epoch(site, learner, folder, state, found, epochs, patience)
+        checkpoint.save(folder, Saved(state, learner.model.state_dict(), learner.optimizer.state_dict()))
+        report(
+            {
+                "event": "epoch",
+                "round": round,
+                "epoch": epoch,
+                "loss_primary": loss_primary,
+                "loss_anchor": loss_anchor,
+                "auc": found.auc,
+                "validation_loss": found.loss,
+                "learning_rate": rate,
+                "seconds": time.monotonic() - started,
+            }
+        )
+    _write_best(folder, state, out)
+    return state
+
+
+def train_epoch(
+    site: Site, learner: Learner, round: int, epoch: int, rate: float, report: Report
+) -> tuple[float, float]:
+    """One pass over the longer of both sets. Gives back the mean primary and anchor loss.
+
+    Everything random in it follows from (plan.seed, peer, round, epoch).
+    """
+    model, optimizer, machine = learner.model, learner.optimizer, site.machine
+    seed = derived_seed(site.plan.seed, site.peer, round, epoch)
+    torch.manual_seed(seed)
+    train = site.indices(TRAIN)
+    uses_anchor = site.method.embed_anchor is not None and site.anchor is not None
+    anchors = len(site.anchor.images) if uses_anchor and site.anchor else 0
+    pairs = epoch_pairs(np.random.default_rng(seed), len(train), anchors, site.plan.batch_size)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+    model.train()
+    total = torch.zeros(2, device=machine.device)
+    seen = images = 0
+    mark = time.monotonic()
+    for number, (p, a) in enumerate(pairs, 1):
+        batch = _batch(site, train[p], a)
+        primary, anchor = site.method.losses(model, batch)  # (), ()
+        optimizer.zero_grad(set_to_none=True)
+        (primary + anchor).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += torch.stack([primary.detach(), anchor.detach()]) * len(p)
+        seen += len(p)
+        images += len(p) + len(a)
+        now = time.monotonic()
+        if now - mark >= PROGRESS_EVERY_S or number == len(pairs):
+            _require_finite(total, round, epoch, number)  # the only wait for the device
+            now = time.monotonic()
+            report(
+                {
+                    "event": "progress",
+                    "round": round,
+                    "epoch": epoch,
+                    "batch": number,
+                    "batches": len(pairs),
+                    "images_per_s": images / max(now - mark, 1e-9),
+                }
+            )
+            mark, images = now, 0
+    loss_primary, loss_anchor = (total / seen).tolist()
+    return loss_primary, loss_anchor
+
+
+def learning_rate(site: Site, epoch: int) -> float:
+    """Cosine annealing over the whole run's epochs (from 1), in closed form: nothing to save, nothing to step.
+
+    Falls from learning_rate towards learning_rate_min within each period and starts anew with the next, like torch's
+    CosineAnnealingWarmRestarts. torch's CosineAnnealingLR would instead climb back along the same cosine, a cycle of
+    twice the period; "period 10 epochs" is read as a cycle of 10.
+    """
+    plan = site.plan
+    part = ((epoch - 1) % plan.cosine_period_epochs) / plan.cosine_period_epochs
+    span = plan.learning_rate - plan.learning_rate_min
+    return plan.learning_rate_min + span * (1 + math.cos(math.pi * part)) / 2
+
+
+def new_learner(site: Site) -> Learner:
+    """Model and optimiser on the device; the values come from a weights file or an epoch checkpoint."""
+    model = place(site.method.build(site.plan), site.machine)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=site.plan.learning_rate, weight_decay=site.plan.weight_decay, fused=True
+    )
+    return Learner(model, optimizer)
+
+
+# ---------------------------------------------------------------- opening and closing a round
+
+
+def _open_round(
+    site: Site, folder: Path, round: int, base: Path, base_sha256: str, report: Report
+) -> tuple[Learner, RoundState]:
+    """Three ways in: go on inside this round, carry Adam's moments over from the round before, or begin afresh."""
+    if not len(site.indices(TRAIN)):
+        raise DataError("there are no training images", remedy="look at the counts of `hsl-node data check`")
+    folder.mkdir(parents=True, exist_ok=True)
+    learner = new_learner(site)
+    saved = checkpoint.load(folder)
+    if saved and saved.state.run == site.run and (saved.state.round, saved.state.base_sha256) == (round, base_sha256):
+        _warn_if_the_machine_changed(site, saved.state)
+        learner.model.load_state_dict(saved.model)
+        learner.optimizer.load_state_dict(saved.optimizer)
+        report(_validated(round - 1, saved.state.base))  # the supervisor may not have heard it
+        return learner, saved.state
+
+    if sha256_of(base) != base_sha256:
+        raise LocalStateError(
+            f"{base} is not the file with sha256 {base_sha256[:12]} that round {round} starts from",
+            remedy="check the disk; move the file away and restart the node, which fuses again from its inbox",
+        )
+    if saved and saved.state.run == site.run and saved.state.round == round - 1 and saved.state.finished:
+        _warn_if_the_machine_changed(site, saved.state)
+        learner.model.load_state_dict(saved.model)  # tensors that are never shared go on from here
+        if site.plan.optimizer_state == "keep":
+            learner.optimizer.load_state_dict(saved.optimizer)
+    elif round > 1:
+        log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
+    load_weights(learner.model, read_weights(base), site.method.shared(learner.model))
+    worth = validate(site, learner.model, ticker(report, f"validating the weights of round {round - 1}"))
+    report(_validated(round - 1, worth))
+    machine = site.machine
+    return learner, RoundState(
+        run=site.run,
+        round=round,
+        base_sha256=base_sha256,
+        base=worth,
+        epoch=0,
+        stale=0,
+        best=None,
+        finished=False,
+        threads=machine.threads,
+        device=str(machine.device),
+        precision=machine.precision,
+    )
+
+
+def _after_epoch(
+    site: Site, learner: Learner, folder: Path, state: RoundState, found: Validation, epochs: int, patience: int
+) -> RoundState:
+    """Count the epoch; where it is the round's best so far, put its shared weights on disk."""
+    epoch = state.epoch + 1
+    best = state.best
+    beaten = found.better_than(state.base) and (best is None or found.better_than(best.validation))
+    stale = 0 if beaten else state.stale + 1
+    state = replace(state, epoch=epoch, stale=stale, finished=epoch >= epochs or stale >= patience)
+    if best is not None and not found.better_than(best.validation):
+        return state
+    state = replace(state, best=Best(epoch, found, sha256="", bytes=0))
+    path = checkpoint.best_path(folder, state)
+    digest = write_weights(path, to_weights(learner.model, site.method.shared(learner.model)))
+    return replace(state, best=Best(epoch, found, digest, path.stat().st_size))
+
+
+def _write_best(folder: Path, state: RoundState, out: Path) -> Digest:
+    assert state.best is not None
+    if out.exists() and sha256_of(out) == state.best.sha256:
+        return Digest(state.best.sha256)
+    digest = write_weights(out, read_weights(checkpoint.best_path(folder, state)))
+    if digest != state.best.sha256:
+        raise LocalStateError(
+            f"the best weights of round {state.round} changed on disk", remedy="check the disk; restart the node"
+        )
+    return digest
+
+
+def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
+    machine = site.machine
+    for what, was, now in (
+        ("threads", state.threads, machine.threads),
+        ("device", state.device, str(machine.device)),
+        ("precision", state.precision, machine.precision),
+    ):
+        if was != now:
+            log.warning(
+                "%s changed from %s to %s within the run: the result will differ in its last digits from an "
+                "undisturbed run; set train.threads and train.device in node.toml to keep it",
+                what,
+                was,
+                now,
+                extra={"round": state.round},
+            )
+
+
+def _batch(site: Site, p: Indices, a: Indices) -> Batch:
+    data, anchor, machine = site.dataset, site.anchor, site.machine
+    return Batch(
+        primary=upload(data.images[p], machine),  # (B, 3, S, S)
+        label=upload_labels(data.labels[p], machine),  # (B,)
+        anchor=upload(anchor.images[a], machine) if anchor and len(a) else None,  # (B, 3, S, S)
+        anchor_label=upload_labels(anchor.labels[a], machine) if anchor and len(a) else None,  # (B,)
+    )
+
+
+def _require_finite(total: torch.Tensor, round: int, epoch: int, batch: int) -> None:
+    if not bool(torch.isfinite(total).all()):
+        raise TrainerError(
+            f"the loss is not a finite number (round {round}, epoch {epoch}, batch {batch})",
+            remedy='training diverged: agree on a lower learning_rate, or on precision = "float32"',
+        )
+
+
+def _validated(round: int, found: Validation) -> dict[str, Any]:
+    return {"event": "validated", "round": round, "auc": found.auc, "loss": found.loss}

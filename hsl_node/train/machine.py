@@ -1,0 +1,81 @@
+"""What this machine trains with: device, threads, precision, determinism. Only here is torch's global state set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from hsl_node.errors import ConfigError
+
+BFLOAT16_FROM_PX = 32  # below, casting costs what the arithmetic saves (benchmarks/train_step.py)
+CHANNELS_LAST_FROM_PX = 64
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: torch.device
+    threads: int  # results depend on it, so it stays the same for a whole run
+    precision: str  # of the trunks: float32 | bfloat16
+    memory_format: torch.memory_format
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", image_size: int = 224) -> Machine:
+    """Choose and set up device, threads, precision and deterministic algorithms, for the whole process.
+
+    Raises:
+        ConfigError: a device is asked for that is not there.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+    chosen = _device(device)
+    cuda = chosen.type == "cuda"
+    # On CUDA an operation without a deterministic form warns and runs: a hospital's run must not end over it.
+    torch.use_deterministic_algorithms(True, warn_only=cuda)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a costly debugging aid
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.set_num_threads(threads or available_cores())
+    if precision == "auto":
+        pays = cuda or image_size >= BFLOAT16_FROM_PX
+        precision = "bfloat16" if pays and has_bfloat16(chosen) else "float32"
+    last = cuda or image_size >= CHANNELS_LAST_FROM_PX
+    return Machine(
+        device=chosen,
+        threads=torch.get_num_threads(),
+        precision=precision,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself. Emulated, autocast is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def derived_seed(*parts: object) -> int:
+    """A 64-bit seed from what it is for, e.g. (plan seed, peer, round, epoch): randomness is derived, never carried."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f'train.device = "{name}": torch sees {torch.cuda.device_count()} CUDA device(s)',
+            remedy='check nvidia-smi and the driver, or set train.device = "cpu"',
+        )
+    return device

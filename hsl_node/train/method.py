@@ -1,0 +1,72 @@
+"""A learning method is a value: which model, which loss, what is shared, how it is fused.
+
+What all methods have in common (initial values, the epoch loop, schedule, choice of the best epoch, resuming) is in
+loop.py and is not theirs to write. A method file touches neither the store nor the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hsl_node.config import Plan
+from hsl_node.train.batches import Batch, Indices
+from hsl_node.train.machine import Machine
+
+if TYPE_CHECKING:
+    from hsl_node.train.anchor import AnchorSet
+    from hsl_node.train.data import Dataset
+
+TRAIN, VALIDATION, TEST = 0, 1, 2  # Dataset.split
+
+
+@dataclass(frozen=True)
+class Method:
+    """One learning method as a value. All peers must run the same name and settings."""
+
+    name: str
+    build: Callable[[Plan], nn.Module]  # the architecture; values come from model.initialise
+    losses: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]  # (primary, anchor), their sum is minimised
+    logits: Callable[[nn.Module, Tensor, Tensor | None], Tensor]  # (B, 3, S, S), anchor embedding -> (B, C)
+    embed_anchor: Callable[[nn.Module, Tensor], Tensor] | None  # (B, 3, S, S) -> (B, 512); None: no anchor task
+    shared: Callable[[nn.Module], frozenset[str]]  # names of the tensors that may leave the hospital
+    fusion: str  # the rule its authors use: mean | weighted_mean | own (never fuses)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one hospital trains with."""
+
+    peer: str
+    run: str  # digest of the federation: an epoch checkpoint of another run is never resumed
+    plan: Plan
+    method: Method
+    dataset: Dataset
+    anchor: AnchorSet | None
+    machine: Machine
+
+    def indices(self, split: int) -> Indices:
+        return np.flatnonzero(self.dataset.split == split)
+
+
+def outputs(plan: Plan) -> int:
+    """Two classes: one logit. More: one per class."""
+    return 1 if len(plan.classes) == 2 else len(plan.classes)
+
+
+def primary_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean loss over a batch: binary cross-entropy for (B, 1), cross-entropy for (B, C)."""
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], label.float())
+    return F.cross_entropy(logits, label)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(N, 1) -> (N,), the probability of class 1; (N, C) -> (N, C)."""
+    return torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)

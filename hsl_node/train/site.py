@@ -1,0 +1,81 @@
+"""Open what one hospital trains with, from its state directory: configuration, images, anchor set, machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+import hsl_node
+from hsl_node.config import Plan, load_federation, load_node
+from hsl_node.errors import ConfigError
+from hsl_node.sync.names import Digest
+from hsl_node.sync.tensors import sha256_of, write_weights
+from hsl_node.train.backbone import Trunk, load_backbone_weights, read_backbone_weights
+from hsl_node.train.machine import Machine, prepare
+from hsl_node.train.method import Method, Site
+from hsl_node.train.methods import METHODS
+from hsl_node.train.model import initialise
+from hsl_node.train.weights import to_weights
+
+
+def open_site(state: Path, progress: Callable[[int, int], None] | None = None) -> Site:
+    """Read node.toml and federation.toml, decode or map the images, load the anchor set, set up the machine.
+
+    Raises:
+        ConfigError: a file, the data or the anchor set is not as the federation says.
+    """
+    from hsl_node.train import anchor as anchors  # here, since they pull in the image libraries
+    from hsl_node.train import data
+
+    node, federation = load_node(state), load_federation(state)
+    plan = federation.plan
+    machine = open_machine(state, plan)
+    dataset = data.open_dataset(node.data, plan, cache=state / "cache", ledger=state / "splits.json", progress=progress)
+    anchor = None
+    if federation.anchor is not None:
+        anchor = anchors.load(node.anchor or state / "anchor.safetensors", federation.anchor.fingerprint)
+    return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, anchor, machine)
+
+
+def open_machine(state: Path, plan: Plan) -> Machine:
+    train = load_node(state).train
+    return prepare(device=train.device, threads=train.threads, precision=plan.precision, image_size=plan.image_size)
+
+
+def initial_weights(state: Path, plan: Plan, method: Method, out: Path) -> tuple[Digest, int]:
+    """Write round 0's shared weights, the same bytes at every peer, unless they are there. Gives digest and parameters.
+
+    Always on the CPU and from plan.seed alone; a backbone weight file named in the plan goes into every trunk.
+    """
+    model = method.build(plan)
+    parameters = sum(p.numel() for p in model.parameters())
+    if out.exists():
+        return sha256_of(out), parameters
+    initialise(model, plan.seed)
+    if plan.backbone_weights is not None:
+        path = load_node(state).train.backbone_weights
+        if path is None:
+            raise ConfigError(
+                f"the plan starts from backbone weights {plan.backbone_weights[:12]}..., node.toml names no file",
+                remedy="set train.backbone_weights in node.toml to the local weight file",
+            )
+        tensors = read_backbone_weights(path, plan.backbone_weights)
+        for module in model.modules():
+            if isinstance(module, Trunk):
+                load_backbone_weights(module, tensors)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return write_weights(out, to_weights(model, method.shared(model))), parameters
+
+
+def versions() -> dict[str, str]:
+    """Software that decides the bytes of a result."""
+    return {
+        "hsl_node": hsl_node.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,23 @@
+"""Progress callbacks that speak at most once a second. They are also the trainer's proof of life."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+PROGRESS_EVERY_S = 1.0
+
+
+def ticker(report: Callable[[dict[str, Any]], None], what: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that reports `busy` events."""
+    last = 0.0
+
+    def tick(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PROGRESS_EVERY_S:
+            last = now
+            report({"event": "busy", "what": what, "done": done, "total": total})
+
+    return tick

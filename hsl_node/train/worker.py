@@ -1,0 +1,205 @@
+"""The trainer process: one job at a time, JSON lines in on stdin and out on stdout, log on stderr.
+
+    python -m hsl_node.train.worker --state DIR
+
+    job init      {"out"}                                  seeded initial weights    -> initialised
+    job train     {"round", "base", "base_sha256", "out"}  one round, or its rest    -> validated, epoch ..., trained
+    job validate  {"round", "base"}                        a fused model, on its own -> validated
+    job quit
+
+Killed at any moment, the same job sent again ends with the same bytes. The end of stdin means that the supervisor is
+gone: the process leaves at once, in mid-epoch too, so that it never trains beside its successor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from hsl_node.errors import AlreadyRunning, HslError, TrainerError
+from hsl_node.train import site as opening
+from hsl_node.train.loop import Report, train_round
+from hsl_node.train.method import TEST, TRAIN, VALIDATION, Site
+from hsl_node.train.scoring import open_model, validate
+from hsl_node.train.throttle import ticker
+
+log = logging.getLogger("hsl_node.train.worker")
+
+LOCK_FILE = "worker.lock"
+
+
+@dataclass
+class Worker:
+    """Opens the site with the first job that needs it and keeps it; nothing else outlives a job."""
+
+    state: Path
+    report: Report
+    _site: Site | None = field(default=None, init=False)
+
+    @property
+    def site(self) -> Site:
+        if self._site is None:
+            self._site = opening.open_site(self.state, ticker(self.report, "decoding images"))
+        return self._site
+
+    def run(self, job: dict[str, Any]) -> None:
+        match job.get("job"):
+            case "init":
+                self._init(Path(job["out"]))
+            case "train":
+                self._train(int(job["round"]), Path(job["base"]), str(job["base_sha256"]), Path(job["out"]))
+            case "validate":
+                self._validate(int(job["round"]), Path(job["base"]))
+            case other:
+                raise TrainerError(f"unknown job {other!r}", remedy="supervisor and trainer are of different versions")
+
+    def _init(self, out: Path) -> None:
+        site = self.site
+        digest, parameters = opening.initial_weights(self.state, site.plan, site.method, out)
+        self.report(
+            {
+                "event": "initialised",
+                "sha256": digest,
+                "bytes": out.stat().st_size,
+                "device": str(site.machine.device),
+                "threads": site.machine.threads,
+                "precision": site.machine.precision,
+                "versions": opening.versions(),
+                "images": {
+                    name: len(site.indices(split))
+                    for name, split in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
+                },
+                "parameters": parameters,
+            }
+        )
+
+    def _train(self, round: int, base: Path, base_sha256: str, out: Path) -> None:
+        done = train_round(
+            self.site,
+            folder=self.state / "trainer",
+            round=round,
+            base=base,
+            base_sha256=base_sha256,
+            out=out,
+            report=self.report,
+        )
+        assert done.best is not None
+        self.report(
+            {
+                "event": "trained",
+                "round": round,
+                "sha256": done.best.sha256,
+                "bytes": done.best.bytes,
+                "auc": done.best.validation.auc,
+                "samples": len(self.site.indices(TRAIN)),
+                "best_epoch": done.best.epoch,
+                "epochs": done.epoch,
+            }
+        )
+
+    def _validate(self, round: int, base: Path) -> None:
+        _, model = open_model(base, self.site.plan, self.site.machine)
+        found = validate(self.site, model, ticker(self.report, f"validating the weights of round {round}"))
+        self.report({"event": "validated", "round": round, "auc": found.auc, "loss": found.loss})
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="hsl_node.train.worker", description="The trainer process of one node.")
+    parser.add_argument("--state", type=Path, required=True)
+    state: Path = parser.parse_args(argv).state
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    report = _reporter(_take_stdout())
+    try:
+        _lock = _hold_lock(state / "trainer")
+        worker = Worker(state, report)
+        jobs = _read_jobs(sys.stdin)
+        report({"event": "ready"})
+        while (job := jobs.get()).get("job") != "quit":
+            _run(worker, job, report)
+    except HslError as exc:
+        report(_error(exc))
+        return exc.exit_code
+    return 0
+
+
+def _run(worker: Worker, job: dict[str, Any], report: Report) -> None:
+    """Run one job; its failure is an event, and the next job may come."""
+    try:
+        worker.run(job)
+    except HslError as exc:
+        log.error("job %s failed: %s", job.get("job"), exc.message)
+        report(_error(exc))
+    except Exception as exc:  # a bug, or torch out of memory: the supervisor decides what next
+        log.exception("job %s failed", job.get("job"))
+        report(_error(TrainerError(f"{type(exc).__name__}: {exc}", remedy="see the log: hsl-node logs")))
+
+
+def _error(exc: HslError) -> dict[str, Any]:
+    return {
+        "event": "error",
+        "error": type(exc).__name__,
+        "message": exc.message,
+        "remedy": exc.remedy,
+        "exit_code": exc.exit_code,
+    }
+
+
+def _take_stdout() -> IO[str]:
+    """Keep stdout for events alone: whatever a library prints goes to stderr."""
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return stream
+
+
+def _reporter(stream: IO[str]) -> Report:
+    def report(event: dict[str, Any]) -> None:
+        stream.write(json.dumps(event, allow_nan=False) + "\n")
+        stream.flush()
+
+    return report
+
+
+def _read_jobs(stream: IO[str]) -> queue.SimpleQueue[dict[str, Any]]:
+    """Read jobs beside the work, so that the end of stdin is noticed in mid-epoch."""
+    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        leaving = False
+        for line in stream:
+            if line.strip():
+                job = json.loads(line)
+                leaving = job.get("job") == "quit"
+                jobs.put(job)
+        if not leaving:
+            os._exit(0)  # nothing to tidy up: every file is written so that a kill can't hurt it
+
+    threading.Thread(target=read, name="jobs", daemon=True).start()
+    return jobs
+
+
+def _hold_lock(folder: Path) -> IO[str]:
+    """One trainer per state directory. The lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / LOCK_FILE, "w", encoding="utf-8")  # noqa: SIM115 (held until the process ends)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        raise AlreadyRunning(
+            f"another trainer works in {folder}", remedy="it leaves when its supervisor does; try again in some seconds"
+        ) from exc
+    return file
+
+
+if __name__ == "__main__":
+    sys.exit(main())
