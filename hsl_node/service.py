@@ -1,7 +1,12 @@
-"""Tell the service manager how we are: systemd's notify protocol, a datagram of `KEY=value` lines.
+"""Tell the service manager how we are: systemd's notify protocol, one datagram of `KEY=value` lines.
 
-Without NOTIFY_SOCKET in the environment every call is a no-op, so the daemon needs no second code path. A message that
-cannot be sent never disturbs the training: systemd acts on missing ones by itself (start timeout, watchdog).
+    notify("READY=1", "STATUS=round 1 of 20")
+    notify("WATCHDOG=1")        # every `watchdog_interval_s()`, from the loop whose life it proves
+    notify(*reloading())        # READY=1 must follow
+    notify("STOPPING=1")
+
+Without NOTIFY_SOCKET in the environment all of it is a no-op, so the daemon needs no second code path. A message that
+cannot be sent never disturbs the training: the manager acts on missing ones by itself (start timeout, watchdog).
 """
 
 from __future__ import annotations
@@ -10,95 +15,53 @@ import logging
 import os
 import socket
 import time
-from collections.abc import MutableMapping
-from dataclasses import dataclass
 
-from hsl_node.errors import ConfigError, escaped
+from hsl_node.errors import escaped
 
 log = logging.getLogger(__name__)
 
 SEND_TIMEOUT_S = 1.0  # the manager's queue is full only while it is stuck itself; don't get stuck with it
-STATUS_MAX_CHARS = 300  # `systemctl status` shows one line
+LINE_MAX_CHARS = 300  # `systemctl status` shows one line
 
 
-@dataclass(frozen=True)
-class Notifier:
-    """The way to the service manager; `address` is None where nobody listens."""
+def notify(*assignments: str) -> bool:
+    """Send `KEY=value` lines as one message.
 
-    address: str | None = None  # a path, or "@name" in the abstract namespace
-    watchdog_s: float | None = None  # the manager's limit between two pings; None: no watchdog is set
+    Each is escaped, so that a newline in an error text cannot become a second assignment.
 
-    @classmethod
-    def from_environment(cls, environ: MutableMapping[str, str] | None = None) -> Notifier:
-        """Read NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID and take them out of the environment, so that no child
-        speaks in our name (a trainer's ping would hide a dead supervisor).
-
-        Raises:
-            ConfigError: a kind of address or a number that the protocol does not know.
-        """
-        environ = os.environ if environ is None else environ
-        address = environ.pop("NOTIFY_SOCKET", "") or None
-        usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
-        if address is not None and address[0] not in "/@":
-            raise ConfigError(
-                f"NOTIFY_SOCKET={escaped(address)} is neither a path nor an abstract socket",
-                remedy="unset it, or start hsl-node under systemd",
-            )
-        try:
-            limit_s = int(usec) / 1e6 if usec else 0.0
-            ours = not pid or int(pid) == os.getpid()
-        except ValueError as exc:
-            raise ConfigError(
-                f"WATCHDOG_USEC={escaped(usec)}, WATCHDOG_PID={escaped(pid)}: not numbers",
-                remedy="unset them, or start hsl-node under systemd",
-            ) from exc
-        return cls(address, limit_s if limit_s > 0 and ours and address else None)
-
-    @property
-    def ping_every_s(self) -> float | None:
-        """How often to call `watchdog()`: half the limit, as systemd advises. None: never."""
-        return self.watchdog_s / 2 if self.watchdog_s else None
-
-    def ready(self, status: str = "") -> bool:
-        """Started, or done with reloading: peers can reach us."""
-        return self._send("READY=1", *_status(status))
-
-    def status(self, text: str) -> bool:
-        """The one line that `systemctl status` shows."""
-        return self._send(*_status(text))
-
-    def watchdog(self) -> bool:
-        """Still alive. To be called from the loop whose life it proves."""
-        return self._send("WATCHDOG=1")
-
-    def reloading(self) -> bool:
-        """Reading the files again; `ready()` must follow."""
-        return self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
-
-    def stopping(self, status: str = "") -> bool:
-        """Leaving on purpose: what follows is no failure."""
-        return self._send("STOPPING=1", *_status(status))
-
-    def extend(self, seconds: float) -> bool:
-        """Ask for this much more time before a slow start or stop counts as hung."""
-        return self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
-
-    def _send(self, *lines: str) -> bool:
-        """Whether the message went out. False without a manager, and when it could not be sent (logged)."""
-        if self.address is None or not lines:
-            return False
-        address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-                sock.settimeout(SEND_TIMEOUT_S)
-                sock.connect(address)
-                sock.sendall("\n".join(lines).encode())
-        except OSError as exc:
-            log.warning("the service manager was not reached", extra={"message_kind": lines[0], "error": str(exc)})
-            return False
-        return True
+    Returns:
+        Whether the message went out. False without a manager, and when it could not be sent (logged).
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address or not assignments:
+        return False
+    message = "\n".join(escaped(line, LINE_MAX_CHARS) for line in assignments).encode()
+    try:
+        if address[0] not in "/@":
+            raise OSError(f"NOTIFY_SOCKET={escaped(address)} is neither a path nor an abstract socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(SEND_TIMEOUT_S)
+            sock.connect("\0" + address[1:] if address[0] == "@" else address)
+            sock.sendall(message)
+    except OSError as exc:
+        log.warning("the service manager was not reached", extra={"about": assignments[0][:20], "error": str(exc)})
+        return False
+    return True
 
 
-def _status(text: str) -> tuple[str, ...]:
-    # Escaped, so that a newline in an error text cannot become a second assignment.
-    return (f"STATUS={escaped(text, STATUS_MAX_CHARS)}",) if text else ()
+def watchdog_interval_s() -> float | None:
+    """How often to send WATCHDOG=1: half the manager's limit, as it advises. None: no watchdog, or not for us."""
+    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not usec.isdecimal() or int(usec) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 2e6
+
+
+def reloading() -> tuple[str, str]:
+    """What announces a reload; the manager orders it against its own request by the monotonic clock."""
+    return "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
+
+
+def extend(seconds: float) -> str:
+    """Asks for this much time from now before a slow start or stop counts as hung; to be repeated in time."""
+    return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
