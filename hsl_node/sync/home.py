@@ -1,0 +1,386 @@
+"""A sender's home on the receiver: `parts/`, `inbox/`, `receipts/`, the rules for each, hashing on arrival. No network.
+
+A file is reached by a name that `names.parse_file_name` accepts, in one of three folders, through directory
+descriptors and without following links. Anything else is a `PeerDataError`, whose `code` is counted and logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hsl_node.config import Federation
+from hsl_node.errors import PeerDataError, escaped
+from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
+from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, parse_file_name
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+FOLDERS = (PARTS, INBOX, RECEIPTS)
+HASH_BLOCK_BYTES = 1024 * 1024
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO must not hang us, a link not lead us
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one sender may hold here at a time, in parts/ and inbox/ together."""
+
+    files: int = 16  # a checkpoint and a manifest for two rounds, four times over
+    bytes: int = 4096 * 1024 * 1024
+    reserve_bytes: int = 256 * 1024 * 1024  # of the disk, never given away: the journal must go on
+
+
+@dataclass(eq=False)
+class OpenFile:
+    """A handle. At most one disk operation at a time holds `lock`, so a descriptor is never closed under it."""
+
+    descriptor: int
+    part: Part | None = None  # None: opened for reading
+    opened: float = field(default_factory=time.time)  # for display only
+    received: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def close(self) -> None:
+        async with self.lock:
+            descriptor, self.descriptor = self.descriptor, -1
+            if self.part and self.part.writer is self:
+                self.part.writer = None
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    @property
+    def closed(self) -> bool:
+        return self.descriptor < 0
+
+
+@dataclass(eq=False)
+class Part:
+    """A file on its way. Lives in memory until it is renamed or removed, over any number of connections."""
+
+    name: FileName
+    limit: int  # bytes: exactly this for data, at most this for a manifest
+    inode: int = -1
+    size: int = 0
+    hashed: int = 0  # the first `hashed` bytes went through `hash` as they were written
+    hash: _Hash | None = None  # None: something was overwritten or left out, the file must be read again
+    writer: OpenFile | None = None
+
+    def write(self, descriptor: int, offset: int, data: bytes) -> None:
+        """Write a block and hash it. Blocking. A resuming sender goes a few blocks back: equal bytes change nothing."""
+        again = min(max(self.hashed - offset, 0), len(data))  # bytes of this block that are hashed already
+        if self.hash is not None and (
+            offset > self.hashed or (again and os.pread(descriptor, again, offset) != data[:again])
+        ):
+            self.hash = None
+        view = memoryview(data)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(descriptor, view[done:], offset + done)
+        self.size = max(self.size, offset + len(data))
+        if self.hash is not None and again < len(data):
+            self.hash.update(view[again:])
+            self.hashed = offset + len(data)
+
+    def catch_up(self, descriptor: int) -> None:
+        """Hash what lies on disk and was not hashed yet, after a restart of this process. Blocking."""
+        while self.hash is not None and self.hashed < self.size:
+            block = os.pread(descriptor, min(HASH_BLOCK_BYTES, self.size - self.hashed), self.hashed)
+            if not block:
+                self.hash = None
+                return
+            self.hash.update(block)
+            self.hashed += len(block)
+
+    @property
+    def complete(self) -> bool:
+        return self.size == self.limit if self.name.kind is Kind.DATA else 0 < self.size <= self.limit
+
+    @property
+    def digest(self) -> Digest | None:
+        """sha256 of the whole file, if every byte of it was hashed on arrival."""
+        if self.hash is None or self.hashed != self.size:
+            return None
+        return Digest(self.hash.hexdigest())
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A file in inbox/ whose sha256 is known; the inode ties the two together."""
+
+    inode: int
+    size: int
+    digest: Digest
+
+
+class Home:
+    """Everything one sender may touch. Its sessions share this object; all calls are made in the event loop."""
+
+    def __init__(
+        self, homes: Path, peer: Peer, federation: Federation, data_bytes: int, quota: Quota, threads: Executor
+    ) -> None:
+        self.homes = homes
+        self.peer = peer
+        self._fed8 = federation.fed8
+        self._last_round = federation.plan.rounds + 1  # the closing statement
+        self._data_bytes = data_bytes
+        self._quota = quota
+        self._threads = threads
+        self._structure = asyncio.Lock()  # opening for writing, renaming, removing: one at a time
+        self._parts: dict[str, Part] = {}
+        self._arrived: dict[str, Arrived] = {}
+        for folder in FOLDERS:
+            (homes / peer / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # ------------------------------------------------------------ names
+
+    def locate(self, path: bytes) -> tuple[str, FileName | None]:
+        """Folder and file that a client's path means; ("", None) is the root. Nothing is normalised.
+
+        Raises:
+            PeerDataError: code `name` or `owner`.
+        """
+        shown = escaped(path[:300].decode("latin-1"))
+        try:
+            parts = path.decode("ascii").removeprefix("/").split("/")
+        except UnicodeDecodeError as exc:
+            raise PeerDataError(f"{shown}: not a path here", code="name") from exc
+        if parts in ([""], ["."]):
+            return "", None
+        if parts[0] not in FOLDERS or len(parts) > 2:
+            raise PeerDataError(f"{shown}: not a path here", code="name")
+        if len(parts) == 1:
+            return parts[0], None
+        name = parse_file_name(parts[1])
+        if name.peer != self.peer:
+            raise PeerDataError(f"{shown}: not a file of {self.peer!r}", code="owner")
+        if name.fed8 != self._fed8:
+            raise PeerDataError(f"{shown}: another federation, ours is {self._fed8}", code="federation")
+        wrong_kind = (name.kind is Kind.RECEIPT) != (parts[0] == RECEIPTS)
+        if wrong_kind or name.part != (parts[0] == PARTS) or not 1 <= name.round <= self._last_round:
+            raise PeerDataError(f"{shown}: not a file of this folder", code="name")
+        return parts[0], name
+
+    def limit_of(self, name: FileName) -> int:
+        return self._data_bytes if name.kind is Kind.DATA else MANIFEST_MAX_BYTES
+
+    # ------------------------------------------------------------ reading
+
+    def status(self, folder: str, name: FileName) -> os.stat_result:
+        with open_folder(self.homes, self.peer, folder) as descriptor:
+            status = os.stat(str(name), dir_fd=descriptor, follow_symlinks=False)
+        require_plain(status)
+        return status
+
+    def open_to_read(self, folder: str, name: FileName) -> OpenFile:
+        if folder == INBOX:
+            raise PeerDataError("inbox/ is not readable", code="operation")
+        with open_folder(self.homes, self.peer, folder) as descriptor:
+            return OpenFile(open_plain(str(name), os.O_RDONLY, descriptor))
+
+    async def read(self, file: OpenFile, offset: int, count: int) -> bytes:
+        async with file.lock:
+            _require_open(file)
+            return bytes(await self._run(os.pread, file.descriptor, count, offset))
+
+    def size_of(self, file: OpenFile) -> int:
+        _require_open(file)
+        return os.fstat(file.descriptor).st_size
+
+    # ------------------------------------------------------------ writing
+
+    async def open_part(self, name: FileName, *, create: bool) -> OpenFile:
+        """Open a part for writing. A sender that comes back after a broken link takes its part over."""
+        async with self._structure:
+            with open_folder(self.homes, self.peer, PARTS) as folder:
+                if create:
+                    self._require_room(name)
+                flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
+                descriptor = open_plain(str(name), flags, folder)
+            status = os.fstat(descriptor)
+            part = self._parts.get(str(name))
+            if part is not None and part.writer is not None:
+                await part.writer.close()
+            if part is None or part.inode != status.st_ino or part.hashed > status.st_size:
+                part = Part(name, self.limit_of(name), status.st_ino, hash=hashlib.sha256())
+            part.size = status.st_size
+            self._parts[str(name)] = part
+            part.writer = file = OpenFile(descriptor, part)
+            try:
+                if part.hash is not None and part.hashed < part.size:
+                    await self._run(part.catch_up, descriptor)
+            except BaseException:
+                part.hash = None
+                await file.close()
+                raise
+            return file
+
+    async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
+        if file.part is None:
+            raise PeerDataError("not opened for writing", code="operation")
+        if offset + len(data) > file.part.limit:
+            raise PeerDataError(f"write to {offset + len(data)}, this file ends at {file.part.limit}", code="size")
+        async with file.lock:
+            _require_open(file)
+            try:
+                await self._run(file.part.write, file.descriptor, offset, data)
+            except OSError:
+                file.part.hash = None
+                raise
+            file.received += len(data)
+
+    async def fsync(self, file: OpenFile) -> None:
+        async with file.lock:
+            _require_open(file)
+            await self._run(os.fsync, file.descriptor)
+
+    async def commit(self, old: FileName, new: FileName) -> None:
+        """Rename a finished part into inbox/, never over another file."""
+        if new != old.of(old.kind):
+            raise PeerDataError("a part is renamed to its own name", code="name")
+        async with self._structure:
+            part = self._parts.get(str(old))
+            if part is not None and part.writer is not None:
+                raise PeerDataError("still open for writing", code="busy")
+            with (
+                open_folder(self.homes, self.peer, PARTS) as parts,
+                open_folder(self.homes, self.peer, INBOX) as inbox,
+            ):
+                status = os.stat(str(old), dir_fd=parts, follow_symlinks=False)
+                require_plain(status)
+                limit = self.limit_of(old)
+                if status.st_size != limit if old.kind is Kind.DATA else not 0 < status.st_size <= limit:
+                    raise PeerDataError(f"{status.st_size} of {limit} bytes", code="size")
+                # Only this process adds to inbox/, and nothing awaits between the look and the rename.
+                if _exists(str(new), inbox):
+                    raise FileExistsError(errno.EEXIST, "already delivered")
+                os.rename(str(old), str(new), src_dir_fd=parts, dst_dir_fd=inbox)
+            self._parts.pop(str(old), None)
+            self._arrived.pop(str(new), None)
+            if part and part.digest and (part.inode, part.size) == (status.st_ino, status.st_size):
+                self._arrived[str(new)] = Arrived(part.inode, part.size, part.digest)
+            while len(self._arrived) > self._quota.files:
+                del self._arrived[next(iter(self._arrived))]
+
+    async def remove(self, name: FileName) -> None:
+        async with self._structure:
+            part = self._parts.get(str(name))
+            if part is not None and part.writer is not None:
+                await part.writer.close()
+            with open_folder(self.homes, self.peer, PARTS) as folder:
+                os.unlink(str(name), dir_fd=folder)
+            self._parts.pop(str(name), None)
+
+    # ------------------------------------------------------------ for the node
+
+    def awaits(self, name: FileName) -> bool:
+        """Is `name` in inbox/ now?"""
+        with open_folder(self.homes, self.peer, INBOX) as folder:
+            return _exists(str(name), folder)
+
+    def take_digest(self, name: str) -> Digest | None:
+        """sha256 of the file that lies in inbox/ under this name right now. Ask before claiming it."""
+        known = self._arrived.pop(name, None)
+        if known is None:
+            return None
+        try:
+            with open_folder(self.homes, self.peer, INBOX) as folder:
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            return None
+        return known.digest if (known.inode, known.size) == (status.st_ino, status.st_size) else None
+
+    def writing(self) -> list[OpenFile]:
+        return [part.writer for part in self._parts.values() if part.writer is not None]
+
+    # ------------------------------------------------------------ below
+
+    def _require_room(self, name: FileName) -> None:
+        """Refuse one file too many. Every file counts with the size it may grow to, so writes need no check."""
+        present = []
+        for folder in (PARTS, INBOX):
+            with open_folder(self.homes, self.peer, folder) as descriptor:
+                present += os.listdir(descriptor)
+        for gone in self._parts.keys() - set(present):
+            if self._parts[gone].writer is None:
+                del self._parts[gone]  # collected as too old
+        if len(present) >= self._quota.files:
+            raise PeerDataError(f"{len(present)} files wait here already", code="quota")
+        need = self.limit_of(name)
+        held = sum(MANIFEST_MAX_BYTES if ".manifest" in other else self._data_bytes for other in present)
+        if held + need > self._quota.bytes:
+            raise PeerDataError(f"{held} bytes are taken of {self._quota.bytes}", code="quota")
+        disk = os.statvfs(self.homes)
+        if disk.f_bavail * disk.f_frsize < need + self._quota.reserve_bytes:
+            raise OSError(errno.ENOSPC, "no room here")
+
+    async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+# ---------------------------------------------------------------- files under a sender's control
+
+
+@contextmanager
+def open_folder(homes: Path, peer: Peer, folder: str) -> Iterator[int]:
+    """A descriptor of one folder of a home. No component below `homes` may be a link."""
+    home = os.open(homes / peer, _DIRECTORY)
+    try:
+        descriptor = os.open(folder, _DIRECTORY, dir_fd=home)
+    finally:
+        os.close(home)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_plain(name: str, flags: int, folder: int) -> int:
+    """Open a regular file that has one name only, without following a link or waiting on a FIFO.
+
+    Raises:
+        PeerDataError: code `file`; a link, FIFO, socket, device, directory, or a second name.
+        OSError: as `os.open`.
+    """
+    try:
+        descriptor = os.open(name, flags | _PLAIN, 0o600, dir_fd=folder)
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV):
+            raise PeerDataError("not a plain file", code="file") from exc
+        raise
+    try:
+        require_plain(os.fstat(descriptor))
+    except PeerDataError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def require_plain(status: os.stat_result) -> None:
+    """Raises: PeerDataError: code `file`."""
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise PeerDataError("not a plain file with a single name", code="file")
+
+
+def _exists(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _require_open(file: OpenFile) -> None:
+    if file.closed:
+        raise PeerDataError("a newer connection took this file over", code="busy")

@@ -1,0 +1,524 @@
+"""The embedded SFTP inbox: who may connect, how often and how fast. What they may do there is in `inbox_fs.py`.
+
+A peer is recognised by its verified key alone; the user name must then be that peer's name. Unauthenticated
+connections are cheap to open, so they are capped by making room: the oldest of the busiest source goes first, which
+lets an honest peer in even while its own address floods us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncssh
+from asyncssh.kex import get_kex_algs
+from asyncssh.stream import SSHServerStreamSession
+
+from hsl_node.config import Federation, fingerprint
+from hsl_node.errors import ConfigError, LocalStateError, PeerDataError, escaped
+from hsl_node.identity import Identity
+from hsl_node.sync.home import Home, OpenFile, Quota
+from hsl_node.sync.inbox_fs import InboxFS, InboxHandler
+from hsl_node.sync.names import Digest, FileName, Peer
+
+log = logging.getLogger(__name__)
+
+CIPHERS = ("aes256-gcm@openssh.com", "aes128-gcm@openssh.com")
+KEY_EXCHANGES = (  # those of them that the installed cryptography library offers
+    "mlkem768x25519-sha256",
+    "sntrup761x25519-sha512@openssh.com",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",  # the only spelling that paramiko 5.1 knows
+)
+MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")  # never used beside AES-GCM, but clients insist on a match
+WINDOW_BYTES = 4 * 1024 * 1024  # in flight per session: 64 ms x 500 Mbit/s
+PACKET_BYTES = 64 * 1024  # fewer, larger packets; beyond this it gets slower again
+UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
+DISK_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What strangers and peers may take of us. Tests lower them; the defaults suit 64 peers and 4 Mbit/s links."""
+
+    login_timeout_s: float = 20
+    login_attempts: int = 4
+    strangers: int = 64  # unauthenticated connections in total
+    strangers_per_source: int = 16  # per IPv4 address or IPv6 /64; hospitals may share one gateway
+    connections_per_peer: int = 2  # the live one and one that the network has forgotten
+    sessions_per_peer: int = 2
+    handles_per_connection: int = 8
+    idle_s: float = 600  # without any request
+    progress_s: float = 120  # an unfinished transfer must bring `progress_bytes` in this time, or the link is cut;
+    progress_bytes: int = 64 * 1024  # 64 peers on one 4 Mbit/s line get fifteen times as much each
+    sweep_s: float = 5
+    log_lines_per_minute: int = 60  # per peer or source; the counters count on
+    quota: Quota = field(default_factory=Quota)
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A part that is being written now, for status."""
+
+    name: FileName
+    bytes: int
+    total: int
+    rate_bytes_per_s: float
+    since: float  # wall clock, for display
+
+
+@dataclass
+class Counters:
+    """For metrics. Only ever grow, except `unauthenticated`."""
+
+    rejected: Counter[tuple[Peer, str]] = field(default_factory=Counter)  # (peer, code) -> times
+    auth_failures: int = 0
+    evicted: int = 0  # unauthenticated connections closed to make room
+    unauthenticated: int = 0  # now
+
+
+class InboxServer:
+    """The listening socket, the pinned keys and all live connections."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        federation: Federation,
+        me: Peer,
+        homes: Path,
+        data_bytes: int,
+        on_commit: Callable[[Peer], None],
+        on_connect: Callable[[Peer], None],
+        on_fatal: Callable[[LocalStateError], None] | None = None,
+        limits: Limits = Limits(),
+    ) -> None:
+        """`on_commit(peer)`: a manifest lies in its inbox/; `on_fatal`: our disk failed, the process must end."""
+        self.limits = limits
+        self.counters = Counters()
+        self._identity = identity
+        self._federation = federation
+        self._me = me
+        self._homes = homes
+        self._data_bytes = data_bytes
+        self.on_commit = on_commit
+        self.on_connect = on_connect
+        self._on_fatal = on_fatal
+        self._peer_of = {_wire(card.key): Peer(card.name) for card in federation.peer if card.name != me}
+        self._revoked: set[bytes] = set()
+        self._home: dict[Peer, Home] = {}
+        self._links: list[Link] = []  # oldest first
+        self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="inbox")
+        self._acceptor: asyncssh.SSHAcceptor | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._lines: Counter[str] = Counter()
+        self._lines_until = 0.0
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; gives back the port (0 = any).
+
+        Raises:
+            ConfigError: the port is in use, or the address is not ours.
+        """
+        for peer in self._federation.peers:
+            if peer != self._me:
+                self._home[peer] = Home(
+                    self._homes, peer, self._federation, self._data_bytes, self.limits.quota, self._threads
+                )
+        try:
+            self._acceptor = await asyncssh.listen(
+                host,
+                port,
+                server_factory=lambda: Link(self),
+                server_host_keys=[self._identity.key],
+                config=None,
+                server_version="hsl1",
+                kex_algs=[k for k in KEY_EXCHANGES if k.encode() in get_kex_algs()],
+                encryption_algs=CIPHERS,
+                mac_algs=MACS,
+                compression_algs=["none"],
+                signature_algs=["ssh-ed25519"],
+                public_key_auth=True,
+                password_auth=False,
+                kbdint_auth=False,
+                host_based_auth=False,
+                gss_host=None,
+                login_timeout=self.limits.login_timeout_s,
+                keepalive_interval=15,
+                keepalive_count_max=4,
+                allow_pty=False,
+                line_editor=False,
+                x11_forwarding=False,
+                agent_forwarding=False,
+                rdns_lookup=False,
+                encoding=None,
+                window=WINDOW_BYTES,
+                max_pktsize=PACKET_BYTES,
+            )
+        except OSError as exc:
+            what = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be listened on: {exc.strerror or exc}"
+            raise ConfigError(
+                f"{host}:{port} {what}", remedy='stop the other program, or set another "listen" in node.toml'
+            ) from exc
+        self._sweeper = asyncio.create_task(self._sweep())
+        listening = self._acceptor.get_port()
+        log.info("inbox listening", extra={"host": host, "port": listening})
+        return listening
+
+    async def stop(self) -> None:
+        if self._sweeper:
+            self._sweeper.cancel()
+        if self._acceptor:
+            self._acceptor.close()
+            await self._acceptor.wait_closed()
+        links = list(self._links)
+        for link in links:
+            link.abort()
+        await asyncio.gather(*(link.conn.wait_closed() for link in links))
+        for home in self._home.values():
+            for file in home.writing():
+                await file.close()
+        self._threads.shutdown(wait=True)
+
+    def revoke(self, public_key: str) -> None:
+        """Refuse this key from now on and cut its live connections."""
+        key = _wire(public_key)
+        self._revoked.add(key)
+        for link in list(self._links):
+            if link.key == key:
+                log.warning("connection of a revoked key cut", extra={"peer": link.peer})
+                link.abort()
+
+    def incoming(self) -> dict[Peer, Incoming]:
+        """What arrives at this moment."""
+        result = {}
+        for peer, home in self._home.items():
+            for file in home.writing():
+                if (part := file.part) is not None:
+                    seconds = max(time.time() - file.opened, 0.001)
+                    result[peer] = Incoming(part.name, part.size, part.limit, file.received / seconds, file.opened)
+        return result
+
+    def take_digest(self, peer: Peer, name: str) -> Digest | None:
+        """sha256 of the file now in `peer`'s inbox/, if all its bytes were hashed on arrival. Forgotten once taken.
+
+        Ask before claiming the file: until it is claimed, nothing can take its place.
+        """
+        home = self._home.get(peer)
+        return home.take_digest(name) if home else None
+
+    # ------------------------------------------------------------ called by the links
+
+    def identify(self, key: asyncssh.SSHKey) -> Peer | None:
+        return None if key.public_data in self._revoked else self._peer_of.get(key.public_data)
+
+    def home(self, peer: Peer) -> Home:
+        return self._home[peer]
+
+    def admit(self, new: Link) -> None:
+        """A stranger knocks. Above the caps, the oldest stranger of its source, or of the busiest one, is sent away."""
+        self._links.append(new)
+        strangers = [link for link in self._links if link.peer is None]
+        sources = Counter(link.source for link in strangers)
+        crowd = None
+        if sources[new.source] > self.limits.strangers_per_source:
+            crowd = new.source
+        elif len(strangers) > self.limits.strangers:
+            crowd = sources.most_common(1)[0][0]
+        if crowd is not None:
+            oldest = next(link for link in strangers if link.source == crowd)
+            self.counters.evicted += 1
+            self.note(crowd, "unauthenticated connection closed to make room", source=crowd)
+            oldest.abort()
+        self._count_strangers()
+
+    def welcome(self, link: Link, peer: Peer) -> None:
+        """A peer logged in. Its third connection ends its first: that is the one the network has forgotten."""
+        mine = [other for other in self._links if other.peer == peer and other is not link]
+        for oldest in mine[: max(0, len(mine) + 1 - self.limits.connections_per_peer)]:
+            self.note(peer, "older connection closed for a newer one", peer=peer)
+            oldest.abort()
+        self._count_strangers()
+        log.info("peer connected", extra={"peer": peer, "source": link.source})
+        self.on_connect(peer)
+
+    def leave(self, link: Link) -> None:
+        if link in self._links:
+            self._links.remove(link)
+        self._count_strangers()
+
+    def sessions_of(self, peer: Peer) -> int:
+        return sum(link.sessions for link in self._links if link.peer == peer)
+
+    def refused(self, peer: Peer, operation: str, path: str, error: PeerDataError) -> None:
+        self.counters.rejected[peer, error.code] += 1
+        self.note(
+            peer,
+            "request refused",
+            peer=peer,
+            operation=operation,
+            path=escaped(path),
+            code=error.code,
+            reason=escaped(error.message),
+        )
+
+    def login_failed(self, source: str, user: str, key: asyncssh.SSHKey | None, reason: str) -> None:
+        self.counters.auth_failures += 1
+        shown = fingerprint(key.export_public_key("openssh").decode("ascii")) if key else ""
+        self.note(source, "login refused", source=source, user=escaped(user, 64), key=shown, reason=reason)
+
+    def disk_failed(self, error: LocalStateError) -> None:
+        log.critical("disk failed", extra={"reason": error.message})
+        if self._on_fatal:
+            self._on_fatal(error)
+
+    def note(self, who: str, event: str, **fields: object) -> None:
+        """Log what others make us log, a bounded number of lines a minute for each of them."""
+        now = time.monotonic()
+        if now >= self._lines_until:
+            for muted, lines in self._lines.items():
+                if lines > self.limits.log_lines_per_minute:
+                    hidden = lines - self.limits.log_lines_per_minute
+                    log.warning("log lines suppressed", extra={"about": muted, "lines": hidden})
+            self._lines.clear()
+            self._lines_until = now + 60
+        self._lines[who] += 1
+        if self._lines[who] <= self.limits.log_lines_per_minute:
+            log.warning(event, extra=fields)
+
+    # ------------------------------------------------------------ below
+
+    def _count_strangers(self) -> None:
+        self.counters.unauthenticated = sum(link.peer is None for link in self._links)
+
+    async def _sweep(self) -> None:
+        """Cut connections that hold something and do nothing with it."""
+        marks: dict[int, tuple[OpenFile, float, int]] = {}
+        while True:
+            await asyncio.sleep(self.limits.sweep_s)
+            now = time.monotonic()
+            for link in list(self._links):
+                if link.peer is not None and now - link.last_request > self.limits.idle_s:
+                    self.note(link.peer, "idle connection closed", peer=link.peer)
+                    link.abort()
+            writing = {id(f): (peer, f) for peer, home in self._home.items() for f in home.writing()}
+            for key in marks.keys() - writing.keys():
+                del marks[key]
+            for key, (peer, file) in writing.items():
+                if file.part is None or file.part.complete:
+                    continue
+                _, since, received = marks.setdefault(key, (file, now, file.received))
+                if file.received - received >= self.limits.progress_bytes:
+                    marks[key] = (file, now, file.received)
+                elif now - since > self.limits.progress_s:
+                    self.note(peer, "transfer without progress cut", peer=peer, bytes=file.part.size)
+                    for link in list(self._links):
+                        if link.holds(file):
+                            link.abort()
+
+
+class Link(asyncssh.SSHServer):
+    """One TCP connection: a stranger until `peer` is set, which only a verified key does."""
+
+    def __init__(self, server: InboxServer) -> None:
+        self.server = server
+        self.conn: asyncssh.SSHServerConnection
+        self.source = ""
+        self.peer: Peer | None = None
+        self.key: bytes | None = None
+        self.sessions = 0
+        self.handles = 0
+        self.handles_max = server.limits.handles_per_connection
+        self.last_request = time.monotonic()
+        self._offered: asyncssh.SSHKey | None = None
+        self._attempts = 0
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._filesystems: list[InboxFS] = []
+
+    # ------------------------------------------------------------ coming and going
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self.conn = conn
+        self.source = _source(str(conn.get_extra_info("peername", ("",))[0]))
+        # asyncssh ignores the transport's back-pressure: a client that never reads would grow our memory without end.
+        self._transport = conn._transport
+        assert self._transport is not None
+        self._transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
+        conn.pause_writing = self._pause  # type: ignore[method-assign]
+        conn.resume_writing = self._resume  # type: ignore[method-assign]
+        self.server.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._writable.set()
+        self.server.leave(self)
+        if self.peer:
+            log.info("peer disconnected", extra={"peer": self.peer, "reason": escaped(str(exc or ""))})
+
+    def abort(self) -> None:
+        self.conn.abort()
+
+    def _pause(self) -> None:
+        self._writable.clear()
+        if self._transport:
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        self._writable.set()
+        if self._transport:
+            self._transport.resume_reading()
+
+    # ------------------------------------------------------------ who is it
+
+    def begin_auth(self, username: str) -> bool:
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """Is this key pinned, and the user name its peer's? asyncssh checks the signature right after this."""
+        self._offered = key
+        peer = self.server.identify(key)
+        if peer is not None and username == peer:
+            return True
+        reason = "unknown or revoked key" if peer is None else f"this is the key of {peer!r}: log in under that name"
+        self.server.login_failed(self.source, username, key, reason)
+        self._attempts += 1
+        if self._attempts >= self.server.limits.login_attempts:
+            raise asyncssh.PermissionDenied("too many attempts")
+        return False
+
+    def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        return False  # certificates would bring a second way to become a peer
+
+    def auth_completed(self) -> None:
+        """The signature is verified. User name and key were compared above; compared again, this time for good."""
+        key, user = self._offered, str(self.conn.get_extra_info("username"))
+        peer = self.server.identify(key) if key else None
+        if key is None or peer is None or peer != user:
+            self.server.login_failed(self.source, user, key, "key and user name changed during the login")
+            self.abort()
+            return
+        self.peer, self.key = peer, key.public_data
+        self.last_request = time.monotonic()
+        self.server.welcome(self, peer)
+
+    # ------------------------------------------------------------ sessions
+
+    def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], Session] | bool:
+        if self.peer is None or self.server.sessions_of(self.peer) >= self.server.limits.sessions_per_peer:
+            if self.peer:
+                self.refused("session", "", PeerDataError("too many sessions", code="sessions"))
+            return False
+        channel: asyncssh.SSHServerChannel[bytes] = self.conn.create_server_channel()
+        # Environment variables would be kept without a limit; nothing here reads them.
+        channel._process_env_request = lambda packet: False  # type: ignore[method-assign]
+        self.sessions += 1
+        return channel, Session(self)
+
+    def file_system(self, channel: asyncssh.SSHServerChannel[bytes]) -> InboxFS:
+        assert self.peer is not None
+        filesystem = InboxFS(channel, self.server.home(self.peer), self)
+        self._filesystems.append(filesystem)
+        return filesystem
+
+    def session_closed(self) -> None:
+        self.sessions -= 1
+
+    def holds(self, file: OpenFile) -> bool:
+        return any(file in fs.files for fs in self._filesystems)
+
+    # ------------------------------------------------------------ called by the sessions
+
+    def active(self) -> None:
+        self.last_request = time.monotonic()
+
+    async def writable(self) -> None:
+        await self._writable.wait()
+
+    def refused(self, operation: str, path: str, error: PeerDataError) -> None:
+        assert self.peer is not None
+        self.server.refused(self.peer, operation, path, error)
+
+    def committed(self, name: FileName) -> None:
+        assert self.peer is not None
+        log.info("delivery complete", extra={"peer": self.peer, "round": name.round, "sha256": name.sha256[:12]})
+        self.server.on_commit(self.peer)
+
+    def disk_failed(self, error: LocalStateError) -> None:
+        self.server.disk_failed(error)
+
+
+class Session(SSHServerStreamSession[bytes]):
+    """A channel that can become one thing only: the sftp subsystem."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(None)
+        self._link = link
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        if subsystem != "sftp":
+            self._refuse("subsystem", subsystem)
+        return subsystem == "sftp"
+
+    def shell_requested(self) -> bool:
+        return self._refuse("shell")
+
+    def exec_requested(self, command: str) -> bool:
+        return self._refuse("exec", command)
+
+    def pty_requested(self, *args: object) -> bool:
+        return self._refuse("pty")
+
+    def session_started(self) -> None:
+        channel = self._chan
+        assert channel is not None
+        handler = InboxHandler(
+            self._link.file_system(channel),  # type: ignore[arg-type]
+            self._link,
+            asyncssh.SSHReader[bytes](self, channel),
+            asyncssh.SSHWriter[bytes](self, channel),
+        )
+        self._link.conn.create_task(handler.run())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.session_closed()
+        super().connection_lost(exc)
+
+    # These would queue an exception each, without a limit.
+    def signal_received(self, signal: str) -> None:
+        pass
+
+    def break_received(self, msec: int) -> bool:
+        return False
+
+    def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
+        pass
+
+    def _refuse(self, what: str, argument: str = "") -> bool:
+        self._link.refused(what, argument, PeerDataError(f"{what} is not offered here", code="operation"))
+        return False
+
+
+def _wire(public_key: str) -> bytes:
+    return asyncssh.import_public_key(public_key).public_data
+
+
+def _source(address: str) -> str:
+    """Who opens connections, as far as an address tells: one IPv4 address, or one IPv6 /64."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return str(parsed)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
