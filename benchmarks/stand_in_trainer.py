@@ -1,0 +1,96 @@
+"""A trainer without torch: the worker's protocol, with checkpoints made of random numbers.
+
+For benchmarks of the exchange and for tests of the daemon. Deterministic: the checkpoint of a round is a function of
+the peer's name, the round and the fused model it starts from, as a real trainer's is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hsl_node.config import load_federation, load_node
+from hsl_node.sync.tensors import sha256_of, write_weights
+
+
+def tensors(size: int, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """`count` float32 tensors of about `size` bytes in all, and one integer buffer, like a network's."""
+    per = max(1, size // 4 // count)
+    weights: dict[str, np.ndarray] = {
+        f"layer{i:03d}.weight": rng.standard_normal(per, dtype=np.float32) for i in range(count)
+    }
+    weights["norm.num_batches_tracked"] = np.array(rng.integers(1, 1000), dtype=np.int64)
+    return weights
+
+
+def seed_of(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
+
+
+def say(**event: object) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def leave_with_parent() -> None:
+    """The daemon died: so do we, whatever we are doing."""
+    while os.getppid() == PARENT:
+        time.sleep(0.2)
+    os._exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--bytes", type=int, default=200_000)
+    parser.add_argument("--tensors", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epoch-s", type=float, default=0.0, help="length of a pretended epoch")
+    parser.add_argument("--seed", type=int, help="initial weights other than the plan's")
+    args = parser.parse_args()
+    me, plan = load_node(args.state).name, load_federation(args.state).plan
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+    say(event="ready")
+    for line in sys.stdin:
+        job = json.loads(line)
+        match job["job"]:
+            case "init":
+                out = Path(job["out"])
+                if not out.exists():
+                    write_weights(out, tensors(args.bytes, args.tensors, np.random.default_rng(args.seed or plan.seed)))
+                say(
+                    event="initialised", sha256=sha256_of(out), bytes=out.stat().st_size, device="none", threads=1,
+                    precision="float32", versions={"torch": "stand-in"},
+                    images={"train": 10 + len(me), "validation": 2, "test": 3}, parameters=args.bytes // 4,
+                )  # fmt: skip
+            case "train":
+                round, out = job["round"], Path(job["out"])
+                say(event="validated", round=round - 1, auc=0.5, loss=0.7)
+                for epoch in range(1, args.epochs + 1):
+                    time.sleep(args.epoch_s)
+                    say(event="progress", round=round, epoch=epoch, batch=1, batches=1, images_per_s=1.0)
+                    say(event="epoch", round=round, epoch=epoch, auc=0.5, validation_loss=0.7, loss_primary=0.7,
+                        loss_anchor=0.7, learning_rate=1e-3, seconds=args.epoch_s)  # fmt: skip
+                rng = np.random.default_rng(seed_of(me, round, job["base_sha256"]))
+                sha256 = write_weights(out, tensors(args.bytes, args.tensors, rng))
+                auc = 0.5 + 0.4 * (1 - 0.5**round)  # rises, then flattens
+                say(event="trained", round=round, sha256=sha256, bytes=out.stat().st_size, auc=auc,
+                    samples=10 + len(me), best_epoch=args.epochs, epochs=args.epochs)  # fmt: skip
+            case "validate":
+                say(event="validated", round=job["round"], auc=0.6, loss=0.6)
+            case "quit":
+                return
+
+
+PARENT = os.getppid()
+
+if __name__ == "__main__":
+    main()

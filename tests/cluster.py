@@ -1,0 +1,160 @@
+"""A federation of real daemons on this machine: state folders, keys, ports, processes. For tests and benchmarks.
+
+with Cluster(tmp_path, names=("ash", "birch"), plan=Plan(method="fedavg", rounds=2)) as cluster:
+    cluster.start_all()
+    cluster.wait_finished()
+    assert cluster.fused_digests_agree()
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tomli_w
+
+from hsl_node import identity
+from hsl_node.config import AnchorCard, Federation, PeerCard, Plan, federation_text
+from hsl_node.control import ask
+from hsl_node.errors import NotRunning
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.store import Layout
+
+STAND_IN = Path(__file__).resolve().parent.parent / "benchmarks" / "stand_in_trainer.py"
+# `hsl-node start`, with another trainer command
+_START = """
+import sys
+from pathlib import Path
+from hsl_node import logs, node
+from hsl_node.errors import HslError
+state = Path(sys.argv[1])
+logs.setup(state)
+try:
+    sys.exit(node.run(state, sys.argv[2:]))
+except HslError as exc:
+    print(f"Error: {exc}", file=sys.stderr)
+    sys.exit(exc.exit_code)
+"""
+WAIT_S = 240  # a bound for a broken run; never what decides a test
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now; held open together so that no two are the same."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Cluster:
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        plan: Plan,
+        *,
+        trainer: Sequence[str] | None = (),
+        anchor: AnchorCard | None = None,
+        node: Mapping[str, Any] = {},
+        via: Mapping[str, str] = {},
+    ) -> None:
+        """`trainer`: arguments of the stand-in trainer; None: the real one. `node`: more settings for every node.toml.
+
+        `via`: peer -> address at which the *others* reach it (a proxy); it listens on a port of its own.
+        """
+        self.root, self.names = root, tuple(names)
+        self.trainer = trainer
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.ports = dict(zip(self.names, free_ports(len(self.names)), strict=True))
+        keys = {n: identity.generate(self.layout(n).key) for n in self.names}
+        cards = [
+            PeerCard(name=n, address=via.get(n, f"127.0.0.1:{self.ports[n]}"), key=keys[n].public) for n in self.names
+        ]
+        self.federation = Federation(name="cluster", plan=plan, peer=tuple(cards), anchor=anchor)
+        for name in self.names:
+            layout = self.layout(name)
+            layout.make()
+            address = f"127.0.0.1:{self.ports[name]}"
+            content = {"name": name, "address": address, "listen": address, **node}
+            (layout.state / "node.toml").write_text(tomli_w.dumps(content))
+            (layout.state / "federation.toml").write_text(federation_text(self.federation))
+
+    def layout(self, name: str) -> Layout:
+        return Layout(self.root / name)
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        state = str(self.layout(name).state)
+        if self.trainer is None:
+            command = [sys.executable, "-m", "hsl_node.cli", "--state", state, "start"]
+        else:
+            command = [sys.executable, "-c", _START, state, sys.executable, str(STAND_IN), "--state", state, *self.trainer]
+        with open(self.layout(name).state / "log" / "output.txt", "ab") as output:
+            self.processes[name] = subprocess.Popen(command, stdout=output, stderr=output)
+        return self.processes[name]
+
+    def start_all(self) -> None:
+        for name in self.names:
+            self.start(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: nothing is saved that was not saved."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def stop(self, name: str) -> int:
+        self.processes[name].send_signal(signal.SIGTERM)
+        return self.processes[name].wait(WAIT_S)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Raises: NotRunning."""
+        status: dict[str, Any] = ask(self.layout(name).state, "status")["status"]
+        return status
+
+    def wait_until(self, name: str, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """Poll one node's status until it is as wanted."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            code = self.processes[name].poll()
+            assert code is None, f"{name} ended with {code} while waiting for {what}:\n{self.output(name)}"
+            try:
+                status = self.status(name)
+            except NotRunning:
+                status = {}
+            if status and wanted(status):
+                return status
+            time.sleep(0.02)
+        raise AssertionError(f"{name} never came to: {what}; it says {status}\n{self.output(name)}")
+
+    def wait_finished(self) -> None:
+        for name in self.names:
+            self.wait_until(name, lambda s: s["state"] == "finished", "finished")
+
+    def output(self, name: str) -> str:
+        return (self.layout(name).state / "log" / "output.txt").read_text()[-4000:]
+
+    def fused(self, name: str) -> dict[int, str]:
+        """Digest of every fused model this node's journal holds, by round."""
+        journal = Journal.read_only(self.layout(name).journal)
+        try:
+            return {r["round"]: r["sha256"] for r in journal.rows("fused")}
+        finally:
+            journal.close()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()

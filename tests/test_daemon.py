@@ -1,0 +1,168 @@
+"""Real daemons as processes, real keys, real SFTP on loopback; the trainer is a stand-in without torch.
+
+With the real trainer: test_end_to_end.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+
+from hsl_node.config import AnchorCard, Plan
+from hsl_node.errors import NotRunning
+from hsl_node.sync.journal import Journal
+
+PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
+NAMES = ("ash", "birch", "cedar")
+
+
+def final_digests(cluster: Cluster) -> dict[int, str]:
+    """The digests of all rounds, after making sure that every peer has the same ones, on disk too."""
+    digests = [cluster.fused(n) for n in cluster.names]
+    assert all(d == digests[0] for d in digests)
+    for name in cluster.names:
+        last = max(digests[0])
+        path = cluster.layout(name).fused(last)
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digests[0][last]
+    return digests[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """The digests of a run in which nothing goes wrong. They depend on names, plan and seed alone, not on keys."""
+    with Cluster(tmp_path_factory.mktemp("undisturbed"), NAMES, PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        return final_digests(cluster)
+
+
+def test_three_daemons_finish_all_rounds_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
+    assert sorted(undisturbed) == [0, 1, 2, 3]
+    assert len(set(undisturbed.values())) == 4
+
+
+def test_every_exchange_leaves_manifest_and_receipt_in_the_journal(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        cluster.wait_until("ash", lambda s: all(p["sent"]["state"] == "done" for p in s["peers"]), "all delivered")
+        assert cluster.stop("ash") == 0
+        journal = Journal.read_only(cluster.layout("ash").journal)
+        manifests = {(m["round"], m["peer"]) for m in journal.rows("manifests")}
+        receipts = {(r["round"], r["receiver"], r["code"]) for r in journal.rows("receipts")}
+        journal.close()
+    assert manifests == set(itertools.product(range(5), ("ash", "birch")))
+    assert {(r, "birch", "accepted") for r in (0, 4)} <= receipts
+
+
+@pytest.mark.parametrize("victim", NAMES)
+def test_kill_9_in_every_phase_ends_with_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[int, str], victim: str
+) -> None:
+    """One peer is killed and restarted again and again, each time in another round or phase."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.15"]) as cluster:
+        cluster.start_all()
+        killed: set[tuple[int, str]] = set()
+        while True:
+            try:
+                status = cluster.status(victim)
+            except NotRunning:
+                time.sleep(0.01)
+                continue
+            if status["state"] == "finished":
+                break
+            at = (status["round"], status["phase"])
+            if None not in at and at not in killed:
+                killed.add(at)
+                cluster.kill(victim)
+                cluster.start(victim)
+        cluster.wait_finished()
+        assert len(killed) >= 4, f"the kills did not happen: {killed}"
+        assert final_digests(cluster) == undisturbed
+
+
+def test_waiting_names_the_missing_peer_and_goes_on_when_it_comes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        cluster.start("ash")
+        cluster.start("birch")
+        status = cluster.wait_until("ash", lambda s: s["waiting_for"] == ["cedar"], "waiting for cedar alone")
+        cedar = next(p for p in status["peers"] if p["name"] == "cedar")
+        assert status["waiting_since"] is not None
+        cluster.wait_until("ash", lambda s: bool(_peer(s, "cedar")["sent"]["last_error"]), "says why")
+        assert not cedar["connected"]
+        cluster.start("cedar")
+        cluster.wait_finished()
+        assert final_digests(cluster) == undisturbed
+
+
+def test_sigterm_leaves_cleanly_and_the_next_start_goes_on(tmp_path: Path, undisturbed: dict[int, str]) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("birch", lambda s: s["round"] == 2 and s["phase"] == "train", "training round 2")
+        assert cluster.stop("birch") == 0
+        with pytest.raises(NotRunning):
+            cluster.status("birch")
+        cluster.start("birch")
+        cluster.wait_finished()
+        assert final_digests(cluster) == undisturbed
+
+
+def test_second_daemon_on_the_same_state_exits_11_and_harms_nothing(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_until("ash", lambda s: s["round"] is not None, "running")
+        second = subprocess.run(
+            [sys.executable, "-m", "hsl_node.cli", "--state", str(cluster.layout("ash").state), "start"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert second.returncode == 11
+        assert "hsl-node stop" in second.stderr
+        cluster.wait_finished()
+
+
+def test_port_in_use_is_a_configuration_error_that_names_the_port(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster, socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", cluster.ports["ash"]))
+        squatter.listen()
+        process = cluster.start("ash")
+        assert process.wait(60) == 78
+        assert str(cluster.ports["ash"]) in cluster.output("ash")
+
+
+def test_wrong_anchor_file_stops_before_anything_is_sent(tmp_path: Path) -> None:
+    card = AnchorCard(name="reference", fingerprint="a" * 64, images=10, image_size=32)
+    with Cluster(tmp_path, NAMES[:2], PLAN, anchor=card) as cluster:
+        cluster.layout("ash").anchor.write_bytes(b"another anchor set")
+        assert cluster.start("ash").wait(60) == 17
+        assert "anchor" in cluster.output("ash")
+
+
+def test_other_initial_weights_are_named_on_both_sides_and_no_round_starts(tmp_path: Path) -> None:
+    """The plan is the same, the model that a peer starts from is not: nobody trains, both say why."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        cluster.start("ash")
+        state = str(cluster.layout("birch").state)
+        other = cluster.trainer
+        cluster.trainer = ["--bytes", "200000", "--tensors", "12", "--seed", "99"]
+        cluster.start("birch")
+        cluster.trainer = other
+        for name, peer in (("ash", "birch"), ("birch", "ash")):
+            status = cluster.wait_until(
+                name, lambda s, p=peer: any(p in w["text"] for w in s["warnings"]), "a warning"  # type: ignore[misc]
+            )
+            assert any("initial weights differ" in w["text"] for w in status["warnings"]), (state, status["warnings"])
+            assert status["round"] == 0
+
+
+def _peer(status: dict, name: str) -> dict:  # type: ignore[type-arg]
+    return next(p for p in status["peers"] if p["name"] == name)
