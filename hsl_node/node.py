@@ -123,9 +123,7 @@ class Node:
 
     def _load_state(self, initial: Digest) -> machine.State:
         saved = self.journal.state()
-        new = machine.State(
-            me=self.me, peers=self.federation.peers, rounds=self.federation.plan.rounds, base=initial
-        )
+        new = machine.State(me=self.me, peers=self.federation.peers, rounds=self.federation.plan.rounds, base=initial)
         before = self.journal.meta("federation")
         if saved is not None and before == self.federation.digest:
             state = machine.from_json(saved)
@@ -157,6 +155,7 @@ class Node:
             data_bytes=self._schema().file_bytes,
             on_commit=self._committed,
             on_connect=self._connected,
+            on_fatal=self._disk_failed,
         )
         await self.server.start(host, port)
 
@@ -316,7 +315,9 @@ class Node:
                 if receipt.accepted:
                     break
                 text = f"{peer} refuses this node's round {action.round} ({receipt.code}): {escaped(receipt.text)}"
-                self._warn(f"refused by {peer}", text, "settle it with that hospital; this node tries again every minute")
+                self._warn(
+                    f"refused by {peer}", text, "settle it with that hospital; this node tries again every minute"
+                )
                 await asyncio.sleep(REFUSED_RETRY_S)
             self._settle(f"refused by {peer}")
             seconds = time.monotonic() - began
@@ -363,9 +364,7 @@ class Node:
         log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
         self._apply(Fused(action.round, digest), lambda: self.journal.record_fused(action.round, digest))
         best = self.journal.best_fused()
-        await asyncio.to_thread(
-            self.store.prune, self._state().round, frozenset({0} | ({best[0]} if best else set()))
-        )
+        await asyncio.to_thread(self.store.prune, self._state().round, frozenset({0} | ({best[0]} if best else set())))
 
     def _last_to_validate(self) -> Round | None:
         """The last fusion has no next round to be validated in."""
@@ -394,6 +393,11 @@ class Node:
 
     def _committed(self, peer: Peer) -> None:
         self._wake_scan[peer].set()
+
+    def _disk_failed(self, error: LocalStateError) -> None:
+        """A failed fsync is never retried: leave, and go on from the journal."""
+        self._fatal = self._fatal or error
+        self._stopping.set()
 
     def _connected(self, peer: Peer) -> None:
         self.last_seen[peer] = time.time()
@@ -475,14 +479,23 @@ class Node:
             known = self.journal.manifest(manifest.round, peer)
             if known is not None and known["sha256"] == manifest.sha256:  # our receipt was lost: say it again
                 receive.answer(
-                    peer, manifest, homes=homes, me=self.me, identity=self.identity, accepted=True, code="accepted", text=""
+                    peer,
+                    manifest,
+                    homes=homes,
+                    me=self.me,
+                    identity=self.identity,
+                    accepted=True,
+                    code="accepted",
+                    text="",
                 )
                 return
             if known is not None:
                 self._keep_proof(known["document"], refusal)
         log.warning("refused", extra={"peer": peer, "code": code, "reason": escaped(error.message)})
         self.journal.note("warning", f"refused {code}", f"{peer}: {escaped(error.message)}")
-        self._warn(f"refused {peer}", f"{peer} sent what fails a check ({code}): {escaped(error.message)}", error.remedy)
+        self._warn(
+            f"refused {peer}", f"{peer} sent what fails a check ({code}): {escaped(error.message)}", error.remedy
+        )
         if manifest is not None:
             receive.answer(
                 peer,
@@ -563,7 +576,7 @@ class Node:
         while True:
             status = snapshot(self)
             service.notify("WATCHDOG=1", f"STATUS={status['state']}, round {status['round']} of {status['rounds']}")
-            await asyncio.sleep(PULSE_S)
+            await asyncio.sleep(min(PULSE_S, service.watchdog_interval_s() or PULSE_S))
 
     def _warn(self, code: str, text: str, fix: str) -> None:
         if code not in self.warnings:

@@ -67,7 +67,8 @@ class Trainer:
                     attempt += 1
                     self.restarts += 1
                     log.warning(
-                        "trainer failed, starting it again", extra={"reason": str(exc), "in_s": delay, "restart": attempt}
+                        "trainer failed, starting it again",
+                        extra={"reason": str(exc), "in_s": delay, "restart": attempt},
                     )
                     await asyncio.sleep(delay)
                 except asyncio.CancelledError:
