@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -247,8 +247,26 @@ def load_federation(state: Path) -> Federation:
     return read_toml(path, Federation)
 
 
-def load_plan(path: Path) -> Plan:
-    return read_toml(path, Plan)
+def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
+    """A plan file (none: the defaults), then `key=value` settings: TOML values, bare words, or lists as `a,b`."""
+    source = path or Path("--set")
+    text = _read_text(path) if path else ""
+    raw = _parse(source, text)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting!r} is not of the form key=value", remedy="e.g. --set rounds=10")
+        raw[key.strip()] = _setting(value.strip())
+    return _validate(source, text, raw, Plan)
+
+
+def check(content: Mapping[str, Any], model: type[_Model], source: str) -> _Model:
+    """Values that came from elsewhere than a file; `source` stands in the errors where a file's path would.
+
+    Raises:
+        ConfigError: every problem, each with its key.
+    """
+    return _validate(Path(source), "", content, model)
 
 
 def load_card(path: Path) -> PeerCard:
@@ -368,9 +386,17 @@ def _validate(path: Path, text: str, raw: Mapping[str, Any], model: type[_Model]
         return model.model_validate(raw)
     except ValidationError as exc:
         lines = [_explain(path, text, model, dict(e)) for e in exc.errors()]
+        lists = "init" if model is NodeConfig else "federation create"
         raise ConfigError(
-            "\n".join(lines), remedy="mend the line(s) above; `hsl-node init --help` lists all keys"
+            "\n".join(lines), remedy=f"mend what is named above; `hsl-node {lists} --help` lists all keys"
         ) from exc
+
+
+def _setting(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return [_setting(part.strip()) for part in text.split(",")] if "," in text else text
 
 
 def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any]) -> str:

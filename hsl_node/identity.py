@@ -47,16 +47,19 @@ def generate(path: Path) -> Identity:
     """Make a new key file (mode 0600, OpenSSH format). An existing file is never overwritten."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(key.export_private_key("openssh"))
+        file.flush()
+        os.fsync(file.fileno())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.link(temporary, path)  # a whole key or none, also when the power fails; never over another one
     except FileExistsError as exc:
         raise LocalStateError(
             f"{path} exists already", remedy="keep it: peers have pinned it; or move it away first"
         ) from exc
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key.export_private_key("openssh"))
-        file.flush()
-        os.fsync(file.fileno())
+    finally:
+        temporary.unlink()
     return Identity(key)
 
 

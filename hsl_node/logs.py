@@ -65,7 +65,7 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 class _Human(logging.StreamHandler[TextIO]):
-    """One line an event. Under systemd without the time, which its journal adds, and with the priority it understands."""
+    """One line an event. Under systemd with a priority and without the time, which its journal adds."""
 
     def format(self, record: logging.LogRecord) -> str:
         if "JOURNAL_STREAM" in os.environ:

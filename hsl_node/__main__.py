@@ -1,0 +1,5 @@
+"""`python -m hsl_node` is `hsl-node`."""
+
+from hsl_node.cli import main
+
+main()

@@ -1,0 +1,175 @@
+"""The images: data check, anchor build, anchor verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsl_node.commands.shared import DATA, Json, print_json, progress_bar, state_of, table
+from hsl_node.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from hsl_node.config import Plan
+    from hsl_node.train.data_check import DataReport
+
+NAMED = 20  # files listed per kind of finding; --json lists all
+
+
+def register(app: typer.Typer) -> None:
+    data = typer.Typer(help="This hospital's images.")
+    data.command(epilog="Example: hsl-node data check --contact-sheet sheet.png")(check)
+    app.add_typer(data, name="data", rich_help_panel=DATA, no_args_is_help=True)
+    anchor = typer.Typer(help="The anchor set: the public images that all peers train beside their own.")
+    anchor.command(
+        epilog="Example: hsl-node anchor build --data chest_xray --classes NORMAL,PNEUMONIA -n 1000 --image-size 224 "
+        "--name 'chest x-ray, normal against pneumonia' --out anchor.safetensors"
+    )(build)
+    anchor.command(epilog="Example: hsl-node anchor verify anchor.safetensors")(verify)
+    app.add_typer(anchor, name="anchor", rich_help_panel=DATA, no_args_is_help=True)
+
+
+def check(
+    context: typer.Context,
+    classes: Annotated[
+        str | None, typer.Option(help="Before a federation is joined: the classes, comma-separated.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Before a federation is joined: pixels.")] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw some images of each class and split.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Count the images, find what is wrong with them.
+
+    Counts per class and split, unreadable files, duplicates across splits. Exit code 78: the node could not train.
+    """
+    from hsl_node import config
+    from hsl_node.train import data_check
+
+    state = state_of(context)
+    node = config.load_node(state)
+    if node.data.path is None:
+        raise ConfigError(f"{state / 'node.toml'}: data.path is not set", remedy="name the folder, table or .npz there")
+    plan = _plan(state, classes, image_size)
+    report = data_check.check(
+        node.data, plan, cache=state / "cache", ledger=state / "splits.json", progress=progress_bar("images")
+    )
+    if contact_sheet is not None and report.dataset is not None:
+        from hsl_node.train.contact_sheet import contact_sheet as draw
+
+        draw(report.dataset, plan, contact_sheet)
+    if json:
+        print_json(report.as_json())
+    else:
+        print(_text(report))
+        if contact_sheet is not None and report.dataset is not None:
+            print(f"\nwrote {contact_sheet}")
+    if not report.ok:
+        raise typer.Exit(ConfigError.exit_code)
+
+
+def _plan(state: Path, classes: str | None, image_size: int | None) -> Plan:
+    from hsl_node import config
+
+    if (state / "federation.toml").exists():
+        if classes is not None or image_size is not None:
+            raise UsageError("the federation's plan sets classes and image size", remedy="leave these options out")
+        return config.load_federation(state).plan
+    settings = [f"classes={classes}"] if classes else []
+    return config.load_plan(None, [*settings, *([f"image_size={image_size}"] if image_size else [])])
+
+
+def _text(report: DataReport) -> str:
+    splits = list(report.patient_counts)
+    rows = [(name, *(str(c[s]) for s in splits), str(sum(c.values()))) for name, c in report.counts.items()]
+    if report.grouped:
+        rows.append(("patients", *(str(report.patient_counts[s]) for s in splits), str(report.patients)))
+    right = range(1, len(splits) + 2)
+    lines = [table(("class", *splits, "all"), rows, right=right)]
+    if report.sites:
+        lines += ["", "sites: " + ", ".join(f"{site} {count}" for site, count in report.sites.items())]
+    lines += _listed("problem", report.problems) + _listed("warning", report.warnings)
+    lines += _listed("unreadable", [f"{file}: {reason}" for file, reason in report.unreadable])
+    lines += _listed("the same image", [" = ".join(files) for files in report.duplicates])
+    lines += _listed("alike, in two splits", [" ~ ".join(files) for files in report.near_duplicates])
+    return "\n".join([*lines, "", "ready to train" if report.ok else "not ready to train: see the problems above"])
+
+
+def _listed(kind: str, findings: list[str] | tuple[str, ...]) -> list[str]:
+    if not findings:
+        return []
+    more = [f"{kind}: and {len(findings) - NAMED} more (--json lists all)"] if len(findings) > NAMED else []
+    return ["", *(f"{kind}: {finding}" for finding in findings[:NAMED]), *more]
+
+
+def build(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Folder with a folder per class, table, or .npz. Default: --digits."),
+    ] = None,
+    classes: Annotated[str | None, typer.Option(metavar="A,B", help="The two classes of that source.")] = None,
+    n: Annotated[int | None, typer.Option("-n", min=2, help="Images per class. Default: all of the rarer one.")] = None,
+    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels; the plan's image_size.")] = 224,
+    name: Annotated[str | None, typer.Option(help="What it is, for people.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses which images.")] = 1,
+    digits: Annotated[
+        bool, typer.Option("--digits", help="scikit-learn's handwritten digits: a stand-in for trials, not medical.")
+    ] = False,
+) -> None:
+    """Make an anchor set: two classes, as many images of each, one file."""
+    from hsl_node.train import anchor
+
+    if digits == (data is not None):
+        raise UsageError("give either --data PATH or --digits", remedy="see `hsl-node anchor build --help`")
+    if out.exists():
+        raise UsageError(f"{out} exists already; nothing was changed", remedy="name another file, or remove this one")
+    if data is None:
+        made = anchor.digits_standin(image_size, n=n, seed=seed)
+    else:
+        from hsl_node.config import DataConfig
+
+        chosen = (classes or "").split(",")
+        if len(chosen) != 2:
+            raise UsageError("an anchor set has two classes", remedy="e.g. --classes NORMAL,PNEUMONIA")
+        made = anchor.build(
+            DataConfig(path=data),
+            name=name or f"{data.name}: {' against '.join(chosen)}",
+            classes=(chosen[0], chosen[1]),
+            image_size=image_size,
+            n=n,
+            seed=seed,
+            progress=progress_bar("images"),
+        )
+    fingerprint = anchor.save(made, out)
+    print(f"{out}: {made.name}, {len(made.labels)} images of {made.image_size} px, fingerprint {fingerprint}")
+
+
+def verify(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help="Default: the one this node uses.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare an anchor file with the federation's fingerprint.
+
+    Exit code 17: it is another file.
+    """
+    from hsl_node import config
+    from hsl_node.sync.store import Layout
+    from hsl_node.train import anchor
+
+    state = state_of(context)
+    federation = config.load_federation(state)
+    if federation.anchor is None:
+        raise UsageError(f"federation {federation.name!r} uses no anchor set", remedy="there is nothing to verify")
+    path = file or config.load_node(state).anchor or Layout(state).anchor
+    found = anchor.verify(path, federation.anchor)
+    if json:
+        print_json({"file": str(path), "name": found.name, "classes": found.classes, "images": len(found.labels),
+                    "image_size": found.image_size, "fingerprint": federation.anchor.fingerprint})  # fmt: skip
+    else:
+        classes = " against ".join(found.classes)
+        print(f"{path} is {found.name!r}: {classes}, {len(found.labels)} images of {found.image_size} px")

@@ -1,0 +1,81 @@
+"""Enrolment of this node: init and card."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsl_node.commands.shared import ENROL, Json, print_json, state_of
+
+KEYS = (
+    "name, address, listen, anchor, client; [data] path, filter, columns, labels, exclude, window_center, "
+    "window_width; [train] device, threads, backbone_weights; [inbox] kind, directory, quota_mib"
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        rich_help_panel=ENROL,
+        epilog="Example: hsl-node init --name mercy --address hsl.mercy.example.org:8922 --data /srv/images",
+        help="Make the state directory, the node's key, node.toml and the peer card.\n\n"
+        f"node.toml explains each of its keys: {KEYS}. A second init changes nothing.",
+    )(init)
+    app.command(rich_help_panel=ENROL, epilog="Example: hsl-node card > mercy.card")(card)
+
+
+def init(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="Name in the federation: lower-case letters, digits and '-'.")],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the other hospitals reach this node.")],
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the inbox listens. Default: the port of --address.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Images: a folder, a table, or an .npz file.")
+    ] = None,
+) -> None:
+    from hsl_node import config, enrol
+
+    state = state_of(context)
+    enrol.require_owner(state)
+    made = enrol.init(state, name=name, address=address, listen=listen, data=data)
+    print(config.card_text(made), end="")
+    print(
+        f"\nMade {state}. Next:\n"
+        f"  1. mail {state / f'{made.name}.card'} (the lines above) to whoever makes the federation,\n"
+        f"     and read the last line to them over the phone\n"
+        f"  2. look through {state / 'node.toml'}, then: hsl-node data check\n"
+        f"  3. when federation.toml comes back: hsl-node federation join federation.toml",
+        file=sys.stderr,
+    )
+
+
+def card(
+    context: typer.Context,
+    host_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Where the inbox is an existing SFTP server: its ssh-ed25519 host key."),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="There: the login name of a sender; {sender} stands for its peer name.")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="There: the folder that holds parts/, inbox/ and receipts/.")] = None,
+    json: Json = False,
+) -> None:
+    """Print this node's peer card again. It holds no secret."""
+    from hsl_node import config, enrol
+
+    found = enrol.card_of(state_of(context), host_key=host_key, user=user, root=root)
+    if json:
+        print_json(
+            {
+                **found.model_dump(mode="json"),
+                "fingerprint": found.fingerprint,
+                "read_aloud": config.read_aloud(found.key),
+            }
+        )
+    else:
+        print(config.card_text(found), end="")

@@ -1,0 +1,154 @@
+"""The federation: create it from cards, show, join, diff."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsl_node.commands.shared import ENROL, Json, print_json, state_of, table
+from hsl_node.errors import FederationMismatch
+
+if TYPE_CHECKING:
+    from hsl_node.config import Federation
+
+PLAN_KEYS = (
+    "method, task, classes, rounds, epochs_per_round, seed, image_size, batch_size, backbone, backbone_weights, "
+    "encoder, embedding, temperature, experts, learning_rate, learning_rate_min, cosine_period_epochs, weight_decay, "
+    "optimizer_state, precision, fusion, patience_epochs, plateau_rounds, plateau_improvement, split_percent"
+)
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="The agreed list of peers, their keys and the plan: one file, the same for everybody.")
+    group.command(
+        epilog="Example: hsl-node federation create --name breast-us --card a.card --card b.card "
+        "--anchor anchor.safetensors --set rounds=10 --set classes=benign,malignant --out federation.toml",
+        help="Make federation.toml from the peers' cards and a plan.\n\nPrints the hash to compare by phone. "
+        f"Keys of a plan: {PLAN_KEYS}. What is not given has the published default.",
+    )(create)
+    group.command(epilog="Example: hsl-node federation show federation.toml")(show)
+    group.command(epilog="Example: hsl-node federation join federation.toml --anchor anchor.safetensors")(join)
+    group.command(epilog="Example: hsl-node federation diff new.toml")(diff)
+    app.add_typer(group, name="federation", rich_help_panel=ENROL, no_args_is_help=True)
+
+
+def create(
+    name: Annotated[str, typer.Option(help="Name of the federation.")],
+    card: Annotated[list[Path], typer.Option(metavar="FILE", help="A peer card; once for each peer.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan: TOML with the keys above.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="One setting of the plan; wins over --plan.")
+    ] = None,
+    anchor: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The anchor set (hsl-node anchor build); its fingerprint goes in."),
+    ] = None,
+) -> None:
+    from hsl_node import config, enrol
+
+    made = enrol.create(name=name, cards=card, plan=config.load_plan(plan, set or ()), anchor=anchor)
+    enrol.write_new(out, config.federation_text(made))
+    print(_text(made))
+    print(
+        f"\nWrote {out}. Send it{' and the anchor set' if anchor else ''} to every peer; compare the hash by phone.",
+        file=sys.stderr,
+    )
+
+
+def show(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help="A federation.toml. Default: the one joined.")] = None,
+    json: Json = False,
+) -> None:
+    """Print name, hash, peers with fingerprints, and the plan."""
+    federation = _load(context, file)
+    if json:
+        print_json({**federation.model_dump(mode="json"), "hash": federation.fed8, "digest": federation.digest})
+    else:
+        print(_text(federation))
+
+
+def join(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The federation.toml that everybody got.")],
+    anchor: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The anchor set that came with it: checked, then copied into place."),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Also when rounds were trained under another one: that run moves to past/."),
+    ] = False,
+) -> None:
+    """Make this file the node's federation.
+
+    Refused where this node's own key is not in it, and where rounds were trained under another one.
+    """
+    from hsl_node import enrol
+    from hsl_node.sync.store import Layout
+
+    state = state_of(context)
+    enrol.require_owner(state)
+    joined = enrol.join(state, file, anchor=anchor, replace=replace)
+    print(f"joined {joined.name!r}, hash {joined.fed8}; read aloud: {enrol.read_aloud(joined)}")
+    if joined.anchor is not None and not Layout(state).anchor.exists():
+        what = f"The anchor set {joined.anchor.name!r} is still missing"
+        print(f"{what}: join again with --anchor FILE, or name it in node.toml.", file=sys.stderr)
+
+
+def diff(
+    context: typer.Context,
+    first: Annotated[Path, typer.Argument(help="A federation.toml.")],
+    second: Annotated[Path | None, typer.Argument(help="Another one. Default: the one joined.")] = None,
+    json: Json = False,
+) -> None:
+    """Every setting in which two federation files differ.
+
+    As `key: joined -> FIRST`, or `key: FIRST -> SECOND`. Exit code 17 where they differ.
+    """
+    from hsl_node import config
+
+    one, other = _load(context, first), _load(context, second)
+    ours, theirs = (one, other) if second is not None else (other, one)
+    found = config.differences(ours, theirs)
+    if json:
+        print_json({"ours": ours.fed8, "theirs": theirs.fed8, "differences": found})
+    else:
+        print("\n".join(found) if found else f"the same federation, hash {ours.fed8}")
+    if found:
+        raise typer.Exit(FederationMismatch.exit_code)
+
+
+def _load(context: typer.Context, file: Path | None) -> Federation:
+    from hsl_node import config
+
+    return config.load_federation(state_of(context)) if file is None else config.read_toml(file, config.Federation)
+
+
+def _text(federation: Federation) -> str:
+    from hsl_node.config import Plan
+    from hsl_node.enrol import read_aloud
+
+    plan, usual = federation.plan.model_dump(mode="json"), Plan().model_dump(mode="json")
+    changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}
+    anchor = federation.anchor
+    return "\n".join(
+        [
+            f"federation  {federation.name}",
+            f"hash        {federation.fed8}   (read aloud: {read_aloud(federation)})",
+            f"anchor      {f'{anchor.name}, {anchor.images} images, {anchor.fingerprint[:12]}' if anchor else 'none'}",
+            "",
+            table(("peer", "address", "fingerprint"), [(p.name, p.address, p.fingerprint) for p in federation.peer]),
+            "",
+            "plan (what is not listed has its default)",
+            *(f"  {key:20}  {_value(plan[key])}" for key in plan if key in changed),
+        ]
+    )
+
+
+def _value(value: object) -> str:
+    return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,178 @@
+"""The daemon: start, stop, status, pause, resume, logs, doctor, version."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from hsl_node.commands.shared import RUN, START_HERE, Json, print_json, state_of, wants_colour, wants_unicode
+from hsl_node.errors import NotRunning, UsageError
+
+STOP_WAIT_S = 180.0  # TimeoutStopSec= of the unit
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node start")(start)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node stop --wait")(stop)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node status --watch")(status)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node pause")(pause)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node resume")(resume)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node logs -n 50 --follow")(logs)
+    app.command(rich_help_panel=START_HERE, epilog="Example: hsl-node doctor")(doctor)
+    app.command(rich_help_panel=START_HERE, epilog="Example: hsl-node version --json")(version)
+
+
+def start(
+    context: typer.Context,
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+) -> None:
+    """Run the daemon, in the foreground.
+
+    Until `hsl-node stop`, SIGTERM or Ctrl-C. The systemd unit calls this.
+    """
+    from hsl_node import enrol, logs, node
+
+    state = state_of(context)
+    if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise UsageError(f"no log level {log_level!r}", remedy="DEBUG, INFO, WARNING or ERROR")
+    enrol.require_initialised(state)
+    enrol.require_owner(state)
+    logs.setup(state, log_level.upper())
+    raise typer.Exit(node.run(state))
+
+
+def stop(
+    context: typer.Context,
+    wait: Annotated[bool, typer.Option("--wait", help="Return only when the daemon has left.")] = False,
+    timeout: Annotated[
+        float, typer.Option(help="With --wait: seconds until giving up with exit code 16.")
+    ] = STOP_WAIT_S,
+) -> None:
+    """Ask the daemon to save and leave.
+
+    Nothing is lost: the next start goes on where this one ended.
+    """
+    from hsl_node import control
+
+    control.stop(state_of(context), timeout if wait else None)
+    print("stopped" if wait else "stopping")
+
+
+def status(
+    context: typer.Context,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Draw it again every second; Ctrl-C leaves.")] = False,
+) -> None:
+    """What the node does, whom it waits for, what is wrong.
+
+    With the daemon down: what the journal knows, and exit code 3.
+    """
+    from hsl_node import status as page
+
+    state = state_of(context)
+    colour = wants_colour()
+    if watch:
+        if not sys.stdout.isatty():
+            raise UsageError("--watch needs a terminal", remedy="in a script use `hsl-node status --json`")
+        from hsl_node.watch import watch as draw
+
+        draw(state, page.Look(colour=colour, unicode=wants_unicode()))
+    snapshot = page.fetch(state)
+    if json:
+        print_json(snapshot)
+    else:
+        width = shutil.get_terminal_size((page.WIDTH, 24)).columns
+        look = page.Look(width=min(max(width, 60), 110), colour=colour, unicode=wants_unicode())
+        print(page.render(snapshot, now=time.time(), look=look))
+    if snapshot["state"] == "stopped":
+        raise typer.Exit(NotRunning.exit_code)
+
+
+def pause(context: typer.Context) -> None:
+    """Stop training, go on receiving.
+
+    The running epoch is begun again by `hsl-node resume`. The other hospitals wait for this node meanwhile.
+    """
+    from hsl_node.control import ask
+
+    ask(state_of(context), "pause")
+    print("paused: the other hospitals wait for this node until `hsl-node resume`")
+
+
+def resume(context: typer.Context) -> None:
+    """Train again after `hsl-node pause`."""
+    from hsl_node.control import ask
+
+    ask(state_of(context), "resume")
+    print("resumed")
+
+
+def logs(
+    context: typer.Context,
+    count: Annotated[int, typer.Option("-n", min=0, help="How many of the last events.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they happen; Ctrl-C leaves.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per line, as in the file.")] = False,
+) -> None:
+    """The daemon's events.
+
+    From STATE/log/hsl-node.log. With systemd, `journalctl -u hsl-node` has them too.
+    """
+    from json import dumps
+
+    from hsl_node import logs
+
+    state = state_of(context)
+
+    def show(event: dict[str, object]) -> None:
+        print(dumps(event, ensure_ascii=False) if json else logs.human(event), flush=follow)
+
+    for event in logs.tail(state, count):
+        show(event)
+    if follow:
+        for event in logs.follow(state):
+            show(event)
+
+
+def doctor(context: typer.Context, json: Json = False) -> None:
+    """Check everything this node needs.
+
+    Settings, key, federation, anchor set, images, disk, port, the peers' addresses, torch and GPU. Exit code: that of
+    the first check that failed.
+    """
+    from hsl_node import doctor
+
+    checks = doctor.examine(state_of(context))
+    if json:
+        print_json([vars(check) for check in checks])
+    else:
+        print(doctor.text(checks, colour=wants_colour()))
+    raise typer.Exit(doctor.exit_code(checks))
+
+
+def version(json: Json = False) -> None:
+    """Versions of this program and of what its results depend on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from hsl_node import __version__
+
+    versions = {
+        "hsl-node": __version__,
+        "python": platform.python_version(),
+        "system": f"{os.uname().sysname} {os.uname().release}",
+    }
+    for package in ("torch", "torchvision", "numpy", "asyncssh", "paramiko", "safetensors"):
+        try:
+            versions[package] = installed(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    if json:
+        print_json(versions)
+    else:
+        print("\n".join(f"{name:12}  {value}" for name, value in versions.items()))

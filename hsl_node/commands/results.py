@@ -1,0 +1,93 @@
+"""What came of it: evaluate, predict, export, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsl_node.commands.shared import RESULTS, Json, print_json, state_of
+
+Round = Annotated[
+    int | None, typer.Option("--round", min=1, help="Fused model of this round. Default: the best by validation AUC.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node evaluate")(evaluate)
+    app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node predict scan1.png scan2.dcm --out predictions.csv")(
+        predict
+    )
+    app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node export --out model.safetensors --onnx")(export)
+    app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node report --out report.html")(report)
+
+
+def evaluate(
+    context: typer.Context,
+    again: Annotated[
+        bool, typer.Option("--again", help="Though the test set was used before. The report counts how often.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure the final model on this site's test set.
+
+    The fused one and the site's own side by side. Once: a test set that is looked at again and again tests nothing.
+    """
+    from hsl_node import results
+
+    found = results.evaluate(state_of(context), again=again)
+    if json:
+        print_json(found)
+    else:
+        print(results.evaluation_text(found))
+
+
+def predict(
+    context: typer.Context,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG, TIFF, BMP or DICOM files.")],
+    out: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: the terminal.")] = None,
+    round: Round = None,
+    json: Json = False,
+) -> None:
+    """Probabilities of each class for images, as CSV.
+
+    For research: this is no medical device.
+    """
+    from hsl_node import results
+
+    found = results.predict(state_of(context), images, round=round)
+    if json:
+        print_json(found)
+    else:
+        results.write_csv(found, out)
+
+
+def export(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write; its card goes beside it.")],
+    round: Round = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also as ONNX, where the model can be exported.")] = False,
+) -> None:
+    """Write the model and a card that says what it is.
+
+    The card (JSON) holds plan, anchor reference, digests and where it was trained.
+    """
+    from hsl_node import results
+
+    for path in results.export(state_of(context), out, round=round, onnx=onnx):
+        print(path)
+
+
+def report(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """One HTML file with all results inside.
+
+    AUC per round, ROC, confusion matrices, transfers, timeline of the rounds.
+    """
+    from hsl_node import report
+
+    report.write(state_of(context), out)
+    print(out)

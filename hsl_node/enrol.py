@@ -1,0 +1,277 @@
+"""Enrolment: a node's key and settings, its peer card, and the federation that the cards become.
+
+init -> card ... mailed, fingerprint compared by phone ... -> federation create -> the same file to everybody -> join
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from hsl_node import config, identity
+from hsl_node.config import Federation, NodeConfig, PeerCard, Plan
+from hsl_node.errors import FederationMismatch, NotInitialised, UsageError
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.store import Layout, Store
+from hsl_node.sync.tensors import fsync_folder, sha256_of
+
+NODE_TOML = """\
+# Settings of this hospital's node. Nothing in here is shared with the other hospitals.
+# A line that begins with "#" shows a default, or an example where there is none: remove the "#" to change it.
+# A misspelt key is refused at the start, with its line. After a change: hsl-node doctor, then restart the service.
+
+{name}           # this node's name in the federation; cannot change later
+{address}   # where the other hospitals reach this node; part of the peer card
+{listen}     # where the embedded inbox listens
+# anchor = "/srv/hsl/anchor.safetensors"   # the federation's anchor set; default: anchor.safetensors beside this file
+# client = "asyncssh"                      # asyncssh | paramiko: what this node sends with
+
+[data]                                     # this hospital's images; read in place, never written to, never sent
+{path}
+# filter = {{ scanner = "Canon" }}           # use only the rows of the table with this column = value
+# columns = {{ path = "file" }}              # the table's own names for path, label, patient, site, split
+# labels = {{ B = "benign" }}                # the source's own label = class of the plan
+# exclude = ["broken.png"]                 # file names to leave out
+# window_center = 40.0                     # DICOM: where the file's own window is unwanted
+# window_width = 400.0
+
+[train]
+# device = "auto"                          # auto | cpu | cuda | cuda:0
+# threads = 0                              # processor threads, 0 = all cores; results depend on it: keep it
+# backbone_weights = "/srv/hsl/resnet18.safetensors"   # only where the plan names such a file by its sha256
+
+[inbox]
+# kind = "embedded"                        # embedded | directory: OpenSSH or SFTPGo (hsl-node inbox provision)
+# directory = "/srv/hsl/inbox"             # with kind = "directory": the folder that holds a home folder per sender
+# quota_mib = 4096                         # disk space that one peer may use here, MiB
+"""
+PAST = "past"  # STATE/past/: what belongs to an earlier federation
+
+
+# ------------------------------------------------------------------ this node
+
+
+def init(state: Path, *, name: str, address: str, listen: str | None, data: Path | None) -> PeerCard:
+    """Make the state directory, key, node.toml and peer card. An init that was cut short is completed.
+
+    Raises:
+        UsageError: this has been done here before; nothing is changed.
+        ConfigError: name, address or listen are not what they should be; nothing is written.
+    """
+    layout = Layout(state)
+    target = state / "node.toml"
+    if target.exists():
+        raise UsageError(
+            f"{state} is initialised already; nothing was changed",
+            remedy="`hsl-node card` prints its peer card again; for a second node give another --state",
+        )
+    text = node_toml(name=name, address=address, listen=listen, data=data)
+    layout.make()
+    me = identity.load(layout.key) if layout.key.exists() else identity.generate(layout.key)
+    fsync_folder(layout.key.parent)
+    card = PeerCard(name=name, address=address, key=me.public)
+    write_new(state / f"{name}.card", config.card_text(card), replace=True)
+    write_new(target, text, mode=0o600)  # last: whoever finds it finds everything else
+    return card
+
+
+def node_toml(*, name: str, address: str, listen: str | None, data: Path | None) -> str:
+    """The commented node.toml, checked by the same reader that will read it.
+
+    Raises:
+        ConfigError: a value is not valid.
+    """
+    port = config.split_address(address)[1] or 8922
+    settings = {"name": name, "address": address, "listen": listen or f"0.0.0.0:{port}"}
+    node = config.check(settings, NodeConfig, "hsl-node init")
+    example = '# path = "/srv/images"                     # folder with a folder per class | table .csv | file .npz'
+    path = _line("path", str(data.absolute())) if data else example
+    return NODE_TOML.format(
+        name=_line("name", node.name),
+        address=_line("address", node.address),
+        listen=_line("listen", node.listen),
+        path=path,
+    )
+
+
+def card_of(state: Path, *, host_key: str | None = None, user: str | None = None, root: str | None = None) -> PeerCard:
+    """This node's card. The three settings: where its inbox is an existing SFTP server with a key of its own."""
+    node = config.load_node(state)
+    me = identity.load(Layout(state).key)
+    other = {k: v for k, v in (("host_key", host_key), ("user", user), ("root", root)) if v is not None}
+    return config.check(
+        {"name": node.name, "address": node.address, "key": me.public, **other}, PeerCard, "hsl-node card"
+    )
+
+
+# ------------------------------------------------------------------ the federation
+
+
+def create(*, name: str, cards: Sequence[Path], plan: Plan, anchor: Path | None) -> Federation:
+    """Peer cards and a plan become the one file for everybody.
+
+    Raises:
+        ConfigError: a card was changed on its way, two peers share a name, key or address, or the anchor is missing.
+    """
+    content: dict[str, Any] = {
+        "name": name,
+        "plan": plan.model_dump(mode="json", exclude_none=True),
+        "peer": [config.load_card(path).model_dump(mode="json", exclude_none=True) for path in sorted(cards)],
+    }
+    if anchor is not None:
+        from hsl_node.train.anchor import card_of  # the image libraries: only where there is an anchor
+
+        content["anchor"] = card_of(anchor).model_dump(mode="json")
+    return config.check(content, Federation, "hsl-node federation create")
+
+
+def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool = False) -> Federation:
+    """Make `path` the federation of this node, and with `anchor` put the anchor set in its place.
+
+    A journal of another federation moves to STATE/past/ with all that belongs to it: its promises bind that one only.
+
+    Raises:
+        FederationMismatch: this node's key is not in it; the anchor is another; or rounds have been trained under the
+            federation joined before, and `replace` is not set.
+        AlreadyRunning: the daemon runs and would not notice.
+    """
+    federation = config.read_toml(path, Federation)
+    node = config.load_node(state)
+    layout = Layout(state)
+    config.require_member(federation, node.name, identity.load(layout.key).public)
+    if anchor is not None:
+        require_anchor(anchor, federation)
+    store = Store(layout)  # holds the lock: no daemon may start on a half-replaced state
+    try:
+        if _belongs_elsewhere(store.journal, federation):
+            rounds = rounds_signed(store.journal)
+            if rounds and not replace:
+                raise FederationMismatch(
+                    f"{rounds} rounds have been trained here under another federation; {path} would replace it",
+                    remedy=f"`hsl-node federation diff {path}` compares; --replace moves that run to {state / PAST}",
+                )
+            store.journal.close()
+            _set_aside(layout)
+        if anchor is not None and anchor.absolute() != layout.anchor.absolute():
+            _copy(anchor, layout.anchor)
+        write_new(state / "federation.toml", config.federation_text(federation), replace=True)
+    finally:
+        store.close()
+    return federation
+
+
+def require_anchor(path: Path, federation: Federation) -> None:
+    """Raises: FederationMismatch: `path` is not the anchor set of this federation."""
+    if federation.anchor is None:
+        raise FederationMismatch(
+            f"federation {federation.name!r} uses no anchor set", remedy="its method needs none: leave it out"
+        )
+    found = sha256_of(path)
+    if found != federation.anchor.fingerprint:
+        raise FederationMismatch(
+            f"{path} is not the anchor set {federation.anchor.name!r} of federation {federation.name!r}: its sha256 "
+            f"begins {found[:12]}, the federation's {federation.anchor.fingerprint[:12]}",
+            remedy="get the file from whoever made the federation; it is the same for everybody",
+        )
+
+
+def read_aloud(federation: Federation) -> str:
+    """The first 80 bits of the federation's hash, for the telephone; it begins with the short hash."""
+    return " ".join(federation.digest[i : i + 4] for i in range(0, 20, 4))
+
+
+def rounds_signed(journal: Journal) -> int:
+    """How many checkpoints this node has promised to others."""
+    return sum(1 for row in journal.rows("signed") if row["round"] > 0)
+
+
+def _belongs_elsewhere(journal: Journal, federation: Federation) -> bool:
+    return journal.state() is not None and journal.meta("federation") != federation.digest
+
+
+def _set_aside(layout: Layout) -> None:
+    target = layout.state / PAST / time.strftime("%Y%m%dT%H%M%S")
+    target.mkdir(mode=0o700, parents=True)
+    for name in ("federation.toml", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence"):
+        if (layout.state / name).exists():
+            os.rename(layout.state / name, target / name)
+    for path in sorted(layout.state.glob("journal.sqlite3*")):
+        os.rename(path, target / path.name)
+    layout.make()
+    fsync_folder(target)
+    fsync_folder(layout.state)
+
+
+# ------------------------------------------------------------------ files
+
+
+def write_new(path: Path, text: str, *, mode: int = 0o644, replace: bool = False) -> None:
+    """Write a small file so that it is there whole or not at all.
+
+    Raises:
+        UsageError: it exists, and `replace` is not set.
+    """
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists already; nothing was changed", remedy="name another file, or remove this one")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(source, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(target.parent)
+
+
+def _line(key: str, value: str) -> str:
+    """`key = "value"`, escaped as TOML wants it."""
+    return tomli_w.dumps({key: value}).rstrip("\n")
+
+
+def require_owner(state: Path) -> None:
+    """Files made here by another user could not be read by the daemon.
+
+    Raises:
+        UsageError: the state directory belongs to somebody else.
+    """
+    import pwd
+
+    with contextlib.suppress(FileNotFoundError):
+        owner = state.stat().st_uid
+        if owner != os.geteuid():
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"#{owner}"
+            raise UsageError(
+                f"{state} belongs to user {name}", remedy=f"run this as that user: sudo -u {name} hsl-node ..."
+            )
+
+
+def require_initialised(state: Path) -> None:
+    """Raises: NotInitialised."""
+    if not (state / "node.toml").exists():
+        raise NotInitialised(
+            f"{state} holds no node.toml", remedy="run `hsl-node init`, or point --state at the right folder"
+        )

@@ -1,0 +1,114 @@
+"""The snapshot of a node whose daemon is down: what the journal knows, in the same dict, live parts None."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hsl_node import __version__
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import Digest, Peer
+
+ERROR_NOTES = 3  # the last things that went wrong, newest last
+
+
+def from_journal(state: Path) -> dict[str, Any]:
+    """What the journal knows: the same dict, live parts None."""
+    snapshot: dict[str, Any] = {
+        "schema": 1, "node": None, "fingerprint": None, "version": __version__, "instance": None, "pid": None,
+        "state": "stopped", "since": None, "started": None,
+        "federation": {"name": None, "hash": None, "peers": None, "rounds": None, "method": None, "task": None},
+        "round": None, "rounds": None, "phase": None, "reason": "", "epoch": None, "busy": None, "fusing": None,
+        "peers": [], "waiting_for": [], "waiting_since": None, "disk": None, "device": None, "trainer": None,
+        "last_fused": None, "aucs": [], "best": None, "warnings": [],
+    }  # fmt: skip
+    if not (state / "journal.sqlite3").exists():
+        return snapshot
+    journal = Journal.read_only(state / "journal.sqlite3")
+    try:
+        return snapshot | _recorded(journal) | {"disk": {"free": shutil.disk_usage(state).free, "need": None}}
+    finally:
+        journal.close()
+
+
+def _recorded(journal: Journal) -> dict[str, Any]:
+    state = journal.state()
+    if state is None:
+        return {}
+    me, round = state["me"], state["round"]
+    phases = journal.rows("phases")
+    manifests = journal.rows("manifests")
+    fused = [{k: r[k] for k in ("round", "sha256", "auc")} for r in journal.rows("fused") if r["round"] > 0]
+    best = journal.best_fused()
+    digest = journal.meta("federation")
+    waiting = [p for p in state["peers"] if p not in state["have"]] if me in state["have"] else []
+    since = max((r["started"] for r in phases if r["round"] == round), default=None)
+    return {
+        "node": me,
+        "instance": journal.meta("instance"),
+        "since": max(
+            (r["at"] for table in ("manifests", "epochs", "fused") for r in journal.rows(table)), default=since
+        ),
+        "federation": {
+            "name": None,
+            "hash": digest[:8] if digest else None,
+            "peers": len(state["peers"]),
+            "rounds": state["rounds"],
+            "method": None,
+            "task": None,
+        },
+        "round": round,
+        "rounds": state["rounds"],
+        "phase": state["phase"],
+        "reason": state["reason"],
+        "peers": [_recorded_peer(journal, state, p, manifests) for p in state["peers"] if p != me],
+        "waiting_for": waiting,
+        "waiting_since": since if waiting else None,
+        "device": journal.meta("device"),
+        "last_fused": fused[-1] if fused else None,
+        "aucs": aucs(Peer(me), manifests, fused),
+        "best": {"round": best[0], "sha256": best[1]} if best else None,
+        "warnings": _recorded_warnings(journal, state),
+    }
+
+
+def aucs(me: Peer, manifests: list[dict[str, Any]], fused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Validation AUC per round of this site: of its own checkpoint, and of what was fused. None: undefined."""
+    local = {r["round"]: r["content"]["auc"] for r in manifests if r["peer"] == me and r["content"]["bytes"] > 0}
+    after = {r["round"]: r["auc"] for r in fused}
+    return [{"round": r, "local": local.get(r), "fused": after.get(r)} for r in sorted(local.keys() | after.keys())]
+
+
+def _recorded_peer(
+    journal: Journal, state: dict[str, Any], peer: str, manifests: list[dict[str, Any]]
+) -> dict[str, Any]:
+    theirs = [m for m in manifests if m["peer"] == peer]
+    receipts = [r for r in journal.rows("receipts") if r["receiver"] == peer]
+    claim = state["have"].get(peer)
+    size = theirs[-1]["content"]["bytes"] if claim and theirs else 0
+    owed = any(p == peer and r == state["round"] for r, p in state["owed"])
+    delivered = any(r["round"] == state["round"] and r["accepted"] for r in receipts) and not owed
+    return {
+        "name": peer, "address": None, "fingerprint": None, "connected": False,
+        "last_seen": theirs[-1]["at"] if theirs else None,
+        "sent": {
+            "state": "done" if delivered else "idle", "round": state["round"], "bytes": 0, "total": 0, "rate": None,
+            "retries": 0, "resent": 0, "last_error": "", "next_try_s": None,
+        },
+        "received": {
+            "state": "verified" if claim else "nothing", "round": state["round"], "bytes": size, "total": size,
+            "rate": None, "sha256": Digest(claim["sha256"]) if claim else None,
+            "auc": theirs[-1]["content"]["auc"] if claim and theirs else None,
+        },
+        "receipt": f"round {receipts[-1]['round']}: {receipts[-1]['code']}" if receipts else None,
+    }  # fmt: skip
+
+
+def _recorded_warnings(journal: Journal, state: dict[str, Any]) -> list[dict[str, Any]]:
+    notes = [n for n in journal.rows("notes") if n["level"] in ("error", "warning") and n["code"] != "halted"]
+    warnings = [{"code": n["code"], "text": n["text"], "since": n["at"], "fix": ""} for n in notes[-ERROR_NOTES:]]
+    if state["reason"]:
+        fix = "no training goes on until the hospitals have settled it; manifests and proof are in evidence/"
+        warnings.insert(0, {"code": "halted", "text": state["reason"], "since": None, "fix": fix})
+    return warnings
