@@ -31,7 +31,8 @@ class Manifest(_Signed):
     """One peer's signed statement about one round.
 
     A *statement* (`bytes` = 0, `sha256` = `base`) carries no checkpoint. Round 0: the initial weights this peer will
-    start from; the round after the last: the fused model it ended with. See AGREE in `round.py`.
+    start from; the round after the last: the fused model it ended with; any other round: where it halted. See AGREE
+    and HALTED in `round.py`.
     """
 
     version: Literal[1] = 1
@@ -106,8 +107,8 @@ def check(manifest: Manifest, name: FileName, federation: Federation, sender: Pe
         raise PeerDataError(f"round {manifest.round}, accepted here: {current} and {current + 1}", code="round")
     if manifest.statement and manifest.sha256 != manifest.base:
         raise PeerDataError("a statement repeats the digest of its base", code="manifest")
-    if (manifest.round == 0 and not manifest.statement) or (manifest.round == 1 and manifest.statement):
-        raise PeerDataError("round 0 is a statement, round 1 a checkpoint", code="manifest")
+    if manifest.round == 0 and not manifest.statement:
+        raise PeerDataError("round 0 is a statement", code="manifest")
     if manifest.round <= 1 and manifest.inputs:
         raise PeerDataError(f"round {manifest.round} has no earlier inputs", code="manifest")
     if manifest.round > 1 and set(manifest.inputs) != set(federation.peers):

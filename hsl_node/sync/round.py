@@ -6,6 +6,10 @@
 In AGREE every peer states, signed, which model it stands on, before the first round and after the last: a wrong
 anchor, plan or initial model shows before hours of training, and the last fusion is compared like all before it.
 
+A node that halts makes the same statement about the round it stopped in, and goes on delivering, so that every peer
+halts too and can name who differs, instead of waiting for ever for a checkpoint that will not come. Where it has
+signed its checkpoint of the round already, it halts on entering the next one: see `_object`.
+
 The actions are a function of the state alone (`todo`). So a restart needs no case of its own: load the state, do what
 is to do. The driver saves the new state *before* it performs any action, and every action is idempotent; an action
 that is under way already is not started twice.
@@ -28,7 +32,7 @@ class Phase(StrEnum):
     COLLECT = "collect"  # publish mine; wait for the full set
     FUSE = "fuse"
     FINISHED = "finished"
-    HALTED = "halted"  # peers disagree: a person must look; evidence is kept
+    HALTED = "halted"  # peers disagree: a person must look; evidence is kept; the others are still told
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Claim:
     inputs: Mapping[Peer, Digest]  # the full set it fused into `base`
     samples: int = 1
     plateau: bool = False
-    statement: bool = False  # AGREE: no checkpoint comes with it
+    statement: bool = False  # AGREE, HALTED: no checkpoint comes with it
     software: str = ""
 
 
@@ -58,7 +62,7 @@ class State:
     have: Mapping[Peer, Claim] = field(default_factory=dict)  # verified claims of this round, mine included
     early: Mapping[Peer, Claim] = field(default_factory=dict)  # of the next one: a peer is at most one ahead
     owed: frozenset[tuple[Round, Peer]] = frozenset()  # deliveries without a receipt, of this and the last round
-    reason: str = ""  # why HALTED, naming who
+    reason: str = ""  # why HALTED, or why it will be on entering the next round; names who
 
     @property
     def missing(self) -> tuple[Peer, ...]:
@@ -70,7 +74,7 @@ class State:
 
 @dataclass(frozen=True)
 class Trained:
-    """My checkpoint (or, in AGREE, my statement) of this round is on disk. `claim.peer` is me."""
+    """My checkpoint (or, in AGREE and HALTED, my statement) of this round is on disk. `claim.peer` is me."""
 
     claim: Claim
 
@@ -140,15 +144,13 @@ def todo(state: State) -> tuple[Action, ...]:
     """Everything that is to be done in this state. A restart begins here."""
     pushes = tuple(Push(round, peer) for round, peer in sorted(state.owed))
     match state.phase:
-        case Phase.AGREE if state.me not in state.have:
+        case Phase.AGREE | Phase.HALTED if state.me not in state.have:
             return (Declare(state.round, state.base), *pushes)
         case Phase.TRAIN:
             return (Train(state.round, state.base), *pushes)
         case Phase.FUSE:
             return (Fuse(state.round, _digests(state.have)), *pushes)
-        case Phase.HALTED:
-            return ()
-        case _:  # AGREE with my statement made, COLLECT, FINISHED: deliver and wait
+        case _:  # AGREE and HALTED with my statement made, COLLECT, FINISHED: deliver and wait
             return pushes
 
 
@@ -164,17 +166,20 @@ def step(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
 
 def _next(state: State, event: Event) -> State:
     match state.phase, event:
-        case Phase.HALTED, _:
-            return state
         case _, Delivered(peer, round):
             return replace(state, owed=state.owed - {(round, peer)})
 
-        case ((Phase.TRAIN | Phase.AGREE), Trained(claim)) if _is_mine(state, claim):
+        case ((Phase.TRAIN | Phase.AGREE | Phase.HALTED), Trained(claim)) if _is_mine(state, claim):
             others = {(state.round, p) for p in state.peers if p != state.me}
             state = replace(state, have={**state.have, state.me: claim}, owed=state.owed | others)
             return _advance(replace(state, phase=Phase.COLLECT) if state.phase is Phase.TRAIN else state)
         case _, Trained(claim) if state.have.get(state.me) == claim:
             return state  # said twice
+
+        case Phase.HALTED, Arrived(claim) if claim.round == state.round:
+            return _learn_more(state, claim)
+        case Phase.HALTED, _:
+            return state  # what was under way when we stopped
 
         case _, Arrived(claim) if claim.round == state.round:
             return _advance(_receive(state, claim))
@@ -200,19 +205,32 @@ def _receive(state: State, claim: Claim) -> State:
             return state  # refused and named by the receiver's check; we go on waiting
         return replace(state, have={**state.have, claim.peer: claim})
     if known is not None:
-        return state if known.sha256 == claim.sha256 else _halt(state, _two_faces(known, claim))
-    disagreement = _disagreement(state, claim)
-    if disagreement:
-        return _halt(state, disagreement)
-    # Who starts round r has fused round r-1, so it holds my checkpoint of r-1: as good as a receipt.
-    return replace(state, have={**state.have, claim.peer: claim}, owed=state.owed - {(state.round - 1, claim.peer)})
+        return state if known.sha256 == claim.sha256 else _object(state, _two_faces(known, claim))
+    state = replace(state, have={**state.have, claim.peer: claim}, owed=_still_owed(state, claim))
+    reason = _other_base(state, claim)
+    if claim.statement != (state.phase is Phase.AGREE):
+        return _halt(state, reason or _other_end(claim))  # there will be no full set
+    return _object(state, reason) if reason else state
 
 
 def _receive_early(state: State, claim: Claim) -> State:
     known = state.early.get(claim.peer)
-    if known is not None and known.sha256 != claim.sha256:
-        return _halt(state, _two_faces(known, claim))
-    return replace(state, early={**state.early, claim.peer: claim}, owed=state.owed - {(state.round, claim.peer)})
+    if known is not None:
+        return state if known.sha256 == claim.sha256 else _object(state, _two_faces(known, claim))
+    return replace(state, early={**state.early, claim.peer: claim}, owed=_still_owed(state, claim))
+
+
+def _learn_more(state: State, claim: Claim) -> State:
+    """Halted: our reason may be a peer that merely halted before us; what still arrives may name the culprit."""
+    if claim.peer in state.have:
+        return state
+    state = replace(state, have={**state.have, claim.peer: claim}, owed=_still_owed(state, claim))
+    return _halt(state, reason) if (reason := _other_base(state, claim)) else state
+
+
+def _still_owed(state: State, claim: Claim) -> frozenset[tuple[Round, Peer]]:
+    """Who starts round r has fused round r-1, so it holds my checkpoints before r: as good as a receipt."""
+    return frozenset((r, p) for r, p in state.owed if p != claim.peer or r >= claim.round)
 
 
 def _advance(state: State) -> State:
@@ -241,7 +259,9 @@ def _next_round(state: State, digest: Digest) -> State:
             inputs=_digests(state.have),
             have={},
             early={},
-            owed=frozenset((r, p) for r, p in state.owed if r == state.round),  # older ones were received: see _receive
+            owed=frozenset(
+                (r, p) for r, p in state.owed if r == state.round
+            ),  # older ones have arrived: see _still_owed
         ),
         state.early,
     )
@@ -249,16 +269,15 @@ def _next_round(state: State, digest: Digest) -> State:
 
 def _enter(state: State, early: Mapping[Peer, Claim]) -> State:
     """Take in what came one round early, now that we know what it must be based on."""
+    if state.reason:
+        state = _halt(state, state.reason)  # now it can be said: see `_object`
     for claim in early.values():
-        if state.phase is not Phase.HALTED:
-            state = _receive(state, claim)
+        state = _learn_more(state, claim) if state.phase is Phase.HALTED else _receive(state, claim)
     return state
 
 
-def _disagreement(state: State, claim: Claim) -> str:
-    """Why this claim shows that peers diverged, naming who; empty when all is well."""
-    if claim.statement != (state.phase is Phase.AGREE):
-        return f"{claim.peer} ended the run after another round than this node (round {claim.round})"
+def _other_base(state: State, claim: Claim) -> str:
+    """Why this claim shows that peers fused different things, naming who; empty when all is well."""
     if claim.base == state.base and dict(claim.inputs) == dict(state.inputs):
         return ""
     differing = [p for p in state.peers if claim.inputs.get(p) != state.inputs.get(p)]
@@ -273,6 +292,12 @@ def _disagreement(state: State, claim: Claim) -> str:
     )
 
 
+def _other_end(claim: Claim) -> str:
+    if claim.statement:
+        return f"{claim.peer} stopped in round {claim.round} without a checkpoint: `hsl-node status` there says why"
+    return f"{claim.peer} went on after round {claim.round - 1}, where the run ended for this node"
+
+
 def _two_faces(known: Claim, claim: Claim) -> str:
     return (
         f"{claim.peer} signed two different checkpoints for round {claim.round}: "
@@ -280,8 +305,23 @@ def _two_faces(known: Claim, claim: Claim) -> str:
     )
 
 
+def _object(state: State, reason: str) -> State:
+    """Halt where the others can be told.
+
+    My signature for this round may stand under a checkpoint already. The others would then fuse it, go on, and wait
+    for the next one for ever. So I fuse too and halt in the next round, with a statement that lists what I fused.
+    """
+    if state.round == 0 or (state.phase in (Phase.COLLECT, Phase.FUSE) and state.me in state.have):
+        return replace(state, reason=_joined(state.reason, reason))
+    return _halt(state, reason)
+
+
 def _halt(state: State, reason: str) -> State:
-    return replace(state, phase=Phase.HALTED, reason=reason)
+    return replace(state, phase=Phase.HALTED, reason=_joined(state.reason, reason))
+
+
+def _joined(known: str, more: str) -> str:
+    return known if more in known else f"{known}; {more}" if known else more
 
 
 def _is_mine(state: State, claim: Claim) -> bool:

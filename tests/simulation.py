@@ -1,0 +1,239 @@
+"""A whole federation on paper: the real round machine, fake network, disks, training and fusion.
+
+Everything that happens is one entry of `World.choices()`; a test picks from it in any order it likes, so messages
+come late, twice or never, and nodes lose everything they had not saved. Afterwards `settle` repairs every fault and
+lets all run to the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.round import (
+    Action,
+    Arrived,
+    Claim,
+    Declare,
+    Delivered,
+    Event,
+    Fuse,
+    Fused,
+    Push,
+    State,
+    Train,
+    Trained,
+    from_json,
+    step,
+    to_json,
+    todo,
+)
+
+INITIAL = Digest(hashlib.sha256(b"initial weights").hexdigest())
+
+
+def digest_of(*parts: object) -> Digest:
+    return Digest(hashlib.sha256(repr(parts).encode()).hexdigest())
+
+
+def honest_claims(receiver: Peer, claim: Claim) -> Sequence[Claim]:
+    return [claim]
+
+
+def honest_fusion(peer: Peer, inputs: Mapping[Peer, Digest]) -> Digest:
+    return digest_of("fused", sorted(inputs.items()))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A receipt that is still to be written: only after the state that contains the claim is saved."""
+
+    peer: Peer
+    round: Round
+
+
+@dataclass(frozen=True)
+class Message:
+    sender: Peer
+    receiver: Peer
+    content: Claim | Round  # a checkpoint with its manifest, or the receipt for that round
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        what = (self.content.round, self.content.sha256) if isinstance(self.content, Claim) else self.content
+        return self.sender, self.receiver, what
+
+
+@dataclass
+class Disk:
+    """What a crash leaves behind."""
+
+    state: str
+    mine: dict[Round, Claim] = field(default_factory=dict)  # signed manifests
+    inbox: dict[tuple[Round, Peer], Digest] = field(default_factory=dict)  # checkpoint files
+
+
+@dataclass
+class Node:
+    disk: Disk
+    state: State | None = None  # None: not running
+    mine: dict[Round, Claim] = field(default_factory=dict)
+    work: list[Action | Answer] = field(default_factory=list)
+    saved: bool = True
+    lives: int = 0  # training is not reproducible here: after a crash it gives other bytes
+
+
+Choice = tuple[Any, ...]  # a function and what to call it with
+
+
+class World:
+    """`careless`: nodes save some time after they have published, not before. Wrong on purpose.
+
+    `lie(receiver, claim)` is what `culprit` sends instead of the truth; `fusion` is how a peer fuses.
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[Peer],
+        rounds: Round,
+        *,
+        plateau_from: Mapping[Peer, Round] | None = None,
+        careless: bool = False,
+        culprit: Peer | None = None,
+        lie: Callable[[Peer, Claim], Sequence[Claim]] = honest_claims,
+        fusion: Callable[[Peer, Mapping[Peer, Digest]], Digest] = honest_fusion,
+    ) -> None:
+        self.plateau_from = plateau_from or {}
+        self.careless, self.culprit, self.lie, self.fusion = careless, culprit, lie, fusion
+        self.network: list[Message] = []
+        self.published: dict[tuple[Peer, Round], set[Digest]] = defaultdict(set)
+        self.fused: dict[Round, dict[Peer, Digest]] = defaultdict(dict)
+        self.crashes = 0
+        self.nodes: dict[Peer, Node] = {}
+        for me in peers:
+            state = State(me=me, peers=tuple(sorted(peers)), rounds=rounds, base=INITIAL)
+            self.nodes[me] = Node(Disk(json.dumps(to_json(state))))
+            self._start(me)
+
+    # -------------------------------------------------------------- what can happen now
+
+    def choices(self) -> list[Choice]:
+        found: list[Choice] = []
+        for me, node in self.nodes.items():
+            if node.state is None:
+                found.append((self._start, me))
+                continue
+            found += [(self._perform, me, work) for work in node.work]
+            if not node.saved:
+                found.append((self._save, me))
+            found.append((self._crash, me))
+        for message in {m.key: m for m in self.network}.values():
+            found.append((self._deliver, message))
+            found.append((self.network.append, message))  # it comes twice
+            found.append((self.network.remove, message))  # it never comes
+        return found
+
+    def run(self, picks: Sequence[int]) -> World:
+        """Any interleaving: each number picks one of the things that can happen at that moment."""
+        for pick in picks:
+            choices = self.choices()
+            happens, *what = choices[pick % len(choices)]
+            happens(*what)
+        return self
+
+    def settle(self) -> World:
+        """No more faults: everybody runs, every message arrives, until nothing is left to do."""
+        for _ in range(100):
+            if not self.network and all(n.state is not None and n.saved and not n.work for n in self.nodes.values()):
+                return self
+            for me, node in self.nodes.items():
+                if node.state is None:
+                    self._start(me)
+                for work in list(node.work):
+                    if work in node.work:
+                        self._perform(me, work)
+                self._save(me)
+            for message in list(self.network):
+                self._deliver(message)
+        raise AssertionError("the federation never comes to rest")
+
+    def states(self) -> dict[Peer, State]:
+        return {p: n.state for p, n in self.nodes.items() if n.state is not None}
+
+    # -------------------------------------------------------------- one node's driver, as node.py is
+
+    def _handle(self, me: Peer, event: Event) -> None:
+        node = self.nodes[me]
+        assert node.state is not None
+        node.state, actions = step(node.state, event)
+        node.saved = False
+        if not self.careless:
+            self._save(me)
+        node.work = [*actions, *(w for w in node.work if isinstance(w, Answer))]
+
+    def _perform(self, me: Peer, work: Action | Answer) -> None:
+        node = self.nodes[me]
+        assert node.state is not None
+        match work:
+            case Declare(round, base):
+                self._trained(me, Claim(me, round, base, base, node.state.inputs, statement=True))
+            case Train(round, base):
+                plateau = round >= self.plateau_from.get(me, 10**6)
+                sha256 = digest_of("trained", me, round, base, node.lives)
+                self._trained(me, Claim(me, round, sha256, base, node.state.inputs, plateau=plateau))
+            case Push(round, peer):
+                says = self.lie if me == self.culprit else honest_claims
+                for claim in says(peer, node.mine[round]):
+                    self.published[me, round].add(claim.sha256)
+                    self.network.append(Message(me, peer, claim))  # tried again until the receipt is there
+            case Fuse(round, inputs):
+                for peer, sha256 in inputs.items():
+                    assert peer == me or node.disk.inbox[round, peer] == sha256, "fuses what it does not hold"
+                digest = self.fusion(me, inputs)
+                self.fused[round][me] = digest
+                self._handle(me, Fused(round, digest))
+            case Answer(peer, round):
+                node.work.remove(work)
+                self.network.append(Message(me, peer, round))
+
+    def _trained(self, me: Peer, claim: Claim) -> None:
+        self.nodes[me].mine[claim.round] = claim
+        self._handle(me, Trained(claim))
+
+    def _deliver(self, message: Message) -> None:
+        self.network.remove(message)
+        node = self.nodes[message.receiver]
+        if node.state is None:
+            return
+        if not isinstance(message.content, Claim):
+            self._handle(message.receiver, Delivered(message.sender, message.content))
+            return
+        claim = message.content
+        assert claim.round <= node.state.round + 1, "a peer is at most one round ahead"
+        if claim.round >= node.state.round:
+            if not claim.statement:
+                node.disk.inbox.setdefault((claim.round, claim.peer), claim.sha256)
+            self._handle(message.receiver, Arrived(claim))
+        node.work.append(Answer(claim.peer, claim.round))
+
+    def _save(self, me: Peer) -> None:
+        node = self.nodes[me]
+        if node.state is not None:
+            node.disk = replace(node.disk, state=json.dumps(to_json(node.state)), mine=dict(node.mine))
+            node.saved = True
+
+    def _crash(self, me: Peer) -> None:
+        node = self.nodes[me]
+        node.state, node.work, node.saved = None, [], True
+        self.crashes += 1
+
+    def _start(self, me: Peer) -> None:
+        node = self.nodes[me]
+        node.state, node.mine = from_json(json.loads(node.disk.state)), dict(node.disk.mine)
+        node.work = list(todo(node.state))
+        node.lives += 1
