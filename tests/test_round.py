@@ -280,8 +280,11 @@ def test_a_disagreement_that_came_early_shows_as_soon_as_its_round_begins():
     "second",
     [
         replace(checkpoint(BIRCH), sha256=OTHER),
+        replace(checkpoint(BIRCH), samples=7),  # moves a weighted mean
+        replace(checkpoint(BIRCH), plateau=True),  # moves the end of the run
+        replace(checkpoint(BIRCH), base=OTHER),
     ],
-    ids=["checkpoint"],
+    ids=["checkpoint", "samples", "plateau", "base"],
 )
 def test_two_different_claims_of_one_peer_about_one_round_halt_the_node(second):
     state = after(agreed(), Arrived(checkpoint(BIRCH)), Arrived(second))

@@ -205,7 +205,7 @@ def _receive(state: State, claim: Claim) -> State:
             return state  # refused and named by the receiver's check; we go on waiting
         return replace(state, have={**state.have, claim.peer: claim})
     if known is not None:
-        return state if known.sha256 == claim.sha256 else _object(state, _two_faces(known, claim))
+        return state if known == claim else _object(state, _two_faces(known, claim))
     state = replace(state, have={**state.have, claim.peer: claim}, owed=_still_owed(state, claim))
     reason = _other_base(state, claim)
     if claim.statement != (state.phase is Phase.AGREE):
@@ -216,7 +216,7 @@ def _receive(state: State, claim: Claim) -> State:
 def _receive_early(state: State, claim: Claim) -> State:
     known = state.early.get(claim.peer)
     if known is not None:
-        return state if known.sha256 == claim.sha256 else _object(state, _two_faces(known, claim))
+        return state if known == claim else _object(state, _two_faces(known, claim))
     return replace(state, early={**state.early, claim.peer: claim}, owed=_still_owed(state, claim))
 
 
@@ -299,9 +299,10 @@ def _other_end(claim: Claim) -> str:
 
 
 def _two_faces(known: Claim, claim: Claim) -> str:
+    """Other samples or another plateau flag count too: they would move a weighted mean or the end of the run."""
+    what = "checkpoints" if known.sha256 != claim.sha256 else "manifests of one checkpoint"
     return (
-        f"{claim.peer} signed two different checkpoints for round {claim.round}: "
-        f"{known.sha256[:12]} and {claim.sha256[:12]}"
+        f"{claim.peer} signed two different {what} for round {claim.round}: {known.sha256[:12]} and {claim.sha256[:12]}"
     )
 
 
