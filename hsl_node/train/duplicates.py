@@ -28,16 +28,18 @@ def near_duplicates(images: Array, split: Array, group: Array) -> list[tuple[int
     """
     grey = [_grey(image) for image in images]
     hashes = np.array([difference_hash(image) for image in grey], dtype=np.uint64)
-    pairs: list[tuple[int, int]] = []
-    for i, j in _candidates(hashes, split, group):
-        if _correlation(grey[i], grey[j]) >= CORRELATION_MIN:
-            pairs.append((i, j))
-    return pairs
+    small = np.stack([_reduced(image, (SIDE, SIDE)) for image in grey])
+    pairs = np.array(_candidates(hashes, split, group), dtype=np.int64).reshape(-1, 2)
+    proven = [
+        block[_correlation(small[block[:, 0]], small[block[:, 1]]) >= CORRELATION_MIN]
+        for block in np.array_split(pairs, len(pairs) // BLOCK + 1)
+    ]
+    return [(int(i), int(j)) for i, j in np.concatenate(proven)]
 
 
 def difference_hash(image: Array) -> int:
     """dHash: is each cell of an 8 × 9 reduction brighter than its left neighbour? (S, S) uint8 -> 64 bits."""
-    small = np.asarray(Image.fromarray(image).resize((9, 8), Image.Resampling.BOX))
+    small = _reduced(image, (9, 8))
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
@@ -55,12 +57,17 @@ def _candidates(hashes: Array, split: Array, group: Array) -> list[tuple[int, in
     return found
 
 
-def _correlation(a: Array, b: Array) -> float:
-    """Pearson correlation of two grey images at 32 × 32 px; 0 where one is flat."""
-    x, y = (np.asarray(Image.fromarray(v).resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float) for v in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / norm if norm else 0.0
+def _correlation(a: Array, b: Array) -> Array:
+    """Pearson correlation of each pair, (K, 32, 32) and (K, 32, 32) -> (K,); 0 where one is flat."""
+    x, y = (v.reshape(len(v), SIDE * SIDE).astype(np.float32) for v in (a, b))
+    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
+    norm = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    correlation: Array = (x * y).sum(axis=1) / np.where(norm > 0, norm, 1)
+    return correlation
+
+
+def _reduced(image: Array, size: tuple[int, int]) -> Array:
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 def _grey(image: Array) -> Array:
