@@ -6,7 +6,6 @@ Exit codes: errors.py. `Error: ...` and `What to do: ...` on stderr; a bug shows
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Annotated
 import typer
 
 from hsl_node.commands import data, demo, enrol, federation, inbox, node, peer, results, rounds
-from hsl_node.commands.shared import Context
+from hsl_node.commands.shared import SYSTEM_STATE, Context, default_state
 from hsl_node.errors import HslError, LocalStateError
 
-SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.service
 OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not bugs of ours
 
 app = typer.Typer(
@@ -51,17 +49,6 @@ def root(
 
 for noun in (demo, enrol, federation, peer, inbox, data, node, rounds, results):  # the order of the help
     noun.register(app)
-
-
-def default_state() -> Path:
-    """Where a service installed by the systemd unit keeps its state; for everybody else a folder of their own."""
-    try:
-        if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
-            return SYSTEM_STATE
-    except PermissionError:
-        pass
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "hsl-node"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

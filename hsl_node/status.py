@@ -16,7 +16,7 @@ from typing import Any
 from hsl_node.control import ask
 from hsl_node.errors import NotInitialised, NotRunning, escaped
 from hsl_node.status_journal import from_journal
-from hsl_node.units import ago, clock, duration, progress, size
+from hsl_node.units import ago, auc, clock, duration, progress, size
 
 Snapshot = Mapping[str, Any]
 
@@ -181,7 +181,7 @@ def _fusion(snapshot: Snapshot) -> str:
     fused, best = snapshot["last_fused"], snapshot["best"]
     if not fused:
         return ""
-    said = f"round {fused['round']}, sha256 {fused['sha256'][:12]}, validation AUC {_auc(fused['auc'])}"
+    said = f"round {fused['round']}, sha256 {fused['sha256'][:12]}, validation AUC {auc(fused['auc'])}"
     return said + (f"; best so far: round {best['round']}" if best else "")
 
 
@@ -205,7 +205,7 @@ def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     for peer in snapshot["peers"]:
         sent, received = peer["sent"], peer["received"]
         cells = (_shortened(peer["name"], name_width), _sent(sent, look), _received(received, look),
-                 _auc(received["auc"]) if received["state"] == "verified" and received["auc"] is not None else "",
+                 auc(received["auc"]) if received["state"] == "verified" and received["auc"] is not None else "",
                  _seen(peer, now))  # fmt: skip
         colour = {"refused": (_RED,), "waiting to retry": (_YELLOW,)}.get(sent["state"], ())
         colour = (_RED,) if received["state"] == "refused" else colour
@@ -279,15 +279,11 @@ def _aucs(snapshot: Snapshot, look: Look) -> list[str]:
         return []
     columns = [
         ("round", *(str(r["round"]) for r in rows)),
-        ("own model", *(_auc(r["local"]) for r in rows)),
-        ("fused", *(_auc(r["fused"]) for r in rows)),
+        ("own model", *(auc(r["local"]) for r in rows)),
+        ("fused", *(auc(r["fused"]) for r in rows)),
     ]
     lines = [f"{label:{_LABEL}}" + "".join(f"{cell:>7}" for cell in cells) for label, *cells in columns]
     return ["", look.paint("validation AUC on this site's images", _DIM), *lines]
-
-
-def _auc(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _shortened(name: str, width: int) -> str:

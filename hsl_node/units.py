@@ -1,8 +1,9 @@
-"""Numbers as people read them: bytes, durations, times of day. Pure."""
+"""Numbers as people read them: bytes, durations, times of day, AUCs, aligned columns. Pure."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 
 def size(count: float) -> str:
@@ -46,3 +47,19 @@ def ago(seconds: float) -> str:
 def clock(at: float, now: float) -> str:
     """Local wall time; with the date when it is not of the last twenty hours."""
     return time.strftime("%H:%M:%S" if abs(now - at) < 20 * 3600 else "%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def auc(value: float | None) -> str:
+    """None: undefined, or not known yet."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Aligned columns for a terminal or a pipe; the columns in `right` end flush."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{w}}" if i in right else f"{cell:{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    )

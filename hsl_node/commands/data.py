@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsl_node.commands.shared import DATA, Json, print_json, progress_bar, state_of, table
+from hsl_node.commands.shared import DATA, Json, print_json, progress_bar, state_of
 from hsl_node.errors import ConfigError, UsageError
+from hsl_node.units import table
 
 if TYPE_CHECKING:
     from hsl_node.config import Plan

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, print_json, state_of
+from hsl_node.commands.shared import ENROL, Json, command, print_json, state_of
 
 KEYS = (
-    "name, address, listen, anchor, client; [data] path, filter, columns, labels, exclude, window_center, "
-    "window_width; [train] device, threads, backbone_weights; [inbox] kind, directory, quota_mib"
+    "name, address, listen, anchor, client, data.path, data.filter, data.columns, data.labels, data.exclude, "
+    "data.window_center, data.window_width, train.device, train.threads, train.backbone_weights, inbox.kind, "
+    "inbox.directory, inbox.quota_mib"
 )
 
 
@@ -43,12 +44,13 @@ def init(
     enrol.require_owner(state)
     made = enrol.init(state, name=name, address=address, listen=listen, data=data)
     print(config.card_text(made), end="")
+    us = command(state)
     print(
         f"\nMade {state}. Next:\n"
         f"  1. mail {state / f'{made.name}.card'} (the lines above) to whoever makes the federation,\n"
         f"     and read the last line to them over the phone\n"
-        f"  2. look through {state / 'node.toml'}, then: hsl-node data check\n"
-        f"  3. when federation.toml comes back: hsl-node federation join federation.toml",
+        f"  2. look through {state / 'node.toml'}, then: {us} data check\n"
+        f"  3. when federation.toml comes back: {us} federation join federation.toml",
         file=sys.stderr,
     )
 

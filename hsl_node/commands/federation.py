@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, print_json, state_of, table
+from hsl_node.commands.shared import ENROL, Json, print_json, state_of
 from hsl_node.errors import FederationMismatch
+from hsl_node.units import table
 
 if TYPE_CHECKING:
     from hsl_node.config import Federation

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, print_json, state_of, table
+from hsl_node.commands.shared import ENROL, Json, print_json, state_of
+from hsl_node.units import table
 
 
 def register(app: typer.Typer) -> None:

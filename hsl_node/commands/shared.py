@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,9 @@ RESULTS = "Results"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.service
+
+
 @dataclass(frozen=True)
 class Context:
     """What the options before the command's name say."""
@@ -34,19 +37,25 @@ def state_of(context: typer.Context) -> Path:
     return found.state
 
 
+def default_state() -> Path:
+    """Where a service installed by the systemd unit keeps its state; for everybody else a folder of their own."""
+    try:
+        if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
+            return SYSTEM_STATE
+    except PermissionError:
+        pass
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "hsl-node"
+
+
+def command(state: Path) -> str:
+    """How to call us for this state directory: what our hints tell people to type."""
+    usual = Path(os.environ.get("HSL_NODE_STATE") or default_state()).absolute()
+    return "hsl-node" if state == usual else f"hsl-node --state {state}"
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Aligned columns for a terminal or a pipe; the columns in `right` end flush."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            f"{cell:>{w}}" if i in right else f"{cell:{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    )
 
 
 def wants_colour() -> bool:

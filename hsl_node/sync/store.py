@@ -121,12 +121,15 @@ class Store:
             )
 
     def room(self, checkpoint_bytes: int, peers: int) -> tuple[int, int]:
-        """(bytes free, bytes that must be free to start a round): what is stored already counts as room."""
-        usage = shutil.disk_usage(self.layout.state)
-        held = sum(
-            f.stat().st_size for d in ("inbox", "outbox") for f in (self.layout.state / d).rglob("*.safetensors")
-        )
-        return usage.free, max(0, 2 * (peers + 1) * checkpoint_bytes - held)
+        """See `room`."""
+        return room(self.layout, checkpoint_bytes, peers)
+
+
+def room(layout: Layout, checkpoint_bytes: int, peers: int) -> tuple[int, int]:
+    """(bytes free, bytes that must be free to start a round): what is stored already counts as room."""
+    usage = shutil.disk_usage(layout.state)
+    held = sum(f.stat().st_size for d in ("inbox", "outbox") for f in (layout.state / d).rglob("*.safetensors"))
+    return usage.free, max(0, 2 * (peers + 1) * checkpoint_bytes - held)
 
 
 def paths_of(layout: Layout, round: Round, me: Peer, peers: tuple[Peer, ...]) -> Mapping[Peer, Path]:

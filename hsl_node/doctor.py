@@ -1,0 +1,273 @@
+"""`hsl-node doctor`: every condition under which this node works, each checked for real. Changes nothing.
+
+A check that rests on one that failed is skipped, so that the first failure is the one to mend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hsl_node import config, identity
+from hsl_node.config import Federation, NodeConfig
+from hsl_node.control import ask
+from hsl_node.errors import (
+    AlreadyRunning,
+    ConfigError,
+    DataError,
+    HslError,
+    LocalStateError,
+    NotInitialised,
+    NotRunning,
+    TrainerError,
+    TransportError,
+)
+from hsl_node.sync.store import Layout, room
+from hsl_node.units import size
+
+TCP_S = 5.0
+TORCH_S = 120.0  # the first import after an installation compiles its bytecode
+SCAN_MAX = 10_000  # files: enough to see that a folder is no empty mount point
+
+# What the trainer does first. The convolution is there since a hardened service may forbid the code that torch makes
+# for it at run time; the product on the GPU since a visible device is not yet a usable one.
+_TORCH = """
+import json, torch
+torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 32, 32))
+devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+for i in range(len(devices)):
+    (torch.ones(8, 8, device=f"cuda:{i}") @ torch.ones(8, 8, device=f"cuda:{i}")).sum().item()
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "devices": devices}))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    outcome: Literal["ok", "warning", "failed", "skipped"]
+    text: str
+    fix: str = ""
+    exit_code: int = 0
+
+
+def examine(state: Path) -> list[Check]:
+    """All checks, in the order in which to mend them."""
+    layout = Layout(state)
+    node: NodeConfig | None = None
+    federation: Federation | None = None
+    checks = [_check("state directory", lambda: _state_directory(state))]
+
+    def settings() -> str:
+        nonlocal node
+        node = config.load_node(state)
+        return f"{state / 'node.toml'}: {node.name}, {node.address}"
+
+    def membership() -> str:
+        nonlocal federation
+        found = config.load_federation(state)
+        assert node is not None
+        card = config.require_member(found, node.name, identity.load(layout.key).public)
+        if card.address != node.address:
+            raise ConfigError(
+                f"the federation says that {node.name} is at {card.address}, node.toml says {node.address}",
+                remedy="the others use the federation's: make the two agree",
+            )
+        federation = found
+        return f"{found.name!r}, hash {found.fed8}, {len(found.peer)} peers"
+
+    checks.append(_check("settings", settings))
+    checks.append(_check("key", lambda: identity.load(layout.key).fingerprint))
+    if node is None or checks[-1].outcome == "failed":
+        return checks
+    configured = node
+    checks.append(_check("federation", membership))
+    checks.append(_check("images", lambda: _images(configured.data.path)))
+    checks.append(_check("port", lambda: _port(state, configured)))
+    checks.append(_check("torch", lambda: _torch(configured.train.device)))
+    if federation is None:
+        return [*checks, *(Check(name, "skipped", "needs the federation") for name in ("anchor", "disk", "peers"))]
+    joined = federation
+    checks.append(_check("anchor", lambda: _anchor(layout, configured, joined)))
+    checks.append(_check("disk", lambda: _disk(layout, joined)))
+    return checks + _peers(configured.name, joined)
+
+
+def text(checks: Sequence[Check], *, colour: bool) -> str:
+    codes = {"ok": "32", "warning": "33", "failed": "1;31", "skipped": "2"}
+    lines: list[str] = []
+    for check in checks:
+        word = f"\x1b[{codes[check.outcome]}m{check.outcome:8}\x1b[0m" if colour else f"{check.outcome:8}"
+        lines.append(f"{word} {check.name:16} {check.text.replace(chr(10), chr(10) + ' ' * 26)}")
+        if check.fix:
+            fix = textwrap.wrap(check.fix, 66, initial_indent="what to do: ", subsequent_indent=" " * 12)
+            lines += [f"{'':26}{line}" for line in fix]
+    return "\n".join(lines)
+
+
+def exit_code(checks: Sequence[Check]) -> int:
+    """Of the first check that failed: the first to mend. A warning is none."""
+    return next((check.exit_code for check in checks if check.outcome == "failed"), 0)
+
+
+class _Doubt(Exception):
+    """Not wrong for certain: shown as a warning."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+def _check(name: str, work: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", work())
+    except _Doubt as doubt:
+        return Check(name, "warning", str(doubt), doubt.fix)
+    except HslError as exc:
+        return Check(name, "failed", exc.message, exc.remedy, exc.exit_code)
+
+
+# ------------------------------------------------------------------ the checks
+
+
+def _state_directory(state: Path) -> str:
+    if not state.is_dir():
+        raise NotInitialised(
+            f"{state} does not exist", remedy="run `hsl-node init`, or point --state at the right folder"
+        )
+    status = state.stat()
+    if status.st_mode & 0o077:
+        raise LocalStateError(f"{state} may be read by others", remedy=f"chmod 700 {state}")
+    if status.st_uid != os.geteuid():
+        raise LocalStateError(f"{state} belongs to user {status.st_uid}", remedy="run this as the user of the daemon")
+    return str(state)
+
+
+def _images(path: Path | None) -> str:
+    if path is None:
+        raise DataError("data.path is not set", remedy="name the folder, table or .npz with the images in node.toml")
+    try:
+        if path.is_dir():
+            count = 0
+            for _, _, files in os.walk(path, onerror=_raise):
+                count += len(files)
+                if count >= SCAN_MAX:
+                    break
+            if count == 0:
+                raise DataError(f"{path} is empty", remedy="is the share mounted?")
+            return f"{path}: {count}{' or more' if count >= SCAN_MAX else ''} files (`hsl-node data check` reads them)"
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as exc:
+        raise DataError(
+            f"{path} cannot be read: {exc.strerror}", remedy="check data.path in node.toml, and the rights of this user"
+        ) from exc
+    return f"{path} (`hsl-node data check` reads it)"
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _anchor(layout: Layout, node: NodeConfig, federation: Federation) -> str:
+    if federation.anchor is None:
+        return "this federation needs none"
+    from hsl_node.train import anchor
+
+    path = node.anchor or layout.anchor
+    found = anchor.verify(path, federation.anchor)
+    return f"{found.name}, {len(found.labels)} images, as the federation says"
+
+
+def _disk(layout: Layout, federation: Federation) -> str:
+    initial = layout.fused(0)
+    if not initial.exists():
+        free, _ = room(layout, 0, len(federation.peer))
+        return f"{size(free)} free; what a round needs is known after the first start"
+    free, need = room(layout, initial.stat().st_size, len(federation.peer))
+    if free < need:
+        raise LocalStateError(f"{size(free)} free, {size(need)} needed to start a round", remedy="free some space")
+    return f"{size(free)} free, {size(need)} needed to start a round"
+
+
+def _port(state: Path, node: NodeConfig) -> str:
+    with contextlib.suppress(NotRunning):
+        pid = ask(state, "status")["status"]["pid"]
+        return f"{node.listen}: this node's daemon runs (process {pid})"
+    if node.inbox.kind == "directory":
+        return "none: another server is the inbox"
+    host, port = config.split_address(node.listen)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as exc:
+        raise AlreadyRunning(
+            f"{node.listen}: cannot listen there: {exc.strerror}",
+            remedy=f"`ss -ltnp 'sport = :{port}'` shows who has the port; or set listen in node.toml",
+        ) from exc
+    return f"{node.listen} is free"
+
+
+def _torch(device: str) -> str:
+    try:
+        done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=TORCH_S)
+    except subprocess.TimeoutExpired as exc:
+        raise TrainerError(
+            f"torch gave no answer in {TORCH_S:.0f} s", remedy="is the GPU driver hung? nvidia-smi"
+        ) from exc
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise TrainerError(f"torch does not work: {last}", remedy="install it again; compare with `hsl-node version`")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["devices"]:
+        return f"{found['version']} on {', '.join(found['devices'])}"
+    if device.startswith("cuda"):
+        raise ConfigError(
+            f'torch {found["version"]} sees no GPU, node.toml says device = "{device}"',
+            remedy="check nvidia-smi; in a service, that DeviceAllow= lists the GPU",
+        )
+    if Path("/dev/nvidiactl").exists():
+        raise _Doubt(
+            f"{found['version']} on the CPU, though this machine has an NVIDIA driver",
+            "the torch build lacks CUDA, or the driver is older than it needs: compare nvidia-smi",
+        )
+    return f"{found['version']} on the CPU"
+
+
+def _peers(me: str, federation: Federation) -> list[Check]:
+    """One check per peer, all at once. TCP only: `peer ping` logs in."""
+    others = [p for p in federation.peer if p.name != me]
+
+    async def reach(address: str) -> str:
+        host, port = config.split_address(address)
+        try:
+            async with asyncio.timeout(TCP_S):
+                _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+        except TimeoutError:
+            return f"no answer in {TCP_S:.0f} s"
+        except OSError as exc:
+            return os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
+        return ""
+
+    async def reach_all() -> list[str]:
+        return list(await asyncio.gather(*(reach(p.address) for p in others)))
+
+    checks = []
+    for peer, problem in zip(others, asyncio.run(reach_all()), strict=True):
+        if problem:
+            fix = "is its node up? does the firewall on both sides let this port through?"
+            text = f"{peer.address}: {problem}"
+            checks.append(Check(f"peer {peer.name}", "failed", text, fix, TransportError.exit_code))
+        else:
+            checks.append(Check(f"peer {peer.name}", "ok", f"{peer.address} answers (`hsl-node peer ping` logs in)"))
+    return checks

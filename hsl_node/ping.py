@@ -1,0 +1,63 @@
+"""`peer ping`: a real login at a peer's inbox, as the daemon does it. Shows address, network, its key and ours."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsl_node import config, identity
+from hsl_node.config import NodeConfig, PeerCard
+from hsl_node.errors import HslError, UsageError
+from hsl_node.identity import Identity
+from hsl_node.sync.names import Peer
+from hsl_node.sync.store import Layout
+from hsl_node.sync.transport import Patience, connect
+
+CONNECT_S = 15.0  # a person waits for the answer; the daemon is more patient
+
+
+@dataclass(frozen=True)
+class Answer:
+    peer: str
+    address: str
+    seconds: float | None  # to log in; None: it failed
+    error: str
+    remedy: str
+    exit_code: int
+
+
+def ping(state: Path, names: Sequence[str]) -> list[Answer]:
+    """Log in at these peers, all at once; no names: at all others.
+
+    Raises:
+        UsageError: a name is not a peer of the federation, or is this node's own.
+    """
+    node, federation = config.load_node(state), config.load_federation(state)
+    me = identity.load(Layout(state).key)
+    cards = [federation.get(name) for name in names] or [p for p in federation.peer if p.name != node.name]
+    if any(card.name == node.name for card in cards):
+        raise UsageError(f"{node.name} is this node", remedy="`hsl-node status` says how it is")
+    return asyncio.run(_ping(cards, node, me))
+
+
+def text(answer: Answer) -> str:
+    if answer.seconds is not None:
+        return f"{answer.peer}  {answer.address}  logged in, {answer.seconds * 1000:.0f} ms"
+    remedy = f"\n  what to do: {answer.remedy}" if answer.remedy else ""
+    return f"{answer.peer}  {answer.address}  FAILED: {answer.error}{remedy}"
+
+
+async def _ping(cards: Sequence[PeerCard], node: NodeConfig, me: Identity) -> list[Answer]:
+    return list(await asyncio.gather(*(_one(card, node, me) for card in cards)))
+
+
+async def _one(card: PeerCard, node: NodeConfig, me: Identity) -> Answer:
+    began = time.monotonic()
+    try:
+        async with connect(card, Peer(node.name), me, client=node.client, patience=Patience(connect_s=CONNECT_S)):
+            return Answer(card.name, card.address, time.monotonic() - began, "", "", 0)
+    except HslError as exc:
+        return Answer(card.name, card.address, None, exc.message, exc.remedy, exc.exit_code)
