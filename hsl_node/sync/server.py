@@ -197,6 +197,10 @@ class InboxServer:
                 log.warning("connection of a revoked key cut", extra={"peer": link.peer})
                 link.abort()
 
+    def connected(self) -> frozenset[Peer]:
+        """Peers with a live connection to this inbox."""
+        return frozenset(link.peer for link in self._links if link.peer is not None)
+
     def incoming(self) -> dict[Peer, Incoming]:
         """What arrives at this moment."""
         result = {}
