@@ -1,0 +1,228 @@
+"""The default client: asyncssh, all in the event loop, disk reads in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import asyncssh
+from asyncssh.constants import FXF_CREAT, FXF_EXCL, FXF_READ, FXF_WRITE
+from asyncssh.kex import get_kex_algs
+
+from hsl_node.config import PeerCard
+from hsl_node.errors import TransportError
+from hsl_node.identity import Identity
+from hsl_node.sync.names import Peer
+from hsl_node.sync.transport import (
+    BLOCK_BYTES,
+    BLOCKS_IN_FLIGHT,
+    CIPHERS,
+    KEY_EXCHANGES,
+    MACS,
+    READ_AHEAD_BLOCKS,
+    Login,
+    OperationFailed,
+    Patience,
+    Source,
+    Transport,
+    open_socket,
+)
+
+GOODBYE_S = 2  # for a polite end; what was sent is acknowledged by then, so a rude one loses nothing
+_BROKEN = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, asyncssh.SFTPBadMessage)
+_ABSENT = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath)
+_NOT_OFFERED = (asyncssh.SFTPOpUnsupported, asyncssh.SFTPPermissionDenied)  # the latter: `internal-sftp -p` without it
+
+
+@asynccontextmanager
+async def connect(card: PeerCard, me: Peer, identity: Identity, patience: Patience) -> AsyncIterator[Transport]:
+    """See `transport.connect`."""
+    login = Login.of(card, me)
+    connection = await _log_in(login, identity, patience)
+    try:
+        link = _Link(login, connection, patience)
+        async with link.answer("opening SFTP", patience.connect_s):
+            link.sftp = await connection.start_sftp_client()
+        yield link
+        connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await connection.wait_closed()
+    finally:
+        connection.abort()  # a task cancelled inside asyncssh leaves its connection open otherwise
+        await connection.wait_closed()
+
+
+async def _log_in(login: Login, identity: Identity, patience: Patience) -> asyncssh.SSHClientConnection:
+    doorman = _Doorman()
+    sock = await open_socket(login, patience.connect_s)
+    try:
+        async with asyncio.timeout(patience.connect_s):
+            return await asyncssh.connect(
+                login.host,
+                login.port,
+                sock=sock,
+                client_factory=lambda: doorman,
+                username=login.user,
+                known_hosts=([asyncssh.import_public_key(login.host_key)], [], []),
+                server_host_key_algs=["ssh-ed25519"],
+                client_keys=[identity.key],
+                signature_algs=["ssh-ed25519"],
+                preferred_auth="publickey",
+                disable_trivial_auth=True,
+                config=None,
+                agent_path=None,
+                x509_trusted_certs=None,
+                x509_trusted_cert_paths=[],
+                gss_host=None,
+                kex_algs=[k for k in KEY_EXCHANGES if k.encode() in get_kex_algs()],
+                encryption_algs=CIPHERS,
+                mac_algs=MACS,
+                compression_algs=["none"],
+                client_version="hsl1",
+                login_timeout=patience.connect_s,
+                keepalive_interval=patience.keepalive_s,
+                keepalive_count_max=patience.keepalives,
+                encoding=None,
+            )
+    except TimeoutError as exc:
+        raise login.silent("logging in", patience.connect_s) from exc
+    except asyncssh.HostKeyNotVerifiable as exc:
+        raise login.other_host_key(doorman.offered) from exc
+    except asyncssh.PermissionDenied as exc:
+        raise login.our_key_refused(identity) from exc
+    except (asyncssh.Error, OSError) as exc:
+        raise login.lost("logging in", exc) from exc
+    finally:
+        if doorman.connection is None:  # else the socket is asyncssh's, which closes it
+            sock.close()
+
+
+class _Doorman(asyncssh.SSHClient):
+    """Remembers a host key that is not the pinned one, to show its fingerprint."""
+
+    offered = ""
+    connection: asyncssh.SSHClientConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self.connection = conn
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        self.offered = key.get_fingerprint()
+        return False
+
+
+class _Link:
+    sftp: asyncssh.SFTPClient
+
+    def __init__(self, login: Login, connection: asyncssh.SSHClientConnection, patience: Patience) -> None:
+        self._login = login
+        self._connection = connection
+        self._patience = patience
+
+    @asynccontextmanager
+    async def answer(self, what: str, seconds: float) -> AsyncIterator[None]:
+        """Our errors for asyncssh's, and a deadline after which the connection is of no use."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as exc:
+            self._connection.abort()
+            raise self._login.silent(what, seconds) from exc
+        except asyncssh.SFTPError as exc:
+            if isinstance(exc, _BROKEN):
+                self._connection.abort()
+                raise self._login.lost(what, exc) from exc
+            raise self._login.failed(what, exc) from exc
+        except (asyncssh.Error, EOFError, OSError) as exc:
+            self._connection.abort()
+            raise self._login.lost(what, exc) from exc
+
+    async def size(self, path: str) -> int | None:
+        async with self.answer("asking for a file's size", self._patience.answer_s):
+            try:
+                attributes = await self.sftp.stat(self._login.root + path)
+            except _ABSENT:
+                return None
+        if attributes.size is None:
+            raise self._login.failed("asking for a file's size", "the server does not tell sizes")
+        return attributes.size
+
+    async def read(self, path: str, offset: int, count: int) -> bytes:
+        result = b""
+        async with self.answer("reading", self._patience.for_bytes(count)):
+            file = await self.sftp.open(self._login.root + path, FXF_READ, encoding=None, block_size=0)
+            try:
+                while len(result) < count:  # a server may answer with less than it was asked for
+                    block = cast(
+                        bytes, await file.read(count - len(result), offset + len(result))
+                    )  # no encoding was set
+                    if not block:
+                        break
+                    result += block
+            finally:
+                with suppress(asyncssh.SFTPError):
+                    await file.close()
+        return result[:count]
+
+    async def write(
+        self, path: str, source: Path | bytes, offset: int, *, create: bool, progress: Callable[[int], None]
+    ) -> None:
+        flags = FXF_WRITE | (FXF_CREAT | FXF_EXCL if create else 0)
+        content = await asyncio.to_thread(Source, source)
+        try:
+            async with self.answer("opening the part", self._patience.answer_s):
+                file = await self.sftp.open(self._login.root + path, flags, encoding=None, block_size=0)
+            try:
+                await self._send(file, content, offset, progress)
+                async with self.answer("making the part durable", self._patience.for_disk(content.size)):
+                    with suppress(*_NOT_OFFERED):
+                        await file.fsync()
+            except OperationFailed:
+                with suppress(TransportError):
+                    async with self.answer("closing the part", self._patience.answer_s):
+                        await file.close()
+                raise
+            async with self.answer("closing the part", self._patience.for_disk(content.size)):
+                await file.close()
+        finally:
+            content.close()
+
+    async def _send(
+        self, file: asyncssh.SFTPClientFile, content: Source, offset: int, progress: Callable[[int], None]
+    ) -> None:
+        """Keep BLOCKS_IN_FLIGHT requests on their way. The deadline is for the next block, not for the file."""
+        waiting: deque[tuple[int, asyncio.Task[int]]] = deque()  # (end of the block, its request), oldest first
+
+        async def acknowledged() -> None:
+            end, request = waiting[0]
+            async with self.answer("sending", self._patience.for_bytes(BLOCK_BYTES)):
+                await request
+            waiting.popleft()
+            progress(end)
+
+        try:
+            for start in range(offset, content.size, READ_AHEAD_BLOCKS * BLOCK_BYTES):
+                for number, block in enumerate(await asyncio.to_thread(content.read, start)):
+                    if len(waiting) == BLOCKS_IN_FLIGHT:
+                        await acknowledged()
+                    at = start + number * BLOCK_BYTES
+                    waiting.append((at + len(block), asyncio.create_task(file.write(block, at))))
+            while waiting:
+                await acknowledged()
+        finally:
+            for _, request in waiting:
+                request.cancel()
+            await asyncio.gather(*(request for _, request in waiting), return_exceptions=True)
+
+    async def rename(self, old: str, new: str) -> None:
+        async with self.answer("renaming", self._patience.answer_s):
+            await self.sftp.rename(self._login.root + old, self._login.root + new)
+
+    async def remove(self, path: str) -> None:
+        async with self.answer("removing a part", self._patience.answer_s):
+            await self.sftp.remove(self._login.root + path)
