@@ -1,0 +1,208 @@
+"""Fusion by numbers worked out by hand, and the same bytes from files as in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hsl_node.errors import FederationMismatch, PeerDataError
+from hsl_node.sync.fuse_files import fuse_files
+from hsl_node.sync.fusion import RULES, Contribution, fuse, shares_of
+from hsl_node.sync.names import Peer
+from hsl_node.sync.tensors import CHUNK_BYTES, DTYPES, Array, read_weights, schema_of, sha256_of, write_weights
+
+ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
+
+
+def f32(*values: float) -> Array:
+    return np.array(values, dtype=np.float32)
+
+
+def test_mean_counts_every_peer_the_same_whatever_its_size():
+    fused = fuse(
+        "mean",
+        {
+            ASH: Contribution({"w": f32(1, 2)}, samples=1),
+            BIRCH: Contribution({"w": f32(3, 4)}, samples=1000),
+            CEDAR: Contribution({"w": f32(8, 0)}, samples=7),
+        },
+    )
+    np.testing.assert_array_equal(fused["w"], f32(4, 2))  # (1+3+8)/3, (2+4+0)/3
+
+
+def test_weighted_mean_counts_images():
+    fused = fuse(
+        "weighted_mean",
+        {ASH: Contribution({"w": f32(1, 10)}, samples=300), BIRCH: Contribution({"w": f32(5, 2)}, samples=100)},
+    )
+    np.testing.assert_array_equal(fused["w"], f32(2, 8))  # 0.75 x 1 + 0.25 x 5, 0.75 x 10 + 0.25 x 2
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_integers_take_the_maximum(rule):
+    """BatchNorm's batch counters: (7 + 9) / 2 batches would be a count that no network has seen."""
+    counters = {p: Contribution({"n": np.array(n, dtype=np.int64)}, samples=10) for p, n in ((ASH, 7), (BIRCH, 9))}
+    fused = fuse(rule, counters)
+    assert fused["n"] == 9
+    assert (fused["n"].dtype, fused["n"].shape) == (np.int64, ())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_floats_accumulate_in_float64(rule):
+    """2^24 + 1 + 1 is 2^24 in float32, since each 1 is rounded away. The true mean of the four is 2^22 + 0.5."""
+    values = {ASH: 2.0**24, BIRCH: 1.0, CEDAR: 1.0, Peer("durmast"): 0.0}
+    fused = fuse(rule, {p: Contribution({"w": f32(v)}, samples=1) for p, v in values.items()})
+    single = np.float32(2.0**24) + np.float32(1) + np.float32(1)
+    assert single / 4 == 2.0**22, "this example would not notice float32"
+    assert fused["w"][0] == np.float32(2.0**22 + 0.5)
+
+
+def test_the_largest_float32_of_all_peers_does_not_overflow():
+    top = np.finfo(np.float32).max
+    full_set = {p: Contribution({"w": f32(top)}, samples=3) for p in (ASH, BIRCH, CEDAR)}
+    assert [fuse(rule, full_set)["w"][0] for rule in RULES] == [top, top]
+
+
+weights = hnp.arrays(np.float32, 5, elements=st.floats(-1e6, 1e6, width=32))
+
+
+@given(st.lists(weights, min_size=2, max_size=5), st.permutations(range(5)), st.sampled_from(sorted(RULES)))
+def test_the_order_in_which_checkpoints_came_does_not_matter(arrays, order, rule):
+    peers = [Peer(f"peer{i}") for i in range(len(arrays))]
+    full_set = {p: Contribution({"w": a}, samples=i + 1) for i, (p, a) in enumerate(zip(peers, arrays, strict=True))}
+    shuffled = {peers[i]: full_set[peers[i]] for i in order if i < len(peers)}
+    assert fuse(rule, full_set)["w"].tobytes() == fuse(rule, shuffled)["w"].tobytes()
+
+
+@given(st.lists(weights, min_size=2, max_size=5))
+def test_the_mean_of_equal_checkpoints_is_the_checkpoint(arrays):
+    full_set = {Peer(f"peer{i}"): Contribution({"w": arrays[0]}, samples=1) for i in range(len(arrays))}
+    np.testing.assert_array_equal(fuse("mean", full_set)["w"], arrays[0])
+
+
+def test_inputs_are_left_as_they_were():
+    mine = f32(1, 2)
+    fuse("mean", {ASH: Contribution({"w": mine}, 1), BIRCH: Contribution({"w": f32(3, 4)}, 1)})
+    np.testing.assert_array_equal(mine, f32(1, 2))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{}, {"w": f32(1)}, {"w": np.array([1, 2], np.float64)}, {"w": f32(1, 2), "more": f32(1)}, {"v": f32(1, 2)}],
+    ids=["nothing", "shape", "dtype", "one more", "another name"],
+)
+def test_a_peer_with_other_tensors_is_named(other):
+    with pytest.raises(FederationMismatch, match="birch"):
+        fuse("mean", {ASH: Contribution({"w": f32(1, 2)}, 1), BIRCH: Contribution(other, 1)})
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=8))
+def test_shares_add_up_to_one_in_sorted_peer_order(counts):
+    samples = {Peer(f"peer{9 - i}"): n for i, n in enumerate(counts)}
+    shares = shares_of(samples)
+    assert sum(shares) == pytest.approx(1)
+    assert shares == [samples[p] / sum(counts) for p in sorted(samples)]
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [-1, 5]])
+def test_sample_counts_that_add_up_to_nothing_are_refused(counts):
+    with pytest.raises(ValueError, match="add up to nothing"):
+        shares_of(dict(zip((ASH, BIRCH), counts, strict=True)))
+
+
+# ------------------------------------------------------------------ from files
+
+
+def checkpoints(folder: Path, peers: int, elements: int = 1000) -> tuple[dict[Peer, Contribution], dict[Peer, Path]]:
+    """Checkpoints with every dtype, a scalar and a tensor of `elements` floats."""
+    full_set, paths = {}, {}
+    for i in range(peers):
+        rng = np.random.default_rng(i)
+        peer = Peer(f"peer{i}")
+        tensors = {f"t.{code}": (rng.standard_normal((3, 2)) * 9).astype(d) for code, d in DTYPES.items()}
+        tensors["big"] = rng.standard_normal(elements, dtype=np.float32)
+        tensors["batches"] = np.array(40 + i, dtype=np.int64)
+        full_set[peer] = Contribution(tensors, samples=10 * i + 1)
+        paths[peer] = folder / f"{peer}.safetensors"
+        write_weights(paths[peer], tensors)
+    return full_set, paths
+
+
+def samples_of(full_set: dict[Peer, Contribution]) -> dict[Peer, int]:
+    return {p: c.samples for p, c in full_set.items()}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("peers", [2, 5])
+def test_files_fuse_to_the_same_bytes_as_in_memory(tmp_path, rule, peers):
+    """The big tensor spans several chunks and ends inside one."""
+    full_set, paths = checkpoints(tmp_path, peers, elements=2 * CHUNK_BYTES // 4 + 123)
+    schema = schema_of(full_set[Peer("peer0")].weights)
+    digest = fuse_files(rule, paths, samples_of(full_set), schema, tmp_path / "fused.safetensors")
+    assert digest == write_weights(tmp_path / "in-memory.safetensors", fuse(rule, full_set))
+    assert digest == sha256_of(tmp_path / "fused.safetensors")
+    assert (tmp_path / "fused.safetensors").read_bytes() == (tmp_path / "in-memory.safetensors").read_bytes()
+
+
+@given(st.integers(2, 4), st.integers(1, 50), st.sampled_from(sorted(RULES)))
+@settings(max_examples=15)
+def test_small_files_of_any_shape_fuse_to_the_same_bytes(tmp_path_factory, peers, elements, rule):
+    folder = tmp_path_factory.mktemp("fuse")
+    full_set, paths = checkpoints(folder, peers, elements)
+    schema = schema_of(full_set[Peer("peer0")].weights)
+    digest = fuse_files(rule, paths, samples_of(full_set), schema, folder / "fused.safetensors")
+    assert digest == write_weights(folder / "in-memory.safetensors", fuse(rule, full_set))
+
+
+def test_the_fused_file_appears_whole_or_not_at_all(tmp_path):
+    full_set, paths = checkpoints(tmp_path, 2)
+    paths[Peer("peer1")].write_bytes(paths[Peer("peer1")].read_bytes()[:-5])
+    with pytest.raises(PeerDataError) as refusal:
+        fuse_files("mean", paths, samples_of(full_set), schema_of(full_set[Peer("peer0")].weights), tmp_path / "fused")
+    assert refusal.value.code == "size"
+    assert not (tmp_path / "fused").exists()
+
+
+def test_a_fusion_that_is_repeated_gives_the_same_file(tmp_path):
+    full_set, paths = checkpoints(tmp_path, 3)
+    schema = schema_of(full_set[Peer("peer0")].weights)
+    (tmp_path / "fused.tmp").write_bytes(b"left by a crash")
+    digests = {fuse_files("mean", paths, samples_of(full_set), schema, tmp_path / "fused") for _ in range(2)}
+    assert len(digests) == 1
+    assert read_weights(tmp_path / "fused")["batches"] == 42
+
+
+def test_progress_runs_to_one(tmp_path):
+    full_set, paths = checkpoints(tmp_path, 2)
+    seen: list[float] = []
+    schema = schema_of(full_set[Peer("peer0")].weights)
+    fuse_files("mean", paths, samples_of(full_set), schema, tmp_path / "fused", seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+def test_memory_grows_neither_with_the_peers_nor_with_the_tensor(tmp_path):
+    """One 16 MiB tensor from 2 and from 8 peers: a few chunks of memory in both cases."""
+    full_set, paths = checkpoints(tmp_path, 8, elements=4 * 1024 * 1024)
+    schema = schema_of(full_set[Peer("peer0")].weights)
+    samples = samples_of(full_set)
+    del full_set
+    two = peak_of_fusion({p: paths[p] for p in list(paths)[:2]}, samples, schema, tmp_path)
+    eight = peak_of_fusion(paths, samples, schema, tmp_path)
+    assert eight < 1.5 * two
+    assert eight < 10 * CHUNK_BYTES
+
+
+def peak_of_fusion(paths, samples, schema, folder: Path) -> int:
+    tracemalloc.start()
+    try:
+        fuse_files("weighted_mean", paths, {p: samples[p] for p in paths}, schema, folder / "fused")
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
