@@ -63,6 +63,10 @@ class _File(logging.handlers.RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 class _Human(logging.StreamHandler[TextIO]):
     """One line an event. Under systemd with a priority and without the time, which its journal adds."""

@@ -16,7 +16,7 @@ from typing import Any
 from hsl_node.control import ask
 from hsl_node.errors import NotInitialised, NotRunning, escaped
 from hsl_node.status_journal import from_journal
-from hsl_node.units import ago, auc, clock, duration, progress, size
+from hsl_node.units import age, auc, clock, duration, progress, size
 
 Snapshot = Mapping[str, Any]
 
@@ -93,8 +93,8 @@ def _not_running(snapshot: Snapshot, look: Look) -> list[str]:
 def _warnings(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     lines: list[str] = []
     for warning in snapshot["warnings"]:
-        age = f" ({ago(now - warning['since'])})" if warning["since"] else ""
-        text = _wrapped(escaped(str(warning["text"]), 600) + age, look.width, "! ", "  ")
+        since = f" ({age(now - warning['since'])} ago)" if warning["since"] else ""
+        text = _wrapped(escaped(str(warning["text"]), 600) + since, look.width, "! ", "  ")
         lines += [look.paint(line, _BOLD, _RED) for line in text]
         if warning["fix"]:
             lines += _wrapped(escaped(str(warning["fix"]), 600), look.width, "  what to do: ", "              ")
@@ -173,7 +173,7 @@ def _trainer(snapshot: Snapshot) -> str:
     if not trainer:
         return f"on {device}" if device else ""
     heard = f", last heard {duration(trainer['last_event_s'])} ago" if trainer["state"] == "silent" else ""
-    again = f", restarted {trainer['restarts']} times" if trainer["restarts"] else ""
+    again = f", restarts so far: {trainer['restarts']}" if trainer["restarts"] else ""
     return f"{trainer['state']}{f' on {device}' if device else ''}{heard}{again}"
 
 
@@ -201,7 +201,7 @@ def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     room = max(8, look.width - sum(_CELLS) - 2 * len(_CELLS))
     name_width = min(room, max(len("peer"), *(len(p["name"]) for p in snapshot["peers"])))
     widths = (name_width, *_CELLS)
-    lines = ["", look.paint(_row(("peer", "sent", "received", "AUC", "seen"), widths), _DIM)]
+    lines = ["", look.paint(_row(("peer", "sent", "received", "AUC", "last seen"), widths), _DIM)]
     for peer in snapshot["peers"]:
         sent, received = peer["sent"], peer["received"]
         cells = (_shortened(peer["name"], name_width), _sent(sent, look), _received(received, look),
@@ -214,7 +214,7 @@ def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     return lines
 
 
-_CELLS = (24, 23, 5, 10)  # sent, received, AUC, seen; the name has the rest of the width
+_CELLS = (22, 21, 5, 9)  # sent, received, AUC, last seen; the name has the rest of the width
 
 
 def _row(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
@@ -228,7 +228,7 @@ def _sent(sent: Mapping[str, Any], look: Look) -> str:
         case "sending":
             return _moving(sent, sent["bytes"], look)
         case "waiting for receipt":
-            return f"{size(sent['total'])}, no receipt yet" if sent["total"] else "no receipt yet"
+            return "sent, no receipt yet"
         case "done":
             return f"{size(sent['total'])} delivered" if sent["total"] else "delivered"
         case "waiting to retry":
@@ -269,8 +269,8 @@ def _trouble(sent: Mapping[str, Any], look: Look) -> list[str]:
 
 def _seen(peer: Mapping[str, Any], now: float) -> str:
     if peer["connected"]:
-        return "connected"
-    return ago(now - peer["last_seen"]) if peer["last_seen"] else "not yet"
+        return "now"
+    return age(now - peer["last_seen"]) if peer["last_seen"] else "not yet"
 
 
 def _aucs(snapshot: Snapshot, look: Look) -> list[str]:

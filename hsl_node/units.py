@@ -35,13 +35,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def ago(seconds: float) -> str:
-    """One unit, for a narrow column."""
+def age(seconds: float) -> str:
+    """One unit, for a narrow column: 119 s, 47 h."""
     whole = max(0, round(seconds))
     for unit, of in (("d", 86400), ("h", 3600), ("min", 60)):
         if whole >= 2 * of:
-            return f"{whole // of} {unit} ago"
-    return f"{whole} s ago"
+            return f"{whole // of} {unit}"
+    return f"{whole} s"
 
 
 def clock(at: float, now: float) -> str:
