@@ -137,7 +137,7 @@ class Home:
         self.homes = homes
         self.peer = peer
         self._fed8 = federation.fed8
-        self._last_round = federation.plan.rounds + 1  # the closing statement
+        self._last_round = federation.plan.rounds + 1  # the last statement
         self._data_bytes = data_bytes
         self._quota = quota
         self._threads = threads
@@ -172,7 +172,7 @@ class Home:
         if name.fed8 != self._fed8:
             raise PeerDataError(f"{shown}: another federation, ours is {self._fed8}", code="federation")
         wrong_kind = (name.kind is Kind.RECEIPT) != (parts[0] == RECEIPTS)
-        if wrong_kind or name.part != (parts[0] == PARTS) or not 1 <= name.round <= self._last_round:
+        if wrong_kind or name.part != (parts[0] == PARTS) or name.round > self._last_round:
             raise PeerDataError(f"{shown}: not a file of this folder", code="name")
         return parts[0], name
 

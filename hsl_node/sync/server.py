@@ -119,6 +119,7 @@ class InboxServer:
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="inbox")
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._progress: dict[OpenFile, tuple[float, int]] = {}  # unfinished transfer -> (since when, bytes then)
         self._lines: Counter[str] = Counter()
         self._lines_until = 0.0
 
@@ -168,7 +169,7 @@ class InboxServer:
             raise ConfigError(
                 f"{host}:{port} {what}", remedy='stop the other program, or set another "listen" in node.toml'
             ) from exc
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._sweeper = asyncio.create_task(self._keep_sweeping())
         listening = self._acceptor.get_port()
         log.info("inbox listening", extra={"host": host, "port": listening})
         return listening
@@ -303,30 +304,30 @@ class InboxServer:
     def _count_strangers(self) -> None:
         self.counters.unauthenticated = sum(link.peer is None for link in self._links)
 
-    async def _sweep(self) -> None:
-        """Cut connections that hold something and do nothing with it."""
-        marks: dict[int, tuple[OpenFile, float, int]] = {}
+    async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(self.limits.sweep_s)
-            now = time.monotonic()
-            for link in list(self._links):
-                if link.peer is not None and now - link.last_request > self.limits.idle_s:
-                    self.note(link.peer, "idle connection closed", peer=link.peer)
-                    link.abort()
-            writing = {id(f): (peer, f) for peer, home in self._home.items() for f in home.writing()}
-            for key in marks.keys() - writing.keys():
-                del marks[key]
-            for key, (peer, file) in writing.items():
-                if file.part is None or file.part.complete:
-                    continue
-                _, since, received = marks.setdefault(key, (file, now, file.received))
-                if file.received - received >= self.limits.progress_bytes:
-                    marks[key] = (file, now, file.received)
-                elif now - since > self.limits.progress_s:
-                    self.note(peer, "transfer without progress cut", peer=peer, bytes=file.part.size)
-                    for link in list(self._links):
-                        if link.holds(file):
-                            link.abort()
+            self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        """Cut connections that hold something and do nothing with it. `now` is monotonic."""
+        for link in list(self._links):
+            if link.peer is not None and now - link.last_request > self.limits.idle_s:
+                self.note(link.peer, "idle connection closed", peer=link.peer)
+                link.abort()
+        writing = {file: peer for peer, home in self._home.items() for file in home.writing()}
+        self._progress = {file: mark for file, mark in self._progress.items() if file in writing}
+        for file, peer in writing.items():
+            if file.part is None or file.part.complete:
+                continue
+            since, received = self._progress.setdefault(file, (now, file.received))
+            if file.received - received >= self.limits.progress_bytes:
+                self._progress[file] = (now, file.received)
+            elif now - since > self.limits.progress_s:
+                self.note(peer, "transfer without progress cut", peer=peer, bytes=file.part.size)
+                for link in list(self._links):
+                    if link.holds(file):
+                        link.abort()
 
 
 class Link(asyncssh.SSHServer):

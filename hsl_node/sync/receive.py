@@ -1,0 +1,422 @@
+"""Take in what a peer delivered: cheapest check first, on bytes that nobody else can change any more. Blocking.
+
+    inbox/ of the sender          ours alone                        the node
+    manifest ── read once ──────► name, owner, signature, federation, round, setup
+    data ────── claimed ────────► size, sha256, header, finite ──► store, journal, then `answer`: receipt, manifest gone
+
+The manifest stays in inbox/ until it is answered, so a crash at any point leaves it there and the next scan takes up
+the work again, with the data it finds in inbox/, in `claimed/` or (`kept`) in the store. Data is claimed by renaming it
+into a private folder; where another server writes the inbox (`foreign`) its sender may still hold the file open, so
+the bytes are copied instead. Scan one sender at a time and act on the result before the next scan.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsl_node.config import Federation
+from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError, escaped
+from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity, verify
+from hsl_node.sync.home import open_folder, open_plain, require_plain
+from hsl_node.sync.manifest import (
+    MANIFEST_MAX_BYTES,
+    Manifest,
+    Receipt,
+    check,
+    parse_manifest,
+    require_same_setup,
+)
+from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round, parse_file_name
+from hsl_node.sync.tensors import CHUNK_BYTES, Schema, check_file
+
+log = logging.getLogger(__name__)
+
+ENTRIES_MAX = 1000  # of one inbox in one scan; an account that another server gives away may hold any number
+MANIFESTS_MAX = 64  # checked in one scan; an honest sender has two
+REFUSED_MAX = 64  # refused manifests kept per sender, the newest
+RECEIPTS_MAX = 4096  # per sender; an honest one has one a round, a hostile one makes us refuse without end
+TEXT_MAX = 280  # of a receipt, which allows 300
+PART_MAX_AGE_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A checkpoint or statement that passed every check."""
+
+    sender: Peer
+    manifest: Manifest
+    document: bytes  # the signed manifest, to keep
+    data: Path | None  # private, verified, fsynced. None: a statement, or the data is in the store already
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that failed a check."""
+
+    sender: Peer
+    name: str  # escaped: it may be anything
+    error: PeerDataError | FederationMismatch
+    manifest: Manifest | None  # where its signature held: whom to answer
+    document: bytes | None = None
+    kept: Path | None = None  # the evidence: a signed manifest. Refused data is deleted, its digest is in the manifest
+
+    @property
+    def code(self) -> str:
+        return self.error.code if isinstance(self.error, PeerDataError) else "setup"
+
+
+def scan(
+    sender: Peer,
+    *,
+    homes: Path,
+    claimed: Path,
+    federation: Federation,
+    current: Round,
+    schema: Schema,
+    anchor: str | None,
+    me: Peer,
+    take_digest: Callable[[Peer, str], Digest | None] = lambda peer, name: None,
+    kept: Callable[[Manifest], Path | None] = lambda manifest: None,
+    software: str = "",
+    foreign: bool = True,
+) -> list[Arrival | Refusal]:
+    """Everything in the sender's inbox/ that is complete, checked.
+
+    A manifest whose data is not there yet waits, and so does data without manifest. A manifest one round beyond the
+    window is reported but stays: it becomes acceptable. Everything else that is refused is removed.
+
+    Raises:
+        LocalStateError: our own disk or permissions.
+    """
+    assert sender != me
+    context = _Context(sender, claimed, federation, current, schema, anchor, take_digest, kept, software, foreign)
+    found: list[Arrival | Refusal] = []
+    with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
+        (claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
+        manifests = []
+        with os.scandir(inbox) as entries:
+            listing = [(e.name, e.is_dir(follow_symlinks=False)) for e in itertools.islice(entries, ENTRIES_MAX)]
+        for text, is_folder in listing:
+            if is_folder:
+                continue
+            try:
+                name = _deliverable(text, sender)
+            except PeerDataError as exc:
+                _unlink(text, inbox)
+                found.append(_refusal(context, escaped(text), exc))
+            else:
+                if name.kind is Kind.MANIFEST:
+                    manifests.append(name)
+        for name in sorted(manifests)[:MANIFESTS_MAX]:
+            with suppress(FileNotFoundError):  # taken back by its sender, as another server may allow
+                item = _take(context, name, inbox)
+                if item is not None:
+                    found.append(item)
+    return found
+
+
+def answer(
+    sender: Peer,
+    manifest: Manifest,
+    *,
+    homes: Path,
+    me: Peer,
+    identity: Identity,
+    accepted: bool,
+    code: str,
+    text: str,
+) -> None:
+    """Write the signed receipt, then let go of the manifest. Only after the journal knows.
+
+    Raises:
+        LocalStateError: our own disk or permissions.
+    """
+    receipt = Receipt(
+        federation=manifest.federation,
+        round=manifest.round,
+        peer=sender,
+        sha256=manifest.sha256,
+        receiver=me,
+        accepted=accepted,
+        code=escaped(code, 80),
+        text=escaped(text, TEXT_MAX),
+    )
+    name = manifest.file_name()
+    with _ours(f"receipts of {sender}"):
+        with open_folder(homes, sender, RECEIPTS) as folder:
+            if not accepted:
+                _drop_oldest(folder, RECEIPTS_MAX)
+            _write_document(folder, str(name.of(Kind.RECEIPT)), identity.sign(receipt.content(), RECEIPT_NAMESPACE))
+        if accepted or code != "round":  # a round that is not ours yet: its manifest waits
+            with open_folder(homes, sender, INBOX) as inbox, suppress(FileNotFoundError):
+                os.unlink(str(name), dir_fd=inbox)
+
+
+def collect_parts(
+    sender: Peer, *, homes: Path, claimed: Path, current: Round, now: float, max_age_s: float = PART_MAX_AGE_S
+) -> int:
+    """Delete what nobody will finish: old parts, old data without manifest. `now` is wall clock. Gives the count.
+
+    Data of the current or a later round may still get its manifest and stays.
+    """
+    removed = 0
+    with _ours(f"home of {sender}"):
+        with open_folder(homes, sender, INBOX) as inbox:
+            present = set(os.listdir(inbox))
+            orphans = [n for n in present if _is_orphan(n, present, current)]
+            removed += _remove_old(orphans, inbox, now - max_age_s)
+        with open_folder(homes, sender, PARTS) as parts:
+            removed += _remove_old(os.listdir(parts), parts, now - max_age_s)
+        if (claimed / sender).is_dir():
+            with open_folder(claimed, sender, ".") as private:
+                left = [n for n in os.listdir(private) if _is_orphan(n, present, current + 2)]
+                removed += _remove_old(left, private, now - max_age_s)
+    if removed:
+        log.info("old parts deleted", extra={"peer": sender, "files": removed})
+    return removed
+
+
+# ---------------------------------------------------------------- one manifest and its data
+
+
+@dataclass(frozen=True)
+class _Context:
+    sender: Peer
+    claimed: Path
+    federation: Federation
+    current: Round
+    schema: Schema
+    anchor: str | None
+    take_digest: Callable[[Peer, str], Digest | None]
+    kept: Callable[[Manifest], Path | None]
+    software: str
+    foreign: bool
+
+
+def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | None:
+    """Check one manifest and its data. None: the data is not there yet."""
+    document: bytes | None = None
+    manifest: Manifest | None = None
+    data: Path | None = None
+    try:
+        document = _read_document(inbox, name)
+        line = verify(document, context.federation.get(context.sender).key, MANIFEST_NAMESPACE)
+        manifest = parse_manifest(line)
+        check(manifest, name, context.federation, context.sender, context.current)
+        require_same_setup(manifest, anchor=context.anchor, schema=context.schema.digest, software=context.software)
+        if manifest.statement:
+            return Arrival(context.sender, manifest, document, None)
+        if manifest.bytes != context.schema.file_bytes:
+            raise PeerDataError(
+                f"announces {manifest.bytes} bytes, this model has {context.schema.file_bytes}", code="size"
+            )
+        found = _claim(context, name.of(Kind.DATA), inbox)
+        if found is None:
+            if _is_kept(context, manifest):
+                return Arrival(context.sender, manifest, document, None)
+            return None
+        data, known = found
+        check_file(data, context.schema, sha256=manifest.sha256, known_sha256=known)
+        _fsync(data)
+        return Arrival(context.sender, manifest, document, data)
+    except (PeerDataError, FederationMismatch) as exc:
+        if manifest is not None and manifest.round == context.current + 2 and getattr(exc, "code", "") == "round":
+            return Refusal(context.sender, str(name), exc, manifest, document)
+        _unlink(str(name), inbox)
+        if manifest is not None:  # signed, so the data is its sender's too; else it may still get a good manifest
+            _unlink(str(name.of(Kind.DATA)), inbox)
+        if data is not None:
+            data.unlink(missing_ok=True)
+        return _refusal(context, str(name), exc, manifest, document)
+
+
+def _deliverable(text: str, sender: Peer) -> FileName:
+    """A name that may lie in this inbox.
+
+    Raises:
+        PeerDataError: code `name` or `owner`.
+    """
+    name = parse_file_name(text)
+    if name.peer != sender:
+        raise PeerDataError(f"{sender!r} delivered a file of {name.peer!r}", code="owner")
+    if name.part or name.kind is Kind.RECEIPT:
+        raise PeerDataError("not a file that is delivered", code="name")
+    return name
+
+
+def _read_document(folder: int, name: FileName) -> bytes:
+    """The whole manifest, read once: all checks are on these bytes."""
+    descriptor = open_plain(str(name), os.O_RDONLY, folder)
+    with os.fdopen(descriptor, "rb") as file:
+        document = file.read(MANIFEST_MAX_BYTES + 1)
+    if len(document) > MANIFEST_MAX_BYTES:
+        raise PeerDataError(f"manifest of more than {MANIFEST_MAX_BYTES} bytes", code="size")
+    return document
+
+
+def _claim(context: _Context, name: FileName, inbox: int) -> tuple[Path, Digest | None] | None:
+    """Bring the data where only we can reach it: (path, sha256 where it is known), None where there is none."""
+    target = context.claimed / context.sender / str(name)
+    try:
+        status = os.stat(str(name), dir_fd=inbox, follow_symlinks=False)
+    except FileNotFoundError:
+        return (target, None) if target.exists() else None  # claimed before a crash
+    try:
+        require_plain(status)
+        if status.st_size != context.schema.file_bytes:
+            raise PeerDataError(f"{status.st_size} bytes of {context.schema.file_bytes}", code="size")
+        if context.foreign:
+            return target, _copy(name, inbox, target, context.schema.file_bytes)
+        known = context.take_digest(context.sender, str(name))  # first: once claimed, another file may take its place
+        try:
+            os.rename(str(name), target, src_dir_fd=inbox)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            return target, _copy(name, inbox, target, context.schema.file_bytes)
+        require_plain(os.lstat(target))
+        return target, known
+    except PeerDataError:
+        _unlink(str(name), inbox)
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
+    """Copy the bytes into a file of our own, hashing them on the way; then remove the original.
+
+    Raises:
+        PeerDataError: code `file` or `size`; it is no plain file, or grew or shrank meanwhile.
+    """
+    digest = hashlib.sha256()
+    target.unlink(missing_ok=True)
+    with os.fdopen(open_plain(str(name), os.O_RDONLY, inbox), "rb", buffering=0) as source:
+        own = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(own, "wb", buffering=0) as copy:
+            done = 0
+            while block := source.read(CHUNK_BYTES):
+                done += len(block)
+                if done > expected:
+                    break
+                digest.update(block)
+                copy.write(block)
+    if done != expected:
+        raise PeerDataError(f"{done} bytes of {expected}: changed while it was read", code="size")
+    _unlink(str(name), inbox)
+    return Digest(digest.hexdigest())
+
+
+def _is_kept(context: _Context, manifest: Manifest) -> bool:
+    """Did this checkpoint reach the store before a crash? Its bytes are checked there again."""
+    path = context.kept(manifest)
+    if path is None:
+        return False
+    try:
+        check_file(path, context.schema, sha256=manifest.sha256)
+    except (PeerDataError, FileNotFoundError):
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- evidence and files
+
+
+def _refusal(
+    context: _Context,
+    name: str,
+    error: PeerDataError | FederationMismatch,
+    manifest: Manifest | None = None,
+    document: bytes | None = None,
+) -> Refusal:
+    kept = None
+    if document:
+        folder = context.claimed.parent / "refused" / context.sender
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = folder / f"{hashlib.sha256(document).hexdigest()[:32]}.manifest"  # our name, not the sender's
+        kept.write_bytes(document)
+        with open_folder(folder.parent, context.sender, ".") as descriptor:
+            _drop_oldest(descriptor, REFUSED_MAX + 1)
+    refusal = Refusal(context.sender, name, error, manifest, document, kept)
+    log.warning(
+        "delivery refused",
+        extra={"peer": context.sender, "file": name, "code": refusal.code, "reason": escaped(error.message)},
+    )
+    return refusal
+
+
+def _write_document(folder: int, name: str, document: bytes) -> None:
+    """Atomically, durably, and readable for the account that another server gives the sender."""
+    temporary = f".{secrets.token_hex(8)}"
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder
+    )
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o644)
+        file.write(document)
+        file.flush()
+        os.fsync(descriptor)
+    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _drop_oldest(folder: int, most: int) -> None:
+    """Leave at most `most` - 1 files, the newest."""
+    names = os.listdir(folder)
+    if len(names) < most:
+        return
+    age = {n: os.stat(n, dir_fd=folder, follow_symlinks=False).st_mtime_ns for n in names}
+    for name in sorted(names, key=lambda n: age[n])[: len(names) - most + 1]:
+        _unlink(name, folder)
+
+
+def _is_orphan(text: str, present: Iterable[str], current: Round) -> bool:
+    try:
+        name = parse_file_name(text)
+    except PeerDataError:
+        return False
+    return name.kind is Kind.DATA and name.round < current and str(name.of(Kind.MANIFEST)) not in present
+
+
+def _remove_old(names: Iterable[str], folder: int, before: float) -> int:
+    removed = 0
+    for name in names:
+        with suppress(FileNotFoundError):
+            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime < before:
+                removed += _unlink(name, folder)
+    return removed
+
+
+def _unlink(name: str, folder: int) -> bool:
+    """Remove a file, never what it points to. Directories and what we may not remove stay."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        log.warning("cannot remove a file of a peer", extra={"file": escaped(name), "reason": exc.strerror})
+        return False
+    return True
+
+
+def _fsync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _ours(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise LocalStateError(
+            f"{what}: {exc.strerror or exc}",
+            remedy="check disk, folders and permissions (`hsl-node inbox provision` shows those of an existing server)",
+        ) from exc

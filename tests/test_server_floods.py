@@ -1,0 +1,280 @@
+"""Floods, silence and garbage against the embedded inbox. The honest peer works after each attack."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+from asyncssh.packet import Byte, String, UInt32, UInt64
+from asyncssh.sftp import SFTPError
+from boxes import BIRCH, CEDAR, DATA, DATA_BYTES, SHA, inbox, on_loop, put, until
+
+from hsl_node.sync.server import UNSENT_MAX_BYTES
+
+# ---------------------------------------------------------------- floods (threats 4, 5)
+
+
+async def raw_sftp(connection: asyncssh.SSHClientConnection, **options: Any) -> Any:
+    """(writer, reader) of an sftp session on which any bytes can be sent, after the version exchange."""
+    writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None, **options)
+    writer.write(packet(Byte(1) + UInt32(3)))
+    await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+    return writer, reader
+
+
+def packet(payload: bytes) -> bytes:
+    return UInt32(len(payload)) + payload
+
+
+@on_loop
+async def test_threat_4_copy_data_onto_itself_is_not_offered(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.sftp() as client:
+        assert not client.supports_remote_copy
+        async with client.open(f"parts/{box.name().as_part()}", "x+b") as file:
+            await file.write(DATA[:1000])
+            handle = file._handle
+            with pytest.raises(asyncssh.SFTPOpUnsupported):
+                await client._handler._make_request(
+                    b"copy-data", String(handle), UInt64(0), UInt64(0), String(handle), UInt64(1000)
+                )
+            assert (await file.stat()).size == 1000
+        assert box.rejected("operation") == 1
+        await box.honest()
+
+
+@pytest.mark.parametrize(
+    "request_type",
+    [b"posix-rename@openssh.com", b"hardlink@openssh.com", b"lsetstat@openssh.com", b"statvfs@openssh.com",
+     b"fstatvfs@openssh.com", b"ranges@asyncssh.com", b"unknown@example.org", 11, 14, 15, 19, 20, 21, 22, 99],
+)  # fmt: skip
+@on_loop
+async def test_requests_that_are_not_offered_reach_no_code(tmp_path: Path, request_type: bytes | int) -> None:
+    async with inbox(tmp_path) as box, box.sftp() as client:
+        with pytest.raises(asyncssh.SFTPOpUnsupported):
+            await client._handler._make_request(request_type, String(b"parts"), String(b"inbox"))
+        await box.honest()
+
+
+@on_loop
+async def test_threat_4_eight_handles_per_connection(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.connect() as connection:
+        first, second = await connection.start_sftp_client(), await connection.start_sftp_client()
+        files = [await first.open(f"parts/{box.name(sha256=f'{i:064x}').as_part()}", "xb") for i in range(5)]
+        part = f"parts/{box.name(sha256=f'{0:064x}').as_part()}"
+        files += [await second.open(part, "rb") for _ in range(3)]
+        for client in (first, second):
+            for mode in ("rb", "r+b"):
+                with pytest.raises(SFTPError):
+                    await client.open(part, mode)
+        await files[-1].close()
+        await second.open(part, "rb")
+        assert box.rejected("handles") == 4
+        await box.honest()
+
+
+@on_loop
+async def test_threat_4_failed_opens_use_no_handle_up(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.sftp() as client:
+        for _ in range(20):
+            with pytest.raises(asyncssh.SFTPNoSuchFile):
+                await client.open(f"parts/{box.name().as_part()}", "rb")
+        await put(client, box.name(), DATA)
+        assert not box.rejected("handles")
+
+
+@on_loop
+async def test_threat_4_two_sessions_per_key(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.connect() as one, box.connect() as two:
+        sessions = [await one.start_sftp_client(), await two.start_sftp_client()]
+        for connection in (one, two) * 10:
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await connection.start_sftp_client()
+        await box.honest()
+        sessions[0].exit()
+        await sessions[0].wait_closed()
+        await (await two.start_sftp_client()).stat("/")
+
+
+@on_loop
+async def test_threat_4_a_third_connection_of_a_key_ends_its_first(tmp_path: Path) -> None:
+    """The first is the one a broken network left behind; the newest is the one that is alive."""
+    async with AsyncExitStack() as stack, inbox(tmp_path) as box:
+        connections = [await stack.enter_async_context(box.connect()) for _ in range(6)]
+        for dead in connections[:4]:
+            await dead.wait_closed()
+        assert not connections[-1].is_closed() and not connections[-2].is_closed()
+        assert len(box.server._links) == 2
+        await box.honest()
+
+
+@on_loop
+async def test_threat_4_unread_answers_do_not_fill_our_memory(tmp_path: Path) -> None:
+    """birch asks for 64 MiB of reads and never takes an answer off the wire."""
+    async with inbox(tmp_path) as box:
+        async with box.sftp() as client, client.open(f"parts/{box.name().as_part()}", "xb") as file:
+            await file.write(DATA)
+        async with box.connect() as connection:
+            writer, reader = await raw_sftp(connection, window=2**31 - 1)
+            path = String(f"parts/{box.name().as_part()}".encode())
+            writer.write(packet(Byte(3) + UInt32(1) + path + UInt32(1) + UInt32(0)))
+            answer = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+            handle = answer[5:]
+            connection._transport.pause_reading()
+            for i in range(256):
+                writer.write(packet(Byte(5) + UInt32(i) + handle + UInt64(0) + UInt32(2**18)))
+            (link,) = box.server._links
+            await until(lambda: link._transport.get_write_buffer_size() > 0)
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+                assert link._transport.get_write_buffer_size() < UNSENT_MAX_BYTES + 2 * 2**18
+            assert not link._transport.is_reading()
+            await box.honest()
+            connection._transport.resume_reading()
+            for _ in range(256):  # nothing was lost
+                await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+
+
+@on_loop
+async def test_threat_4_environment_variables_are_not_kept(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.connect() as connection:
+        writer, *_ = await connection.open_session(
+            subsystem="sftp", encoding=None, env={f"X{i}": "y" * 1000 for i in range(100)}
+        )
+        (link,) = box.server._links
+        assert all(not fs.channel.get_environment() for fs in link._filesystems) and link._filesystems
+        writer.channel.send_signal("INT")
+        writer.channel.change_terminal_size(1, 1)
+        await box.honest()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        packet(Byte(3) + UInt32(1)), packet(Byte(6) + UInt32(1) + UInt32(2**31)), packet(Byte(200) + UInt32(7)),
+        packet(b""), UInt32(2**32 - 1), UInt32(300 * 1024) + b"x" * 1000, packet(Byte(1) + UInt32(3)), b"\0" * 4096,
+        packet(Byte(5) + UInt32(1) + String(b"none") + UInt64(0) + UInt32(9)),
+        packet(Byte(4) + UInt32(1) + String(b"\0\0\0\7")),
+    ],
+    ids=range(10),
+)  # fmt: skip
+@on_loop
+async def test_garbage_in_a_session_disturbs_nobody(tmp_path: Path, garbage: bytes) -> None:
+    async with inbox(tmp_path) as box, box.connect() as connection:
+        writer, _ = await raw_sftp(connection)
+        writer.write(garbage * 3)
+        await box.honest()
+        async with box.sftp() as client:
+            await put(client, box.name(), DATA)
+
+
+@on_loop
+async def test_threat_5_silent_strangers_make_room_for_an_honest_peer(tmp_path: Path) -> None:
+    """200 connections that say nothing, from the address that the honest peer uses too."""
+    async with inbox(tmp_path) as box:
+        silent = [await asyncio.open_connection("127.0.0.1", box.port) for _ in range(200)]
+        await box.honest()
+        assert box.server.counters.unauthenticated <= box.server.limits.strangers_per_source
+        assert box.server.counters.evicted >= 200 - box.server.limits.strangers_per_source
+        for _, writer in silent:
+            writer.close()
+        await until(lambda: box.server.counters.unauthenticated == 0)
+
+
+@on_loop
+async def test_threat_5_strangers_are_capped_in_total_as_well(tmp_path: Path) -> None:
+    async with inbox(tmp_path, strangers=5, strangers_per_source=100) as box:
+        silent = [await asyncio.open_connection("127.0.0.1", box.port) for _ in range(20)]
+        await until(lambda: box.server.counters.evicted == 15)
+        await box.honest()
+        assert box.server.counters.unauthenticated <= 5
+        for _, writer in silent:
+            writer.close()
+
+
+@on_loop
+async def test_threat_5_a_stranger_has_so_long_to_log_in(tmp_path: Path) -> None:
+    async with inbox(tmp_path, login_timeout_s=0.2) as box:
+        reader, writer = await asyncio.open_connection("127.0.0.1", box.port)
+        await reader.read()  # ends when the server closes it
+        writer.close()
+        await until(lambda: box.server.counters.unauthenticated == 0)
+
+
+@on_loop
+async def test_threat_5_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path: Path) -> None:
+    async with inbox(tmp_path, sweep_s=3600) as box:
+        part = f"parts/{box.name().as_part()}"
+        limits, now = box.server.limits, time.monotonic()
+        async with box.connect() as connection:
+            client = await connection.start_sftp_client()
+            file = await client.open(part, "xb")
+            await file.write(DATA[:100])
+            box.server.sweep(now)
+            await file.write(DATA[100:200], 100)
+            box.server.sweep(now + limits.progress_s - 1)
+            assert not connection.is_closed()
+            box.server.sweep(now + limits.progress_s + 1)
+            await connection.wait_closed()
+        async with box.sftp() as client:
+            assert (await client.stat(part)).size == 200
+            async with client.open(part, "r+b") as file:
+                await file.write(DATA[200:], 200)
+            await client.rename(part, f"inbox/{box.name()}")
+        assert box.server.take_digest(BIRCH, str(box.name())) == SHA
+
+
+@on_loop
+async def test_threat_5_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path) -> None:
+    """64 KiB every two minutes is enough; what is complete owes nothing more."""
+    async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.sftp() as client:
+        limits, now = box.server.limits, time.monotonic()
+        step = limits.progress_bytes
+        async with client.open(f"parts/{box.name().as_part()}", "xb") as file:
+            for i in range(0, DATA_BYTES, step):
+                await file.write(DATA[i : i + step], i)
+                box.server.sweep(now := now + limits.progress_s - 1)
+            for _ in range(10):
+                box.server.sweep(now := now + limits.progress_s + 1)
+            await file.fsync()
+
+
+@on_loop
+async def test_threat_5_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
+    async with inbox(tmp_path, sweep_s=3600) as box:
+        connection, busy = await box.connect(), await box.connect(CEDAR)
+        now = time.monotonic() + box.server.limits.idle_s
+        client = await busy.start_sftp_client()
+        box.server.sweep(now - 60)
+        (link,) = (link for link in box.server._links if link.peer == CEDAR)
+        link.last_request = now  # a request just came
+        box.server.sweep(now + 1)
+        await connection.wait_closed()
+        await client.stat("parts")
+        busy.close()
+        await box.honest()
+
+
+@on_loop
+async def test_hostile_connections_leave_no_open_files_behind(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box:
+        await box.honest()
+        await until(lambda: not box.server._links)
+        before = len(os.listdir("/proc/self/fd"))
+        for i in range(30):
+            connection = await box.connect()
+            client = await connection.start_sftp_client()
+            with suppress(SFTPError):
+                await client.open(f"parts/{box.name(sha256=f'{i:064x}').as_part()}", "xb")
+            if i % 2:
+                connection.abort()
+            else:
+                connection._transport.abort()
+            await connection.wait_closed()
+        await until(lambda: not box.server._links and not box.server.incoming())
+        assert len(os.listdir("/proc/self/fd")) <= before
