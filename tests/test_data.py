@@ -21,6 +21,7 @@ from hsl_node.train import digests as digests_module
 from hsl_node.train.contact_sheet import contact_sheet
 from hsl_node.train.data import Dataset, decode_image, open_dataset
 from hsl_node.train.data_check import DataReport, check
+from hsl_node.train.duplicates import difference_hash, near_duplicates
 from hsl_node.train.images import decode_bytes
 
 PLAN = Plan(classes=("benign", "malignant"), image_size=16)
@@ -166,6 +167,21 @@ def test_one_colour_image_makes_the_whole_set_colour(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.images[dataset.ids.index(sha256)], red)
     first = decode_image(root / "benign/000.png", 16)
     np.testing.assert_array_equal(dataset.images[0], np.stack([first] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("chunk", [100, 256, 300])
+def test_turning_the_set_to_colour_works_chunk_by_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """The colour image comes after grey ones that fill several chunks, and grey ones follow it."""
+    monkeypatch.setattr(cache_module, "CHUNK_BYTES", chunk)
+    root = write_folders(tmp_path / "d", {"benign": 7, "malignant": 7})
+    write_png(root / "malignant/000a.png", np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    dataset = opened(tmp_path, DataConfig(path=root))
+    by_id = {_sha256(p): decode_image(p, 16) for p in root.rglob("*.png")}
+    for image, sha256 in zip(dataset.images, dataset.ids, strict=True):
+        pixels = by_id[sha256]
+        np.testing.assert_array_equal(image, pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=-1))
 
 
 # ---------------------------------------------------------------- the ledger
@@ -475,6 +491,16 @@ def test_near_duplicates_across_splits_are_found_and_unlike_pictures_are_not(tmp
     assert apart, "with ten pairs and this seed some lie on two sides"
     assert set(report.near_duplicates) == apart
     assert any("look the same" in w for w in report.warnings)
+
+
+def test_an_equal_hash_alone_is_no_near_duplicate() -> None:
+    """A straight and a curved ramp brighten in the same places: one hash, but a correlation of 0.91."""
+    x = np.linspace(0, 1, 64)
+    ramp, curved = (np.tile((255 * x**power).astype(np.uint8), (64, 1)) for power in (1, 3))
+    brighter = np.clip(ramp.astype(int) // 2 + 60, 0, 255).astype(np.uint8)
+    assert difference_hash(ramp) == difference_hash(brighter) == difference_hash(curved)
+    split, group = np.array([TRAIN, TEST, TEST]), np.arange(3)
+    assert near_duplicates(np.stack([ramp, curved, brighter]), split, group) == [(0, 2)]
 
 
 def test_identical_files_are_reported_and_kept_together(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 HASH_BITS_MAX = 4  # of 64 that may differ in a candidate
 CORRELATION_MIN = 0.99
 SIDE = 32  # px at which candidates are compared
-BLOCK = 2048  # rows compared at once: 2048 × 100,000 hashes are 1.6 GB of work but 200 MB of memory
+BLOCK = 256  # rows compared at once: against 100,000 hashes that is 200 MB of memory
 PAIRS_MAX = 200_000  # candidates that are proven; beyond this the set is one picture over and over
 
 
