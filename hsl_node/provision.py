@@ -88,6 +88,7 @@ def sshd_config(card: PeerCard) -> str:
     port = split_address(card.address)[1]
     return f"""\
 # The inbox of the hsl-node {card.name!r}: OpenSSH 8.5 or later. Check with: sshd -t -f {SSHD_CONFIG}
+# The port is the one of the peer card. Where a firewall maps it to another, put that one here.
 Port {port}
 PidFile /run/hsl-inbox.pid
 HostKey {HOST_KEY}
@@ -319,7 +320,6 @@ def _tail(card: PeerCard, homes: Path) -> Iterator[str]:
     yield "    echo 'The federation lists another host key for this server: new card, new federation file.' >&2"
     yield f"    echo \"  hsl-node card --host-key '$(cut -d' ' -f1,2 {HOST_KEY}.pub)'\" >&2"
     yield "fi"
-    yield ""
 
 
 def _file(path: Path, lines: list[str], mode: str) -> str:

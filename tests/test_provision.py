@@ -180,6 +180,8 @@ def server(federation_of: FederationOf, tmp_path: Path) -> Iterator[tuple[Member
     """The script run for real, twice, and its sshd started. Makes accounts on this machine: only on request."""
     if os.environ.get("HSL_TEST_ACCOUNTS") != "1" or os.geteuid() != 0 or SSHD is None:
         pytest.skip("makes system accounts: set HSL_TEST_ACCOUNTS=1 as root on a machine to throw away")
+    if any(path.exists() for path in (SSHD_CONFIG, KEYS, HOST_KEY)):
+        pytest.skip("this machine is somebody's inbox already")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     members = federation_of(3, addresses={"ash": f"127.0.0.1:{port}"})

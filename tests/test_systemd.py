@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from confine import allowed_calls, directives
 
-from hsl_node import errors
+from hsl_node import errors, identity
 
 REPOSITORY = Path(__file__).parent.parent
 UNIT = REPOSITORY / "systemd" / "hsl-node.service"
@@ -161,3 +161,21 @@ def test_the_filter_takes_away_what_an_intruder_would_want() -> None:
     allowed = allowed_calls(UNIT)
     assert {"openat", "mmap", "futex", "renameat2", "fsync", "clone3", "sched_setaffinity"} <= allowed
     assert not {"mount", "ptrace", "chown", "bpf", "init_module", "setuid", "perf_event_open", "reboot"} & allowed
+
+
+def test_a_key_handed_over_by_systemd_is_accepted_although_its_mode_shows_group_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd 254 and later give a credential an access list; its mask appears as mode 0440."""
+    key = tmp_path / "node.key"
+    made = identity.generate(key)
+    key.chmod(0o440)
+    with pytest.raises(errors.LocalStateError, match="read by others"):
+        identity.load(key)
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert identity.load(key).public == made.public
+
+    key.chmod(0o444)
+    with pytest.raises(errors.LocalStateError, match="read by others"):
+        identity.load(key)
