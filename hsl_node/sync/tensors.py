@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.errors import LocalStateError, PeerDataError
+from hsl_node.errors import LocalStateError, PeerDataError, escaped
 from hsl_node.sync.names import Digest
 
 Array = NDArray[Any]
@@ -139,7 +139,7 @@ def parse_header(header: bytes) -> Schema:
     for name, entry in entries.items():
         spec = _spec(name, entry, 8 + length + position)
         if entry["data_offsets"] != [position, position + spec.bytes]:
-            raise _bad(f"tensor {name!r} leaves a gap or overlaps")
+            raise _bad(f"tensor {escaped(name)!r} leaves a gap or overlaps")
         position += spec.bytes
         tensors.append(spec)
     if [t.name for t in tensors] != sorted(entries):
@@ -239,12 +239,14 @@ def _read_header(file: BinaryIO) -> bytes:
 
 def _spec(name: str, entry: Any, offset: int) -> TensorSpec:
     if name == "__metadata__" or not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _bad(f"entry {name!r} is not a plain tensor")
-    dtype, shape = entry["dtype"], entry["shape"]
+        raise _bad(f"entry {escaped(name)!r} is not a plain tensor")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(shape, list) or len(shape) > 8:
-        raise _bad(f"tensor {name!r}: dtype or rank not used here")
+        raise _bad(f"tensor {escaped(name)!r}: dtype or rank not used here")
     if not all(type(n) is int and 0 < n < 2**31 for n in shape):
-        raise _bad(f"tensor {name!r}: empty or huge dimension")
+        raise _bad(f"tensor {escaped(name)!r}: empty or huge dimension")
+    if not isinstance(offsets, list) or not all(type(n) is int for n in offsets):
+        raise _bad(f"tensor {escaped(name)!r}: offsets are not whole numbers")
     return TensorSpec(name, dtype, tuple(shape), offset)
 
 
