@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from hsl_node.errors import DataError, LocalStateError, TrainerError
+from hsl_node.errors import ConfigError, DataError, LocalStateError
 from hsl_node.sync.names import Digest
 from hsl_node.sync.tensors import read_weights, sha256_of, write_weights
 from hsl_node.train import checkpoint
 from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload, upload_labels
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
 from hsl_node.train.machine import derived_seed
-from hsl_node.train.method import TRAIN, Site
+from hsl_node.train.method import Site
 from hsl_node.train.scoring import place, validate
+from hsl_node.train.sources import TRAIN
 from hsl_node.train.throttle import PROGRESS_EVERY_S, ticker
 from hsl_node.train.weights import load_weights, to_weights
 
@@ -60,7 +61,7 @@ def train_round(
 
     Raises:
         DataError: no training images.
-        TrainerError: the loss is not a finite number.
+        ConfigError: the loss is not a finite number.
         LocalStateError: `base` is not the file it should be, or the disk fails.
     """
     epochs = epochs or site.plan.epochs_per_round
@@ -271,7 +272,7 @@ def _batch(site: Site, p: Indices, a: Indices) -> Batch:
 
 def _require_finite(total: torch.Tensor, round: int, epoch: int, batch: int) -> None:
     if not bool(torch.isfinite(total).all()):
-        raise TrainerError(
+        raise ConfigError(
             f"the loss is not a finite number (round {round}, epoch {epoch}, batch {batch})",
             remedy='training diverged: agree on a lower learning_rate, or on precision = "float32"',
         )

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from hsl_node.train.anchor import AnchorSet
     from hsl_node.train.data import Dataset
 
-TRAIN, VALIDATION, TEST = 0, 1, 2  # Dataset.split
-
 
 @dataclass(frozen=True)
 class Method:

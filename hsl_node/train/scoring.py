@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsl_node.config import Plan
-from hsl_node.errors import ConfigError, TrainerError
+from hsl_node.errors import ConfigError
 from hsl_node.sync.tensors import read_weights
 from hsl_node.train import metrics
 from hsl_node.train.backbone import use_precision
 from hsl_node.train.batches import Indices, eval_slices, upload
 from hsl_node.train.checkpoint import Validation
 from hsl_node.train.machine import Machine, derived_seed
-from hsl_node.train.method import TEST, VALIDATION, Method, Site, primary_loss, probabilities
+from hsl_node.train.method import Method, Site, primary_loss, probabilities
 from hsl_node.train.methods import METHODS
+from hsl_node.train.sources import TEST, VALIDATION
 from hsl_node.train.weights import load_weights
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def forward(
     """Primary logits (N, C) of the images at `where`, on the CPU.
 
     Raises:
-        TrainerError: a logit is not a finite number: the weights are spoilt.
+        ConfigError: a logit is not a finite number: the weights are spoilt.
     """
     reference = None if embedding is None else embedding.to(machine.device)
 
@@ -160,7 +161,7 @@ def forward(
 
     found = _run(model, logits, images, where, machine, tick)
     if not bool(torch.isfinite(found).all()):
-        raise TrainerError(
+        raise ConfigError(
             "the model's output is not a finite number",
             remedy="training diverged: use a lower learning_rate in the plan, and look at the loss in `hsl-node logs`",
         )

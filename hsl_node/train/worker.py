@@ -14,7 +14,6 @@ gone: the process leaves at once, in mid-epoch too, so that it never trains besi
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -26,16 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hsl_node.errors import AlreadyRunning, HslError, TrainerError
+from hsl_node.errors import HslError, TrainerError
 from hsl_node.train import site as opening
+from hsl_node.train.lock import hold_lock
 from hsl_node.train.loop import Report, train_round
-from hsl_node.train.method import TEST, TRAIN, VALIDATION, Site
+from hsl_node.train.method import Site
 from hsl_node.train.scoring import open_model, validate
+from hsl_node.train.sources import SPLIT_NAMES, TRAIN
 from hsl_node.train.throttle import ticker
 
 log = logging.getLogger("hsl_node.train.worker")
-
-LOCK_FILE = "worker.lock"
 
 
 @dataclass
@@ -75,11 +74,9 @@ class Worker:
                 "threads": site.machine.threads,
                 "precision": site.machine.precision,
                 "versions": opening.versions(),
-                "images": {
-                    name: len(site.indices(split))
-                    for name, split in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
-                },
+                "images": {name: len(site.indices(split)) for split, name in enumerate(SPLIT_NAMES)},
                 "parameters": parameters,
+                "warnings": list(site.dataset.warnings),
             }
         )
 
@@ -121,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     report = _reporter(_take_stdout())
     try:
-        _lock = _hold_lock(state / "trainer")
+        _lock = hold_lock(state / "trainer")
         worker = Worker(state, report)
         jobs = _read_jobs(sys.stdin)
         report({"event": "ready"})
@@ -186,19 +183,6 @@ def _read_jobs(stream: IO[str]) -> queue.SimpleQueue[dict[str, Any]]:
 
     threading.Thread(target=read, name="jobs", daemon=True).start()
     return jobs
-
-
-def _hold_lock(folder: Path) -> IO[str]:
-    """One trainer per state directory. The lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / LOCK_FILE, "w", encoding="utf-8")  # noqa: SIM115 (held until the process ends)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        raise AlreadyRunning(
-            f"another trainer works in {folder}", remedy="it leaves when its supervisor does; try again in some seconds"
-        ) from exc
-    return file
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""What this hospital would have without the federation: same method, initial weights and number of epochs, no fusion.
+
+The honest column beside "fused". Both are chosen by the same validation set's AUC: here the best epoch of the whole
+run, there the best fused model.
+
+    trainer/alone.safetensors    the weights of the best epoch
+    trainer/alone.json           what it is: Alone, below
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hsl_node.sync.names import Digest
+from hsl_node.sync.tensors import sha256_of
+from hsl_node.train.files import replacing
+from hsl_node.train.lock import hold_lock
+from hsl_node.train.loop import Report, train_round
+from hsl_node.train.method import Site
+from hsl_node.train.site import initial_weights, open_site
+from hsl_node.train.throttle import ticker
+
+WEIGHTS_FILE = "alone.safetensors"
+CARD_FILE = "alone.json"
+
+
+@dataclass(frozen=True)
+class Alone:
+    federation: str  # digest: whose plan it followed
+    epochs: int
+    best_epoch: int
+    auc: float | None  # of the validation set
+    sha256: str
+    bytes: int
+
+
+def train_alone(state: Path, *, rounds: int | None = None, report: Report) -> Alone:
+    """Train alone for as many epochs as `rounds` rounds have (default: the plan's); goes on where it was.
+
+    Events as in a round, with round = 1 and epochs counted through.
+
+    Raises:
+        AlreadyRunning: a second run in the same state directory.
+    """
+    with hold_lock(state / "trainer" / "alone"):
+        site = open_site(state, ticker(report, "decoding images"))
+        return train_site_alone(site, state, rounds=rounds or site.plan.rounds, report=report)
+
+
+def train_site_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alone:
+    """The same, of a site that is open already."""
+    trainer, folder = state / "trainer", state / "trainer" / "alone"
+    epochs = rounds * site.plan.epochs_per_round
+    found = find_alone(state)
+    if found and (found.federation, found.epochs) == (site.run, epochs):
+        return found
+    base = folder / "initial.safetensors"
+    base_sha256, _ = initial_weights(state, site.plan, site.method, base)
+    done = train_round(
+        replace(site, run=f"{site.run}/alone/{epochs}"),  # its epoch checkpoints are of no use to another length
+        folder=folder,
+        round=1,
+        base=base,
+        base_sha256=base_sha256,
+        out=trainer / WEIGHTS_FILE,
+        report=report,
+        epochs=epochs,
+        patience=epochs,  # no early end: as many epochs as the federation has
+    )
+    assert done.best is not None
+    best = done.best
+    alone = Alone(site.run, epochs, best.epoch, best.validation.auc, best.sha256, best.bytes)
+    with replacing(trainer / CARD_FILE) as file:
+        file.write(json.dumps(asdict(alone), indent=2).encode() + b"\n")
+    return alone
+
+
+def find_alone(state: Path) -> Alone | None:
+    """The finished run alone, if there is one and its weights are whole."""
+    trainer = state / "trainer"
+    try:
+        alone = Alone(**json.loads((trainer / CARD_FILE).read_text(encoding="utf-8")))
+        whole = sha256_of(trainer / WEIGHTS_FILE) == Digest(alone.sha256)
+    except (OSError, ValueError, TypeError):
+        return None
+    return alone if whole else None

@@ -1,0 +1,146 @@
+"""A model to take away: weights with their anchor reference, a JSON card, and ONNX where the exporter is installed.
+
+model.safetensors   the shared tensors, and `anchor_reference` (512,): no anchor set is needed to predict
+model.json          what it is, how to feed it, and all digests
+model.onnx          pixels (N, 3, S, S) in 0..1 -> probabilities (N,) of class 1, or (N, C); float32
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hsl_node.config import Plan
+from hsl_node.sync.tensors import Array, read_weights, sha256_of, write_weights
+from hsl_node.train.backbone import use_precision
+from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hsl_node.train.files import replacing
+from hsl_node.train.machine import Machine
+from hsl_node.train.method import Method, probabilities
+from hsl_node.train.methods import METHODS
+from hsl_node.train.scoring import anchor_embedding, as_probabilities, forward, open_model, place
+from hsl_node.train.site import versions
+from hsl_node.train.weights import load_weights
+
+if TYPE_CHECKING:
+    from hsl_node.train.anchor import AnchorSet
+
+WEIGHTS_FILE, CARD_FILE, ONNX_FILE = "model.safetensors", "model.json", "model.onnx"
+REFERENCE = "anchor_reference"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    files: tuple[Path, ...]
+    onnx_missing: str  # why there is no ONNX file, in words for the operator; "" where there is one
+
+
+def export_model(
+    weights: Path,
+    folder: Path,
+    *,
+    plan: Plan,
+    machine: Machine,
+    anchor: AnchorSet | None,
+    facts: Mapping[str, Any],
+    onnx: bool = True,
+) -> Exported:
+    """Write the files above. `facts` (federation, round, anchor fingerprint, metrics, ...) go into the card."""
+    method, model = open_model(weights, plan, machine)
+    reference = anchor_embedding(method, model, anchor, machine)
+    tensors: dict[str, Array] = dict(read_weights(weights))
+    if reference is not None:
+        tensors[REFERENCE] = reference.numpy()
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = write_weights(folder / WEIGHTS_FILE, tensors)
+    missing = _export_onnx(method, weights, plan, reference, folder / ONNX_FILE) if onnx else "not asked for"
+    card = {
+        "format": FORMAT,
+        "classes": list(plan.classes),
+        "input": {
+            "pixels": [plan.image_size, plan.image_size],
+            "range": "0..1, grey in all three channels; the ONNX file normalises by itself",
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+        },
+        "output": f"probability of {plan.classes[1]!r}" if len(plan.classes) == 2 else "probability of each class",
+        "plan": plan.model_dump(mode="json"),
+        "source_weights_sha256": sha256_of(weights),
+        "files": {WEIGHTS_FILE: digest} | ({} if missing else {ONNX_FILE: sha256_of(folder / ONNX_FILE)}),
+        "anchor_reference": None if reference is None else "mean anchor embedding over the whole anchor set",
+        "versions": versions(),
+        **facts,
+    }
+    with replacing(folder / CARD_FILE) as file:
+        file.write(json.dumps(card, indent=2, allow_nan=False).encode() + b"\n")
+    names = [WEIGHTS_FILE, CARD_FILE] + ([] if missing else [ONNX_FILE])
+    return Exported(tuple(folder / n for n in names), missing)
+
+
+def predict_exported(folder: Path, images: NDArray[np.uint8], machine: Machine) -> NDArray[np.float32]:
+    """Probabilities of decoded images (N, S, S[, 3]) uint8 from an exported folder alone: no anchor set, no state."""
+    plan = Plan.model_validate(json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))["plan"])
+    method = METHODS[plan.method]
+    tensors = read_weights(folder / WEIGHTS_FILE)
+    reference = tensors.pop(REFERENCE, None)
+    model = place(method.build(plan), machine)
+    load_weights(model, tensors, method.shared(model))
+    embedding = None if reference is None else torch.tensor(reference)
+    return as_probabilities(forward(method, model, images, np.arange(len(images)), embedding, machine))
+
+
+class _Portable(nn.Module):
+    """The whole prediction as one graph: normalise, the method's logits beside its reference, probabilities."""
+
+    def __init__(self, method: Method, model: nn.Module, reference: Tensor | None) -> None:
+        super().__init__()
+        self.method = method
+        self.model = model
+        self.reference = reference
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        image = normalise(pixels.permute(0, 2, 3, 1) * 255)
+        return probabilities(self.method.logits(self.model, image, self.reference))
+
+
+def _export_onnx(method: Method, weights: Path, plan: Plan, reference: Tensor | None, path: Path) -> str:
+    """Write the ONNX file; the reason in words where it can't be done."""
+    absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"ONNX needs the package(s) {', '.join(absent)}: pip install 'hsl-node[onnx]'"
+    model = method.build(plan)  # a copy of its own: float32, on the CPU
+    use_precision(model, torch.float32)
+    load_weights(model, read_weights(weights), method.shared(model))
+    portable = _Portable(method, model, reference).eval()
+    example = torch.rand(2, 3, plan.image_size, plan.image_size)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's deprecations are not the operator's
+            torch.onnx.export(
+                portable,
+                (example,),
+                path,
+                input_names=["pixels"],
+                output_names=["probabilities"],
+                dynamic_shapes={"pixels": {0: torch.export.Dim("images")}},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as exc:  # the exporter follows torch's internals and fails in many ways; the rest is written
+        path.unlink(missing_ok=True)
+        return f"torch's ONNX exporter failed: {type(exc).__name__}: {str(exc)[:200]}"
+    return ""
