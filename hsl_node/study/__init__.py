@@ -1,0 +1,1 @@
+"""Simulated hospitals: data to try a federation on, without a patient."""
