@@ -268,6 +268,11 @@ def test_a_peer_that_fused_the_same_into_other_bytes_is_named_with_its_software(
     assert "hsl-node 9, torch 1" in state.reason
 
 
+def test_what_a_peer_says_of_its_software_is_escaped_in_the_reason():
+    state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1, software="\x1b[2Jall is well")))
+    assert "\\x1b[2Jall is well" in state.reason
+
+
 def test_a_disagreement_that_came_early_shows_as_soon_as_its_round_begins():
     state = after(collecting(), Arrived(checkpoint(BIRCH)), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
     assert state.phase is Phase.COLLECT

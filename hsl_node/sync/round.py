@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from hsl_node.errors import UnexpectedEvent
+from hsl_node.errors import UnexpectedEvent, escaped
 from hsl_node.sync.names import Digest, Peer, Round
 
 
@@ -288,7 +288,7 @@ def _other_base(state: State, claim: Claim) -> str:
         )
     return (
         f"round {claim.round - 1}: {claim.peer} fused the same checkpoints into other bytes "
-        f"({claim.base[:12]}, here {state.base[:12]}); software there: {claim.software or 'unknown'}"
+        f"({claim.base[:12]}, here {state.base[:12]}); software there: {escaped(claim.software) or 'unknown'}"
     )
 
 
