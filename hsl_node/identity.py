@@ -17,6 +17,7 @@ import asyncssh
 
 from hsl_node.config import canonical_json, fingerprint
 from hsl_node.errors import LocalStateError, NotInitialised, PeerDataError
+from hsl_node.sync.tensors import fsync_folder
 
 MANIFEST_NAMESPACE = "hsl-manifest@v1"
 RECEIPT_NAMESPACE = "hsl-receipt@v1"
@@ -60,6 +61,7 @@ def generate(path: Path) -> Identity:
         ) from exc
     finally:
         temporary.unlink()
+    fsync_folder(path.parent)
     return Identity(key)
 
 
