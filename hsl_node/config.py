@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError
+from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
 from hsl_node.sync.names import Digest, Peer, parse_peer
 
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
@@ -40,6 +40,13 @@ def _address(text: str) -> str:
     return text
 
 
+def _listen(text: str) -> str:
+    host, port = split_address(text)
+    if not host or port > 65535:
+        raise ValueError(f"{text!r} is not host:port, e.g. 0.0.0.0:8922 (port 0: any free one)")
+    return text
+
+
 def _ed25519(text: str) -> str:
     parts = text.split()
     try:
@@ -53,6 +60,7 @@ def _ed25519(text: str) -> str:
 
 PeerName = Annotated[str, AfterValidator(_peer)]
 Address = Annotated[str, AfterValidator(_address)]
+Listen = Annotated[str, AfterValidator(_listen)]
 PublicKey = Annotated[str, AfterValidator(_ed25519)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -215,7 +223,7 @@ class NodeConfig(Frozen):
 
     name: PeerName
     address: Address
-    listen: str = "0.0.0.0:8922"
+    listen: Listen = "0.0.0.0:8922"
     anchor: Path | None = None  # default: anchor.safetensors in the state directory
     client: Literal["asyncssh", "paramiko"] = "asyncssh"
     data: DataConfig = DataConfig()
@@ -285,7 +293,7 @@ def load_card(path: Path) -> PeerCard:
 
 
 def card_text(card: PeerCard) -> str:
-    content = {k: v for k, v in card.model_dump(mode="json").items() if v not in (None, "", "{sender}")}
+    content = card.model_dump(mode="json", exclude_defaults=True)
     return (
         f"# Peer card of {card.name}: mail it, then compare the fingerprint by phone. It holds no secret.\n"
         + tomli_w.dumps({**content, "fingerprint": card.fingerprint, "read_aloud": read_aloud(card.key)})
@@ -328,7 +336,7 @@ def read_aloud(public_key: str) -> str:
 
 def split_address(text: str) -> tuple[str, int]:
     """`host:port` or `[v6]:port`; ('', 0) where it is neither."""
-    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text)
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", text)
     return (found[1] or found[2], int(found[3])) if found else ("", 0)
 
 
@@ -336,7 +344,7 @@ def differences(ours: Federation, theirs: Federation) -> list[str]:
     """Every setting in which two federation files differ, as `key: ours -> theirs`; empty when they agree."""
     mine, other = dict(_flat(_comparable(ours))), dict(_flat(_comparable(theirs)))
     return [
-        f"{key}: {mine.get(key, 'absent')} -> {other.get(key, 'absent')}"
+        escaped(f"{key}: {mine.get(key, 'absent')} -> {other.get(key, 'absent')}", 400)
         for key in sorted(mine.keys() | other.keys())
         if mine.get(key) != other.get(key)
     ]
@@ -379,6 +387,8 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: not valid TOML: {exc}", remedy="mend that line") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: nested too deeply", remedy="no setting here is a list of lists") from exc
 
 
 def _validate(path: Path, text: str, raw: Mapping[str, Any], model: type[_Model]) -> _Model:
@@ -401,7 +411,8 @@ def _setting(text: str) -> Any:
 
 def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any]) -> str:
     keys = [str(k) for k in error["loc"]]
-    where = f"{path}:{_line_of(text, keys)}: " if _line_of(text, keys) else f"{path}: "
+    line = _line_of(text, keys) or _line_of(text, keys[:-1])  # what is missing: the table it is missing from
+    where = f"{path}:{line}: " if line else f"{path}: "
     dotted = ".".join(keys)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1, cutoff=0.5)
@@ -444,8 +455,9 @@ def _line_of(text: str, keys: list[str]) -> int | None:
             seen += line.lstrip().startswith("[[") and table == names[: len(table)]
             if table == names and seen in (-1, index):
                 return number
-        key = re.match(r"\s*\"?([A-Za-z0-9_-]+)\"?\s*=", line)
-        if key and [*table, key[1]] == names[: len(table) + 1] and len(names) <= len(table) + 2 and seen in (-1, index):
+        key = re.match(r"\s*([A-Za-z0-9_.\"-]+)\s*=", line)
+        here = [*table, *key[1].replace('"', "").split(".")] if key else []
+        if here and here == names[: len(here)] and len(names) <= len(here) + 1 and seen in (-1, index):
             return number
     return None
 
