@@ -16,7 +16,7 @@ import asyncssh
 from conftest import Members, make_federation
 
 from hsl_node.errors import LocalStateError
-from hsl_node.sync.home import Quota
+from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
 from hsl_node.sync.server import InboxServer, Limits
 
@@ -94,6 +94,7 @@ async def put(client: asyncssh.SFTPClient, name: FileName, content: bytes) -> No
 async def inbox(tmp_path: Path, **limits: Any) -> AsyncIterator[Box]:
     members = make_federation(3)
     homes = tmp_path / "homes"
+    tmp_path.mkdir(exist_ok=True)
     box = Box(None, 0, members, homes)  # type: ignore[arg-type]
     limits.setdefault("quota", Quota(reserve_bytes=0))
     box.server = InboxServer(

@@ -189,7 +189,7 @@ async def test_threat_21_a_full_disk_is_reported_and_the_transfer_goes_on_later(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, data[:100_000], offset)  # and short writes, always
 
-    monkeypatch.setattr("hsl_node.sync.home.os.pwrite", pwrite)
+    monkeypatch.setattr("hsl_node.sync.part.os.pwrite", pwrite)
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"
         with pytest.raises(SFTPError, match="No space"):

@@ -14,7 +14,7 @@ from asyncssh.constants import FXF_APPEND, FXF_CREAT, FXF_READ, FXF_TRUNC, FXF_W
 from asyncssh.sftp import SFTPAttrs, SFTPError
 from boxes import BIRCH, DATA, DATA_BYTES, SHA, Box, inbox, on_loop, put, tree
 
-from hsl_node.sync.home import Quota
+from hsl_node.sync.limits import Quota
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
 from hsl_node.sync.names import Kind
 

@@ -15,7 +15,7 @@ from asyncssh.packet import Byte, String, UInt32, UInt64
 from asyncssh.sftp import SFTPError
 from boxes import BIRCH, CEDAR, DATA, DATA_BYTES, SHA, inbox, on_loop, put, until
 
-from hsl_node.sync.server import UNSENT_MAX_BYTES
+from hsl_node.sync.link import UNSENT_MAX_BYTES
 
 # ---------------------------------------------------------------- floods (threats 4, 5)
 
@@ -184,6 +184,26 @@ async def test_threat_5_silent_strangers_make_room_for_an_honest_peer(tmp_path: 
         for _, writer in silent:
             writer.close()
         await until(lambda: box.server.counters.unauthenticated == 0)
+
+
+@on_loop
+async def test_threat_5_a_burst_of_strangers_is_capped_at_once(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box:
+        most = 0
+        real = box.server.admit
+
+        def admit(link: Any) -> None:
+            nonlocal most
+            real(link)
+            most = max(most, box.server.counters.unauthenticated)
+
+        box.server.admit = admit  # type: ignore[method-assign]
+        burst = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", box.port) for _ in range(90)))
+        await until(lambda: box.server.counters.evicted == 90 - box.server.limits.strangers_per_source)
+        assert most == box.server.limits.strangers_per_source
+        await box.honest()
+        for _, writer in burst:
+            writer.close()
 
 
 @on_loop

@@ -10,113 +10,25 @@ import asyncio
 import errno
 import hashlib
 import os
-import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hsl_node.config import Federation
 from hsl_node.errors import PeerDataError, escaped
+from hsl_node.sync.limits import Quota
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, parse_file_name
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
+from hsl_node.sync.part import OpenFile, Part
+from hsl_node.sync.plain_files import exists, open_folder, open_plain, require_plain
 
 FOLDERS = (PARTS, INBOX, RECEIPTS)
-HASH_BLOCK_BYTES = 1024 * 1024
 # A block of 256 KiB is written and hashed in 0.4 ms in the event loop. Handing each one to a thread cost 30 % more
 # processor time and 70 MB more memory (four senders, two cores). Only a disk that blocks us gets threads.
 SLOW_WRITE_S = 0.05
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO must not hang us, a link not lead us
-
-
-@dataclass(frozen=True)
-class Quota:
-    """What one sender may hold here at a time, in parts/ and inbox/ together."""
-
-    files: int = 16  # a checkpoint and a manifest for two rounds, four times over
-    bytes: int = 4096 * 1024 * 1024
-    reserve_bytes: int = 256 * 1024 * 1024  # of the disk, never given away: the journal must go on
-
-
-@dataclass(eq=False)
-class OpenFile:
-    """A handle. At most one disk operation at a time holds `lock`, so a descriptor is never closed under it."""
-
-    descriptor: int
-    part: Part | None = None  # None: opened for reading
-    opened: float = field(default_factory=time.time)  # for display only
-    received: int = 0
-    slow: bool = False  # the last write took long: the next one goes to a thread
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def close(self) -> None:
-        async with self.lock:
-            descriptor, self.descriptor = self.descriptor, -1
-            if self.part and self.part.writer is self:
-                self.part.writer = None
-            if descriptor >= 0:
-                os.close(descriptor)
-
-    @property
-    def closed(self) -> bool:
-        return self.descriptor < 0
-
-
-@dataclass(eq=False)
-class Part:
-    """A file on its way. Lives in memory until it is renamed or removed, over any number of connections."""
-
-    name: FileName
-    limit: int  # bytes: exactly this for data, at most this for a manifest
-    inode: int = -1
-    size: int = 0
-    hashed: int = 0  # the first `hashed` bytes went through `hash` as they were written
-    hash: _Hash | None = None  # None: something was overwritten or left out, the file must be read again
-    writer: OpenFile | None = None
-
-    def write(self, descriptor: int, offset: int, data: bytes) -> None:
-        """Write a block and hash it. Blocking. A resuming sender goes a few blocks back: equal bytes change nothing."""
-        again = min(max(self.hashed - offset, 0), len(data))  # bytes of this block that are hashed already
-        if self.hash is not None and (
-            offset > self.hashed or (again and os.pread(descriptor, again, offset) != data[:again])
-        ):
-            self.hash = None
-        view = memoryview(data)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(descriptor, view[done:], offset + done)
-        self.size = max(self.size, offset + len(data))
-        if self.hash is not None and again < len(data):
-            self.hash.update(view[again:])
-            self.hashed = offset + len(data)
-
-    def catch_up(self, descriptor: int) -> None:
-        """Hash what lies on disk and was not hashed yet, after a restart of this process. Blocking."""
-        while self.hash is not None and self.hashed < self.size:
-            block = os.pread(descriptor, min(HASH_BLOCK_BYTES, self.size - self.hashed), self.hashed)
-            if not block:
-                self.hash = None
-                return
-            self.hash.update(block)
-            self.hashed += len(block)
-
-    @property
-    def complete(self) -> bool:
-        return self.size == self.limit if self.name.kind is Kind.DATA else 0 < self.size <= self.limit
-
-    @property
-    def digest(self) -> Digest | None:
-        """sha256 of the whole file, if every byte of it was hashed on arrival."""
-        if self.hash is None or self.hashed != self.size:
-            return None
-        return Digest(self.hash.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -144,8 +56,8 @@ class Home:
         self._structure = asyncio.Lock()  # opening for writing, renaming, removing: one at a time
         self._parts: dict[str, Part] = {}
         self._arrived: dict[str, Arrived] = {}
-        for folder in FOLDERS:
-            (homes / peer / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (homes, homes / peer, *(homes / peer / folder for folder in FOLDERS)):
+            path.mkdir(mode=0o700, exist_ok=True)
 
     # ------------------------------------------------------------ names
 
@@ -195,11 +107,11 @@ class Home:
 
     async def read(self, file: OpenFile, offset: int, count: int) -> bytes:
         async with file.lock:
-            _require_open(file)
+            file.require_open()
             return bytes(await self._run(os.pread, file.descriptor, count, offset))
 
     def size_of(self, file: OpenFile) -> int:
-        _require_open(file)
+        file.require_open()
         return os.fstat(file.descriptor).st_size
 
     # ------------------------------------------------------------ writing
@@ -212,20 +124,22 @@ class Home:
                     self._require_room(name)
                 flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
                 descriptor = open_plain(str(name), flags, folder)
-            status = os.fstat(descriptor)
-            part = self._parts.get(str(name))
-            if part is not None and part.writer is not None:
-                await part.writer.close()
-            if part is None or part.inode != status.st_ino or part.hashed > status.st_size:
-                part = Part(name, self.limit_of(name), status.st_ino, hash=hashlib.sha256())
-            part.size = status.st_size
-            self._parts[str(name)] = part
-            part.writer = file = OpenFile(descriptor, part)
+            file = OpenFile(descriptor)
             try:
+                part = self._parts.get(str(name))
+                if part is not None and part.writer is not None:
+                    await part.writer.close()
+                status = os.fstat(descriptor)
+                if part is None or part.inode != status.st_ino or part.hashed > status.st_size:
+                    part = Part(name, self.limit_of(name), status.st_ino, hash=hashlib.sha256())
+                part.size = status.st_size
+                self._parts[str(name)] = part
+                part.writer, file.part = file, part
                 if part.hash is not None and part.hashed < part.size:
                     await self._run(part.catch_up, descriptor)
             except BaseException:
-                part.hash = None
+                if file.part is not None:
+                    file.part.hash = None
                 await file.close()
                 raise
             return file
@@ -236,7 +150,7 @@ class Home:
         if offset + len(data) > file.part.limit:
             raise PeerDataError(f"write to {offset + len(data)}, this file ends at {file.part.limit}", code="size")
         async with file.lock:
-            _require_open(file)
+            file.require_open()
             began = time.monotonic()
             try:
                 if file.slow:
@@ -251,7 +165,7 @@ class Home:
 
     async def fsync(self, file: OpenFile) -> None:
         async with file.lock:
-            _require_open(file)
+            file.require_open()
             await self._run(os.fsync, file.descriptor)
 
     async def commit(self, old: FileName, new: FileName) -> None:
@@ -272,15 +186,15 @@ class Home:
                 if status.st_size != limit if old.kind is Kind.DATA else not 0 < status.st_size <= limit:
                     raise PeerDataError(f"{status.st_size} of {limit} bytes", code="size")
                 # Only this process adds to inbox/, and nothing awaits between the look and the rename.
-                if _exists(str(new), inbox):
+                if exists(str(new), inbox):
                     raise FileExistsError(errno.EEXIST, "already delivered")
                 os.rename(str(old), str(new), src_dir_fd=parts, dst_dir_fd=inbox)
             self._parts.pop(str(old), None)
             self._arrived.pop(str(new), None)
             if part and part.digest and (part.inode, part.size) == (status.st_ino, status.st_size):
                 self._arrived[str(new)] = Arrived(part.inode, part.size, part.digest)
-            while len(self._arrived) > self._quota.files:
-                del self._arrived[next(iter(self._arrived))]
+            for stale in list(self._arrived)[: -self._quota.files]:  # never asked for
+                self._arrived.pop(stale, None)
 
     async def remove(self, name: FileName) -> None:
         async with self._structure:
@@ -296,7 +210,7 @@ class Home:
     def awaits(self, name: FileName) -> bool:
         """Is `name` in inbox/ now?"""
         with open_folder(self.homes, self.peer, INBOX) as folder:
-            return _exists(str(name), folder)
+            return exists(str(name), folder)
 
     def take_digest(self, name: str) -> Digest | None:
         """sha256 of the file that lies in inbox/ under this name right now. Ask before claiming it."""
@@ -336,60 +250,3 @@ class Home:
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
-
-# ---------------------------------------------------------------- files under a sender's control
-
-
-@contextmanager
-def open_folder(homes: Path, peer: Peer, folder: str) -> Iterator[int]:
-    """A descriptor of one folder of a home. No component below `homes` may be a link."""
-    home = os.open(homes / peer, _DIRECTORY)
-    try:
-        descriptor = os.open(folder, _DIRECTORY, dir_fd=home)
-    finally:
-        os.close(home)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def open_plain(name: str, flags: int, folder: int) -> int:
-    """Open a regular file that has one name only, without following a link or waiting on a FIFO.
-
-    Raises:
-        PeerDataError: code `file`; a link, FIFO, socket, device, directory, or a second name.
-        OSError: as `os.open`.
-    """
-    try:
-        descriptor = os.open(name, flags | _PLAIN, 0o600, dir_fd=folder)
-    except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV):
-            raise PeerDataError("not a plain file", code="file") from exc
-        raise
-    try:
-        require_plain(os.fstat(descriptor))
-    except PeerDataError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def require_plain(status: os.stat_result) -> None:
-    """Raises: PeerDataError: code `file`."""
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise PeerDataError("not a plain file with a single name", code="file")
-
-
-def _exists(name: str, folder: int) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _require_open(file: OpenFile) -> None:
-    if file.closed:
-        raise PeerDataError("a newer connection took this file over", code="busy")

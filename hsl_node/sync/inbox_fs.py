@@ -33,8 +33,9 @@ from asyncssh.constants import (
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
 from hsl_node.errors import LocalStateError, PeerDataError
-from hsl_node.sync.home import Home, OpenFile
-from hsl_node.sync.names import PARTS, FileName, Kind
+from hsl_node.sync.home import Home
+from hsl_node.sync.names import INBOX, PARTS, FileName, Kind
+from hsl_node.sync.part import OpenFile
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class InboxFS(asyncssh.SFTPServer):
     async def rename(self, oldpath: bytes, newpath: bytes) -> None:
         try:
             (from_folder, old), (to_folder, new) = self._locate_file(oldpath), self._locate_file(newpath)
-            if (from_folder, to_folder) != ("parts", "inbox"):
+            if (from_folder, to_folder) != (PARTS, INBOX):
                 raise PeerDataError("only a part is renamed, into inbox/", code="operation")
             await self._home.commit(old, new)
         except PeerDataError as exc:

@@ -12,7 +12,6 @@ the bytes are copied instead. Scan one sender at a time and act on the result be
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import logging
@@ -26,7 +25,7 @@ from pathlib import Path
 from hsl_node.config import Federation
 from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError, escaped
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity, verify
-from hsl_node.sync.home import open_folder, open_plain, require_plain
+from hsl_node.sync.claim import claim
 from hsl_node.sync.manifest import (
     MANIFEST_MAX_BYTES,
     Manifest,
@@ -36,11 +35,13 @@ from hsl_node.sync.manifest import (
     require_same_setup,
 )
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round, parse_file_name
-from hsl_node.sync.tensors import CHUNK_BYTES, Schema, check_file
+from hsl_node.sync.plain_files import open_folder, open_plain, unlink
+from hsl_node.sync.tensors import Schema, check_file
 
 log = logging.getLogger(__name__)
 
 ENTRIES_MAX = 1000  # of one inbox in one scan; an account that another server gives away may hold any number
+JUNK_REPORTED_MAX = 20  # of one scan, one by one; all are removed
 MANIFESTS_MAX = 64  # checked in one scan; an honest sender has two
 REFUSED_MAX = 64  # refused manifests kept per sender, the newest
 RECEIPTS_MAX = 4096  # per sender; an honest one has one a round, a hostile one makes us refuse without end
@@ -102,7 +103,7 @@ def scan(
     found: list[Arrival | Refusal] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
         (claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
-        manifests = []
+        manifests, junk = [], 0
         with os.scandir(inbox) as entries:
             listing = [(e.name, e.is_dir(follow_symlinks=False)) for e in itertools.islice(entries, ENTRIES_MAX)]
         for text, is_folder in listing:
@@ -111,11 +112,15 @@ def scan(
             try:
                 name = _deliverable(text, sender)
             except PeerDataError as exc:
-                _unlink(text, inbox)
-                found.append(_refusal(context, escaped(text), exc))
+                unlink(text, inbox)
+                junk += 1
+                if junk <= JUNK_REPORTED_MAX:
+                    found.append(_refusal(context, escaped(text), exc))
             else:
                 if name.kind is Kind.MANIFEST:
                     manifests.append(name)
+        if junk > JUNK_REPORTED_MAX:
+            log.warning("more files of other names removed", extra={"peer": sender, "files": junk})
         for name in sorted(manifests)[:MANIFESTS_MAX]:
             with suppress(FileNotFoundError):  # taken back by its sender, as another server may allow
                 item = _take(context, name, inbox)
@@ -219,7 +224,15 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
             raise PeerDataError(
                 f"announces {manifest.bytes} bytes, this model has {context.schema.file_bytes}", code="size"
             )
-        found = _claim(context, name.of(Kind.DATA), inbox)
+        data_name = name.of(Kind.DATA)
+        found = claim(
+            data_name,
+            inbox,
+            context.claimed / context.sender / str(data_name),
+            context.schema.file_bytes,
+            known=lambda: context.take_digest(context.sender, str(data_name)),
+            foreign=context.foreign,
+        )
         if found is None:
             if _is_kept(context, manifest):
                 return Arrival(context.sender, manifest, document, None)
@@ -231,9 +244,9 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
     except (PeerDataError, FederationMismatch) as exc:
         if manifest is not None and manifest.round == context.current + 2 and getattr(exc, "code", "") == "round":
             return Refusal(context.sender, str(name), exc, manifest, document)
-        _unlink(str(name), inbox)
+        unlink(str(name), inbox)
         if manifest is not None:  # signed, so the data is its sender's too; else it may still get a good manifest
-            _unlink(str(name.of(Kind.DATA)), inbox)
+            unlink(str(name.of(Kind.DATA)), inbox)
         if data is not None:
             data.unlink(missing_ok=True)
         return _refusal(context, str(name), exc, manifest, document)
@@ -261,58 +274,6 @@ def _read_document(folder: int, name: FileName) -> bytes:
     if len(document) > MANIFEST_MAX_BYTES:
         raise PeerDataError(f"manifest of more than {MANIFEST_MAX_BYTES} bytes", code="size")
     return document
-
-
-def _claim(context: _Context, name: FileName, inbox: int) -> tuple[Path, Digest | None] | None:
-    """Bring the data where only we can reach it: (path, sha256 where it is known), None where there is none."""
-    target = context.claimed / context.sender / str(name)
-    try:
-        status = os.stat(str(name), dir_fd=inbox, follow_symlinks=False)
-    except FileNotFoundError:
-        return (target, None) if target.exists() else None  # claimed before a crash
-    try:
-        require_plain(status)
-        if status.st_size != context.schema.file_bytes:
-            raise PeerDataError(f"{status.st_size} bytes of {context.schema.file_bytes}", code="size")
-        if context.foreign:
-            return target, _copy(name, inbox, target, context.schema.file_bytes)
-        known = context.take_digest(context.sender, str(name))  # first: once claimed, another file may take its place
-        try:
-            os.rename(str(name), target, src_dir_fd=inbox)
-        except OSError as exc:
-            if exc.errno != errno.EXDEV:
-                raise
-            return target, _copy(name, inbox, target, context.schema.file_bytes)
-        require_plain(os.lstat(target))
-        return target, known
-    except PeerDataError:
-        _unlink(str(name), inbox)
-        target.unlink(missing_ok=True)
-        raise
-
-
-def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
-    """Copy the bytes into a file of our own, hashing them on the way; then remove the original.
-
-    Raises:
-        PeerDataError: code `file` or `size`; it is no plain file, or grew or shrank meanwhile.
-    """
-    digest = hashlib.sha256()
-    target.unlink(missing_ok=True)
-    with os.fdopen(open_plain(str(name), os.O_RDONLY, inbox), "rb", buffering=0) as source:
-        own = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(own, "wb", buffering=0) as copy:
-            done = 0
-            while block := source.read(CHUNK_BYTES):
-                done += len(block)
-                if done > expected:
-                    break
-                digest.update(block)
-                copy.write(block)
-    if done != expected:
-        raise PeerDataError(f"{done} bytes of {expected}: changed while it was read", code="size")
-    _unlink(str(name), inbox)
-    return Digest(digest.hexdigest())
 
 
 def _is_kept(context: _Context, manifest: Manifest) -> bool:
@@ -374,7 +335,7 @@ def _drop_oldest(folder: int, most: int) -> None:
         return
     age = {n: os.stat(n, dir_fd=folder, follow_symlinks=False).st_mtime_ns for n in names}
     for name in sorted(names, key=lambda n: age[n])[: len(names) - most + 1]:
-        _unlink(name, folder)
+        unlink(name, folder)
 
 
 def _is_orphan(text: str, present: Iterable[str], current: Round) -> bool:
@@ -390,20 +351,8 @@ def _remove_old(names: Iterable[str], folder: int, before: float) -> int:
     for name in names:
         with suppress(FileNotFoundError):
             if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime < before:
-                removed += _unlink(name, folder)
+                removed += unlink(name, folder)
     return removed
-
-
-def _unlink(name: str, folder: int) -> bool:
-    """Remove a file, never what it points to. Directories and what we may not remove stay."""
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return False
-    except OSError as exc:
-        log.warning("cannot remove a file of a peer", extra={"file": escaped(name), "reason": exc.strerror})
-        return False
-    return True
 
 
 def _fsync(path: Path) -> None:

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 from asyncssh.kex import get_kex_algs
-from asyncssh.stream import SSHServerStreamSession
 
 from hsl_node.config import Federation, fingerprint
 from hsl_node.errors import ConfigError, LocalStateError, PeerDataError, escaped
 from hsl_node.identity import Identity
-from hsl_node.sync.home import Home, OpenFile, Quota
-from hsl_node.sync.inbox_fs import InboxFS, InboxHandler
+from hsl_node.sync.home import Home
+from hsl_node.sync.limits import Counters, Limits
+from hsl_node.sync.link import Link
 from hsl_node.sync.names import Digest, FileName, Peer
+from hsl_node.sync.part import OpenFile
+
+__all__ = ["Counters", "InboxServer", "Incoming", "Limits"]
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +43,7 @@ KEY_EXCHANGES = (  # those of them that the installed cryptography library offer
 MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")  # never used beside AES-GCM, but clients insist on a match
 WINDOW_BYTES = 4 * 1024 * 1024  # in flight per session: 64 ms x 500 Mbit/s
 PACKET_BYTES = 128 * 1024  # asyncssh's 32 KiB cost a third more processor time here; 256 KiB saves nothing more
-UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
 DISK_THREADS = 4
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What strangers and peers may take of us. Tests lower them; the defaults suit 64 peers and 4 Mbit/s links."""
-
-    login_timeout_s: float = 20
-    login_attempts: int = 4
-    strangers: int = 64  # unauthenticated connections in total
-    strangers_per_source: int = 16  # per IPv4 address or IPv6 /64; hospitals may share one gateway
-    connections_per_peer: int = 2  # the live one and one that the network has forgotten
-    sessions_per_peer: int = 2
-    handles_per_connection: int = 8
-    idle_s: float = 600  # without any request
-    progress_s: float = 120  # an unfinished transfer must bring `progress_bytes` in this time, or the link is cut;
-    progress_bytes: int = 64 * 1024  # 64 peers on one 4 Mbit/s line get fifteen times as much each
-    sweep_s: float = 5
-    log_lines_per_minute: int = 60  # per peer or source; the counters count on
-    quota: Quota = field(default_factory=Quota)
 
 
 @dataclass(frozen=True)
@@ -73,16 +55,6 @@ class Incoming:
     total: int
     rate_bytes_per_s: float
     since: float  # wall clock, for display
-
-
-@dataclass
-class Counters:
-    """For metrics. Only ever grow, except `unauthenticated`."""
-
-    rejected: Counter[tuple[Peer, str]] = field(default_factory=Counter)  # (peer, code) -> times
-    auth_failures: int = 0
-    evicted: int = 0  # unauthenticated connections closed to make room
-    unauthenticated: int = 0  # now
 
 
 class InboxServer:
@@ -330,200 +302,5 @@ class InboxServer:
                         link.abort()
 
 
-class Link(asyncssh.SSHServer):
-    """One TCP connection: a stranger until `peer` is set, which only a verified key does."""
-
-    def __init__(self, server: InboxServer) -> None:
-        self.server = server
-        self.conn: asyncssh.SSHServerConnection
-        self.source = ""
-        self.peer: Peer | None = None
-        self.key: bytes | None = None
-        self.sessions = 0
-        self.handles = 0
-        self.handles_max = server.limits.handles_per_connection
-        self.last_request = time.monotonic()
-        self._offered: asyncssh.SSHKey | None = None
-        self._attempts = 0
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._filesystems: list[InboxFS] = []
-
-    # ------------------------------------------------------------ coming and going
-
-    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        self.conn = conn
-        self.source = _source(str(conn.get_extra_info("peername", ("",))[0]))
-        # asyncssh ignores the transport's back-pressure: a client that never reads would grow our memory without end.
-        self._transport = conn._transport
-        assert self._transport is not None
-        self._transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
-        conn.pause_writing = self._pause  # type: ignore[method-assign]
-        conn.resume_writing = self._resume  # type: ignore[method-assign]
-        self.server.admit(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._writable.set()
-        self.server.leave(self)
-        if self.peer:
-            log.info("peer disconnected", extra={"peer": self.peer, "reason": escaped(str(exc or ""))})
-
-    def abort(self) -> None:
-        self.conn.abort()
-
-    def _pause(self) -> None:
-        self._writable.clear()
-        if self._transport:
-            self._transport.pause_reading()
-
-    def _resume(self) -> None:
-        self._writable.set()
-        if self._transport:
-            self._transport.resume_reading()
-
-    # ------------------------------------------------------------ who is it
-
-    def begin_auth(self, username: str) -> bool:
-        return True
-
-    def public_key_auth_supported(self) -> bool:
-        return True
-
-    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Is this key pinned, and the user name its peer's? asyncssh checks the signature right after this."""
-        self._offered = key
-        peer = self.server.identify(key)
-        if peer is not None and username == peer:
-            return True
-        reason = "unknown or revoked key" if peer is None else f"this is the key of {peer!r}: log in under that name"
-        self.server.login_failed(self.source, username, key, reason)
-        self._attempts += 1
-        if self._attempts >= self.server.limits.login_attempts:
-            raise asyncssh.PermissionDenied("too many attempts")
-        return False
-
-    def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return False  # certificates would bring a second way to become a peer
-
-    def auth_completed(self) -> None:
-        """The signature is verified. User name and key were compared above; compared again, this time for good."""
-        key, user = self._offered, str(self.conn.get_extra_info("username"))
-        peer = self.server.identify(key) if key else None
-        if key is None or peer is None or peer != user:
-            self.server.login_failed(self.source, user, key, "key and user name changed during the login")
-            self.abort()
-            return
-        self.peer, self.key = peer, key.public_data
-        self.last_request = time.monotonic()
-        self.server.welcome(self, peer)
-
-    # ------------------------------------------------------------ sessions
-
-    def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], Session] | bool:
-        if self.peer is None or self.server.sessions_of(self.peer) >= self.server.limits.sessions_per_peer:
-            if self.peer:
-                self.refused("session", "", PeerDataError("too many sessions", code="sessions"))
-            return False
-        channel: asyncssh.SSHServerChannel[bytes] = self.conn.create_server_channel()
-        # Environment variables would be kept without a limit; nothing here reads them.
-        channel._process_env_request = lambda packet: False  # type: ignore[method-assign]
-        self.sessions += 1
-        return channel, Session(self)
-
-    def file_system(self, channel: asyncssh.SSHServerChannel[bytes]) -> InboxFS:
-        assert self.peer is not None
-        filesystem = InboxFS(channel, self.server.home(self.peer), self)
-        self._filesystems.append(filesystem)
-        return filesystem
-
-    def session_closed(self) -> None:
-        self.sessions -= 1
-
-    def holds(self, file: OpenFile) -> bool:
-        return any(file in fs.files for fs in self._filesystems)
-
-    # ------------------------------------------------------------ called by the sessions
-
-    def active(self) -> None:
-        self.last_request = time.monotonic()
-
-    async def writable(self) -> None:
-        await self._writable.wait()
-
-    def refused(self, operation: str, path: str, error: PeerDataError) -> None:
-        assert self.peer is not None
-        self.server.refused(self.peer, operation, path, error)
-
-    def committed(self, name: FileName) -> None:
-        assert self.peer is not None
-        log.info("delivery complete", extra={"peer": self.peer, "round": name.round, "sha256": name.sha256[:12]})
-        self.server.on_commit(self.peer)
-
-    def disk_failed(self, error: LocalStateError) -> None:
-        self.server.disk_failed(error)
-
-
-class Session(SSHServerStreamSession[bytes]):
-    """A channel that can become one thing only: the sftp subsystem."""
-
-    def __init__(self, link: Link) -> None:
-        super().__init__(None)
-        self._link = link
-
-    def subsystem_requested(self, subsystem: str) -> bool:
-        if subsystem != "sftp":
-            self._refuse("subsystem", subsystem)
-        return subsystem == "sftp"
-
-    def shell_requested(self) -> bool:
-        return self._refuse("shell")
-
-    def exec_requested(self, command: str) -> bool:
-        return self._refuse("exec", command)
-
-    def pty_requested(self, *args: object) -> bool:
-        return self._refuse("pty")
-
-    def session_started(self) -> None:
-        channel = self._chan
-        assert channel is not None
-        handler = InboxHandler(
-            self._link.file_system(channel),  # type: ignore[arg-type]
-            self._link,
-            asyncssh.SSHReader[bytes](self, channel),
-            asyncssh.SSHWriter[bytes](self, channel),
-        )
-        self._link.conn.create_task(handler.run())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.session_closed()
-        super().connection_lost(exc)
-
-    # These would queue an exception each, without a limit.
-    def signal_received(self, signal: str) -> None:
-        pass
-
-    def break_received(self, msec: int) -> bool:
-        return False
-
-    def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
-        pass
-
-    def _refuse(self, what: str, argument: str = "") -> bool:
-        self._link.refused(what, argument, PeerDataError(f"{what} is not offered here", code="operation"))
-        return False
-
-
 def _wire(public_key: str) -> bytes:
     return asyncssh.import_public_key(public_key).public_data
-
-
-def _source(address: str) -> str:
-    """Who opens connections, as far as an address tells: one IPv4 address, or one IPv6 /64."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return str(parsed)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -1,0 +1,75 @@
+"""Bring a delivered file where only we can reach it, so that what is checked is what is used. Blocking.
+
+Renaming is enough where our own server wrote the file, which delivers nothing that is still open for writing. Another
+server may let a sender keep its file open across the rename: then the bytes are copied.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from hsl_node.errors import PeerDataError
+from hsl_node.sync.names import Digest, FileName
+from hsl_node.sync.plain_files import open_plain, require_plain, unlink
+from hsl_node.sync.tensors import CHUNK_BYTES
+
+
+def claim(
+    name: FileName, inbox: int, target: Path, expected: int, *, known: Callable[[], Digest | None], foreign: bool
+) -> tuple[Path, Digest | None] | None:
+    """Bring `name` of the folder `inbox` to `target`: (path, sha256 where it is known), None where there is none.
+
+    Raises:
+        PeerDataError: code `file` or `size`; the file is removed.
+    """
+    try:
+        status = os.stat(str(name), dir_fd=inbox, follow_symlinks=False)
+    except FileNotFoundError:
+        return (target, None) if target.exists() else None  # claimed before a crash
+    try:
+        require_plain(status)
+        if status.st_size != expected:
+            raise PeerDataError(f"{status.st_size} bytes of {expected}", code="size")
+        if foreign:
+            return target, _copy(name, inbox, target, expected)
+        digest = known()  # first: once claimed, another file may take its place
+        try:
+            os.rename(str(name), target, src_dir_fd=inbox)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            return target, _copy(name, inbox, target, expected)
+        require_plain(os.lstat(target))
+        return target, digest
+    except PeerDataError:
+        unlink(str(name), inbox)
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
+    """Copy the bytes into a file of our own, hashing them on the way; then remove the original.
+
+    Raises:
+        PeerDataError: code `file` or `size`; it is no plain file, or grew or shrank meanwhile.
+    """
+    digest = hashlib.sha256()
+    target.unlink(missing_ok=True)
+    with os.fdopen(open_plain(str(name), os.O_RDONLY, inbox), "rb", buffering=0) as source:
+        own = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(own, "wb", buffering=0) as copy:
+            done = 0
+            while block := source.read(CHUNK_BYTES):
+                done += len(block)
+                if done > expected:
+                    break
+                digest.update(block)
+                copy.write(block)
+    if done != expected:
+        raise PeerDataError(f"{done} bytes of {expected}: changed while it was read", code="size")
+    unlink(str(name), inbox)
+    return Digest(digest.hexdigest())
