@@ -53,16 +53,17 @@ class Journal:
             db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before the action that relies on it
             if not db.execute("SELECT name FROM sqlite_master").fetchall():
                 db.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', '{VERSION}'); COMMIT;")
+            return cls(db)._of_our_version(path)
         except sqlite3.Error as exc:
             raise _broken(path, exc) from exc
-        return cls(db)._of_our_version(path)
 
     @classmethod
     def read_only(cls, path: Path) -> Journal:
         if not path.exists():
             raise NotInitialised(f"no journal at {path}", remedy="the node has not been started here yet")
         try:
-            db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=10)
+            uri = f"{path.absolute().as_uri()}?mode=ro"  # quoted: a folder may be called 100%, a?b or a#b
+            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
             return cls(db)._of_our_version(path)
         except sqlite3.Error as exc:
             raise _broken(path, exc) from exc
@@ -80,14 +81,24 @@ class Journal:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, durable on leaving."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """All or nothing, durable on leaving.
+
+        Raises:
+            LocalStateError: the disk is full or fails; nothing of it happened.
+        """
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
+            self._db.execute("COMMIT")
+        except BaseException as exc:
+            if self._db.in_transaction:  # after some errors SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
+            if isinstance(exc, sqlite3.Error):
+                raise LocalStateError(
+                    f"the journal cannot be written: {exc}",
+                    remedy="check the disk; the node goes on from its journal after a restart",
+                ) from exc
             raise
-        self._db.execute("COMMIT")
 
     # -------------------------------------------------------------- the state and what was promised
 

@@ -1,0 +1,278 @@
+"""The journal: what was committed survives, what was not never happened, and nothing is signed twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hsl_node.errors import LocalStateError, NotInitialised
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import Digest, Peer
+
+ASH, BIRCH = Peer("ash"), Peer("birch")
+SHA, OTHER = Digest("a" * 64), Digest("b" * 64)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    opened = Journal.create(tmp_path / "journal.sqlite3")
+    yield opened
+    opened.close()
+
+
+# ------------------------------------------------------------------ crashes
+
+
+def run_and_kill(folder: Path, body: str) -> None:
+    """A real process that is killed by SIGKILL where `body` says so."""
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom hsl_node.sync.journal import Journal\n"
+        f"journal = Journal.create(Path({str(folder / 'journal.sqlite3')!r}))\n{body}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_a_kill_inside_a_transaction_leaves_what_was_there_before(tmp_path):
+    run_and_kill(
+        tmp_path,
+        "journal.save_state({'round': 1})\n"
+        "with journal.transaction():\n"
+        "    journal.save_state({'round': 2})\n"
+        f"    journal.record_signed(2, {SHA!r}, b'document')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    assert journal.state() == {"round": 1}
+    assert journal.signed(2) is None
+
+
+def test_a_kill_right_after_a_transaction_loses_nothing(tmp_path):
+    run_and_kill(
+        tmp_path,
+        "with journal.transaction():\n"
+        "    journal.save_state({'round': 2})\n"
+        f"    journal.record_signed(2, {SHA!r}, b'document')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    assert journal.state() == {"round": 2}
+    assert journal.signed(2) == (SHA, b"document")
+
+
+def test_an_exception_inside_a_transaction_undoes_all_of_it(journal):
+    with pytest.raises(ZeroDivisionError), journal.transaction():
+        journal.save_state({"round": 1})
+        journal.set_meta("x", "y")
+        raise ZeroDivisionError
+    assert (journal.state(), journal.meta("x")) == (None, None)
+    with journal.transaction():
+        journal.save_state({"round": 2})
+    assert journal.state() == {"round": 2}
+
+
+def test_a_commit_that_fails_undoes_all_of_it_and_the_journal_goes_on(tmp_path):
+    """A full disk, here by SQLite's own limit on pages."""
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(LocalStateError, match="full"), journal.transaction():
+        journal.set_meta("a", "1")
+        for i in range(100):
+            journal.note("info", "filler", "x" * 10_000 + str(i))
+    journal._db.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    with journal.transaction():
+        journal.set_meta("b", "2")
+    assert (journal.meta("a"), journal.meta("b")) == (None, "2")
+
+
+def test_every_commit_reaches_the_disk_before_what_relies_on_it(journal):
+    """WAL with synchronous = FULL (2)."""
+    assert journal._db.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert journal._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+# ------------------------------------------------------------------ signatures
+
+
+def test_a_second_different_signature_for_a_round_is_refused(journal):
+    journal.record_signed(3, SHA, b"first")
+    with pytest.raises(LocalStateError, match="round 3 was signed"):
+        journal.record_signed(3, OTHER, b"second")
+    assert journal.signed(3) == (SHA, b"first")
+
+
+def test_the_refusal_outlives_the_process(tmp_path):
+    Journal.create(tmp_path / "j").record_signed(3, SHA, b"first")
+    with pytest.raises(LocalStateError):
+        Journal.create(tmp_path / "j").record_signed(3, OTHER, b"second")
+
+
+def test_the_opening_statement_may_be_corrected(journal):
+    """Round 0: nothing was trained on it yet."""
+    journal.record_signed(0, SHA, b"first")
+    journal.record_signed(0, OTHER, b"second")
+    assert journal.signed(0) == (OTHER, b"second")
+
+
+# ------------------------------------------------------------------ opening
+
+
+def test_the_journal_is_private(tmp_path):
+    before = os.umask(0)
+    try:
+        Journal.create(tmp_path / "j").save_state({})
+    finally:
+        os.umask(before)
+    assert [f"{p.name} {p.stat().st_mode & 0o777:o}" for p in sorted(tmp_path.iterdir())] == [
+        "j 600",
+        "j-shm 600",
+        "j-wal 600",
+    ]
+
+
+def test_a_reader_sees_commits_while_the_writer_goes_on_and_cannot_write(tmp_path):
+    writer = Journal.create(tmp_path / "j")
+    writer.save_state({"round": 1})
+    reader = Journal.read_only(tmp_path / "j")
+    assert reader.state() == {"round": 1}
+    with writer.transaction():
+        writer.save_state({"round": 2})
+        assert reader.state() == {"round": 1}
+    assert reader.state() == {"round": 2}
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.set_meta("x", "y")
+
+
+def test_a_reader_opens_the_journal_of_a_stopped_or_killed_daemon(tmp_path):
+    run_and_kill(tmp_path, "journal.save_state({'round': 7})\nos.kill(os.getpid(), signal.SIGKILL)")
+    reader = Journal.read_only(tmp_path / "journal.sqlite3")
+    assert reader.state() == {"round": 7}
+    reader.close()
+    Journal.create(tmp_path / "journal.sqlite3").close()  # the last writer leaves: no -wal stays
+    assert Journal.read_only(tmp_path / "journal.sqlite3").state() == {"round": 7}
+
+
+@pytest.mark.parametrize("folder", ["a b", "100%", "a?b", "a#b", "ä&x=1", "a%20b"])
+def test_a_reader_finds_the_journal_in_any_folder(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    Journal.create(tmp_path / folder / "j").save_state({"round": 1})
+    assert Journal.read_only(tmp_path / folder / "j").state() == {"round": 1}
+
+
+def test_a_reader_follows_a_relative_path(tmp_path, monkeypatch):
+    Journal.create(tmp_path / "j").save_state({"round": 1})
+    monkeypatch.chdir(tmp_path)
+    assert Journal.read_only(Path("j")).state() == {"round": 1}
+
+
+def test_a_reader_never_makes_a_journal(tmp_path):
+    with pytest.raises(NotInitialised):
+        Journal.read_only(tmp_path / "j")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opener", [Journal.create, Journal.read_only])
+@pytest.mark.parametrize("content", ["garbage", "another database", "another version"])
+def test_what_is_no_journal_of_ours_is_named(tmp_path, opener, content):
+    path = tmp_path / "j"
+    if content == "garbage":
+        path.write_bytes(b"this is no database" * 100)
+    elif content == "another database":
+        sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
+    else:
+        journal = Journal.create(path)
+        journal.set_meta("version", "99")
+        journal.close()
+    with pytest.raises(LocalStateError, match=str(path)):
+        opener(path)
+
+
+# ------------------------------------------------------------------ what it remembers
+
+
+def test_state_and_meta_are_replaced_not_added(journal):
+    assert journal.state() is None
+    journal.save_state({"round": 1})
+    journal.save_state({"round": 2, "text": "zwölf"})
+    assert journal.state() == {"round": 2, "text": "zwölf"}
+    journal.set_meta("paused", "1")
+    journal.set_meta("paused", "0")
+    assert journal.meta("paused") == "0"
+
+
+def test_a_manifest_is_kept_with_its_signed_document(journal):
+    journal.record_manifest(2, ASH, SHA, b"line\nsignature", {"auc": 0.7})
+    found = journal.manifest(2, ASH)
+    assert (found["sha256"], found["document"], found["content"]) == (SHA, b"line\nsignature", {"auc": 0.7})
+    assert journal.manifest(2, BIRCH) is None
+
+
+def test_my_aucs_are_those_of_the_rounds_before_in_order(journal):
+    for round, auc in ((0, None), (2, 0.8), (1, 0.7), (3, None), (4, 0.9)):
+        journal.record_manifest(round, ASH, SHA, b"", {"auc": auc})
+    journal.record_manifest(1, BIRCH, SHA, b"", {"auc": 0.1})
+    assert journal.my_aucs(ASH, 4) == [0.7, 0.8, None]
+
+
+@pytest.mark.parametrize(
+    ("validated", "best"),
+    [
+        ({}, None),
+        ({1: (0.7, 0.5)}, 1),
+        ({1: (0.7, 0.5), 2: (0.9, 0.9), 3: (0.8, 0.1)}, 2),  # the highest AUC, whatever the loss
+        ({1: (0.9, 0.5), 2: (0.9, 0.4)}, 2),  # the same AUC: the lower loss
+        ({1: (0.9, 0.5), 2: (0.9, 0.5)}, 1),  # a tie: the earlier
+        ({1: (None, 0.5), 2: (None, 0.3)}, 2),  # undefined AUC: the lowest loss
+        ({1: (0.1, 9.0), 2: (None, 0.1)}, 1),  # a defined AUC goes before an undefined one
+        ({0: (0.99, 0.1), 1: (0.5, 0.9)}, 1),  # the initial weights are no result
+    ],
+)
+def test_the_best_fused_model_is_the_one_with_the_highest_validation_auc(journal, validated, best):
+    for round in range(4):
+        journal.record_fused(round, Digest(str(round) * 64))
+    for round, (auc, loss) in validated.items():
+        journal.record_validation(round, auc, loss)
+    assert journal.best_fused() == (None if best is None else (best, str(best) * 64))
+
+
+def test_fusing_again_after_a_crash_keeps_the_validation(journal):
+    journal.record_fused(1, SHA)
+    journal.record_validation(1, 0.7, 0.5)
+    journal.record_fused(1, SHA)
+    assert journal.best_fused() == (1, SHA)
+
+
+def test_one_phase_is_open_at_a_time_and_saying_it_again_changes_nothing(journal):
+    for round, phase in ((0, "agree"), (1, "train"), (1, "train"), (1, "collect")):
+        journal.record_phase(round, phase)
+    rows = journal.rows("phases")
+    assert [(r["round"], r["phase"], r["ended"] is None) for r in rows] == [
+        (0, "agree", False),
+        (1, "train", False),
+        (1, "collect", True),
+    ]
+    assert all(r["ended"] is None or r["started"] <= r["ended"] for r in rows)
+
+
+def test_rows_come_decoded_and_without_signatures_and_only_from_known_tables(journal):
+    journal.record_manifest(1, ASH, SHA, b"document", {"auc": 0.5})
+    journal.record_epoch(1, 2, {"loss": 0.25})
+    journal.record_receipt(1, BIRCH, True, "accepted", "", b"document")
+    journal.record_transfer(1, BIRCH, "sent", 100, 0, 1, 2.5)
+    journal.record_result("test", {"auc": 0.5})
+    assert journal.rows("manifests")[0]["content"] == {"auc": 0.5}
+    assert "document" not in journal.rows("manifests")[0]
+    assert journal.rows("epochs")[0]["content"] == {"loss": 0.25}
+    assert journal.rows("receipts")[0]["receiver"] == "birch"
+    assert journal.rows("transfers")[0]["ended"] - journal.rows("transfers")[0]["started"] == pytest.approx(2.5)
+    assert journal.result("test") == {"auc": 0.5}
+    assert journal.result("absent") is None
+    with pytest.raises(ValueError, match="sqlite_master"):
+        journal.rows("sqlite_master")
