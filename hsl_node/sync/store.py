@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +74,11 @@ class Store:
         self.layout = layout
         layout.make()
         self._lock = _lock(layout.state / "run" / "lock")
-        self.journal = Journal.create(layout.journal)
+        try:
+            self.journal = Journal.create(layout.journal)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         self.journal.close()
@@ -91,7 +96,12 @@ class Store:
         """Keep a signed document that proves a peer's fault. The name is ours, never the peer's."""
         path = self.layout.state / "evidence" / name
         if not path.exists() and len(os.listdir(path.parent)) < EVIDENCE_MAX_FILES:
-            path.write_bytes(document)
+            temporary = path.with_name(name + ".tmp")
+            with open(temporary, "wb") as file:
+                file.write(document)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
             fsync_folder(path.parent)
         return path
 
@@ -141,13 +151,18 @@ def _lock(path: Path) -> IO[str]:
     file = open(path, "a+")  # noqa: SIM115  (held open on purpose: closing it is what frees the lock)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
+    except BlockingIOError as exc:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         file.close()
         raise AlreadyRunning(
             f"another hsl-node (process {owner}) holds {path.parent.parent}",
             remedy="`hsl-node status` shows it; `hsl-node stop` ends it",
+        ) from exc
+    except OSError as exc:
+        file.close()
+        raise LocalStateError(
+            f"{path} cannot be locked: {exc}", remedy="keep the state directory on a local disk"
         ) from exc
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -156,5 +171,5 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _round_of(path: Path) -> Round:
-    digits = path.name[1:7]
-    return int(digits) if digits.isdigit() else 10**9  # not ours: leave it
+    found = re.match(r"r([0-9]{6})(?![0-9])", path.name)
+    return int(found[1]) if found else 10**9  # not ours: leave it

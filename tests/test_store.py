@@ -1,0 +1,242 @@
+"""The state directory: one daemon holds it, files appear whole, nothing a peer can still ask for is deleted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hsl_node.errors import AlreadyRunning, LocalStateError
+from hsl_node.sync import store as store_module
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import Peer
+from hsl_node.sync.store import EVIDENCE_MAX_FILES, FOLDERS, Layout, Store, paths_of
+
+ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(Layout(tmp_path / "state"))
+    yield opened
+    opened.close()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from hsl_node.sync.store import Layout, Store
+try:
+    store = Store(Layout(Path(sys.argv[1])))
+except Exception as exc:
+    print(type(exc).__name__, exc.exit_code, exc)
+else:
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+def second_process(state: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(state)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+# ------------------------------------------------------------------ one daemon at a time
+
+
+def test_a_second_process_on_the_same_state_is_refused_and_told_who_holds_it(store):
+    with second_process(store.layout.state) as other:
+        said, _ = other.communicate(timeout=60)
+    assert said.startswith("AlreadyRunning 11 ")
+    assert f"process {os.getpid()}" in said
+    store.journal.save_state({"round": 1})  # the first is unharmed
+
+
+def test_a_killed_daemon_holds_nothing(tmp_path):
+    with second_process(tmp_path / "state") as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "holding\n"
+        with pytest.raises(AlreadyRunning, match=f"process {other.pid}"):
+            Store(Layout(tmp_path / "state"))
+        other.kill()
+        other.wait(timeout=60)
+        Store(Layout(tmp_path / "state")).close()
+
+
+def test_a_child_process_does_not_hold_the_state_after_the_daemon_has_gone(tmp_path):
+    """The trainer may outlive a killed daemon for a moment."""
+    store = Store(Layout(tmp_path / "state"))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        store.close()
+        Store(Layout(tmp_path / "state")).close()
+        child.communicate(b"\n", timeout=60)
+
+
+def test_a_closed_store_can_be_opened_again(store):
+    store.close()
+    Store(store.layout).close()
+
+
+def test_a_journal_that_cannot_be_opened_leaves_no_lock_behind(tmp_path):
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    layout.journal.write_bytes(b"garbage" * 1000)
+    with pytest.raises(LocalStateError) as failure:
+        Store(layout)
+    layout.journal.unlink()
+    Store(layout).close()  # while `failure` still holds the traceback, and with it the half-made store
+    assert "journal" in str(failure.value)
+
+
+def test_a_file_system_without_locks_is_not_taken_for_a_running_daemon(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(store_module.fcntl, "flock", no_locks)
+    with pytest.raises(LocalStateError, match="No locks available"):
+        Store(Layout(tmp_path / "state"))
+
+
+# ------------------------------------------------------------------ layout
+
+
+def test_the_state_directory_is_private(store):
+    for folder in (Path(), *map(Path, FOLDERS), Path("quarantine/homes"), Path("quarantine/claimed")):
+        assert (store.layout.state / folder).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_set_lies_in_outbox_and_inbox(store):
+    paths = paths_of(store.layout, 12, ASH, (ASH, BIRCH))
+    assert paths[ASH] == store.layout.state / "outbox" / "r000012.safetensors"
+    assert paths[BIRCH] == store.layout.state / "inbox" / "r000012" / "birch.safetensors"
+
+
+# ------------------------------------------------------------------ files
+
+
+def claimed(store: Store, content: bytes) -> Path:
+    path = store.layout.claimed / "x"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_verified_checkpoint_moves_into_its_rounds_folder(store):
+    data = claimed(store, b"weights")
+    store.admit(data, 3, BIRCH)
+    assert store.layout.inbox(3, BIRCH).read_bytes() == b"weights"
+    assert not data.exists()
+
+
+def test_a_checkpoint_admitted_again_after_a_crash_replaces_itself(store):
+    for _ in range(2):
+        store.admit(claimed(store, b"weights"), 3, BIRCH)
+    assert store.layout.inbox(3, BIRCH).read_bytes() == b"weights"
+
+
+def test_evidence_is_kept_once_and_whole(store):
+    first = store.keep_evidence("r000003_birch.manifest", b"first")
+    assert store.keep_evidence("r000003_birch.manifest", b"second") == first
+    assert first.read_bytes() == b"first"
+
+
+def test_evidence_appears_only_when_it_is_safe_on_the_disk(store, monkeypatch):
+    """A torn file under its name would keep the whole one out for ever."""
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", crash)
+        with pytest.raises(KeyboardInterrupt):
+            store.keep_evidence("proof", b"document")
+    assert not (store.layout.state / "evidence" / "proof").exists()
+    assert store.keep_evidence("proof", b"document").read_bytes() == b"document"
+
+
+def test_evidence_cannot_fill_the_disk(store):
+    for i in range(EVIDENCE_MAX_FILES + 5):
+        (store.layout.state / "evidence" / f"old{i}").touch()
+    assert not store.keep_evidence("one-more", b"x").exists()
+
+
+# ------------------------------------------------------------------ deleting
+
+
+def fill(store: Store, rounds: range) -> None:
+    for round in rounds:
+        for path in (store.layout.outbox(round), store.layout.fused(round), store.layout.inbox(round, BIRCH)):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x")
+
+
+def rounds_in(store: Store, folder: str) -> list[int]:
+    return sorted(int(p.name[1:7]) for p in (store.layout.state / folder).iterdir())
+
+
+def test_pruning_keeps_what_a_peer_one_round_behind_can_still_ask_for(store):
+    """In round 5 a peer may still need my checkpoint of round 4; the base of round 5 is the fusion of round 4."""
+    fill(store, range(7))
+    store.prune(5, frozenset({0, 2}))
+    assert rounds_in(store, "outbox") == [4, 5, 6]
+    assert rounds_in(store, "inbox") == [4, 5, 6]
+    assert rounds_in(store, "fused") == [0, 2, 3, 4, 5, 6]
+
+
+def test_pruning_twice_or_with_nothing_there_changes_nothing(store):
+    store.prune(5, frozenset())
+    fill(store, range(3, 6))
+    store.prune(5, frozenset())
+    store.prune(5, frozenset())
+    assert rounds_in(store, "outbox") == [4, 5]
+
+
+def test_pruning_leaves_files_that_are_not_ours(store):
+    names = ["README", "x000001.safetensors", "r²³¹²³¹", "r1.safetensors", "notes-000001"]
+    for name in names:
+        (store.layout.state / "fused" / name).touch()
+        (store.layout.state / "inbox" / name).touch()
+    store.prune(50, frozenset())
+    assert sorted(p.name for p in (store.layout.state / "fused").iterdir()) == sorted(names)
+    assert sorted(p.name for p in (store.layout.state / "inbox").iterdir()) == sorted(names)
+
+
+def test_manifests_stay_when_their_checkpoints_go(store):
+    store.journal.record_manifest(1, BIRCH, "a" * 64, b"document", {})
+    fill(store, range(3))
+    store.prune(9, frozenset())
+    assert store.journal.manifest(1, BIRCH) is not None
+
+
+# ------------------------------------------------------------------ room
+
+
+def test_a_round_starts_only_with_room_for_two_rounds_of_everybody(store, monkeypatch):
+    """3 peers: two rounds of 3 checkpoints and a fusion each = 8 x 1 GB."""
+    free = 8_000_000_000
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+    store.require_room(1_000_000_000, 3)
+    free -= 1
+    with pytest.raises(LocalStateError, match=r"8\.0 GB free; two rounds of 3 peers need 8\.0"):
+        store.require_room(1_000_000_000, 3)
+
+
+def test_what_is_stored_already_counts_as_room(store):
+    store.admit(claimed(store, b"x" * 1000), 1, BIRCH)
+    store.layout.outbox(1).write_bytes(b"x" * 1000)
+    assert store.room(1000, 2)[1] == 4000  # two rounds of 2 peers and a fusion = 6, two are here
+
+
+# ------------------------------------------------------------------ readers
+
+
+def test_status_reads_the_journal_while_the_daemon_writes_it(store):
+    store.journal.save_state({"round": 1})
+    reader = Journal.read_only(store.layout.journal)
+    with store.journal.transaction():
+        store.journal.save_state({"round": 2})
+        assert reader.state() == {"round": 1}
+    assert reader.state() == {"round": 2}
