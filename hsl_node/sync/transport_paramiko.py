@@ -197,6 +197,7 @@ class _Link:
 
     def _blocking_close(self) -> None:
         self._ssh.close()
+        self._ssh.packetizer.complete_handshake()  # ends the timer thread of a handshake that failed
         if self._ssh.is_alive():
             self._ssh.join(END_S)
         self._sock.close()

@@ -1,0 +1,124 @@
+"""A real OpenSSH sshd on loopback, set up as OPERATIONS and `hsl-node inbox provision` say, for one account: our own.
+
+with Sshd(tmp_path / "sshd", accepts=public_key) as server:
+    server.port, server.host_key, server.user, server.home      # home holds parts/, inbox/, receipts/
+
+Runs as root and as an ordinary user, without a chroot (which needs root): the account starts in its home folder.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+REQUESTS = "open,close,read,write,lstat,fstat,stat,opendir,readdir,realpath,rename,remove,mkdir,fsync,statvfs,limits"
+START_S = 30  # a bound for a broken set-up; never what decides a test
+
+
+class Sshd:
+    def __init__(self, folder: Path, *, accepts: str, requests: str = REQUESTS) -> None:
+        """`accepts`: the public key that may log in. `requests`: what `internal-sftp -p` lets through."""
+        self.folder = folder
+        self.home = folder / "home"
+        self.user = getpass.getuser()
+        self.port = 0
+        self._program = _find_sshd()
+        self._process: subprocess.Popen[bytes] | None = None
+        for name in ("parts", "inbox", "receipts"):
+            (self.home / name).mkdir(parents=True)
+        _keygen(folder / "host")
+        self.host_key = " ".join((folder / "host.pub").read_text().split()[:2])
+        (folder / "keys").write_text(accepts + "\n")
+        self._requests = requests
+
+    def __enter__(self) -> Sshd:
+        for _ in range(5):  # the free port may be taken by the time sshd wants it
+            self.port = _free_port()
+            config = self.folder / "config"
+            config.write_text(self._config())
+            with open(self.folder / "log", "wb") as log:
+                self._process = subprocess.Popen([self._program, "-D", "-e", "-f", str(config)], stderr=log)
+            if self._is_up():
+                return self
+            self.stop()
+        pytest.skip(f"sshd does not start here: {self.log()[-300:]}")
+
+    def __exit__(self, kind: type | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        until = time.monotonic() + START_S
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+                    return probe.recv(4) == b"SSH-"
+            except OSError:
+                time.sleep(0.02)
+        return False
+
+    def _config(self) -> str:
+        known = subprocess.run(["ssh", "-Q", "kex"], capture_output=True, text=True, check=True)
+        post_quantum = [k for k in ("sntrup761x25519-sha512@openssh.com",) if k in known.stdout.split()]
+        exchanges = ",".join([*post_quantum, "curve25519-sha256", "curve25519-sha256@libssh.org"])
+        return f"""
+ListenAddress 127.0.0.1
+Port {self.port}
+HostKey {self.folder / "host"}
+PidFile none
+StrictModes no
+UsePAM no
+PermitRootLogin prohibit-password
+LoginGraceTime 20
+MaxAuthTries 2
+MaxSessions 2
+Ciphers aes256-gcm@openssh.com,aes128-gcm@openssh.com
+HostKeyAlgorithms ssh-ed25519
+KexAlgorithms {exchanges}
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+AllowTcpForwarding no
+AllowStreamLocalForwarding no
+AllowAgentForwarding no
+X11Forwarding no
+PermitTunnel no
+PermitTTY no
+AuthorizedKeysFile {self.folder / "keys"}
+Subsystem sftp internal-sftp
+ForceCommand internal-sftp -u 0077 -d {self.home} -p {self._requests}
+"""
+
+
+def _find_sshd() -> str:
+    program = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin:/sbin")
+    if not program or not shutil.which("ssh-keygen") or not shutil.which("ssh"):
+        pytest.skip("no OpenSSH server (sshd) and tools on this machine")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates its privileges
+    return program
+
+
+def _keygen(path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

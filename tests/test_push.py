@@ -1,0 +1,742 @@
+"""Pushing a checkpoint: nothing is sent twice without need, nothing but the peer's signature ends it, no fault stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+from conftest import make_federation
+from hypothesis import given
+from hypothesis import strategies as st
+from proxy import Proxy
+
+from hsl_node.config import PeerCard
+from hsl_node.errors import LocalStateError, TransportError
+from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity
+from hsl_node.sync import deliver as deliver_module
+from hsl_node.sync import push as push_module
+from hsl_node.sync.deliver import Known, Parcel, Transfer, deliver
+from hsl_node.sync.manifest import Manifest, Receipt
+from hsl_node.sync.names import Digest, FileName, Kind, Peer
+from hsl_node.sync.push import backoff_s, push
+from hsl_node.sync.receive import answer
+from hsl_node.sync.server import InboxServer
+from hsl_node.sync.transport import BLOCK_BYTES, Client, OperationFailed, Patience, connect
+
+ME, PEER = Peer("ash"), Peer("birch")
+MEMBERS = make_federation(2)
+BLOCKS = 12
+SIZE = BLOCKS * BLOCK_BYTES + 1000
+SOON = 1024 * 1024  # bytes; what may be sent twice after a broken link, with all overhead
+CLIENTS: tuple[Client, ...] = ("asyncssh", "paramiko")
+
+
+def content(seed: int = 1, size: int = SIZE) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def parcel_of(folder: Path, data: bytes) -> tuple[Parcel, Manifest]:
+    sha256 = hashlib.sha256(data).hexdigest()
+    manifest = Manifest(
+        federation=MEMBERS.federation.digest,
+        round=1,
+        peer=ME,
+        sha256=sha256,
+        bytes=len(data),
+        base="0" * 64,
+        inputs={},
+        samples=10,
+        auc=None,
+        plateau=False,
+        anchor=None,
+        schema="1" * 64,
+        instance="test",
+        software="test",
+    )
+    path = folder / "outbox"
+    path.write_bytes(data)
+    name = FileName(MEMBERS.federation.fed8, 1, ME, Digest(sha256), Kind.DATA)
+    document = MEMBERS.identities[ME].sign(manifest.content(), MANIFEST_NAMESPACE)
+    return Parcel(name, path, len(data), document), manifest
+
+
+@dataclass
+class Receiver:
+    """A peer: the real inbox server, real signed receipts, and as much of a node as the sender can notice."""
+
+    folder: Path
+    manifest: Manifest
+    name: FileName
+    port: int = 0
+    verdict: Callable[[bytes], tuple[bool, str] | None] | None = None  # data -> (accepted, code); None: no answer yet
+    claims: bool = True
+    took: list[bytes] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "homes" / ME
+
+    def path(self, folder: str, kind: Kind = Kind.DATA) -> Path:
+        name = self.name.of(kind)
+        return self.home / folder / str(name.as_part() if folder == "parts" else name)
+
+    def card(self, port: int | None = None) -> PeerCard:
+        return MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{port or self.port}"})
+
+    def committed(self, peer: Peer) -> None:
+        """Take the data, judge it, answer, as a node does."""
+        if not self.claims:
+            return
+        if self.path("inbox").exists():
+            self.took.append(self.path("inbox").read_bytes())
+            self.path("inbox").unlink()
+        found = hashlib.sha256(self.took[-1]).hexdigest() == self.manifest.sha256 if self.took else True
+        judge = self.verdict or (lambda data: (found, "accepted" if found else "sha256"))
+        verdict = judge(self.took[-1] if self.took else b"")
+        if verdict is not None:
+            self.answer(*verdict)
+
+    def answer(self, accepted: bool, code: str) -> None:
+        answer(
+            ME,
+            self.manifest,
+            homes=self.folder / "homes",
+            me=PEER,
+            identity=MEMBERS.identities[PEER],
+            accepted=accepted,
+            code=code,
+            text="told by the test",
+        )
+
+    def put_receipt(self, signer: Identity | None = None, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "federation": MEMBERS.federation.digest,
+            "round": 1,
+            "peer": ME,
+            "sha256": self.manifest.sha256,
+            "receiver": PEER,
+            "accepted": True,
+            "code": "accepted",
+            "text": "",
+        }
+        receipt = Receipt(**(fields | changes))
+        signed = (signer or MEMBERS.identities[PEER]).sign(receipt.content(), RECEIPT_NAMESPACE)
+        self.path("receipts", Kind.RECEIPT).write_bytes(signed)
+
+
+@asynccontextmanager
+async def receiving(folder: Path, parcel: Parcel, manifest: Manifest) -> AsyncIterator[Receiver]:
+    receiver = Receiver(folder, manifest, parcel.name)
+    server = InboxServer(
+        identity=MEMBERS.identities[PEER],
+        federation=MEMBERS.federation,
+        me=PEER,
+        homes=folder / "homes",
+        data_bytes=manifest.bytes or SIZE,
+        on_commit=lambda peer: receiver.committed(peer),
+        on_connect=lambda peer: None,
+    )
+    receiver.port = await server.start("127.0.0.1", 0)
+    try:
+        yield receiver
+    finally:
+        await server.stop()
+
+
+def run(folder: Path, scenario: Callable[[Receiver, Parcel], Any], data: bytes = content()) -> None:
+    async def main() -> None:
+        parcel, manifest = parcel_of(folder, data)
+        async with receiving(folder, parcel, manifest) as receiver:
+            await scenario(receiver, parcel)
+
+    asyncio.run(main())
+
+
+async def attempt(
+    receiver: Receiver, parcel: Parcel, transfer: Transfer, known: Known, *, port: int | None = None, client: Client
+) -> Receipt:
+    card = receiver.card(port)
+    async with connect(card, ME, MEMBERS.identities[ME], client=client) as link:
+        return await deliver(link, parcel, card=card, federation=MEMBERS.federation, transfer=transfer, known=known)
+
+
+def pushing(receiver: Receiver, parcel: Parcel, transfer: Transfer, **options: Any) -> asyncio.Task[Receipt]:
+    settings: dict[str, Any] = {
+        "me": ME,
+        "identity": MEMBERS.identities[ME],
+        "federation": MEMBERS.federation,
+        "client": "asyncssh",
+        "transfer": transfer,
+        "wake": asyncio.Event(),
+        "rng": Impatient(),
+    }
+    port = options.pop("port", None)
+    return asyncio.create_task(push(receiver.card(port), parcel, **(settings | options)))
+
+
+class Impatient(random.Random):
+    """Draws the shortest wait."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return max(a, 0.01)
+
+
+class Patient(random.Random):
+    """Draws the longest wait."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # a condition that never comes runs into the test's time limit
+        await asyncio.sleep(0.01)
+
+
+# ---------------------------------------------------------------- one attempt
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_data_and_manifest_arrive_and_the_signed_receipt_ends_it(client: Client, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        transfer = Transfer(PEER)
+        receipt = await pushing(receiver, parcel, transfer, client=client)
+        assert receipt.accepted
+        assert receiver.took == [content()]
+        assert (transfer.state, transfer.sent, transfer.total, transfer.round) == ("done", SIZE, SIZE, 1)
+        assert (transfer.resent_bytes, transfer.retries, transfer.last_error) == (0, 0, "")
+
+    run(tmp_path, scenario)
+
+
+PARTS = {
+    "0": 0,
+    "1": 1,
+    "1 KiB": 1024,
+    "block-1": BLOCK_BYTES - 1,
+    "block": BLOCK_BYTES,
+    "block+1": BLOCK_BYTES + 1,
+    "middle": 7 * BLOCK_BYTES + 5,
+    "size-1": SIZE - 1,
+    "size": SIZE,
+    "size+1": SIZE + 1,
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("present", PARTS.values(), ids=PARTS.keys())
+def test_a_part_of_any_size_is_finished(client: Client, present: int, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.path("parts").write_bytes((content() + b"x")[:present])
+        transfer = Transfer(PEER)
+        transfer.begin(parcel)
+        async with Proxy(receiver.port) as net:
+            receipt = await attempt(receiver, parcel, transfer, Known(), port=net.port, client=client)
+            assert receipt.accepted
+            assert receiver.took == [content()]
+            if present <= SIZE:
+                assert net.bytes_up < SIZE - present + SOON
+                assert transfer.resent_bytes == present - transfer.resumed_from < SOON
+                assert transfer.resumed_from % BLOCK_BYTES == 0
+            else:
+                assert transfer.resumed_from == 0  # no prefix of ours: begun anew
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_part_with_other_bytes_before_the_resume_point_is_begun_anew(client: Client, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.path("parts").write_bytes(content(seed=2)[: 8 * BLOCK_BYTES])
+        transfer = Transfer(PEER)
+        receipt = await attempt(receiver, parcel, transfer, Known(), client=client)
+        assert receipt.accepted
+        assert receiver.took == [content()]  # the receiver never saw the wrong file
+        assert transfer.resumed_from == 0
+
+    run(tmp_path, scenario)
+
+
+def test_other_bytes_that_only_the_hash_can_find_cost_one_more_transfer(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        torn = bytearray(content()[: 8 * BLOCK_BYTES])
+        torn[17] ^= 1
+        receiver.path("parts").write_bytes(torn)
+        transfer = Transfer(PEER)
+        receipt = await pushing(receiver, parcel, transfer)
+        assert receipt.accepted
+        assert [data == content() for data in receiver.took] == [False, True]
+        assert transfer.retries == 0  # over the same connection
+
+    run(tmp_path, scenario)
+
+
+def test_a_file_that_arrives_torn_every_time_is_sent_anew_twice_and_then_given_back(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: (False, "sha256" if len(receiver.took) % 2 else "size")
+        receipt = await pushing(receiver, parcel, transfer := Transfer(PEER))
+        assert not receipt.accepted
+        assert len(receiver.took) == 1 + deliver_module.ANEW_MAX
+        assert transfer.state == "refused"
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("code", ["header", "nonfinite", "federation", "signature"])
+def test_a_refusal_that_sending_again_cannot_mend_is_given_back_at_once(code: str, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: (False, code)
+        receipt = await pushing(receiver, parcel, Transfer(PEER))
+        assert (receipt.accepted, receipt.code) == (False, code)
+        assert len(receiver.took) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_a_refusal_from_before_is_not_the_answer_to_a_new_delivery(tmp_path: Path) -> None:
+    """The operator mended what was wrong and started the node again: the old receipt must not stop it."""
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.answer(False, "federation")
+        receipt = await pushing(receiver, parcel, Transfer(PEER))
+        assert receipt.accepted
+
+    run(tmp_path, scenario)
+
+
+def test_the_same_refusal_again_is_the_answer_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatures are deterministic: the second refusal has the same bytes as the first."""
+    monkeypatch.setattr(deliver_module, "OLD_REFUSAL_S", 0.3)
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.answer(False, "federation")
+        receiver.verdict = lambda data: (False, "federation")
+        receipt = await pushing(receiver, parcel, Transfer(PEER))
+        assert not receipt.accepted
+        assert len(receiver.took) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_a_peer_that_is_a_round_behind_keeps_the_files_and_accepts_later(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.claims = False
+        async with Proxy(receiver.port) as net:
+            task = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port)
+            await until(lambda: transfer.state == "waiting for receipt")
+            receiver.answer(False, "round")  # which leaves the manifest in inbox/
+            await until(lambda: "not yet in round" in transfer.last_error)
+            assert not task.done()
+            receiver.claims = True
+            receiver.committed(ME)
+            assert (await task).accepted
+            assert net.bytes_up < SIZE + SOON
+
+    run(tmp_path, scenario)
+
+
+def test_data_that_lies_in_the_inbox_is_not_sent_again(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.path("inbox").write_bytes(content())
+        async with Proxy(receiver.port) as net:
+            receipt = await pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port)
+            assert receipt.accepted
+            assert net.bytes_up < 100_000
+            assert transfer.resent_bytes == 0
+
+    run(tmp_path, scenario)
+
+
+def test_after_a_restart_a_receipt_that_is_there_already_ends_it(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        await pushing(receiver, parcel, Transfer(PEER))
+        async with Proxy(receiver.port) as net:
+            receipt = await pushing(receiver, parcel, Transfer(PEER), port=net.port)
+            assert receipt.accepted
+            assert net.bytes_up < 100_000
+        assert len(receiver.took) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_a_receiver_that_took_the_data_and_still_checks_it_gets_nothing_again_after_our_restart(
+    tmp_path: Path,
+) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: None  # still hashing
+        first = pushing(receiver, parcel, transfer := Transfer(PEER))
+        await until(lambda: receiver.took and transfer.state == "waiting for receipt")
+        first.cancel()
+        async with Proxy(receiver.port) as net:
+            second = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port)
+            await until(lambda: transfer.state == "waiting for receipt")
+            receiver.answer(True, "accepted")
+            assert (await second).accepted
+            assert net.bytes_up < 100_000
+        assert len(receiver.took) == 1
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_an_answer_that_comes_after_the_connection_ended_is_found(client: Client, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: None
+        async with Proxy(receiver.port) as net:
+            task = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port, client=client)
+            await until(lambda: transfer.state == "waiting for receipt")
+            await net.down()
+            await until(lambda: transfer.retries >= 2)
+            receiver.answer(True, "accepted")
+            await net.up()
+            assert (await task).accepted
+            assert net.bytes_up < SIZE + SOON
+        assert len(receiver.took) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_a_peer_that_took_the_files_and_lost_them_gets_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.3)
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: None if len(receiver.took) == 1 else (True, "accepted")
+        receipt = await pushing(receiver, parcel, transfer := Transfer(PEER))
+        assert receipt.accepted
+        assert len(receiver.took) == 2
+        assert transfer.retries == 1
+
+    run(tmp_path, scenario)
+
+
+def test_files_that_nobody_takes_are_waited_for_and_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind an OpenSSH account the peer's daemon may be down for a week-end."""
+    monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.1)
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.claims = False
+        async with Proxy(receiver.port) as net:
+            task = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port)
+            await until(lambda: transfer.state == "waiting for receipt")
+            await asyncio.sleep(1)
+            assert (transfer.retries, task.done()) == (0, False)
+            receiver.claims = True
+            receiver.committed(ME)
+            assert (await task).accepted
+            assert net.bytes_up < SIZE + SOON
+
+    run(tmp_path, scenario)
+
+
+def test_a_manifest_without_data_is_delivered_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        with_data, manifest = parcel_of(tmp_path, b"")
+        parcel = Parcel(with_data.name, None, 0, with_data.manifest)
+        async with receiving(tmp_path, parcel, manifest) as receiver:
+            receipt = await pushing(receiver, parcel, Transfer(PEER))
+            assert receipt.accepted
+            assert receiver.took == []
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- what the peer's server says
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"signer": Identity(asyncssh.generate_private_key("ssh-ed25519"))},
+        {"signer": MEMBERS.identities[ME]},
+        {"federation": "f" * 64},
+        {"round": 2},
+        {"peer": "birch"},
+        {"sha256": "e" * 64},
+        {"receiver": "cedar"},
+    ],
+    ids=["stranger's key", "our own key", "federation", "round", "peer", "sha256", "receiver"],
+)
+def test_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing(
+    lie: dict[str, Any], tmp_path: Path
+) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: None
+        receiver.put_receipt(**lie)
+        task = pushing(receiver, parcel, transfer := Transfer(PEER))
+        await until(lambda: transfer.state == "waiting for receipt")
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        receiver.put_receipt()
+        assert (await task).accepted
+
+    run(tmp_path, scenario)
+
+
+def test_a_huge_or_empty_receipt_counts_for_nothing(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: None
+        receiver.path("receipts", Kind.RECEIPT).write_bytes(b"{" * 50_000_000)
+        task = pushing(receiver, parcel, transfer := Transfer(PEER))
+        await until(lambda: transfer.state == "waiting for receipt")
+        receiver.path("receipts", Kind.RECEIPT).write_bytes(b"")
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        receiver.put_receipt()
+        assert (await task).accepted
+
+    run(tmp_path, scenario)
+
+
+class Wrapped:
+    """A real connection whose server misbehaves in one way."""
+
+    def __init__(self, link: Any) -> None:
+        self._link = link
+        self.fired = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+
+def test_a_rename_that_happened_but_was_reported_as_failure_is_a_success(tmp_path: Path) -> None:
+    class LostAnswer(Wrapped):
+        async def rename(self, old: str, new: str) -> None:
+            await self._link.rename(old, new)
+            self.fired += 1
+            raise OperationFailed("Failure")
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.claims = False  # else the file may be gone before it is looked for
+        card = receiver.card()
+        async with connect(card, ME, MEMBERS.identities[ME]) as real:
+            link = LostAnswer(real)
+            task = asyncio.create_task(
+                deliver(
+                    link,
+                    parcel,
+                    card=card,
+                    federation=MEMBERS.federation,
+                    transfer=(transfer := Transfer(PEER)),
+                    known=Known(),
+                )
+            )
+            await until(lambda: transfer.state == "waiting for receipt" or task.done())
+            assert link.fired == 2
+            receiver.claims = True
+            receiver.committed(ME)
+            assert (await task).accepted
+
+    run(tmp_path, scenario)
+
+
+def test_a_server_that_keeps_less_than_it_acknowledged_is_not_believed(tmp_path: Path) -> None:
+    class ShortDisk(Wrapped):
+        async def write(self, path: str, source: Any, offset: int, **options: Any) -> None:
+            await self._link.write(path, content()[: 3 * BLOCK_BYTES], offset, **options)
+            self.fired += 1
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        card = receiver.card()
+        async with connect(card, ME, MEMBERS.identities[ME]) as real:
+            link = ShortDisk(real)
+            with pytest.raises(TransportError, match=f"kept {3 * BLOCK_BYTES} of the {SIZE} bytes"):
+                await deliver(
+                    link,
+                    parcel,
+                    card=card,
+                    federation=MEMBERS.federation,
+                    transfer=Transfer(PEER),
+                    known=Known(),
+                )
+            assert link.fired == 1
+        assert not receiver.path("inbox").exists()
+
+    run(tmp_path, scenario)
+
+
+def test_our_own_missing_checkpoint_is_our_error_and_not_retried(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        assert parcel.data is not None
+        parcel.data.unlink()
+        with pytest.raises(LocalStateError):
+            await pushing(receiver, parcel, transfer := Transfer(PEER))
+        assert transfer.retries == 0
+
+    run(tmp_path, scenario)
+
+
+# ---------------------------------------------------------------- broken links
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_link_that_breaks_again_and_again_delays_but_does_not_stop_it(client: Client, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        async with Proxy(receiver.port) as net:
+            net.cut_after = 3 * BLOCK_BYTES
+            task = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port, client=client)
+            for cut in range(1, 4):
+                await until(lambda n=cut: net.cuts == n)
+                if cut < 3:
+                    net.cut_after = net.bytes_up + 6 * BLOCK_BYTES
+            assert (await task).accepted
+            assert receiver.took == [content()]
+            assert transfer.retries == net.cuts == 3
+            assert transfer.resent_bytes < 3 * SOON
+
+    run(tmp_path, scenario)
+
+
+def test_an_outage_is_waited_out_and_the_transfer_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        async with Proxy(receiver.port) as net:
+            net.bits_per_s = 16e6
+            task = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port)
+            await until(lambda: transfer.sent > 6 * BLOCK_BYTES)
+            assert transfer.state == "sending"
+            assert transfer.rate_bytes_per_s > 0
+            await net.down()
+            await until(lambda: transfer.retries >= 5)
+            assert "cannot be reached" in transfer.last_error
+            await net.up()
+            assert (await task).accepted
+            assert transfer.resumed_from > 2 * BLOCK_BYTES
+            assert transfer.resent_bytes < SOON
+        assert receiver.took == [content()]
+
+    run(tmp_path, scenario)
+
+
+def test_a_black_hole_is_left_and_the_transfer_goes_on(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        async with Proxy(receiver.port) as net:
+            net.bits_per_s = 16e6
+            patience = Patience(connect_s=5, answer_s=1, slowest_bytes_per_s=1024**2)
+            task = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port, patience=patience)
+            await until(lambda: transfer.sent > 4 * BLOCK_BYTES)
+            net.hole = True
+            await until(lambda: transfer.retries == 1)
+            assert "nothing moved" in transfer.last_error
+            net.hole = False
+            assert (await task).accepted
+            assert transfer.resent_bytes < SOON
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", CLIENTS)
+def test_20_mb_at_4_mbit_per_s_with_the_link_gone_for_three_minutes(client: Client, tmp_path: Path) -> None:
+    size = 20_000_000
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        async with Proxy(receiver.port) as net:
+            net.bits_per_s = 4e6
+            task = pushing(
+                receiver, parcel, transfer := Transfer(PEER), port=net.port, client=client, rng=random.Random(1)
+            )
+            await until(lambda: transfer.sent > size // 2)
+            net.hole = True
+            await asyncio.sleep(180)
+            net.hole = False
+            assert (await task).accepted
+            assert transfer.retries >= 1
+            assert transfer.resent_bytes < SOON
+        assert receiver.took == [content(size=size)]
+
+    run(tmp_path, scenario, content(size=size))
+
+
+# ---------------------------------------------------------------- when to try again
+
+
+@given(st.integers(1, 10_000), st.integers(0, 2**32))
+def test_the_wait_grows_to_a_minute_and_is_drawn_over_its_whole_range(failures: int, seed: int) -> None:
+    wait = backoff_s(failures, random.Random(seed))
+    assert 0 <= wait <= min(60, 2.0 ** min(failures - 1, 6))
+    assert backoff_s(failures, Patient()) == min(60, 2.0 ** min(failures - 1, 6))
+
+
+def test_a_peer_that_shows_itself_is_tried_at_once(tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        wake = asyncio.Event()
+        task = pushing(receiver, parcel, transfer := Transfer(PEER), port=port, wake=wake, rng=Patient())
+        for _ in range(4):  # 1 s, 2 s, 4 s, 8 s: each wait is cut short
+            before = transfer.retries
+            await until(lambda: transfer.retries > before)
+            wake.set()
+        await until(lambda: transfer.retries >= 5)
+        assert transfer.state == "waiting to retry"
+        assert transfer.next_try is not None and transfer.next_try - time.monotonic() > 8  # of 16 s
+        net = Proxy(receiver.port)
+        net.port = port
+        async with net:
+            wake.set()
+            assert (await task).accepted
+            assert transfer.retries == 5
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_after_a_refused_key_it_waits_five_minutes_whoever_calls(client: Client, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        wake = asyncio.Event()
+        stranger = Identity(asyncssh.generate_private_key("ssh-ed25519"))
+        async with Proxy(receiver.port) as net:
+            task = pushing(
+                receiver,
+                parcel,
+                transfer := Transfer(PEER),
+                port=net.port,
+                wake=wake,
+                client=client,
+                identity=stranger,
+            )
+            await until(lambda: transfer.state == "waiting to retry")
+            assert transfer.next_try is not None
+            assert transfer.next_try - time.monotonic() > push_module.KEY_REFUSED_WAIT_S - 60
+            assert stranger.fingerprint in transfer.last_error
+            wake.set()
+            await asyncio.sleep(0.5)
+            assert net.connections == 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("state", ["sending", "waiting for receipt", "waiting to retry"])
+def test_a_cancelled_push_leaves_nothing_behind(client: Client, state: str, tmp_path: Path) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: None
+        async with Proxy(receiver.port) as net:
+            net.bits_per_s = 8e6 if state == "sending" else None
+            if state == "waiting to retry":
+                await net.down()
+            task = pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port, client=client, rng=Patient())
+            await until(lambda: transfer.state == state)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(lambda: net.live == 0)
+            assert not [t for t in threading.enumerate() if not t.name.startswith(("asyncio_", "MainThread", "inbox"))]
+
+    run(tmp_path, scenario)
