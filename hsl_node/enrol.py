@@ -154,7 +154,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
             rounds = rounds_signed(store.journal)
             if rounds and not replace:
                 raise FederationMismatch(
-                    f"{rounds} rounds have been trained here under another federation; {path} would replace it",
+                    f"{rounds} round{'s have' if rounds > 1 else ' has'} been trained here under another federation",
                     remedy=f"`hsl-node federation diff {path}` compares; --replace moves that run to {state / PAST}",
                 )
             store.journal.close()

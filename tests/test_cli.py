@@ -1,0 +1,459 @@
+"""The command line as its users meet it: help, exit codes, errors in words, and a bug that stays a bug."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import numpy as np
+import pytest
+import typer
+from cluster import Cluster
+from PIL import Image
+from test_enrol import federation_file, made, run
+
+from hsl_node import config, doctor, enrol, errors, history, identity, logs
+from hsl_node.cli import app, main
+from hsl_node.commands.shared import command, default_state
+from hsl_node.config import Plan
+from hsl_node.errors import UsageError
+from hsl_node.ping import ping
+from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.store import Layout, Store
+
+CLI = [sys.executable, "-m", "hsl_node"]
+
+
+def shell(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program as a process: what a script sees."""
+    return subprocess.run(
+        [*CLI, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+
+
+def commands() -> Iterator[list[str]]:
+    """Every command there is, as its words."""
+
+    def walk(group: typer.Typer, words: list[str]) -> Iterator[list[str]]:
+        for one in group.registered_commands:
+            assert one.callback is not None
+            yield [*words, one.name or one.callback.__name__.replace("_", "-")]
+        for inner in group.registered_groups:
+            assert inner.typer_instance is not None and inner.name is not None
+            yield from walk(inner.typer_instance, [*words, inner.name])
+
+    return walk(app, [])
+
+
+COMMANDS = sorted(" ".join(words) for words in commands())
+
+
+def test_the_commands_are_these() -> None:
+    single = "init card start stop status pause resume logs doctor version evaluate predict export report demo"
+    grouped = {
+        "federation": "create show join diff", "peer": "list ping", "anchor": "build verify", "data": "check",
+        "round": "history show", "inbox": "provision",
+    }  # fmt: skip
+    expected = [*single.split(), *(f"{group} {word}" for group, words in grouped.items() for word in words.split())]
+    assert sorted(expected) == COMMANDS
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_explains_itself_with_an_example_that_names_it(words: str) -> None:
+    done = run(*words.split(), "--help")
+    assert done.exit_code == 0
+    text = " ".join(done.stdout.split())
+    assert f"Example: hsl-node {words}" in text
+    summary = done.stdout.splitlines()[3].strip()
+    assert summary.endswith(".") and len(summary) < 80, "the first sentence is what the list of commands shows"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_what_the_example_of_a_command_says_can_be_parsed(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options and arguments of the example exist: the help never shows what would be a usage error."""
+    example = " ".join(run(*words.split(), "--help").stdout.split()).split("Example: hsl-node ")[1].split(" > ")[0]
+    *groups, name = words.split()
+    group = app
+    for word in groups:
+        group = next(g.typer_instance for g in group.registered_groups if g.name == word)  # type: ignore[misc]
+    for one in group.registered_commands:
+        if (one.name or one.callback.__name__) == name:  # type: ignore[union-attr]
+            monkeypatch.setattr(one, "callback", _same_signature(one.callback))
+    done = run(*shlex.split(example))
+    assert done.exit_code == 0 and done.stdout == "parsed\n", done.output
+
+
+def _same_signature(callback: Callable[..., Any] | None) -> Callable[..., Any]:
+    assert callback is not None
+
+    @functools.wraps(callback)
+    def parsed(**options: Any) -> None:
+        print("parsed")
+
+    return parsed
+
+
+def test_without_arguments_it_shows_the_help() -> None:
+    assert "Usage: hsl-node" in shell().stdout
+
+
+# ------------------------------------------------------------------ exit codes
+
+
+def test_the_exit_codes_are_the_documented_ones() -> None:
+    documented = {"NotRunning": 3, "NotInitialised": 10, "AlreadyRunning": 11, "KeyRefused": 12, "TransportError": 13,
+                  "PeerDataError": 14, "LocalStateError": 15, "WaitTimeout": 16, "FederationMismatch": 17,
+                  "ConfigError": 78, "UsageError": 2, "HslError": 1}  # fmt: skip
+    assert {name: getattr(errors, name).exit_code for name in documented} == documented
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["frobnicate"], 2, "No such command"),
+        (["status", "--frobnicate"], 2, "No such option"),
+        (["init"], 2, "Missing option '--name'"),
+        (["status"], 10, "holds no node.toml"),
+        (["stop"], 3, "no hsl-node is running"),
+        (["pause"], 3, "no hsl-node is running"),
+        (["logs"], 10, "no log at"),
+        (["start"], 10, "holds no node.toml"),
+        (["round", "history"], 10, "no journal at"),
+        (["doctor"], 10, ""),
+        (["federation", "show", "absent.toml"], 78, "no such file"),
+        (["init", "--name", "Mercy", "--address", "x"], 78, "is not a peer name"),
+        (["anchor", "build", "--out", "x"], 2, "--digits"),
+    ],
+)
+def test_what_goes_wrong_has_words_on_stderr_and_an_exit_code(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    done = shell("--state", tmp_path / "none", *arguments)
+    assert done.returncode == code
+    assert said in done.stderr and "Traceback" not in done.stderr
+    if code not in (2, 10) or said.startswith("holds"):
+        assert done.stderr.startswith("Error: ") and "\nWhat to do: " in done.stderr
+
+
+def test_a_configuration_error_names_file_line_key_and_remedy_and_exits_78(tmp_path: Path) -> None:
+    state = made(tmp_path / "ash")
+    text = (state / "node.toml").read_text().replace("address =", "adress =")
+    (state / "node.toml").write_text(text)
+    done = shell("--state", state, "start")
+    assert done.returncode == 78
+    line = next(n for n, line in enumerate(text.splitlines(), 1) if line.startswith("adress"))
+    assert f"{state / 'node.toml'}:{line}: unknown key 'adress'; did you mean 'address'?" in done.stderr
+    assert "What to do: " in done.stderr
+
+
+def test_ctrl_c_exits_130(tmp_path: Path) -> None:
+    logs.log_path(tmp_path).parent.mkdir()
+    logs.log_path(tmp_path).write_text('{"event": "here"}\n')
+    command = [*CLI, "--state", str(tmp_path), "logs", "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert "here" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_reader_that_goes_away_is_no_bug(tmp_path: Path) -> None:
+    logs.log_path(tmp_path).parent.mkdir()
+    logs.log_path(tmp_path).write_text('{"event": "line"}\n' * 20_000)
+    command = f"{' '.join(CLI)} --state {tmp_path} logs -n 20000 | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bug_shows_its_traceback_without_the_values_of_variables() -> None:
+    code = textwrap.dedent("""
+        import sys
+        from hsl_node import status
+        from hsl_node.cli import main
+        def broken(state):
+            patient = "".join(["Doe", "Jane"])
+            raise ZeroDivisionError("bug")
+        status.fetch = broken
+        main(["status"])
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: bug") and "DoeJane" not in done.stderr
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EACCES", "EROFS"])
+def test_a_full_or_closed_disk_is_told_in_words(code: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    number = getattr(errno, code)
+
+    def broken(state: Path) -> dict[str, Any]:
+        raise OSError(number, os.strerror(number), "/srv/state")
+
+    monkeypatch.setattr("hsl_node.status.fetch", broken)
+    with pytest.raises(SystemExit) as caught:
+        main(["status"])
+    assert caught.value.code == 15
+    said = capsys.readouterr().err
+    assert f"Error: /srv/state: {os.strerror(number)}\n" in said and "What to do: " in said
+
+
+def test_nothing_is_ever_asked_for() -> None:
+    """Without a terminal a prompt would hang a script for ever: no option has one."""
+    options = 0
+    for words in commands():
+        found: Any = typer.main.get_command(app)
+        for word in words:
+            found = found.commands[word]
+        options += len(found.params)
+        assert not [param.name for param in found.params if getattr(param, "prompt", None)]
+    assert options > 40, "looked at nothing"
+
+
+# ------------------------------------------------------------------ which state directory
+
+
+def test_the_state_directory_may_be_named_before_or_after_the_command(tmp_path: Path) -> None:
+    state = made(tmp_path / "ash")
+    card = (state / "ash.card").read_text()
+    assert shell("--state", state, "card").stdout == card
+    assert shell("card", "--state", state).stdout == card
+    assert shell("card", f"--state={state}").stdout == card
+    assert shell("card", HSL_NODE_STATE=str(state)).stdout == card
+
+
+def test_the_default_is_the_services_directory_if_it_is_ours_else_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    system = tmp_path / "system"
+    monkeypatch.setattr("hsl_node.commands.shared.SYSTEM_STATE", system)
+    own = tmp_path / ".local" / "state" / "hsl-node"
+    assert default_state() == own
+    system.mkdir()
+    assert default_state() == system
+    monkeypatch.setattr("os.geteuid", lambda: system.stat().st_uid + 1)
+    assert default_state() == own
+
+
+def test_hints_name_the_state_directory_only_where_it_is_not_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HSL_NODE_STATE", str(tmp_path))
+    assert command(tmp_path) == "hsl-node"
+    assert command(tmp_path / "x") == f"hsl-node --state {tmp_path / 'x'}"
+
+
+# ------------------------------------------------------------------ images and anchor
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder per class, 20 images each."""
+    rng = np.random.default_rng(1)
+    for label in ("benign", "malignant"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for n in range(20):
+            pixels = rng.integers(0, 255, (20, 20), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{n}.png")
+    return tmp_path / "images"
+
+
+def test_data_check_counts_and_draws(tmp_path: Path, images: Path) -> None:
+    state = tmp_path / "ash"
+    enrol.init(state, name="ash", address="127.0.0.1:9001", listen=None, data=images)
+    sheet = tmp_path / "sheet.png"
+    options = ("--classes", "benign,malignant", "--image-size", "16")
+    done = run("--state", state, "data", "check", *options, "--contact-sheet", sheet)
+    assert done.exit_code == 0, done.output
+    benign = next(line for line in done.stdout.splitlines() if line.startswith("benign"))
+    assert benign.split() == ["benign", "12", "2", "6", "20"]
+    assert done.stdout.rstrip().endswith(f"wrote {sheet}") and Image.open(sheet).width > 100
+    found = json.loads(run("--state", state, "data", "check", *options, "--json").stdout)
+    assert found["ok"] and found["images"] == 40
+
+
+def test_data_check_says_what_prevents_training_and_exits_78(tmp_path: Path, images: Path) -> None:
+    (images / "benign" / "0.png").write_bytes(b"no picture")
+    state = tmp_path / "ash"
+    enrol.init(state, name="ash", address="127.0.0.1:9001", listen=None, data=images)
+    done = run("--state", state, "data", "check", "--classes", "benign,malignant", "--image-size", "16")
+    assert done.exit_code == 78
+    assert "problem: 1 images cannot be read" in done.stdout and "unreadable: " in done.stdout
+    assert "not ready to train" in done.stdout
+
+
+def test_anchor_build_makes_the_same_file_from_the_same_images(tmp_path: Path, images: Path) -> None:
+    for name in ("a", "b"):
+        options = ("--data", images, "--classes", "benign,malignant", "-n", "5", "--image-size", "16")
+        done = run("anchor", "build", *options, "--out", tmp_path / name)
+        assert done.exit_code == 0 and "10 images of 16 px" in done.stdout
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    again = run("anchor", "build", "--digits", "--out", tmp_path / "a")
+    assert isinstance(again.exception, UsageError) and "nothing was changed" in str(again.exception)
+
+
+# ------------------------------------------------------------------ rounds
+
+
+def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:
+    state = made(tmp_path / "ash")
+    journal = (store := Store(Layout(state))).journal
+    journal.save_state({"me": "ash", "round": 1})
+    content = {"bytes": 5_000_000, "samples": 10, "software": "x\x1b[31m"}
+    for peer, auc in (("ash", 0.75), ("birch", None)):
+        journal.record_manifest(1, Peer(peer), "d" * 64, b"", {**content, "auc": auc})
+    journal.record_phase(0, "agree")
+    for phase in ("train", "collect", "fuse"):
+        journal.record_phase(1, phase)
+    journal.record_epoch(1, 1, {"epoch": 1, "auc": 0.71, "loss_primary": 0.5})
+    journal.record_receipt(1, Peer("birch"), True, "accepted", "", b"")
+    journal.record_transfer(1, Peer("birch"), "sent", 5_000_000, 1_000_000, 2, 4.0)
+    journal.record_fused(1, Digest("f" * 64))
+    journal.record_validation(1, 0.9, 0.1)
+    store.close()
+    (line,) = run("--state", state, "round", "history").stdout.splitlines()[1:]
+    assert line.split()[0] == "1" and line.split()[-7:] == ["6.0", "MB", "5.0", "MB", "0.750", "0.900", "f" * 12]
+    shown = run("--state", state, "round", "show", "1").stdout
+    birch = next(line for line in shown.splitlines() if line.startswith("birch "))
+    assert birch.split() == ["birch", "d" * 12, "-", "10", "accepted", "5.0", "MB", "4.0", "s", "2"]
+    assert "\x1b" not in shown and "0.71" in shown
+    assert json.loads(run("--state", state, "round", "show", "1", "--json").stdout)["auc_fused"] == 0.9
+    assert isinstance(run("--state", state, "round", "show", "2").exception, UsageError)
+    assert [r["round"] for r in history.rounds(state)] == [1]
+
+
+# ------------------------------------------------------------------ doctor and ping
+
+
+@pytest.fixture
+def two(tmp_path: Path, images: Path) -> tuple[Path, Path]:
+    """ash and birch, enrolled with each other, on free ports."""
+    states = []
+    for name in ("ash", "birch"):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        enrol.init(tmp_path / name, name=name, address=address, listen=address, data=images)
+        states.append(tmp_path / name)
+    path = federation_file(tmp_path, *states, classes=("benign", "malignant"))
+    for state in states:
+        enrol.join(state, path)
+    return states[0], states[1]
+
+
+def outcomes(state: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    return {check.name: check.outcome for check in doctor.examine(state)}
+
+
+def test_doctor_finds_a_sound_node_sound(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    host, port = config.split_address(config.load_node(two[1]).address)
+    with socket.create_server((host, port)):
+        checks = outcomes(two[0], monkeypatch)
+    assert set(checks.values()) == {"ok"} and "peer birch" in checks
+    assert doctor.exit_code(doctor.examine(two[0])) == 13, "birch is away now"
+
+
+def test_doctor_proves_that_torch_computes() -> None:
+    assert " on " in doctor._torch("auto")
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "code"),
+    [
+        (lambda s: s.chmod(0o755), "state directory", 15),
+        (lambda s: (s / "node.toml").write_text("nmae = 1"), "settings", 78),
+        (lambda s: Layout(s).key.chmod(0o644), "key", 15),
+        (lambda s: Layout(s).key.unlink(), "key", 10),
+        (lambda s: (s / "federation.toml").unlink(), "federation", 10),
+        (lambda s: _edit(s / "node.toml", 'address = "127', 'address = "128'), "federation", 78),
+        (lambda s: _edit(s / "node.toml", "/images", "/imagse"), "images", 78),
+        (lambda s: _edit(s / "node.toml", 'listen = "127', 'listen = "192.0.2.1:1" # "'), "port", 11),
+    ],
+)
+def test_doctor_names_what_is_broken(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path], object], check: str, code: int
+) -> None:
+    fault(two[0])
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    checks = doctor.examine(two[0])
+    first = next(c for c in checks if c.outcome == "failed")
+    assert (first.name, first.exit_code) == (check, code) and first.fix
+    assert doctor.exit_code(checks) == code
+    assert first.fix.split()[0] in doctor.text(checks, colour=False)
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def _another_key() -> str:
+    return identity.Identity(asyncssh.generate_private_key("ssh-ed25519")).public
+
+
+def test_ping_logs_in_at_the_real_inbox_and_tells_refusal_from_absence(two: tuple[Path, Path]) -> None:
+    from hsl_node.sync.server import InboxServer
+
+    ash, birch = two
+    node, federation = config.load_node(birch), config.load_federation(birch)
+
+    async def serve(members: config.Federation) -> list[Any]:
+        server = InboxServer(
+            identity=identity.load(Layout(birch).key), federation=members, me=Peer("birch"), homes=Layout(birch).homes,
+            data_bytes=1000, on_commit=lambda peer: None, on_connect=lambda peer: None, on_fatal=lambda error: None,
+        )  # fmt: skip
+        await server.start(*config.split_address(node.listen))
+        try:
+            return await asyncio.to_thread(ping, ash, [])
+        finally:
+            await server.stop()
+
+    (answer,) = asyncio.run(serve(federation))
+    assert answer.exit_code == 0 and answer.seconds > 0
+    stranger = federation.get("ash").model_copy(update={"key": _another_key()})
+    (answer,) = asyncio.run(serve(federation.model_copy(update={"peer": (stranger, federation.get("birch"))})))
+    assert answer.exit_code == 12 and "does not accept our key" in answer.error
+    (answer,) = ping(ash, ["birch"])
+    assert answer.exit_code == 13
+    with pytest.raises(UsageError, match="is this node"):
+        ping(ash, ["ash"])
+
+
+# ------------------------------------------------------------------ a running daemon
+
+
+def test_start_status_pause_resume_stop(tmp_path: Path) -> None:
+    with Cluster(tmp_path, ("ash", "birch"), Plan(method="fedavg", rounds=1, epochs_per_round=1)) as cluster:
+        state = cluster.layout("ash").state
+        cluster.start("ash")
+        cluster.wait_until("ash", lambda s: s["waiting_for"] == ["birch"], "waiting for birch")
+        shown = shell("--state", state, "status")
+        assert shown.returncode == 0 and "waiting for  birch" in shown.stdout
+        second = shell("--state", state, "start")
+        assert second.returncode == 11 and "holds" in second.stderr
+        assert shell("--state", state, "pause").returncode == 0
+        cluster.start("birch")
+        cluster.wait_until("ash", lambda s: s["state"] == "paused", "paused in round 1")
+        assert shell("--state", state, "resume").returncode == 0
+        cluster.wait_until("ash", lambda s: s["state"] == "finished", "the end of the run")
+        stopped = shell("--state", state, "stop", "--wait")
+        assert (stopped.returncode, stopped.stdout) == (0, "stopped\n"), stopped.stderr
+        assert cluster.processes["ash"].poll() == 0
+        after = shell("--state", state, "status")
+        assert after.returncode == 3 and "1 of 1 fused; the run is complete" in after.stdout
+        assert shell("--state", state, "stop").returncode == 3
