@@ -1,4 +1,4 @@
-"""Pushing a checkpoint: nothing is sent twice without need, nothing but the peer's signature ends it, no fault stops it."""
+"""Pushing a checkpoint: nothing is sent twice without need, no fault stops it, only the peer's signature ends it."""
 
 from __future__ import annotations
 
@@ -200,7 +200,8 @@ class Patient(random.Random):
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # a condition that never comes runs into the test's time limit
+    """What never comes runs into the test's time limit."""
+    while not condition():  # noqa: ASYNC110  (nothing tells us)
         await asyncio.sleep(0.01)
 
 
@@ -679,7 +680,7 @@ def test_a_peer_that_shows_itself_is_tried_at_once(tmp_path: Path) -> None:
         task = pushing(receiver, parcel, transfer := Transfer(PEER), port=port, wake=wake, rng=Patient())
         for _ in range(4):  # 1 s, 2 s, 4 s, 8 s: each wait is cut short
             before = transfer.retries
-            await until(lambda: transfer.retries > before)
+            await until(lambda n=before: transfer.retries > n)
             wake.set()
         await until(lambda: transfer.retries >= 5)
         assert transfer.state == "waiting to retry"
