@@ -68,7 +68,7 @@ def make_federation(
     plan: Plan = Plan(method="fedavg"),
     anchor: AnchorCard | None = None,
     addresses: Mapping[str, str] = {},
-    name: str = "three trees",
+    name: str = "the grove",
 ) -> Members:
     """`n` peers with real keys, the same keys all session long; `addresses` where servers really listen."""
     identities = {Peer(p): _identity(p) for p in NAMES[:n]}
