@@ -98,6 +98,17 @@ async def test_a_digest_is_that_of_the_bytes_on_disk_or_none(tmp_path: Path, pie
 
 
 @on_loop
+async def test_a_file_with_a_hole_has_no_digest(tmp_path: Path) -> None:
+    """The hole reads as zeros, which nobody hashed."""
+    async with inbox(tmp_path) as box, box.sftp() as client:
+        part = f"parts/{box.name().as_part()}"
+        async with client.open(part, "xb") as file:
+            await file.write(DATA[300_000:], 300_000)
+        await client.rename(part, f"inbox/{box.name()}")
+        assert box.server.take_digest(BIRCH, str(box.name())) is None
+
+
+@on_loop
 async def test_overwriting_other_bytes_forgets_the_digest(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"

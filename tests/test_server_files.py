@@ -167,7 +167,8 @@ class _inside:  # the path of a socket must be short: bind relative to its folde
 @on_loop
 async def test_threat_2_a_home_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
-        (tmp_path / "elsewhere/parts").mkdir(parents=True)
+        for folder in ("parts", "inbox", "receipts"):
+            (tmp_path / "elsewhere" / folder).mkdir(parents=True)
         (tmp_path / "homes/birch").rename(tmp_path / "moved")
         (tmp_path / "homes/birch").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(SFTPError):

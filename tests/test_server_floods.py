@@ -173,6 +173,15 @@ async def test_garbage_in_a_session_disturbs_nobody(tmp_path: Path, garbage: byt
             await put(client, box.name(), DATA)
 
 
+@pytest.mark.parametrize("length", [2**32 - 1, 300 * 1024])
+@on_loop
+async def test_a_packet_too_large_to_be_honest_ends_its_session(tmp_path: Path, length: int) -> None:
+    async with inbox(tmp_path) as box, box.connect() as connection:
+        writer, reader = await raw_sftp(connection)
+        writer.write(UInt32(length) + b"x")
+        assert await reader.read() == b""  # the end, not an answer
+
+
 @on_loop
 async def test_threat_5_silent_strangers_make_room_for_an_honest_peer(tmp_path: Path) -> None:
     """200 connections that say nothing, from the address that the honest peer uses too."""
