@@ -2,9 +2,9 @@
 
     python benchmarks/exchange.py [--peers 5] [--mb 94.7] [--tensors 251] [--rounds 3] [--json FILE]
 
-Every daemon makes its checkpoint of random float32 numbers, pushes it to all others (encrypted, hashed, signed, fsynced,
-receipted) and fuses the full set. A round counts from the moment the *last* peer has its checkpoint ("all trained") to
-the moment the last peer has the fused model durably on disk ("all fused").
+Every daemon makes its checkpoint of random float32 numbers, pushes it to all others (encrypted, hashed, signed,
+fsynced, receipted) and fuses the full set. A round counts from the moment the *last* peer has its checkpoint ("all
+trained") to the moment the last peer has the fused model durably on disk ("all fused").
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from cluster import Cluster  # noqa: E402  (the tests' own cluster of real daemons)
+from cluster import Cluster
 
-from hsl_node.config import Plan  # noqa: E402
-from hsl_node.sync.journal import Journal  # noqa: E402
+from hsl_node.config import Plan
+from hsl_node.sync.journal import Journal
 
 
 def peak_rss_mb(pid: int) -> float:
@@ -33,6 +33,12 @@ def peak_rss_mb(pid: int) -> float:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
     return float("nan")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of one process so far, without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def network_bytes() -> int:
@@ -57,34 +63,39 @@ def main() -> None:
     names = [f"peer-{i}" for i in range(args.peers)]
     plan = Plan(method="fedavg", fusion="mean", rounds=args.rounds, epochs_per_round=1, plateau_rounds=10_000)
     trainer = ["--bytes", str(int(args.mb * 1e6)), "--tensors", str(args.tensors), "--epochs", "1"]
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        with Cluster(Path(folder), names, plan, trainer=trainer, node={"client": args.client}) as cluster:
-            before = network_bytes()
-            cluster.start_all()
-            peaks: dict[str, float] = {}
-            done = threading.Event()
+    with (
+        tempfile.TemporaryDirectory(dir=args.folder) as folder,
+        Cluster(Path(folder), names, plan, trainer=trainer, node={"client": args.client}) as cluster,
+    ):
+        before = network_bytes()
+        cluster.start_all()
+        peaks: dict[str, float] = {}
+        done = threading.Event()
 
-            def watch() -> None:
-                while not done.wait(0.2):
-                    for name, process in cluster.processes.items():
-                        try:
-                            peaks[name] = max(peaks.get(name, 0.0), peak_rss_mb(process.pid))
-                        except OSError:
-                            pass
+        def watch() -> None:
+            while not done.wait(0.2):
+                for name, process in cluster.processes.items():
+                    try:
+                        peaks[name] = max(peaks.get(name, 0.0), peak_rss_mb(process.pid))
+                    except OSError:
+                        pass
 
-            threading.Thread(target=watch, daemon=True).start()
-            cluster.wait_finished()
-            crossed = network_bytes() - before
-            done.set()
-            for name in names:
-                cluster.stop(name)
-            result = summarise(cluster, args, crossed, peaks)
+        threading.Thread(target=watch, daemon=True).start()
+        cluster.wait_finished()
+        crossed = network_bytes() - before
+        done.set()
+        cpu = statistics.mean(cpu_seconds(p.pid) for p in cluster.processes.values())
+        for name in names:
+            cluster.stop(name)
+        result = summarise(cluster, args, crossed, peaks, cpu)
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def summarise(cluster: Cluster, args: argparse.Namespace, crossed: int, peaks: dict[str, float]) -> dict[str, object]:
+def summarise(
+    cluster: Cluster, args: argparse.Namespace, crossed: int, peaks: dict[str, float], cpu: float
+) -> dict[str, object]:
     phases = {}
     for name in cluster.names:
         journal = Journal.read_only(cluster.layout(name).journal)
@@ -104,6 +115,7 @@ def summarise(cluster: Cluster, args: argparse.Namespace, crossed: int, peaks: d
         "median_s": statistics.median(seconds),
         "loopback_mb_per_node_and_round": round_to(crossed / 1e6 / args.peers / args.rounds),
         "payload_mb_per_node_and_round": round_to(args.mb * (args.peers - 1)),
+        "supervisor_cpu_s_per_round": round_to(cpu / args.rounds),
         "supervisor_peak_mb": {n: round_to(p) for n, p in sorted(peaks.items())},
         "all_digests_agree": all(d == digests[0] for d in digests) and len(digests[0]) == args.rounds + 1,
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "at": time.strftime("%Y-%m-%d")},

@@ -6,31 +6,28 @@ The only file that knows both `sync` and the trainer. Read `sync/round.py` first
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import random
 import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hsl_node import __version__, config, identity, service
+from hsl_node.alarms import Alarms
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import serve
-from hsl_node.errors import ConfigError, Equivocation, FederationMismatch, HslError, LocalStateError, escaped
+from hsl_node.delivery import Delivery
+from hsl_node.errors import FederationMismatch, LocalStateError, escaped
+from hsl_node.intake import Intake, claim_of
 from hsl_node.node_status import snapshot
-from hsl_node.sync import receive
 from hsl_node.sync import round as machine
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.manifest import Manifest
-from hsl_node.sync.names import Digest, FileName, Kind, Peer, Round
-from hsl_node.sync.push import Parcel, Transfer, push
-from hsl_node.sync.round import Action, Arrived, Claim, Declare, Delivered, Fuse, Fused, Phase, Push, Train, Trained
+from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.round import Action, Declare, Fuse, Fused, Phase, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store, paths_of
 from hsl_node.sync.tensors import Schema, read_schema, sha256_of
@@ -38,19 +35,9 @@ from hsl_node.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-RESCAN_S = 30.0  # the embedded inbox announces every arrival; this is the safety net
-RESCAN_DIRECTORY_S = 1.0  # an inbox that another server writes has to be looked at
-REFUSED_RETRY_S = 60.0  # a peer refused our checkpoint; a person may mend the reason at either site meanwhile
 NO_ROOM_RETRY_S = 30.0
 PULSE_S = 5.0  # watchdog, systemd's status line
-
-
-@dataclass
-class Warning_:  # noqa: N801  (the builtin has the other name)
-    code: str
-    text: str
-    fix: str
-    since: float
+STARTING_S = 60.0  # what a start that is alive may take from each pulse on
 
 
 @dataclass
@@ -77,15 +64,11 @@ class Node:
         self.epoch: dict[str, Any] | None = None  # live progress of the trainer
         self.busy: dict[str, Any] | None = None
         self.fusing = 0.0
-        self.transfers = {p: Transfer(peer=p) for p in self.others}
-        self.last_seen: dict[Peer, float] = {}
-        self.verified: dict[Peer, tuple[Round, Digest]] = {}
-        self.warnings: dict[str, Warning_] = {}
+        self.alarms = Alarms()
+        self.intake = Intake(self)
+        self.delivery = Delivery(self)
         self.paused = self.journal.meta("paused") == "1"
         self._running: dict[Action | str, asyncio.Task[None]] = {}
-        self._wake_push = {p: asyncio.Event() for p in self.others}
-        self._wake_scan = {p: asyncio.Event() for p in self.others}
-        self._one_push = {p: asyncio.Lock() for p in self.others}
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
 
@@ -116,7 +99,7 @@ class Node:
         self.state = self._load_state(await asyncio.to_thread(sha256_of, initial))
         await self._open_inbox()
         for peer in self.others:
-            self._spawn(f"ingest {peer}", self._ingest(peer))
+            self._spawn(f"intake {peer}", self.intake.watch(peer))
         service.notify("READY=1")
         log.info("started", extra={"round": self.state.round, "phase": str(self.state.phase)})
         self._reconcile()
@@ -152,8 +135,8 @@ class Node:
             federation=self.federation,
             me=self.me,
             homes=self.layout.homes,
-            data_bytes=self._schema().file_bytes,
-            on_commit=self._committed,
+            data_bytes=self.known_schema().file_bytes,
+            on_commit=self.intake.wake,
             on_connect=self._connected,
             on_fatal=self._disk_failed,
         )
@@ -171,9 +154,9 @@ class Node:
 
     # ------------------------------------------------------------------ the round machine, driven
 
-    def _apply(self, event: machine.Event, *records: Callable[[], None]) -> None:
+    def apply(self, event: machine.Event, *records: Callable[[], None]) -> None:
         """One event: next state and its records durable in one transaction, then the actions."""
-        before = self._state()
+        before = self.known_state()
         after, _ = machine.step(before, event)
         with self.journal.transaction():
             for record in records:
@@ -183,8 +166,7 @@ class Node:
         self.state = after
         if (after.phase, after.round) != (before.phase, before.round):
             log.info("phase", extra={"phase": str(after.phase), "round": after.round, "base": after.base[:12]})
-            for wake in self._wake_scan.values():
-                wake.set()  # what waited one round ahead may be acceptable now
+            self.intake.wake()  # what waited one round ahead may be acceptable now
         if after.phase is Phase.HALTED and before.phase is not Phase.HALTED:
             log.error("halted: peers disagree", extra={"reason": after.reason})
             self.journal.note("error", "halted", after.reason)
@@ -193,7 +175,7 @@ class Node:
     def _reconcile(self) -> None:
         """Start what is to do and not under way; cancel what is under way and not to do any more."""
         wanted: dict[Action | str, Callable[[], Coroutine[Any, Any, None]]] = {}
-        for action in machine.todo(self._state()):
+        for action in machine.todo(self.known_state()):
             match action:
                 case Train() if not self.paused:
                     wanted[action] = lambda a=action: self._train(a)  # type: ignore[misc]
@@ -202,14 +184,15 @@ class Node:
                 case Fuse():
                     wanted[f"fuse {action.round}"] = lambda a=action: self._fuse(a)  # type: ignore[misc]
                 case Push():
-                    wanted[action] = lambda a=action: self._push(a)  # type: ignore[misc]
+                    wanted[action] = lambda a=action: self.delivery.push(a)  # type: ignore[misc]
                 case _:
                     pass
         if self._last_to_validate() is not None and not self.paused:
             wanted["validate"] = self._validate_last
         for key in [k for k in self._running if not isinstance(k, str) or k.split()[0] in ("fuse", "validate")]:
-            if key not in wanted and not self._running[key].done():
-                self._running[key].cancel()
+            task = self._running[key]
+            if key not in wanted and not task.done() and task is not asyncio.current_task():
+                task.cancel()
         for key, start in wanted.items():
             if key not in self._running:
                 self._spawn(key, start())
@@ -233,13 +216,8 @@ class Node:
     # ------------------------------------------------------------------ actions
 
     async def _declare(self, action: Declare) -> None:
-        event = self.trainer.initialised or await self.trainer.run({"job": "init"})
-        state = self._state()
-        samples = int(event["images"]["train"])
-        self.journal.set_meta("samples", str(samples))
-        self.journal.set_meta("torch", str(event.get("versions", {}).get("torch", "")))
-        self.journal.set_meta("device", str(event.get("device", "")))
-        self._publish(self._manifest(action.round, Digest(action.base), 0, samples, None, state))
+        samples = int(self.journal.meta("samples") or 0)
+        self._publish(self._manifest(action.round, Digest(action.base), 0, samples, None, self.known_state()))
 
     async def _train(self, action: Train) -> None:
         await self._wait_for_room()
@@ -256,7 +234,12 @@ class Node:
         self.epoch = None
         self._publish(
             self._manifest(
-                action.round, Digest(event["sha256"]), event["bytes"], event["samples"], event["auc"], self._state()
+                action.round,
+                Digest(event["sha256"]),
+                event["bytes"],
+                event["samples"],
+                event["auc"],
+                self.known_state(),
             )
         )
 
@@ -277,74 +260,23 @@ class Node:
             auc=auc,
             plateau=machine.plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
             anchor=self.federation.anchor.fingerprint if self.federation.anchor else None,
-            schema=self._schema().digest,
+            schema=self.known_schema().digest,
             instance=self.journal.meta("instance") or "",
-            software=f"hsl-node {__version__}, torch {self.journal.meta('torch') or 'unknown'}"[:80],
+            software=self.software(),
         )
 
     def _publish(self, manifest: Manifest) -> None:
         """Promise it durably: from here on this round has one checkpoint of mine. The pushes follow from the state."""
         document = self.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
         sha256 = Digest(manifest.sha256)
-        self._apply(
+        self.apply(
             Trained(claim_of(manifest)),
             lambda: self.journal.record_signed(manifest.round, sha256, document),
             lambda: self.journal.record_manifest(manifest.round, self.me, sha256, document, manifest.content()),
         )
 
-    async def _push(self, action: Push) -> None:
-        """Deliver to one peer until it accepts. Older rounds first."""
-        peer = action.peer
-        async with self._one_push[peer]:
-            parcel = self._parcel(action.round)
-            transfer = self.transfers[peer]
-            began = time.monotonic()
-            while True:
-                receipt = await push(
-                    self.federation.get(peer),
-                    parcel,
-                    me=self.me,
-                    identity=self.identity,
-                    federation=self.federation,
-                    client=self.config.client,
-                    transfer=transfer,
-                    wake=self._wake_push[peer],
-                    rng=random.Random(),
-                )
-                document = b""
-                if receipt.accepted:
-                    break
-                text = f"{peer} refuses this node's round {action.round} ({receipt.code}): {escaped(receipt.text)}"
-                self._warn(
-                    f"refused by {peer}", text, "settle it with that hospital; this node tries again every minute"
-                )
-                await asyncio.sleep(REFUSED_RETRY_S)
-            self._settle(f"refused by {peer}")
-            seconds = time.monotonic() - began
-            self._apply(
-                Delivered(peer, action.round),
-                lambda: self.journal.record_receipt(
-                    action.round, peer, receipt.accepted, receipt.code, receipt.text, document
-                ),
-                lambda: self.journal.record_transfer(
-                    action.round, peer, "sent", parcel.bytes, transfer.resent_bytes, transfer.retries, seconds
-                ),
-            )
-            log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})
-
-    def _parcel(self, round: Round) -> Parcel:
-        signed = self.journal.signed(round)
-        if signed is None:
-            raise LocalStateError(f"round {round} is owed but was never signed", remedy="restore the journal")
-        sha256, document = signed
-        name = FileName(self.federation.fed8, round, self.me, sha256, Kind.DATA)
-        data = self.layout.outbox(round)
-        manifest = self.journal.manifest(round, self.me)
-        size = 0 if manifest is None else int(manifest["content"]["bytes"])
-        return Parcel(name=name, data=data if size else None, bytes=size, manifest=document)
-
     async def _fuse(self, action: Fuse) -> None:
-        state = self._state()
+        state = self.known_state()
         samples = {p: c.samples for p, c in state.have.items()}
         paths = paths_of(self.layout, action.round, self.me, state.peers)
 
@@ -356,19 +288,21 @@ class Node:
             self.federation.plan.fusion,
             paths,
             samples,
-            self._schema(),
+            self.known_schema(),
             self.layout.fused(action.round),
             progress,
         )
         self.fusing = 0.0
         log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
-        self._apply(Fused(action.round, digest), lambda: self.journal.record_fused(action.round, digest))
+        self.apply(Fused(action.round, digest), lambda: self.journal.record_fused(action.round, digest))
         best = self.journal.best_fused()
-        await asyncio.to_thread(self.store.prune, self._state().round, frozenset({0} | ({best[0]} if best else set())))
+        await asyncio.to_thread(
+            self.store.prune, self.known_state().round, frozenset({0} | ({best[0]} if best else set()))
+        )
 
     def _last_to_validate(self) -> Round | None:
         """The last fusion has no next round to be validated in."""
-        state = self._state()
+        state = self.known_state()
         if state.phase not in (Phase.AGREE, Phase.FINISHED) or state.round == 0:
             return None
         done = {r["round"]: r["validated"] for r in self.journal.rows("fused")}
@@ -383,161 +317,31 @@ class Node:
     async def _wait_for_room(self) -> None:
         while True:
             try:
-                self.store.require_room(self._schema().file_bytes, len(self.federation.peers))
-                return self._settle("disk")
+                self.store.require_room(self.known_schema().file_bytes, len(self.federation.peers))
+                return self.alarms.settle("disk")
             except LocalStateError as exc:
-                self._warn("disk", exc.message, exc.remedy)
+                self.alarms.sound("disk", exc.message, exc.remedy)
                 await asyncio.sleep(NO_ROOM_RETRY_S)
 
-    # ------------------------------------------------------------------ what arrives
+    # ------------------------------------------------------------------ the inbox server's word
 
-    def _committed(self, peer: Peer) -> None:
-        self._wake_scan[peer].set()
+    def _connected(self, peer: Peer) -> None:
+        self.intake.last_seen[peer] = time.time()
+        self.delivery.wake(peer)
 
     def _disk_failed(self, error: LocalStateError) -> None:
         """A failed fsync is never retried: leave, and go on from the journal."""
         self._fatal = self._fatal or error
         self._stopping.set()
 
-    def _connected(self, peer: Peer) -> None:
-        self.last_seen[peer] = time.time()
-        self._wake_push[peer].set()  # it is up again: whatever we owe it goes now
-
-    async def _ingest(self, peer: Peer) -> None:
-        """Take in what this peer has put into our inbox, for ever."""
-        directory = self.config.inbox.directory
-        homes = self.layout.homes if directory is None else directory
-        wake = self._wake_scan[peer]
-        while True:
-            wake.clear()
-            found = await asyncio.to_thread(
-                receive.scan,
-                peer,
-                homes=homes,
-                claimed=self.layout.claimed,
-                federation=self.federation,
-                current=self._state().round,
-                schema=self._schema(),
-                anchor=self.federation.anchor.fingerprint if self.federation.anchor else None,
-                me=self.me,
-                take_digest=self.server.take_digest if self.server else (lambda p, n: None),
-            )
-            for item in found:
-                match item:
-                    case receive.Arrival():
-                        await self._arrived(item, homes)
-                    case receive.Refusal():
-                        self._refused(item, homes)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), RESCAN_S if directory is None else RESCAN_DIRECTORY_S)
-
-    async def _arrived(self, arrival: receive.Arrival, homes: Path) -> None:
-        peer, manifest = arrival.sender, arrival.manifest
-        self.last_seen[peer] = time.time()
-        state = self._state()
-        if manifest.round == 0 and manifest.base != state.base and state.round == 0:
-            text = (
-                f"initial weights differ: {peer} {manifest.base[:12]} ({escaped(manifest.software)}), "
-                f"{self.me} {state.base[:12]} ({self._software()})"
-            )
-            self._warn(f"setup {peer}", text, "same hsl-node and torch versions, same backbone_weights at both sites")
-            return self._answer(arrival, homes, accepted=False, code="initial", text=text)
-        self._settle(f"setup {peer}")
-        self._settle(f"refused {peer}")
-        known = self.journal.manifest(manifest.round, peer)
-        if known is not None and known["sha256"] != manifest.sha256 and manifest.round > 0:
-            self._keep_proof(known["document"], arrival)
-        elif arrival.data is not None:
-            await asyncio.to_thread(self.store.admit, arrival.data, manifest.round, peer)
-        self.verified[peer] = (manifest.round, Digest(manifest.sha256))
-        log.info(
-            "checkpoint verified",
-            extra={"peer": peer, "round": manifest.round, "bytes": manifest.bytes, "sha256": manifest.sha256},
-        )
-        equivocated = known is not None and known["sha256"] != manifest.sha256 and manifest.round > 0
-        records: list[Callable[[], None]] = []
-        if not equivocated:
-            records.append(
-                lambda: self.journal.record_manifest(
-                    manifest.round, peer, manifest.sha256, arrival.document, manifest.content()
-                )
-            )
-        self._apply(Arrived(claim_of(manifest)), *records)
-        self._answer(
-            arrival,
-            homes,
-            accepted=not equivocated,
-            code="equivocation" if equivocated else "accepted",
-            text="" if not equivocated else "two different checkpoints were signed for this round",
-        )
-
-    def _refused(self, refusal: receive.Refusal, homes: Path) -> None:
-        """Say why to our operator, and to the sender where its signature held."""
-        peer, manifest, error = refusal.sender, refusal.manifest, refusal.error
-        code = getattr(error, "code", "setup")
-        if manifest is not None and code == "round":
-            known = self.journal.manifest(manifest.round, peer)
-            if known is not None and known["sha256"] == manifest.sha256:  # our receipt was lost: say it again
-                receive.answer(
-                    peer,
-                    manifest,
-                    homes=homes,
-                    me=self.me,
-                    identity=self.identity,
-                    accepted=True,
-                    code="accepted",
-                    text="",
-                )
-                return
-            if known is not None:
-                self._keep_proof(known["document"], refusal)
-        log.warning("refused", extra={"peer": peer, "code": code, "reason": escaped(error.message)})
-        self.journal.note("warning", f"refused {code}", f"{peer}: {escaped(error.message)}")
-        self._warn(
-            f"refused {peer}", f"{peer} sent what fails a check ({code}): {escaped(error.message)}", error.remedy
-        )
-        if manifest is not None:
-            receive.answer(
-                peer,
-                manifest,
-                homes=homes,
-                me=self.me,
-                identity=self.identity,
-                accepted=False,
-                code=code,
-                text=escaped(error.message, 280),
-            )
-
-    def _answer(self, arrival: receive.Arrival, homes: Path, *, accepted: bool, code: str, text: str) -> None:
-        receive.answer(
-            arrival.sender,
-            arrival.manifest,
-            homes=homes,
-            me=self.me,
-            identity=self.identity,
-            accepted=accepted,
-            code=code,
-            text=escaped(text, 280),
-        )
-
-    def _keep_proof(self, known: bytes, other: receive.Arrival | receive.Refusal) -> None:
-        manifest = other.manifest
-        if manifest is None or not isinstance(other, receive.Arrival):
-            return
-        stem = f"r{manifest.round:06d}_{other.sender}"
-        self.store.keep_evidence(f"{stem}_first.manifest", known)
-        path = self.store.keep_evidence(f"{stem}_{manifest.sha256[:12]}.manifest", other.document)
-        error = Equivocation(
-            f"{other.sender} signed two different checkpoints for round {manifest.round}; proof in {path.parent}",
-            remedy="call that hospital: its node was cloned, restored from an old backup, or taken over",
-        )
-        log.error("equivocation", extra={"peer": other.sender, "round": manifest.round})
-        self._warn(f"equivocation {other.sender}", error.message, error.remedy)
-
     # ------------------------------------------------------------------ trainer events, control, pulse
 
     def _trainer_event(self, event: dict[str, Any]) -> None:
         match event.get("event"):
+            case "initialised":
+                self.journal.set_meta("samples", str(event["images"]["train"]))
+                self.journal.set_meta("torch", str(event["versions"]["torch"]))
+                self.journal.set_meta("device", str(event["device"]))
             case "progress":
                 self.epoch = event
                 self.busy = None
@@ -550,7 +354,7 @@ class Node:
                 self.journal.record_validation(event["round"], event["auc"], event.get("loss"))
                 log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
             case "warning":
-                self._warn("trainer", str(event.get("text")), str(event.get("fix", "")))
+                self.alarms.sound("trainer", str(event.get("text")), str(event.get("fix", "")))
             case _:
                 pass
 
@@ -574,95 +378,26 @@ class Node:
     async def _pulse(self) -> None:
         """Tell systemd that the loop lives, and what the node is doing."""
         while True:
-            status = snapshot(self)
-            service.notify("WATCHDOG=1", f"STATUS={status['state']}, round {status['round']} of {status['rounds']}")
+            service.notify("WATCHDOG=1", f"STATUS={_headline(snapshot(self))}")
+            if self.state is None:  # a first start decodes all images, however long that takes
+                service.notify(service.extend(STARTING_S))
             await asyncio.sleep(min(PULSE_S, service.watchdog_interval_s() or PULSE_S))
 
-    def _warn(self, code: str, text: str, fix: str) -> None:
-        if code not in self.warnings:
-            self.warnings[code] = Warning_(code, text, fix, time.time())
-            log.warning("warning", extra={"code": code, "text": text})
+    def software(self) -> str:
+        """Versions that decide what is computed, for manifests and for people."""
+        return f"hsl-node {__version__}, torch {self.journal.meta('torch') or 'unknown'}"[:80]
 
-    def _settle(self, code: str) -> None:
-        self.warnings.pop(code, None)
-
-    def _software(self) -> str:
-        return f"hsl-node {__version__}, torch {self.journal.meta('torch') or 'unknown'}"
-
-    def _state(self) -> machine.State:
+    def known_state(self) -> machine.State:
         assert self.state is not None, "asked for the state before it was loaded"
         return self.state
 
-    def _schema(self) -> Schema:
+    def known_schema(self) -> Schema:
         assert self.schema is not None, "asked for the schema before it was known"
         return self.schema
 
 
-def claim_of(manifest: Manifest) -> Claim:
-    """The part of a manifest that the round machine needs."""
-    return Claim(
-        peer=Peer(manifest.peer),
-        round=manifest.round,
-        sha256=Digest(manifest.sha256),
-        base=Digest(manifest.base),
-        inputs={Peer(p): Digest(d) for p, d in manifest.inputs.items()},
-        samples=manifest.samples,
-        plateau=manifest.plateau,
-        statement=manifest.statement,
-        software=manifest.software,
-    )
-
-
-def run(state: Path, trainer_command: list[str] | None = None) -> int:
-    """The daemon in the foreground; gives its exit code. `trainer_command` stands in for the trainer in tests.
-
-    Raises:
-        HslError: what ended it, with its own exit code.
-    """
-    node_config = config.load_node(state)
-    federation = config.load_federation(state)
-    me = identity.load(_key_path(state))
-    config.require_member(federation, node_config.name, me.public)
-    _require_anchor(state, node_config, federation)
-    os.umask(0o077)
-    store = Store(Layout(state))
-    try:
-        return asyncio.run(_run(node_config, federation, me, store, trainer_command))
-    finally:
-        store.close()
-
-
-async def _run(
-    node_config: NodeConfig,
-    federation: Federation,
-    me: identity.Identity,
-    store: Store,
-    trainer_command: list[str] | None,
-) -> int:
-    return await Node(node_config, federation, me, store, trainer_command=trainer_command).run()
-
-
-def _key_path(state: Path) -> Path:
-    """systemd hands the key over as a credential; elsewhere it lies in the state directory."""
-    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / "node.key"
-    return credential if credential.exists() else Layout(state).key
-
-
-def _require_anchor(state: Path, node_config: NodeConfig, federation: Federation) -> None:
-    if federation.anchor is None:
-        return
-    path = node_config.anchor or Layout(state).anchor
-    if not path.exists():
-        raise ConfigError(
-            f"no anchor set at {path}; the federation uses {federation.anchor.name!r}",
-            remedy=f"copy the anchor file there (fingerprint {federation.anchor.fingerprint[:12]}...)",
-        )
-    found = sha256_of(path)
-    if found != federation.anchor.fingerprint:
-        raise FederationMismatch(
-            f"{path} has fingerprint {found[:12]}, the federation's anchor set {federation.anchor.fingerprint[:12]}",
-            remedy="copy the anchor file of the federation; `hsl-node anchor verify` compares",
-        )
-
-
-__all__ = ["HslError", "Node", "run"]
+def _headline(status: dict[str, Any]) -> str:
+    """One line for `systemctl status`."""
+    waiting = f", waiting for {', '.join(status['waiting_for'])}" if status["waiting_for"] else ""
+    training = status["round"] and status["round"] <= status["rounds"] and status["state"] != "finished"
+    return str(status["state"]) + (f", round {status['round']} of {status['rounds']}" if training else "") + waiting

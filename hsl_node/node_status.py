@@ -1,4 +1,4 @@
-"""One snapshot of a running node: what `status`, `--json`, `--watch` and systemd's status line all show. Live state only."""
+"""One snapshot of a running node, for `status`, `--json`, `--watch` and systemd's status line. Live state only."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ def _epoch(node: Node) -> dict[str, Any] | None:
 
 def _peer(node: Node, peer: Peer) -> dict[str, Any]:
     card = node.federation.get(peer)
-    transfer = node.transfers[peer]
+    transfer = node.delivery.transfers[peer]
     receipts = [r for r in node.journal.rows("receipts") if r["receiver"] == peer]
     return {
         "name": peer,
         "address": card.address,
         "fingerprint": card.fingerprint,
         "connected": node.server is not None and peer in node.server.connected(),
-        "last_seen": node.last_seen.get(peer),
+        "last_seen": node.intake.last_seen.get(peer),
         "sent": {
             "state": transfer.state,
             "round": transfer.round,
@@ -137,7 +137,7 @@ def _received(node: Node, peer: Peer) -> dict[str, Any]:
     if incoming is not None:
         return {"state": "receiving", "round": round, "bytes": incoming.bytes, "total": incoming.total,
                 "rate": incoming.rate_bytes_per_s, "sha256": None, "auc": None}  # fmt: skip
-    state = "refused" if f"refused {peer}" in node.warnings else "nothing"
+    state = "refused" if f"refused {peer}" in node.alarms else "nothing"
     return {"state": state, "round": round, "bytes": 0, "total": total, "rate": 0.0, "sha256": None, "auc": None}
 
 
@@ -159,7 +159,7 @@ def _disk(node: Node) -> dict[str, int] | None:
 
 
 def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]:
-    warnings = [{"code": w.code, "text": w.text, "since": w.since, "fix": w.fix} for w in node.warnings.values()]
+    warnings = node.alarms.listing()
     if isinstance(trainer, dict) and trainer["state"] in ("silent", "restarting"):
         text = (
             f"the trainer gave no sign of life for {trainer['last_event_s']:.0f} s"

@@ -98,15 +98,18 @@ class Trainer:
     async def _start(self) -> None:
         self.initialised = None
         self._last_event = time.monotonic()
-        with open(self._log_path, "ab") as log_file:
+        log_file = os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log_file,
                 limit=LINE_MAX_BYTES,
-                start_new_session=True,  # Ctrl-C in a terminal reaches the daemon alone, which ends the trainer in order
+                start_new_session=True,  # Ctrl-C reaches the daemon alone, which ends the trainer in order
             )
+        finally:
+            os.close(log_file)
         log.info("trainer started", extra={"pid": self._process.pid})
 
     async def _do(self, job: dict[str, Any]) -> Event:

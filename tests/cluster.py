@@ -32,12 +32,12 @@ STAND_IN = Path(__file__).resolve().parent.parent / "benchmarks" / "stand_in_tra
 _START = """
 import sys
 from pathlib import Path
-from hsl_node import logs, node
+from hsl_node import launch, logs
 from hsl_node.errors import HslError
 state = Path(sys.argv[1])
 logs.setup(state)
 try:
-    sys.exit(node.run(state, sys.argv[2:]))
+    sys.exit(launch.run(state, sys.argv[2:]))
 except HslError as exc:
     print(f"Error: {exc}", file=sys.stderr)
     sys.exit(exc.exit_code)
@@ -73,6 +73,7 @@ class Cluster:
         self.root, self.names = root, tuple(names)
         self.trainer = trainer
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._meant_to_end: set[str] = set()
         self.ports = dict(zip(self.names, free_ports(len(self.names)), strict=True))
         keys = {n: identity.generate(self.layout(n).key) for n in self.names}
         cards = [
@@ -91,11 +92,22 @@ class Cluster:
         return Layout(self.root / name)
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
+        self._meant_to_end.discard(name)
         state = str(self.layout(name).state)
         if self.trainer is None:
             command = [sys.executable, "-m", "hsl_node.cli", "--state", state, "start"]
         else:
-            command = [sys.executable, "-c", _START, state, sys.executable, str(STAND_IN), "--state", state, *self.trainer]
+            command = [
+                sys.executable,
+                "-c",
+                _START,
+                state,
+                sys.executable,
+                str(STAND_IN),
+                "--state",
+                state,
+                *self.trainer,
+            ]
         with open(self.layout(name).state / "log" / "output.txt", "ab") as output:
             self.processes[name] = subprocess.Popen(command, stdout=output, stderr=output)
         return self.processes[name]
@@ -106,10 +118,12 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """SIGKILL: nothing is saved that was not saved."""
+        self._meant_to_end.add(name)
         self.processes[name].kill()
         self.processes[name].wait()
 
     def stop(self, name: str) -> int:
+        self._meant_to_end.add(name)
         self.processes[name].send_signal(signal.SIGTERM)
         return self.processes[name].wait(WAIT_S)
 
@@ -122,8 +136,10 @@ class Cluster:
         """Poll one node's status until it is as wanted."""
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
-            code = self.processes[name].poll()
-            assert code is None, f"{name} ended with {code} while waiting for {what}:\n{self.output(name)}"
+            for other, process in self.processes.items():
+                code = process.poll()
+                ended = code is not None and (other == name or other not in self._meant_to_end)
+                assert not ended, f"{other} ended with {code} while {name} was to be: {what}\n{self.output(other)}"
             try:
                 status = self.status(name)
             except NotRunning:

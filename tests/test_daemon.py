@@ -158,7 +158,9 @@ def test_other_initial_weights_are_named_on_both_sides_and_no_round_starts(tmp_p
         cluster.trainer = other
         for name, peer in (("ash", "birch"), ("birch", "ash")):
             status = cluster.wait_until(
-                name, lambda s, p=peer: any(p in w["text"] for w in s["warnings"]), "a warning"  # type: ignore[misc]
+                name,
+                lambda s, p=peer: any(p in w["text"] for w in s["warnings"]),
+                "a warning",  # type: ignore[misc]
             )
             assert any("initial weights differ" in w["text"] for w in status["warnings"]), (state, status["warnings"])
             assert status["round"] == 0

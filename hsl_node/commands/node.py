@@ -35,7 +35,7 @@ def start(
 
     Until `hsl-node stop`, SIGTERM or Ctrl-C. The systemd unit calls this.
     """
-    from hsl_node import enrol, logs, node
+    from hsl_node import enrol, launch, logs
 
     state = state_of(context)
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -43,7 +43,7 @@ def start(
     enrol.require_initialised(state)
     enrol.require_owner(state)
     logs.setup(state, log_level.upper())
-    raise typer.Exit(node.run(state))
+    raise typer.Exit(launch.run(state))
 
 
 def stop(

@@ -61,6 +61,7 @@ class Transfer:
     retries: int = 0
     last_error: str = ""
     next_try: float | None = None
+    receipt: bytes = b""  # the signed document that ended it, to keep
     _mark: tuple[float, int] = (0.0, 0)  # (time, sent) some seconds ago
     _rate: float = 0.0
 
@@ -129,7 +130,7 @@ async def deliver(
             await _bring(link, parcel, transfer, known)
             transfer.enter("waiting for receipt")
             answer = await _wait_for_receipt(link, receipts, parcel, known)
-        receipt = answer.receipt
+        receipt, transfer.receipt = answer.receipt, answer.document
         if receipt.accepted:
             transfer.sent = transfer.total
             return receipt

@@ -1,0 +1,87 @@
+"""What this node owes the others: one push at a time to each peer, older rounds first, until it accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from hsl_node.errors import LocalStateError, escaped
+from hsl_node.sync.names import FileName, Kind, Peer, Round
+from hsl_node.sync.push import Parcel, Transfer, push
+from hsl_node.sync.round import Delivered, Push
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+log = logging.getLogger(__name__)
+
+REFUSED_RETRY_S = 60.0  # a peer refused our checkpoint; a person may mend the reason at either site meanwhile
+
+
+class Delivery:
+    """The sending side of one node; `transfers` is its live view."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.transfers = {p: Transfer(peer=p) for p in node.others}
+        self._wake = {p: asyncio.Event() for p in node.others}
+        self._one_at_a_time = {p: asyncio.Lock() for p in node.others}
+
+    def wake(self, peer: Peer) -> None:
+        """The peer is there: whatever waits for it goes now."""
+        self._wake[peer].set()
+
+    async def push(self, action: Push) -> None:
+        """Deliver one round's checkpoint (or statement) to one peer, however long that takes."""
+        node, peer = self._node, action.peer
+        async with self._one_at_a_time[peer]:
+            parcel = self._parcel(action.round)
+            transfer = self.transfers[peer]
+            began = time.monotonic()
+            while True:
+                receipt = await push(
+                    node.federation.get(peer),
+                    parcel,
+                    me=node.me,
+                    identity=node.identity,
+                    federation=node.federation,
+                    client=node.config.client,
+                    transfer=transfer,
+                    wake=self._wake[peer],
+                    rng=random.Random(),
+                )
+                if receipt.accepted:
+                    break
+                text = f"{peer} refuses this node's round {action.round} ({receipt.code}): {escaped(receipt.text)}"
+                fix = "settle it with that hospital; this node tries again every minute"
+                node.alarms.sound(f"refused by {peer}", text, fix)
+                await asyncio.sleep(REFUSED_RETRY_S)
+            node.alarms.settle(f"refused by {peer}")
+            journal, seconds = node.journal, time.monotonic() - began
+            log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})
+            node.apply(
+                Delivered(peer, action.round),
+                lambda: journal.record_receipt(
+                    action.round, peer, receipt.accepted, receipt.code, receipt.text, transfer.receipt
+                ),
+                lambda: journal.record_transfer(
+                    action.round, peer, "sent", parcel.bytes, transfer.resent_bytes, transfer.retries, seconds
+                ),
+            )
+
+    def _parcel(self, round: Round) -> Parcel:
+        node = self._node
+        signed, manifest = node.journal.signed(round), node.journal.manifest(round, node.me)
+        if signed is None or manifest is None:
+            raise LocalStateError(f"round {round} is owed but was never signed", remedy="restore the journal")
+        sha256, document = signed
+        size = int(manifest["content"]["bytes"])
+        return Parcel(
+            name=FileName(node.federation.fed8, round, node.me, sha256, Kind.DATA),
+            data=node.layout.outbox(round) if size else None,
+            bytes=size,
+            manifest=document,
+        )

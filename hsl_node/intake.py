@@ -1,0 +1,197 @@
+"""What arrives at this node: checked by `sync/receive.py`, then admitted, journalled and answered, in that order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsl_node.errors import Equivocation, FederationMismatch, escaped
+from hsl_node.sync import receive
+from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.receive import Arrival, Refusal
+from hsl_node.sync.round import Arrived, Claim
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+log = logging.getLogger(__name__)
+
+RESCAN_S = 30.0  # the embedded inbox announces every arrival; this is the safety net
+RESCAN_DIRECTORY_S = 1.0  # an inbox that another server writes has to be looked at
+SWEEP_S = 3600.0  # how often forgotten parts are collected
+
+
+class Intake:
+    """The inbox of one node, as a task per peer."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._foreign = node.config.inbox.directory  # None: the embedded server
+        self.homes = self._foreign or node.layout.homes
+        self.last_seen: dict[Peer, float] = {}
+        self._wake = {p: asyncio.Event() for p in node.others}
+
+    def wake(self, *peers: Peer) -> None:
+        """Look into these inboxes now; no peer named: all of them."""
+        for peer in peers or tuple(self._wake):
+            self._wake[peer].set()
+
+    async def watch(self, peer: Peer) -> None:
+        """Take in what this peer has put into our inbox, for ever."""
+        wake = self._wake[peer]
+        swept = float("-inf")
+        while True:
+            wake.clear()
+            if time.monotonic() - swept > SWEEP_S:
+                swept = time.monotonic()
+                await asyncio.to_thread(self._sweep, peer)
+            for item in await asyncio.to_thread(self._scan, peer):
+                match item:
+                    case Arrival():
+                        await self._arrived(item)
+                    case Refusal():
+                        self._refused(item)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), RESCAN_S if self._foreign is None else RESCAN_DIRECTORY_S)
+
+    def _scan(self, peer: Peer) -> list[Arrival | Refusal]:
+        node = self._node
+        return receive.scan(
+            peer,
+            homes=self.homes,
+            claimed=node.layout.claimed,
+            federation=node.federation,
+            current=node.known_state().round,
+            schema=node.known_schema(),
+            anchor=node.federation.anchor.fingerprint if node.federation.anchor else None,
+            me=node.me,
+            take_digest=node.server.take_digest if node.server else (lambda p, name: None),
+            kept=self._kept,
+            software=node.software(),
+            foreign=self._foreign is not None,
+        )
+
+    def _sweep(self, peer: Peer) -> None:
+        receive.collect_parts(
+            peer,
+            homes=self.homes,
+            claimed=self._node.layout.claimed,
+            current=self._node.known_state().round,
+            now=time.time(),
+        )
+
+    def _kept(self, manifest: Manifest) -> Path | None:
+        """Admitted just before a crash, not journalled yet."""
+        path = self._node.layout.inbox(manifest.round, Peer(manifest.peer))
+        return path if path.exists() else None
+
+    async def _arrived(self, arrival: Arrival) -> None:
+        node, peer, manifest = self._node, arrival.sender, arrival.manifest
+        self.last_seen[peer] = time.time()
+        if self._starts_elsewhere(arrival):
+            return
+        node.alarms.settle(f"setup {peer}")
+        node.alarms.settle(f"refused {peer}")
+        known = node.journal.manifest(manifest.round, peer)
+        if known is not None and known["sha256"] != manifest.sha256 and manifest.round > 0:
+            self._prove(known["document"], arrival)
+            node.apply(Arrived(claim_of(manifest)))  # halts
+            return self._answer(arrival, "equivocation", "two different checkpoints were signed for this round")
+        if arrival.data is not None:
+            await asyncio.to_thread(node.store.admit, arrival.data, manifest.round, peer)
+        log.info(
+            "checkpoint verified",
+            extra={"peer": peer, "round": manifest.round, "bytes": manifest.bytes, "sha256": manifest.sha256},
+        )
+        node.apply(
+            Arrived(claim_of(manifest)),
+            lambda: node.journal.record_manifest(
+                manifest.round, peer, manifest.sha256, arrival.document, manifest.content()
+            ),
+        )
+        self._answer(arrival, "accepted", "")
+
+    def _starts_elsewhere(self, arrival: Arrival) -> bool:
+        """Before round 1: a peer that would start from another model is refused, and both sides are told."""
+        node, peer, manifest = self._node, arrival.sender, arrival.manifest
+        state = node.known_state()
+        if manifest.round > 0 or state.round > 0 or manifest.base == state.base:
+            return False
+        text = (
+            f"initial weights differ: {peer} {manifest.base[:12]} ({escaped(manifest.software)}), "
+            f"{node.me} {state.base[:12]} ({node.software()})"
+        )
+        node.alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
+        self._answer(arrival, "initial", text)
+        return True
+
+    def _refused(self, refusal: Refusal) -> None:
+        """Say why to our operator, and to the sender where its signature held."""
+        node, peer, manifest, error = self._node, refusal.sender, refusal.manifest, refusal.error
+        if manifest is not None and refusal.code == "round":
+            if manifest.round > node.known_state().round:
+                return  # not yet ours: it stays, and the next scan after the window moved takes it
+            known = node.journal.manifest(manifest.round, peer)
+            if known is not None and known["sha256"] == manifest.sha256:  # our receipt was lost: say it again
+                return self._answer(refusal, "accepted", "")
+            if known is not None:
+                self._prove(known["document"], refusal)
+        log.warning("refused", extra={"peer": peer, "code": refusal.code, "reason": escaped(error.message)})
+        node.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
+        if isinstance(error, FederationMismatch):
+            node.alarms.sound(f"setup {peer}", escaped(error.message), error.remedy)
+        else:
+            fix = (
+                error.remedy or f"nothing here: the file was not taken; ask {peer} for its hsl-node logs if it goes on"
+            )
+            text = f"{peer} sent what fails a check ({refusal.code}): {escaped(error.message)}"
+            node.alarms.sound(f"refused {peer}", text, fix)
+        if manifest is not None:
+            self._answer(refusal, refusal.code, error.message)
+
+    def _answer(self, item: Arrival | Refusal, code: str, text: str) -> None:
+        assert item.manifest is not None
+        receive.answer(
+            item.sender,
+            item.manifest,
+            homes=self.homes,
+            me=self._node.me,
+            identity=self._node.identity,
+            accepted=code == "accepted",
+            code=code,
+            text=text,
+        )
+
+    def _prove(self, first: bytes, second: Arrival | Refusal) -> None:
+        """Two signed, different manifests of one round: keep both."""
+        assert second.manifest is not None and second.document is not None
+        node, peer, manifest = self._node, second.sender, second.manifest
+        stem = f"r{manifest.round:06d}_{peer}"
+        node.store.keep_evidence(f"{stem}_first.manifest", first)
+        path = node.store.keep_evidence(f"{stem}_{manifest.sha256[:12]}.manifest", second.document)
+        error = Equivocation(
+            f"{peer} signed two different checkpoints for round {manifest.round}; proof in {path.parent}",
+            remedy="call that hospital: its node was cloned, restored from an old backup, or taken over",
+        )
+        log.error("equivocation", extra={"peer": peer, "round": manifest.round})
+        node.alarms.sound(f"equivocation {peer}", error.message, error.remedy)
+
+
+def claim_of(manifest: Manifest) -> Claim:
+    """The part of a manifest that the round machine needs."""
+    return Claim(
+        peer=Peer(manifest.peer),
+        round=manifest.round,
+        sha256=Digest(manifest.sha256),
+        base=Digest(manifest.base),
+        inputs={Peer(p): Digest(d) for p, d in manifest.inputs.items()},
+        samples=manifest.samples,
+        plateau=manifest.plateau,
+        statement=manifest.statement,
+        software=manifest.software,
+    )

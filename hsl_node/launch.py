@@ -1,0 +1,66 @@
+"""All that must be right before a daemon starts: configuration, membership, key, anchor, lock. Then the node."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from hsl_node import config, identity
+from hsl_node.config import Federation, NodeConfig
+from hsl_node.errors import ConfigError, FederationMismatch
+from hsl_node.node import Node
+from hsl_node.sync.store import Layout, Store
+from hsl_node.sync.tensors import sha256_of
+
+
+def run(state: Path, trainer_command: list[str] | None = None) -> int:
+    """The daemon in the foreground; gives its exit code. `trainer_command` stands in for the trainer in tests.
+
+    Raises:
+        HslError: what ended it, with its own exit code.
+    """
+    node_config = config.load_node(state)
+    federation = config.load_federation(state)
+    me = identity.load(_key_path(state))
+    config.require_member(federation, node_config.name, me.public)
+    _require_anchor(state, node_config, federation)
+    os.umask(0o077)
+    store = Store(Layout(state))
+    try:
+        return asyncio.run(_run(node_config, federation, me, store, trainer_command))
+    finally:
+        store.close()
+
+
+async def _run(
+    node_config: NodeConfig,
+    federation: Federation,
+    me: identity.Identity,
+    store: Store,
+    trainer_command: list[str] | None,
+) -> int:
+    return await Node(node_config, federation, me, store, trainer_command=trainer_command).run()
+
+
+def _key_path(state: Path) -> Path:
+    """systemd hands the key over as a credential; elsewhere it lies in the state directory."""
+    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / "node.key"
+    return credential if credential.exists() else Layout(state).key
+
+
+def _require_anchor(state: Path, node_config: NodeConfig, federation: Federation) -> None:
+    if federation.anchor is None:
+        return
+    path = node_config.anchor or Layout(state).anchor
+    if not path.exists():
+        raise ConfigError(
+            f"no anchor set at {path}; the federation uses {federation.anchor.name!r}",
+            remedy=f"copy the anchor file there (fingerprint {federation.anchor.fingerprint[:12]}...)",
+        )
+    found = sha256_of(path)
+    if found != federation.anchor.fingerprint:
+        raise FederationMismatch(
+            f"{path} has fingerprint {found[:12]}, the federation's anchor set {federation.anchor.fingerprint[:12]}",
+            remedy="copy the anchor file of the federation; `hsl-node anchor verify` compares",
+        )
