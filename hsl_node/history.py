@@ -134,10 +134,10 @@ def round_text(r: dict[str, Any]) -> str:
         lines += ["", table(header, rows, right=(2, 3, 5, 6, 7))]
         lines += ["", *(f"{p['peer']}: {escaped(p['software'], 80)}" for p in r["peers"])]
     if r["epochs"]:
-        header = ("epoch", "primary loss", "anchor loss", "validation loss", "AUC", "seconds")
+        titles = ("epoch", "primary loss", "anchor loss", "validation loss", "AUC", "seconds")
         keys = ("loss_primary", "loss_anchor", "validation_loss", "auc", "seconds")
-        rows = [(str(e["epoch"]), *(_number(e.get(key)) for key in keys)) for e in r["epochs"]]
-        lines += ["", table(header, rows, right=range(6))]
+        epochs = [(str(e["epoch"]), *(_number(e.get(key)) for key in keys)) for e in r["epochs"]]
+        lines += ["", table(titles, epochs, right=range(6))]
     return "\n".join(lines)
 
 
