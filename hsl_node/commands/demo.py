@@ -13,7 +13,7 @@ from hsl_node.commands.shared import START_HERE
 def register(app: typer.Typer) -> None:
     app.command(
         rich_help_panel=START_HERE,
-        epilog="Example: hsl-node demo --data busbra/images.csv --group-by scanner --anchor chest_xray",
+        epilog="Example: hsl-node demo --data busbra --group-by device --anchor cxr_pneumonia",
     )(demo)
 
 
@@ -24,24 +24,42 @@ def demo(
     hospitals: Annotated[
         int, typer.Option(min=2, max=8, help="How many; with --group-by as many as there are groups.")
     ] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to train.")] = 3,
-    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Real images instead of synthetic ones.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Real images instead: a table (.csv), or the folder it is in.")
+    ] = None,
     group_by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of that table: a hospital per value.")
     ] = None,
     anchor: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="With --data: the anchor set's images or file.")
+        Path | None, typer.Option(metavar="PATH", help="The anchor set's images or file. Default: digits, a stand-in.")
     ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs a round.")] = None,
     image_size: Annotated[int | None, typer.Option(min=16, help="Pixels.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="tiny, resnet18, resnet34 or resnet50.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images in a batch.")] = None,
+    method: Annotated[str | None, typer.Option(help="hsl, fedavg or local.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the phantoms, the splits and the initial weights.")] = 1,
 ) -> None:
     """Train a small federation on this machine.
 
-    Real daemons, real SFTP; synthetic ultrasound-like images unless --data is given. Takes about 3 minutes.
+    Real daemons, real SFTP on the loopback; synthetic ultrasound-like images unless --data is given. About 3 minutes.
     """
     from hsl_node import demo
 
     raise typer.Exit(
         demo.run(
-            out, hospitals=hospitals, rounds=rounds, data=data, group_by=group_by, anchor=anchor, image_size=image_size
+            out,
+            hospitals=hospitals,
+            data=data,
+            group_by=group_by,
+            anchor=anchor,
+            rounds=rounds,
+            epochs=epochs,
+            image_size=image_size,
+            backbone=backbone,
+            batch_size=batch_size,
+            method=method,
+            seed=seed,
         )
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from hsl_node.commands.shared import RESULTS, Json, print_json, state_of
+from hsl_node.commands.shared import RESULTS, Json, print_json, progress_lines, state_of
 
 Round = Annotated[
     int | None, typer.Option("--round", min=1, help="Fused model of this round. Default: the best by validation AUC.")
@@ -19,12 +20,19 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node predict scan1.png scan2.dcm --out predictions.csv")(
         predict
     )
-    app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node export --out model.safetensors --onnx")(export)
+    app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node export --out model --onnx")(export)
     app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node report --out report.html")(report)
 
 
 def evaluate(
     context: typer.Context,
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="Also a model trained without the federation; takes as long as the run did."),
+    ] = False,
+    random_pairing: Annotated[
+        bool, typer.Option("--random-pairing", help="Also as published: each image beside a random anchor image.")
+    ] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Though the test set was used before. The report counts how often.")
     ] = False,
@@ -36,7 +44,8 @@ def evaluate(
     """
     from hsl_node import results
 
-    found = results.evaluate(state_of(context), again=again)
+    pairing: Literal["fixed", "random"] = "random" if random_pairing else "fixed"
+    found = results.evaluate(state_of(context), alone=alone, again=again, pairing=pairing, report=progress_lines())
     if json:
         print_json(found)
     else:
@@ -65,7 +74,7 @@ def predict(
 
 def export(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write; its card goes beside it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the files into.")],
     round: Round = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also as ONNX, where the model can be exported.")] = False,
 ) -> None:
@@ -75,8 +84,11 @@ def export(
     """
     from hsl_node import results
 
-    for path in results.export(state_of(context), out, round=round, onnx=onnx):
+    files, onnx_missing = results.export(state_of(context), out, round=round, onnx=onnx)
+    for path in files:
         print(path)
+    if onnx_missing:
+        print(f"no ONNX file: {onnx_missing}", file=sys.stderr)
 
 
 def report(
@@ -89,5 +101,4 @@ def report(
     """
     from hsl_node import report
 
-    report.write(state_of(context), out)
-    print(out)
+    print(report.build(state_of(context), out))

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hsl_node.units import auc
+
 # The help's panels, in the order of a node's life.
 START_HERE = "Start here"
 ENROL = "Enrol"
@@ -80,3 +82,21 @@ def progress_bar(what: str) -> Callable[[int, int], None]:
             print(f"\r{what}  {bar}  {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return draw if sys.stderr.isatty() else silent
+
+
+def progress_lines() -> Callable[[dict[str, Any]], None]:
+    """Hears a trainer's events and says on stderr how far it is: one line redrawn on a terminal, else a line each."""
+
+    def say(event: dict[str, Any]) -> None:
+        match event.get("event"):
+            case "busy":
+                text = f"{event['what']}, {event['done']} of {event['total']}"
+            case "progress":
+                text = f"epoch {event['epoch']}, batch {event['batch']} of {event['batches']}"
+            case "epoch":
+                text = f"epoch {event['epoch']} trained, validation AUC {auc(event['auc'])}"
+            case _:
+                return
+        print(f"\r{text:70}" if sys.stderr.isatty() else text, end="" if sys.stderr.isatty() else "\n", file=sys.stderr)
+
+    return say

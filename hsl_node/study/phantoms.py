@@ -31,6 +31,7 @@ CLASSES = ("benign", "malignant")
 TABLE = "metadata.csv"  # columns path, label, patient
 TWO_VIEWS = 0.6  # share of patients with a second image
 SPECKLE_LOOKS = 2  # frames averaged by the machine: less grainy than raw speckle, as on every modern scanner
+OUTLINE_POINTS = 720  # half a degree: finer than any picture shows
 
 Array = NDArray[np.float64]
 
@@ -230,7 +231,9 @@ def tissue(rng: np.random.Generator, x: Array, y: Array) -> Array:
 
 def _lesion_db(lesion: Lesion, x: Array, y: Array) -> Array:
     dx, dy = x - lesion.x, y - lesion.y
-    distance = np.hypot(dx, dy) - lesion.outline(np.arctan2(dy, dx))  # < 0 inside; along the ray, near enough
+    ring = np.linspace(-np.pi, np.pi, OUTLINE_POINTS)
+    outline = np.interp(np.arctan2(dy, dx), ring, lesion.outline(ring))
+    distance = np.hypot(dx, dy) - outline  # < 0 inside; along the ray, near enough
     inside = 1 / (1 + np.exp(np.clip(distance / lesion.edge, -50, 50)))
     rim = lesion.rim_db * np.exp(-0.5 * ((distance - 0.01) / 0.008) ** 2)
     # Sound that went through the lesion: what lies below it within its width, wider and weaker with depth.
