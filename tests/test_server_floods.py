@@ -15,7 +15,7 @@ from asyncssh.packet import Byte, String, UInt32, UInt64
 from asyncssh.sftp import SFTPError
 from boxes import BIRCH, CEDAR, DATA, DATA_BYTES, SHA, inbox, on_loop, put, until
 
-from hsl_node.sync.link import UNSENT_MAX_BYTES
+from hsl_node.sync.link import UNSENT_MAX_BYTES, _source
 
 # ---------------------------------------------------------------- floods (threats 4, 5)
 
@@ -99,6 +99,29 @@ async def test_threat_4_two_sessions_per_key(tmp_path: Path) -> None:
         sessions[0].exit()
         await sessions[0].wait_closed()
         await (await two.start_sftp_client()).stat("/")
+
+
+@on_loop
+async def test_threat_4_sessions_opened_and_closed_leave_nothing_behind(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.connect() as connection:
+        (link,) = box.server._links
+        for _ in range(30):
+            client = await connection.start_sftp_client()
+            await client.stat("/")
+            client.exit()
+            await client.wait_closed()
+            await until(lambda: link.sessions == 0)
+        assert not link._filesystems and link.handles == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("192.0.2.1", "192.0.2.2", False), ("::ffff:192.0.2.1", "192.0.2.1", True), ("2001:db8::1", "2001:db8::f", True),
+     ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False), ("2001:db8::1", "2001:db8:0:1::1", False),
+     ("fe80::1%eth0", "fe80::2", True)],
+)  # fmt: skip
+def test_threat_5_a_source_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, same: bool) -> None:
+    assert (_source(one) == _source(other)) == same
 
 
 @on_loop

@@ -41,7 +41,7 @@ class Link(asyncssh.SSHServer):
         self._attempts = 0
         self._writable = asyncio.Event()
         self._writable.set()
-        self._filesystems: list[InboxFS] = []
+        self._filesystems: set[InboxFS] = set()
 
     # ------------------------------------------------------------ coming and going
 
@@ -128,11 +128,12 @@ class Link(asyncssh.SSHServer):
     def file_system(self, channel: asyncssh.SSHServerChannel[bytes]) -> InboxFS:
         assert self.peer is not None
         filesystem = InboxFS(channel, self.server.home(self.peer), self)
-        self._filesystems.append(filesystem)
+        self._filesystems.add(filesystem)
         return filesystem
 
-    def session_closed(self) -> None:
+    def session_closed(self, filesystem: InboxFS | None) -> None:
         self.sessions -= 1
+        self._filesystems -= {filesystem}
 
     def holds(self, file: OpenFile) -> bool:
         return any(file in fs.files for fs in self._filesystems)
@@ -164,6 +165,7 @@ class Session(SSHServerStreamSession[bytes]):
     def __init__(self, link: Link) -> None:
         super().__init__(None)
         self._link = link
+        self._filesystem: InboxFS | None = None
 
     def subsystem_requested(self, subsystem: str) -> bool:
         if subsystem != "sftp":
@@ -182,8 +184,9 @@ class Session(SSHServerStreamSession[bytes]):
     def session_started(self) -> None:
         channel = self._chan
         assert channel is not None
+        self._filesystem = self._link.file_system(channel)  # type: ignore[arg-type]
         handler = InboxHandler(
-            self._link.file_system(channel),  # type: ignore[arg-type]
+            self._filesystem,
             self._link,
             asyncssh.SSHReader[bytes](self, channel),
             asyncssh.SSHWriter[bytes](self, channel),
@@ -191,7 +194,7 @@ class Session(SSHServerStreamSession[bytes]):
         self._link.conn.create_task(handler.run())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._link.session_closed()
+        self._link.session_closed(self._filesystem)
         super().connection_lost(exc)
 
     # These would queue an exception each, without a limit.
@@ -215,6 +218,8 @@ def _source(address: str) -> str:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped  # else all of IPv4 would be one source where we listen on "::"
     if parsed.version == 4:
         return str(parsed)
     return str(ipaddress.ip_network((parsed, 64), strict=False))
