@@ -26,6 +26,7 @@ from hsl_node.sync import round as machine
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.limits import Limits, Quota
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.round import Action, Declare, Fuse, Fused, Phase, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
@@ -139,6 +140,7 @@ class Node:
             on_commit=self.intake.wake,
             on_connect=self._connected,
             on_fatal=self._disk_failed,
+            limits=Limits(quota=Quota(bytes=self.config.inbox.quota_mib * 2**20)),
         )
         await self.server.start(host, port)
 
