@@ -1,1 +1,1 @@
-"""The exchange between peers: names, rounds, manifests, tensors, fusion, transport. Imports neither torch nor `train`."""
+"""The exchange between peers: names, rounds, manifests, tensors, fusion, transport. Knows neither torch nor `train`."""
