@@ -98,10 +98,10 @@ class Intake:
         node.alarms.settle(f"setup {peer}")
         node.alarms.settle(f"refused {peer}")
         known = node.journal.manifest(manifest.round, peer)
-        if known is not None and known["sha256"] != manifest.sha256 and manifest.round > 0:
+        if known is not None and known["content"] != manifest.content() and manifest.round > 0:
             self._prove(known["document"], arrival)
             node.apply(Arrived(claim_of(manifest)))  # halts
-            return self._answer(arrival, "equivocation", "two different checkpoints were signed for this round")
+            return self._answer(arrival, "equivocation", "two different manifests were signed for this round")
         if arrival.data is not None:
             await asyncio.to_thread(node.store.admit, arrival.data, manifest.round, peer)
         log.info(
@@ -137,7 +137,7 @@ class Intake:
             if manifest.round > node.known_state().round:
                 return  # not yet ours: it stays, and the next scan after the window moved takes it
             known = node.journal.manifest(manifest.round, peer)
-            if known is not None and known["sha256"] == manifest.sha256:  # our receipt was lost: say it again
+            if known is not None and known["content"] == manifest.content():  # our receipt was lost: say it again
                 return self._answer(refusal, "accepted", "")
             if known is not None:
                 self._prove(known["document"], refusal)
@@ -175,7 +175,7 @@ class Intake:
         node.store.keep_evidence(f"{stem}_first.manifest", first)
         path = node.store.keep_evidence(f"{stem}_{manifest.sha256[:12]}.manifest", second.document)
         error = Equivocation(
-            f"{peer} signed two different checkpoints for round {manifest.round}; proof in {path.parent}",
+            f"{peer} signed two different manifests for round {manifest.round}; proof in {path.parent}",
             remedy="call that hospital: its node was cloned, restored from an old backup, or taken over",
         )
         log.error("equivocation", extra={"peer": peer, "round": manifest.round})

@@ -6,6 +6,7 @@ The only file that knows both `sync` and the trainer. Read `sync/round.py` first
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import signal
@@ -25,8 +26,8 @@ from hsl_node.node_status import snapshot
 from hsl_node.sync import round as machine
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
-from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.limits import Limits, Quota
+from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.round import Action, Declare, Fuse, Fused, Phase, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
@@ -285,15 +286,24 @@ class Node:
         def progress(share: float) -> None:
             self.fusing = share
 
-        digest = await asyncio.to_thread(
-            fuse_files,
-            self.federation.plan.fusion,
-            paths,
-            samples,
-            self.known_schema(),
-            self.layout.fused(action.round),
-            progress,
-        )
+        while True:
+            try:
+                digest = await asyncio.to_thread(
+                    fuse_files,
+                    self.federation.plan.fusion,
+                    paths,
+                    samples,
+                    self.known_schema(),
+                    self.layout.fused(action.round),
+                    progress,
+                )
+                break
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self.alarms.sound("disk", f"no room for the fused model: {exc.strerror}", "free some space")
+                await asyncio.sleep(NO_ROOM_RETRY_S)
+        self.alarms.settle("disk")
         self.fusing = 0.0
         log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
         self.apply(Fused(action.round, digest), lambda: self.journal.record_fused(action.round, digest))

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hsl_node import __version__
+from hsl_node.status_journal import aucs
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
 
@@ -57,7 +58,7 @@ def snapshot(node: Node) -> dict[str, Any]:
         "device": node.journal.meta("device"),
         "trainer": trainer,
         "last_fused": {k: fused[-1][k] for k in ("round", "sha256", "auc")} if fused else None,
-        "aucs": _aucs(node, fused),
+        "aucs": aucs(node.me, node.journal.rows("manifests"), fused),
         "best": {"round": best[0], "sha256": best[1]} if best else None,
         "warnings": _warnings(node, trainer),
     }
@@ -141,16 +142,6 @@ def _received(node: Node, peer: Peer) -> dict[str, Any]:
     return {"state": state, "round": round, "bytes": 0, "total": total, "rate": 0.0, "sha256": None, "auc": None}
 
 
-def _aucs(node: Node, fused: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    local = {
-        r["round"]: r["content"]["auc"]
-        for r in node.journal.rows("manifests")
-        if r["peer"] == node.me and r["content"]["bytes"] > 0
-    }
-    after = {r["round"]: r["auc"] for r in fused}
-    return [{"round": r, "local": local.get(r), "fused": after.get(r)} for r in sorted(local.keys() | after.keys())]
-
-
 def _disk(node: Node) -> dict[str, int] | None:
     if node.schema is None:
         return None
@@ -168,7 +159,7 @@ def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]
         )
         fix = "see log/trainer.log; the node restarts it by itself and loses at most one epoch"
         warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})
-    if node.state is not None and node.state.phase is Phase.HALTED:
-        fix = "no training goes on until the hospitals have settled it; manifests and proof are in evidence/"
+    if node.state is not None and node.state.reason:
+        fix = "nothing is trained on until the hospitals have settled it; manifests and proof are in evidence/"
         warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": time.time(), "fix": fix})
     return warnings

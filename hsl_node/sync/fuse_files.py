@@ -13,7 +13,7 @@ import numpy as np
 
 from hsl_node.sync.fusion import RULES, shares_of
 from hsl_node.sync.names import Digest, Peer
-from hsl_node.sync.tensors import CHUNK_BYTES, DTYPES, Schema, fsync_folder, read_chunk
+from hsl_node.sync.tensors import CHUNK_BYTES, DTYPES, Schema, fsync_file, fsync_folder, read_chunk
 
 READ_BYTES = 4 * 1024 * 1024  # of all peers together: with 4 peers a whole chunk each, with 64 peers 64 KiB
 
@@ -48,8 +48,7 @@ def fuse_files(
                 target.write(fused.data)
             if progress:
                 progress((spec.offset + spec.bytes) / schema.file_bytes)
-        target.flush()
-        os.fsync(target.fileno())
+        fsync_file(target)
     os.replace(temporary, out)
     fsync_folder(out.parent)
     return Digest(digest.hexdigest())

@@ -134,7 +134,8 @@ class Journal:
                 f"round {round} was signed with checkpoint {before[0][:12]} before; refusing to sign {sha256[:12]}",
                 remedy="the trainer did not reproduce its checkpoint: restore trainer/ and outbox/ from backup",
             )
-        self._db.execute("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))
+        if before is None or before[0] != sha256:
+            self._db.execute("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))
 
     def manifest(self, round: Round, peer: Peer) -> dict[str, Any] | None:
         """A verified manifest: `sha256`, signed `document`, `content` (decoded)."""

@@ -99,8 +99,7 @@ def write_weights(path: Path, weights: Weights) -> Digest:
             data = np.ascontiguousarray(weights[spec.name], dtype=DTYPES[spec.dtype]).tobytes()
             digest.update(data)
             file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        fsync_file(file)
     os.replace(temporary, path)
     fsync_folder(path.parent)
     return Digest(digest.hexdigest())
@@ -192,6 +191,21 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> Dige
             if progress:
                 progress(done)
     return Digest(digest.hexdigest())
+
+
+def fsync_file(file: BinaryIO) -> None:
+    """Make a file's bytes durable.
+
+    Raises:
+        LocalStateError: the disk failed. Never retried: the kernel may have dropped the bytes already.
+    """
+    try:
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as exc:
+        raise LocalStateError(
+            f"{file.name} could not be made durable: {exc}", remedy="make room or check the disk; a restart goes on"
+        ) from exc
 
 
 def fsync_folder(folder: Path) -> None:
