@@ -14,7 +14,7 @@ from typing import Any
 from hsl_node import control, demo_run, demo_setup, demo_view, report
 from hsl_node.config import Plan, check
 from hsl_node.demo_setup import Hospital
-from hsl_node.errors import UsageError
+from hsl_node.errors import PeerDataError, UsageError
 from hsl_node.study import phantoms
 from hsl_node.units import auc, duration, table
 
@@ -76,17 +76,19 @@ def run(
               "batch_size": batch_size, "method": method, "seed": seed}  # fmt: skip
     settings = {**(PHANTOM_PLAN if data is None else REAL_PLAN), **{k: v for k, v in chosen.items() if v is not None}}
     sites: Sequence[Hospital] = ()
-    with demo_run.interruptible(), demo_view.view(lambda: sites, lambda: plan) as shown:
+    if (
+        data is not None and group_by is not None
+    ):  # whatever is wrong with the request shows before the folder is touched
+        sites, settings["classes"] = demo_setup.table_hospitals(target, data, group_by)
+        settings["task"] = f"{data.name}: {' or '.join(settings['classes'])}"[:120]
+    else:
+        settings["classes"] = phantoms.CLASSES
+    plan = _plan(settings)
+    with demo_run.interruptible(), demo_view.view(plan) as shown:
         if demo_setup.prepare_folder(target, lambda state: control.stop(state, demo_run.STOP_S)):
             shown.say(f"The earlier demo in {target} is replaced.")
-        if data is None or group_by is None:
-            settings["classes"] = phantoms.CLASSES
-            plan = _plan(settings)
+        if data is None:
             sites = demo_setup.phantom_hospitals(target, hospitals, seed, shown.progress)
-        else:
-            sites, settings["classes"] = demo_setup.table_hospitals(target, data, group_by)
-            settings["task"] = f"{data.name}: {' or '.join(settings['classes'])}"[:120]
-            plan = _plan(settings)
         anchor_file = None
         if plan.method == "hsl":
             anchor_file = demo_setup.make_anchor(target, anchor, plan.image_size, seed, shown.progress)
@@ -99,12 +101,11 @@ def run(
             demo_run.wait_finished(daemons, shown.nodes)
         trained = time.monotonic()
         shown.say(f"All hospitals have finished ({duration(trained - began)}). Now each one alone, for comparison:")
-        at_once = max(1, demo_setup.cores() // threads)
-        found = demo_run.evaluate_all(sites, at_once, shown.evaluations)
+        found = demo_run.evaluate_all(sites, shown.evaluations)
         page = report.build_federation([s.state for s in sites], target / "report.html", note=note)
     agreement = report.agreement([report.read(s.state) for s in sites])
     print(closing(sites, found, agreement, page, time.monotonic() - began))
-    return 0 if all(row.agree for row in agreement) else 14
+    return exit_code(agreement)
 
 
 def _plan(settings: dict[str, Any]) -> Plan:
@@ -126,6 +127,10 @@ def _opening(sites: Sequence[Hospital], plan: Plan, threads: int, anchor: str | 
         f"{threads} thread{'s' * (threads > 1)} each",
     ]
     return "\n".join([*lines, *([f"anchor set: {anchor}"] if anchor else []), *([note] if note else []), ""])
+
+
+def exit_code(agreement: Sequence[report.Agreement]) -> int:
+    return 0 if all(row.agree for row in agreement) else PeerDataError.exit_code
 
 
 def closing(

@@ -25,6 +25,7 @@ POLL_S = 0.5
 STOP_S = 30.0  # a finished daemon leaves in a fraction of a second; then it is killed
 TRAINER_DEATHS_MAX = 3  # with back-off: enough to know that the next will not live either
 TAIL_LINES = 15
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a closed terminal
 
 Snapshots = dict[str, dict[str, Any] | None]  # hospital -> its status; None: not up yet
 
@@ -70,10 +71,11 @@ class Daemons:
 
     def end(self) -> None:
         """Stop all, in order first: each saves and leaves. Never raises."""
-        for hospital in self.hospitals:
-            with suppress(HslError, OSError):
-                control.stop(hospital.state, None)
-        end_all(list(self.processes.values()))
+        with undisturbed():
+            for hospital in self.hospitals:
+                with suppress(HslError, OSError):
+                    control.stop(hospital.state, None)
+            end_all(list(self.processes.values()))
 
 
 def _healthy(hospital: Hospital, status: dict[str, Any]) -> dict[str, Any]:
@@ -124,46 +126,44 @@ def is_complete(state: Path) -> bool:
 # ------------------------------------------------------------------ evaluation, in processes of their own
 
 
-def evaluate_all(
-    hospitals: Sequence[Hospital], at_once: int, show: Callable[[dict[str, str]], None]
-) -> dict[str, dict[str, Any]]:
-    """`hsl-node evaluate --alone` at every hospital, `at_once` at a time; the recorded evaluations.
+def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]], None]) -> dict[str, dict[str, Any]]:
+    """`hsl-node evaluate --alone` at every hospital; the recorded evaluations.
 
-    `show` hears what each is doing.
+    All at once, as their trainers were before: they need no more memory than those. `show` hears what each is doing.
+
+    Raises:
+        DemoFailed: one of them failed.
     """
-    waiting = list(hospitals)
     working: dict[str, subprocess.Popen[bytes]] = {}
-    words = {h.name: "waiting" for h in hospitals}
-    found: dict[str, dict[str, Any]] = {}
-    by_name = {h.name: h for h in hospitals}
     try:
-        while waiting or working:
-            while waiting and len(working) < at_once:
-                hospital = waiting.pop(0)
-                command = [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state)]
-                working[hospital.name] = _spawn(
-                    [*command, "evaluate", "--alone", "--json"],
-                    stdout=_log(hospital, "evaluation.json"),
-                    stderr=_log(hospital, "evaluate.txt"),
-                )
-            for name, process in list(working.items()):
-                words[name] = last_line(by_name[name].state / "log" / "evaluate.txt") or "starting"
-                if process.poll() is None:
-                    continue
-                del working[name]
-                if process.returncode != 0:
+        for hospital in hospitals:
+            command = [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state)]
+            working[hospital.name] = _spawn(
+                [*command, "evaluate", "--alone", "--json"],
+                stdout=_log(hospital, "evaluation.json"),
+                stderr=_log(hospital, "evaluate.txt"),
+            )
+        while True:
+            codes = {name: process.poll() for name, process in working.items()}
+            for hospital in hospitals:
+                if code := codes[hospital.name]:
                     raise DemoFailed(
-                        f"the evaluation at {name} ended with exit code {process.returncode}; its last lines:\n"
-                        + tail(by_name[name].state / "log" / "evaluate.txt"),
-                        exit_code=max(process.returncode, 0),
+                        f"the evaluation at {hospital.name} ended with exit code {code}; its last lines:\n"
+                        + tail(hospital.state / "log" / "evaluate.txt"),
+                        exit_code=max(code, 0),
                     )
-                found[name] = json.loads((by_name[name].state / "log" / "evaluation.json").read_text("utf-8"))
-                words[name] = "done"
-            show(words)
+            show({h.name: "done" if codes[h.name] == 0 else _doing(h) for h in hospitals})
+            if all(code == 0 for code in codes.values()):
+                break
             time.sleep(POLL_S / 2)
     finally:
-        end_all(list(working.values()))
-    return found
+        with undisturbed():
+            end_all(list(working.values()))
+    return {h.name: json.loads((h.state / "log" / "evaluation.json").read_text("utf-8")) for h in hospitals}
+
+
+def _doing(hospital: Hospital) -> str:
+    return tail(hospital.state / "log" / "evaluate.txt", 1).strip()
 
 
 # ------------------------------------------------------------------ processes
@@ -201,13 +201,24 @@ def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """An impatient second Ctrl-C must not leave processes behind; ending them takes STOP_S at most."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP (a closed terminal) end the demo as Ctrl-C does: with its processes."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    before = {s: signal.signal(s, interrupt) for s in _ENDING[1:]}
     try:
         yield
     finally:
@@ -222,9 +233,5 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
             file.seek(max(0, path.stat().st_size - 16_384))
             text = file.read().decode("utf-8", "replace")
     except OSError:
-        return "  (no log)"
-    return "\n".join(f"  {escaped(line, 300)}" for line in text.splitlines()[-lines:]) or "  (nothing)"
-
-
-def last_line(path: Path) -> str:
-    return tail(path, 1).strip().removeprefix("(nothing)").removeprefix("(no log)")
+        text = ""
+    return "\n".join(f"  {escaped(line, 300)}" for line in text.splitlines()[-lines:]) or "  (nothing yet)"

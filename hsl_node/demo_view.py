@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ from rich.text import Text
 
 from hsl_node.config import Plan
 from hsl_node.demo_run import Snapshots
-from hsl_node.demo_setup import Hospital
 from hsl_node.units import auc, size
 
 BAR_CELLS = 16
@@ -34,9 +33,9 @@ class View(Protocol):
 
 
 @contextmanager
-def view(hospitals: Callable[[], Sequence[Hospital]], plan: Callable[[], Plan]) -> Iterator[View]:
+def view(plan: Plan) -> Iterator[View]:
     if not sys.stdout.isatty():
-        yield Lines(plan)
+        yield Lines()
         return
     with Live(console=Console(highlight=False), auto_refresh=True, refresh_per_second=8, transient=True) as live:
         yield Screen(live, plan)
@@ -45,7 +44,7 @@ def view(hospitals: Callable[[], Sequence[Hospital]], plan: Callable[[], Plan]) 
 class Screen:
     """A rich Live table; what is said goes above it and stays."""
 
-    def __init__(self, live: Live, plan: Callable[[], Plan]) -> None:
+    def __init__(self, live: Live, plan: Plan) -> None:
         self._live = live
         self._plan = plan
         self._began = time.monotonic()
@@ -76,7 +75,7 @@ class Screen:
         self._live.update(Group(table, *warnings, foot))
 
     def _cells(self, status: dict[str, Any]) -> list[RenderableType]:
-        plan = self._plan()
+        plan = self._plan
         sent, received = _bytes(status)
         round = min(status["round"] or 0, plan.rounds)
         epoch = status["epoch"]
@@ -101,8 +100,7 @@ class Screen:
 class Lines:
     """One line per event, for pipes and logs."""
 
-    def __init__(self, plan: Callable[[], Plan]) -> None:
-        self._plan = plan
+    def __init__(self) -> None:
         self._said: set[str] = set()
         self._began = time.monotonic()
 
