@@ -140,6 +140,7 @@ def test_a_round_says_what_the_supervisor_needs(undisturbed: tuple[Path, Event, 
     assert first["sha256"] == sha256_of(path) and first["bytes"] == path.stat().st_size
     assert sum(first["images"].values()) == 60 and first["images"]["train"] == 36
     assert (first["device"], first["threads"], first["precision"]) == ("cpu", 1, "float32")
+    assert first["warnings"] == []
     assert first["parameters"] > 0 and set(first["versions"]) >= {"torch", "numpy", "hsl_node"}
 
     trained = events[-1]

@@ -76,7 +76,7 @@ class Worker:
                 "versions": opening.versions(),
                 "images": {name: len(site.indices(split)) for split, name in enumerate(SPLIT_NAMES)},
                 "parameters": parameters,
-                "warnings": list(site.dataset.warnings),
+                "warnings": [*site.dataset.warnings, *_unusual(site)],
             }
         )
 
@@ -128,6 +128,14 @@ def main(argv: list[str] | None = None) -> int:
         report(_error(exc))
         return exc.exit_code
     return 0
+
+
+def _unusual(site: Site) -> list[str]:
+    """Settings that work but are not what the method's authors describe."""
+    plan, method = site.plan, site.method
+    if plan.fusion == method.fusion:
+        return []
+    return [f'the plan fuses by "{plan.fusion}"; the authors of {method.name} use "{method.fusion}"']
 
 
 def _run(worker: Worker, job: dict[str, Any], report: Report) -> None:
