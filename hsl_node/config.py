@@ -1,27 +1,26 @@
-"""What people write and agree on: node.toml, federation.toml, peer cards, plans.
+"""What people write and agree on: node.toml, federation.toml, peer cards, plans. Frozen; unknown keys are refused.
 
-The only reader of TOML. Frozen models; an unknown key is refused with the nearest known one; all errors of a file are
-reported at once, each with its line.
+How the files are read, and errors get their line: `toml_file.py`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
 from hsl_node.sync.names import Digest, Peer, parse_peer
+from hsl_node.toml_file import parse, read_text, read_toml, validate
 
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
 
@@ -234,9 +233,6 @@ class NodeConfig(Frozen):
 # ---------------------------------------------------------------- reading and writing
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
 def load_node(state: Path) -> NodeConfig:
     path = state / "node.toml"
     if not path.exists():
@@ -258,32 +254,23 @@ def load_federation(state: Path) -> Federation:
 def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
     """A plan file (none: the defaults), then `key=value` settings: TOML values, bare words, or lists as `a,b`."""
     source = path or Path("--set")
-    text = _read_text(path) if path else ""
-    raw = _parse(source, text)
+    text = read_text(path) if path else ""
+    raw = parse(source, text)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting!r} is not of the form key=value", remedy="e.g. --set rounds=10")
         raw[key.strip()] = _setting(value.strip())
-    return _validate(source, text, raw, Plan)
-
-
-def check(content: Mapping[str, Any], model: type[_Model], source: str) -> _Model:
-    """Values that came from elsewhere than a file; `source` stands in the errors where a file's path would.
-
-    Raises:
-        ConfigError: every problem, each with its key.
-    """
-    return _validate(Path(source), "", content, model)
+    return validate(source, text, raw, Plan)
 
 
 def load_card(path: Path) -> PeerCard:
     """A peer card: the peer's table, plus a fingerprint that must agree with the key."""
-    text = _read_text(path)
-    raw = _parse(path, text)
+    text = read_text(path)
+    raw = parse(path, text)
     claimed = raw.pop("fingerprint", None)
     raw.pop("read_aloud", None)
-    card = _validate(path, text, raw, PeerCard)
+    card = validate(path, text, raw, PeerCard)
     if claimed is not None and claimed != card.fingerprint:
         raise ConfigError(
             f"{path}: the fingerprint does not belong to the key: the card was changed on its way",
@@ -306,16 +293,6 @@ def federation_text(federation: Federation) -> str:
         f"# Federation {federation.name!r}, hash {federation.fed8}. Identical at every peer: do not edit, make a\n"
         "# new one with `hsl-node federation create` and let everybody join it again.\n" + tomli_w.dumps(content)
     )
-
-
-def read_toml(path: Path, model: type[_Model]) -> _Model:
-    """Read and check one file.
-
-    Raises:
-        ConfigError: every problem of the file, each with line and key.
-    """
-    text = _read_text(path)
-    return _validate(path, text, _parse(path, text), model)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -370,98 +347,6 @@ def require_member(federation: Federation, name: str, public_key: str) -> PeerCa
     return ours[0]
 
 
-# ---------------------------------------------------------------- below: how errors get their line
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{path}: no such file", remedy="check the path") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}", remedy="a UTF-8 text file is expected") from exc
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: not valid TOML: {exc}", remedy="mend that line") from exc
-    except RecursionError as exc:
-        raise ConfigError(f"{path}: nested too deeply", remedy="no setting here is a list of lists") from exc
-
-
-def _validate(path: Path, text: str, raw: Mapping[str, Any], model: type[_Model]) -> _Model:
-    try:
-        return model.model_validate(raw)
-    except ValidationError as exc:
-        lines = [_explain(path, text, model, dict(e)) for e in exc.errors()]
-        lists = "init" if model is NodeConfig else "federation create"
-        raise ConfigError(
-            "\n".join(lines), remedy=f"mend what is named above; `hsl-node {lists} --help` lists all keys"
-        ) from exc
-
-
-def _setting(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return [_setting(part.strip()) for part in text.split(",")] if "," in text else text
-
-
-def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any]) -> str:
-    keys = [str(k) for k in error["loc"]]
-    line = _line_of(text, keys) or _line_of(text, keys[:-1])  # what is missing: the table it is missing from
-    where = f"{path}:{line}: " if line else f"{path}: "
-    dotted = ".".join(keys)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}unknown key {dotted!r}{hint}"
-    if error["type"] == "missing":
-        return f"{where}{dotted!r} is missing"
-    return f"{where}{dotted or 'file'}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    for key in path:
-        if key.isdigit():
-            continue
-        field = model.model_fields.get(key)
-        nested = [t for t in _types_in(field.annotation)] if field else []
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
-
-
-def _types_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _types_in(inner)
-
-
-def _line_of(text: str, keys: list[str]) -> int | None:
-    """The line of a key, found by following table headers; None where it can't be found."""
-    index = next((int(k) for k in keys if k.isdigit()), 0)
-    names = [k for k in keys if not k.isdigit()]
-    table: list[str] = []
-    seen = -1
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[{1,2}\s*([A-Za-z0-9_.\"-]+)\s*\]{1,2}", line)
-        if header:
-            table = header[1].replace('"', "").split(".")
-            seen += line.lstrip().startswith("[[") and table == names[: len(table)]
-            if table == names and seen in (-1, index):
-                return number
-        key = re.match(r"\s*([A-Za-z0-9_.\"-]+)\s*=", line)
-        here = [*table, *key[1].replace('"', "").split(".")] if key else []
-        if here and here == names[: len(here)] and len(names) <= len(here) + 1 and seen in (-1, index):
-            return number
-    return None
-
-
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
@@ -480,3 +365,10 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, value
+
+
+def _setting(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return [_setting(part.strip()) for part in text.split(",")] if "," in text else text

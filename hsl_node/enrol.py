@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from hsl_node import config, identity
+from hsl_node import config, identity, toml_file
 from hsl_node.config import Federation, NodeConfig, PeerCard, Plan
 from hsl_node.errors import FederationMismatch, NotInitialised, UsageError
 from hsl_node.sync.journal import Journal
@@ -90,7 +90,7 @@ def node_toml(*, name: str, address: str, listen: str | None, data: Path | None)
     """
     port = config.split_address(address)[1] or 8922
     settings = {"name": name, "address": address, "listen": listen or f"0.0.0.0:{port}"}
-    node = config.check(settings, NodeConfig, "hsl-node init")
+    node = toml_file.check(settings, NodeConfig, "hsl-node init")
     example = '# path = "/srv/images"                     # folder with a folder per class | table .csv | file .npz'
     path = _line("path", str(data.absolute())) if data else example
     return NODE_TOML.format(
@@ -106,7 +106,7 @@ def card_of(state: Path, *, host_key: str | None = None, user: str | None = None
     node = config.load_node(state)
     me = identity.load(Layout(state).key)
     other = {k: v for k, v in (("host_key", host_key), ("user", user), ("root", root)) if v is not None}
-    return config.check(
+    return toml_file.check(
         {"name": node.name, "address": node.address, "key": me.public, **other}, PeerCard, "hsl-node card"
     )
 
@@ -129,7 +129,7 @@ def create(*, name: str, cards: Sequence[Path], plan: Plan, anchor: Path | None)
         from hsl_node.train.anchor import card_of  # the image libraries: only where there is an anchor
 
         content["anchor"] = card_of(anchor).model_dump(mode="json")
-    return config.check(content, Federation, "hsl-node federation create")
+    return toml_file.check(content, Federation, "hsl-node federation create")
 
 
 def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool = False) -> Federation:
@@ -142,7 +142,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
             federation joined before, and `replace` is not set.
         AlreadyRunning: the daemon runs and would not notice.
     """
-    federation = config.read_toml(path, Federation)
+    federation = toml_file.read_toml(path, Federation)
     node = config.load_node(state)
     layout = Layout(state)
     config.require_member(federation, node.name, identity.load(layout.key).public)

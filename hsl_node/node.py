@@ -29,6 +29,7 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.limits import Limits, Quota
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.plateau import plateaued
 from hsl_node.sync.round import Action, Declare, Fuse, Fused, Phase, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store, paths_of
@@ -261,7 +262,7 @@ class Node:
             inputs={str(p): str(d) for p, d in state.inputs.items()},
             samples=samples,
             auc=auc,
-            plateau=machine.plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
+            plateau=plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
             anchor=self.federation.anchor.fingerprint if self.federation.anchor else None,
             schema=self.known_schema().digest,
             instance=self.journal.meta("instance") or "",

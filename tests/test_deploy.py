@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hsl_node import config
+from hsl_node import config, toml_file
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.provision import provision
 
@@ -28,7 +28,7 @@ SITES = ("north", "east", "harbour")
 
 @pytest.fixture(scope="module")
 def federation() -> Federation:
-    return config.read_toml(EXAMPLE / "federation.toml", Federation)
+    return toml_file.read_toml(EXAMPLE / "federation.toml", Federation)
 
 
 # ------------------------------------------------------------------ the example
@@ -38,7 +38,7 @@ def federation() -> Federation:
 def test_each_hospital_of_the_example_has_settings_that_load_and_agree_with_its_card(
     site: str, federation: Federation
 ) -> None:
-    node = config.read_toml(EXAMPLE / site / "node.toml", NodeConfig)
+    node = toml_file.read_toml(EXAMPLE / site / "node.toml", NodeConfig)
     card = federation.get(site)
     assert (node.name, node.address) == (card.name, card.address)
     assert (node.inbox.kind == "directory") == (card.host_key is not None)

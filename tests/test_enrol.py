@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
-from hsl_node import config, enrol, identity
+from hsl_node import config, enrol, identity, toml_file
 from hsl_node.cli import app
 from hsl_node.config import Federation, NodeConfig, Plan
 from hsl_node.errors import ConfigError, FederationMismatch, HslError, LocalStateError, UsageError
@@ -218,7 +218,7 @@ def test_cards_and_a_plan_become_one_file_with_a_hash_to_read_aloud(ash: Path, b
         "--set", "split_percent=50,25,25", "--set", "task=lesions", "--out", out,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    federation = config.read_toml(out, Federation)
+    federation = toml_file.read_toml(out, Federation)
     plan = federation.plan
     assert (plan.method, plan.rounds, plan.seed, plan.task) == ("fedavg", 3, 4, "lesions")
     assert (plan.classes, plan.split_percent) == (("benign", "malignant"), (50, 25, 25))
@@ -227,8 +227,8 @@ def test_cards_and_a_plan_become_one_file_with_a_hash_to_read_aloud(ash: Path, b
 
 
 def test_the_order_of_the_cards_does_not_matter(ash: Path, birch: Path, tmp_path: Path) -> None:
-    one = config.read_toml(federation_file(tmp_path, ash, birch), Federation)
-    other = config.read_toml(federation_file(tmp_path, birch, ash), Federation)
+    one = toml_file.read_toml(federation_file(tmp_path, ash, birch), Federation)
+    other = toml_file.read_toml(federation_file(tmp_path, birch, ash), Federation)
     assert one.digest == other.digest
 
 
@@ -290,7 +290,7 @@ def test_an_existing_file_is_not_written_over(ash: Path, birch: Path, tmp_path: 
 
 def test_joining_takes_the_file_and_shows_the_same_hash(ash: Path, birch: Path, tmp_path: Path) -> None:
     path = federation_file(tmp_path, ash, birch)
-    fed8 = config.read_toml(path, Federation).fed8
+    fed8 = toml_file.read_toml(path, Federation).fed8
     assert fed8 in run("--state", ash, "federation", "join", path).stdout
     assert config.load_federation(ash).fed8 == fed8
     assert fed8 in run("--state", ash, "federation", "show").stdout
@@ -338,7 +338,7 @@ def test_replace_moves_the_old_run_aside_whole(ash: Path, birch: Path, tmp_path:
     enrol.join(ash, second, replace=True)
     (past,) = (ash / enrol.PAST).iterdir()
     assert (past / "outbox" / "r000001.safetensors").read_bytes() == b"checkpoint"
-    assert config.read_toml(past / "federation.toml", Federation).name == "trees"
+    assert toml_file.read_toml(past / "federation.toml", Federation).name == "trees"
     old = Journal.read_only(past / "journal.sqlite3")
     assert old.signed(1) is not None
     old.close()

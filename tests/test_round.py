@@ -9,6 +9,7 @@ import pytest
 
 from hsl_node.errors import UnexpectedEvent
 from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.plateau import plateaued
 from hsl_node.sync.round import (
     Arrived,
     Claim,
@@ -23,7 +24,6 @@ from hsl_node.sync.round import (
     Train,
     Trained,
     from_json,
-    plateaued,
     step,
     to_json,
     todo,

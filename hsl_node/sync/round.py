@@ -17,7 +17,7 @@ that is under way already is not started twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -336,24 +336,6 @@ def _is_mine(state: State, claim: Claim) -> bool:
 
 def _digests(claims: Mapping[Peer, Claim]) -> dict[Peer, Digest]:
     return {p: claims[p].sha256 for p in sorted(claims)}
-
-
-# ------------------------------------------------------------------ the plateau rule
-
-
-def plateaued(aucs: Sequence[float | None], *, rounds: int, improvement: float) -> bool:
-    """Has the validation AUC improved by less than `improvement` (relative) in each of the last `rounds` rounds?
-
-    HSL paper, "Model development": at least 3 consecutive rounds with less than 0.5 % improvement. Improvement counts
-    against the best AUC before. An undefined AUC (one class only) can't show a plateau.
-    """
-    if len(aucs) <= rounds:
-        return False
-    for at in range(len(aucs) - rounds, len(aucs)):
-        now, before = aucs[at], [a for a in aucs[:at] if a is not None]
-        if now is None or not before or now >= max(before) * (1 + improvement):
-            return False
-    return True
 
 
 # ------------------------------------------------------------------ the state as JSON, for the journal

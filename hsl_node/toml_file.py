@@ -1,0 +1,120 @@
+"""TOML files of people, checked: every problem at once, each with its line and, for a misspelt key, the nearest one.
+
+The models are in `config.py`; nothing else reads TOML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hsl_node.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path, model: type[Model]) -> Model:
+    """Read and check one file.
+
+    Raises:
+        ConfigError: every problem of the file, each with line and key.
+    """
+    text = read_text(path)
+    return validate(path, text, parse(path, text), model)
+
+
+def check(content: Mapping[str, Any], model: type[Model], source: str) -> Model:
+    """Values that came from elsewhere than a file; `source` stands in the errors where a file's path would.
+
+    Raises:
+        ConfigError: every problem, each with its key.
+    """
+    return validate(Path(source), "", content, model)
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file", remedy="check the path") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}", remedy="a UTF-8 text file is expected") from exc
+
+
+def parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}", remedy="mend that line") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: nested too deeply", remedy="no setting here is a list of lists") from exc
+
+
+def validate(path: Path, text: str, raw: Mapping[str, Any], model: type[Model]) -> Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as exc:
+        lines = [_explain(path, text, model, dict(e)) for e in exc.errors()]
+        lists = "init" if model.__name__ == "NodeConfig" else "federation create"
+        raise ConfigError(
+            "\n".join(lines), remedy=f"mend what is named above; `hsl-node {lists} --help` lists all keys"
+        ) from exc
+
+
+def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any]) -> str:
+    keys = [str(k) for k in error["loc"]]
+    line = _line_of(text, keys) or _line_of(text, keys[:-1])  # what is missing: the table it is missing from
+    where = f"{path}:{line}: " if line else f"{path}: "
+    dotted = ".".join(keys)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}unknown key {dotted!r}{hint}"
+    if error["type"] == "missing":
+        return f"{where}{dotted!r} is missing"
+    return f"{where}{dotted or 'file'}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for key in path:
+        if key.isdigit():
+            continue
+        field = model.model_fields.get(key)
+        nested = [t for t in _types_in(field.annotation)] if field else []
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _types_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _types_in(inner)
+
+
+def _line_of(text: str, keys: list[str]) -> int | None:
+    """The line of a key, found by following table headers; None where it can't be found."""
+    index = next((int(k) for k in keys if k.isdigit()), 0)
+    names = [k for k in keys if not k.isdigit()]
+    table: list[str] = []
+    seen = -1
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[{1,2}\s*([A-Za-z0-9_.\"-]+)\s*\]{1,2}", line)
+        if header:
+            table = header[1].replace('"', "").split(".")
+            seen += line.lstrip().startswith("[[") and table == names[: len(table)]
+            if table == names and seen in (-1, index):
+                return number
+        key = re.match(r"\s*([A-Za-z0-9_.\"-]+)\s*=", line)
+        here = [*table, *key[1].replace('"', "").split(".")] if key else []
+        if here and here == names[: len(here)] and len(names) <= len(here) + 1 and seen in (-1, index):
+            return number
+    return None
