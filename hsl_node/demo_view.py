@@ -17,6 +17,7 @@ from rich.text import Text
 
 from hsl_node.config import Plan
 from hsl_node.demo_run import Snapshots
+from hsl_node.errors import escaped
 from hsl_node.units import auc, size
 
 BAR_CELLS = 16
@@ -49,6 +50,7 @@ class Screen:
         self._plan = plan
         self._began = time.monotonic()
         self._spinner = Spinner("dots")
+        self._moved: dict[tuple[str, str, str, int], int] = {}  # bytes of every exchange so far
 
     def say(self, text: str) -> None:
         self._live.console.print(text, markup=False)
@@ -65,7 +67,7 @@ class Screen:
         for column in ("hospital", "state", "round", "", "epoch", "AUC own", "AUC fused", "sent", "received"):
             table.add_column(column, justify="right" if column.startswith("AUC") else "left", no_wrap=True)
         for name, status in snapshots.items():
-            table.add_row(name, *(["starting"] + [""] * 7 if status is None else self._cells(status)))
+            table.add_row(name, *(["starting"] + [""] * 7 if status is None else self._cells(name, status)))
         seconds = time.monotonic() - self._began
         foot = Table.grid(padding=(0, 1))
         foot.add_row(self._spinner, Text(f"{seconds:.0f} s   Ctrl-C stops every process", style="dim"))
@@ -74,21 +76,28 @@ class Screen:
         ]
         self._live.update(Group(table, *warnings, foot))
 
-    def _cells(self, status: dict[str, Any]) -> list[RenderableType]:
+    def _cells(self, name: str, status: dict[str, Any]) -> list[RenderableType]:
         plan = self._plan
-        sent, received = _bytes(status)
         round = min(status["round"] or 0, plan.rounds)
         epoch = status["epoch"]
         return [
             Text(status["state"], style=_STYLE.get(status["state"], "")),
             f"{round} of {plan.rounds}",
             _bar(_fraction(status, plan)),
-            f"{epoch['epoch']} of {epoch['of']}" if epoch and epoch["epoch"] else "",
+            f"{epoch['epoch']} of {epoch['of']}" if epoch and epoch["epoch"] else _busy(status["busy"]),
             auc(_last(status, "local")),
             auc(_last(status, "fused")),
-            sent,
-            received,
+            self._bytes(name, status, "sent"),
+            self._bytes(name, status, "received"),
         ]
+
+    def _bytes(self, name: str, status: dict[str, Any], direction: str) -> str:
+        """All exchanges together; a snapshot knows the present one only."""
+        for peer in status["peers"]:
+            key = (name, peer["name"], direction, peer[direction]["round"] or 0)
+            self._moved[key] = max(self._moved.get(key, 0), peer[direction]["bytes"])
+        total = sum(v for (n, _, d, _), v in self._moved.items() if (n, d) == (name, direction))
+        return size(total) if total else "-"
 
     def evaluations(self, words: dict[str, str]) -> None:
         table = Table.grid(padding=(0, 2))
@@ -158,8 +167,5 @@ def _last(status: dict[str, Any], key: str) -> float | None:
     return known[-1] if known else None
 
 
-def _bytes(status: dict[str, Any]) -> tuple[str, str]:
-    """Of the present exchange, all peers together."""
-    sent = sum(p["sent"]["bytes"] for p in status["peers"])
-    received = sum(p["received"]["bytes"] for p in status["peers"])
-    return (size(sent) if sent else "-"), (size(received) if received else "-")
+def _busy(busy: dict[str, Any] | None) -> str:
+    return f"{escaped(str(busy['what']), 40)} {busy['done']}/{busy['total']}" if busy else ""
