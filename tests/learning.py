@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from hsl_node.config import Plan
+from hsl_node.train import checkpoint
 from hsl_node.train.anchor import AnchorSet
 from hsl_node.train.data import Dataset
 from hsl_node.train.machine import Machine
@@ -65,3 +68,16 @@ def site(plan: Plan | None = None, data: Dataset | None = None, peer: str = "mer
         anchor=anchor() if method.embed_anchor else None,
         machine=CPU,
     )
+
+
+def all_of(trainer: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of an epoch checkpoint: the last epoch's model and Adam's moments, not only the best weights."""
+    saved = checkpoint.load(trainer)
+    assert saved is not None
+    moments = {f"{n}/{k}": v for n, state in saved.optimizer["state"].items() for k, v in state.items()}
+    return {**saved.model, **moments}
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    a, b = all_of(one), all_of(other)
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)

@@ -264,6 +264,7 @@ def test_a_round_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path, kind: 
     events: list[dict[str, Any]] = []
     assert run(site, tmp_path / "b", events) == undisturbed
     assert (tmp_path / "a/out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
+    assert learning.same_bytes(tmp_path / "a/trainer", tmp_path / "b/trainer")
     trained_again = [e["epoch"] for e in events if e["event"] == "epoch"]
     first = epoch + 1 if kind == "epoch" else epoch  # a saved epoch is not trained twice
     assert trained_again == list(range(first, 4))
@@ -290,6 +291,7 @@ def test_killed_between_the_best_file_and_the_epoch_checkpoint_changes_nothing(
         run(site, tmp_path / "b")
     monkeypatch.undo()
     assert run(site, tmp_path / "b") == undisturbed
+    assert learning.same_bytes(tmp_path / "a/trainer", tmp_path / "b/trainer")
     best = [p.name for p in (tmp_path / "b/trainer").glob("best_*")]
     assert best == [p.name for p in (tmp_path / "a/trainer").glob("best_*")] and len(best) == 1
 

@@ -175,6 +175,7 @@ def test_killed_with_sigkill_again_and_again_the_run_ends_with_the_same_bytes(
     untouched, *_, last = undisturbed
     assert two_rounds(process, state, initial(process, state)) == last
     assert (state / "r2.safetensors").read_bytes() == (untouched / "r2.safetensors").read_bytes()
+    assert learning.same_bytes(state / "trainer", untouched / "trainer")
 
     validated = process.do("validated", job="validate", round=2, base=str(state / "r2.safetensors"))[-1]
     assert validated["auc"] == last["auc"] and validated["loss"] > 0
