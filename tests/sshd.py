@@ -20,6 +20,7 @@ from types import TracebackType
 import pytest
 
 REQUESTS = "open,close,read,write,lstat,fstat,stat,opendir,readdir,realpath,rename,remove,mkdir,fsync,statvfs,limits"
+_login_works = False
 START_S = 30  # a bound for a broken set-up; never what decides a test
 
 
@@ -35,8 +36,9 @@ class Sshd:
         for name in ("parts", "inbox", "receipts"):
             (self.home / name).mkdir(parents=True)
         _keygen(folder / "host")
+        _keygen(folder / "probe")
         self.host_key = " ".join((folder / "host.pub").read_text().split()[:2])
-        (folder / "keys").write_text(accepts + "\n")
+        (folder / "keys").write_text(accepts + "\n" + (folder / "probe.pub").read_text())
         self._requests = requests
 
     def __enter__(self) -> Sshd:
@@ -47,6 +49,7 @@ class Sshd:
             with open(self.folder / "log", "wb") as log:
                 self._process = subprocess.Popen([self._program, "-D", "-e", "-f", str(config)], stderr=log)
             if self._is_up():
+                self._require_login()
                 return self
             self.stop()
         pytest.skip(f"sshd does not start here: {self.log()[-300:]}")
@@ -73,6 +76,19 @@ class Sshd:
             except OSError:
                 time.sleep(0.02)
         return False
+
+    def _require_login(self) -> None:
+        """Skip where sshd lets nobody in: a locked account, a user without a shell. Asked once in a test run."""
+        global _login_works
+        if not _login_works:
+            options = ["IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
+            command = ["sftp", "-q", "-b", "-", "-F", "none", "-P", str(self.port), "-i", str(self.folder / "probe")]
+            command += [word for option in options for word in ("-o", option)]
+            tried = subprocess.run([*command, f"{self.user}@127.0.0.1"], input=b"ls parts\n", capture_output=True)
+            if tried.returncode != 0:
+                self.stop()
+                pytest.skip(f"sshd starts here, but lets {self.user} not in: {self.log()[-300:]}")
+            _login_works = True
 
     def _config(self) -> str:
         known = subprocess.run(["ssh", "-Q", "kex"], capture_output=True, text=True, check=True)
@@ -108,7 +124,7 @@ ForceCommand internal-sftp -u 0077 -d {self.home} -p {self._requests}
 
 def _find_sshd() -> str:
     program = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin:/sbin")
-    if not program or not shutil.which("ssh-keygen") or not shutil.which("ssh"):
+    if not program or not all(shutil.which(tool) for tool in ("ssh-keygen", "ssh", "sftp")):
         pytest.skip("no OpenSSH server (sshd) and tools on this machine")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates its privileges
