@@ -34,9 +34,13 @@ class Validation:
     loss: float | None
 
     def better_than(self, other: Validation) -> bool:
-        """Higher AUC; where it is undefined, lower loss; where that is too (no images at all), the later epoch."""
-        if self.auc is not None and other.auc is not None:
-            return self.auc > other.auc  # a tie keeps the earlier one
+        """Higher AUC; AUC equal or undefined: lower loss; that undefined too (no images at all): the later epoch.
+
+        Small hospitals validate on a few patients, where many epochs reach the same AUC and the first of them has
+        hardly been trained.
+        """
+        if self.auc is not None and other.auc is not None and self.auc != other.auc:
+            return self.auc > other.auc
         if self.loss is not None and other.loss is not None:
             return self.loss < other.loss
         return True
