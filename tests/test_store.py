@@ -230,6 +230,14 @@ def test_what_is_stored_already_counts_as_room(store):
     assert store.room(1000, 2)[1] == 4000  # two rounds of 2 peers and a fusion = 6, two are here
 
 
+def test_checkpoint_deleted_while_room_is_measured_counts_nothing(store):
+    """Status is asked for while old rounds are pruned in another thread: a name is listed, its file gone."""
+    folder = store.layout.inbox(1, Peer("birch")).parent
+    folder.mkdir()
+    (folder / "birch.safetensors").symlink_to("gone")
+    assert store.room(1000, 2)[1] == 6000
+
+
 # ------------------------------------------------------------------ readers
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -138,8 +139,19 @@ class Store:
 def room(layout: Layout, checkpoint_bytes: int, peers: int) -> tuple[int, int]:
     """(bytes free, bytes that must be free to start a round): what is stored already counts as room."""
     usage = shutil.disk_usage(layout.state)
-    held = sum(f.stat().st_size for d in ("inbox", "outbox") for f in (layout.state / d).rglob("*.safetensors"))
+    held = sum(_held(layout.state / folder) for folder in ("inbox", "outbox"))
     return usage.free, max(0, 2 * (peers + 1) * checkpoint_bytes - held)
+
+
+def _held(folder: Path) -> int:
+    """Bytes of the checkpoints below a folder. `prune` may be deleting some of them in another thread meanwhile."""
+    total = 0
+    for where, _, names in os.walk(folder):  # unlike rglob it passes over a folder that is gone by now
+        for name in names:
+            if name.endswith(".safetensors"):
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(where, name)).st_size
+    return total
 
 
 def paths_of(layout: Layout, round: Round, me: Peer, peers: tuple[Peer, ...]) -> Mapping[Peer, Path]:
