@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REFUSED_RETRY_S = 60.0  # a peer refused our checkpoint; a person may mend the reason at either site meanwhile
+REFUSED_RETRY_S = 60.0  # a peer refused us; a person may mend the reason at either site meanwhile
+REFUSED_RETRY_MAX_S = 3600.0  # a checkpoint is sent anew each time: not 95 MB a minute to a peer that never takes it
 
 
 class Delivery:
@@ -41,7 +43,7 @@ class Delivery:
             parcel = self._parcel(action.round)
             transfer = self.transfers[peer]
             began = time.monotonic()
-            while True:
+            for refusals in itertools.count():
                 receipt = await push(
                     node.federation.get(peer),
                     parcel,
@@ -56,9 +58,10 @@ class Delivery:
                 if receipt.accepted:
                     break
                 text = f"{peer} refuses this node's round {action.round} ({receipt.code}): {escaped(receipt.text)}"
-                fix = "settle it with that hospital; this node tries again every minute"
+                wait_s = min(REFUSED_RETRY_S * 2**refusals, REFUSED_RETRY_MAX_S) if parcel.bytes else REFUSED_RETRY_S
+                fix = f"settle it with that hospital; this node tries again every {wait_s / 60:.0f} min"
                 node.alarms.sound(f"refused by {peer}", text, fix)
-                await asyncio.sleep(REFUSED_RETRY_S)
+                await asyncio.sleep(wait_s)
             node.alarms.settle(f"refused by {peer}")
             journal, seconds = node.journal, time.monotonic() - began
             log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})

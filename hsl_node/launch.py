@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 
 from hsl_node import config, identity
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.errors import ConfigError, FederationMismatch
+from hsl_node.memory import keep_freed_memory
 from hsl_node.node import Node
 from hsl_node.sync.store import Layout, Store
 from hsl_node.sync.tensors import sha256_of
@@ -26,7 +28,9 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
     config.require_member(federation, node_config.name, me.public)
     _require_anchor(state, node_config, federation)
     os.umask(0o077)
+    keep_freed_memory()
     store = Store(Layout(state))
+    gc.freeze()  # what the imports made stays for good: later collections need not look at it
     try:
         return asyncio.run(_run(node_config, federation, me, store, trainer_command))
     finally:

@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Call once, at the start of a process that exchanges checkpoints. Gives back whether it took effect.
 
     Every 255 KiB block of a transfer is copied about ten times on its way through SSH. By default glibc gives such
-    memory back to the kernel and takes it again, zeroed, page by page. *Measured* for sending 95 MB: 61,000 page
-    faults without this and 2,500 with it, a quarter of the processor time of either client, the same peak memory.
+    memory back to the kernel and takes it again, zeroed, page by page. *Measured*, sending six files of 95 MB: 370,546
+    page faults without this and 14,765 with it, a quarter less processor time, the same peak memory.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
