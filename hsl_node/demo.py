@@ -31,7 +31,10 @@ PHANTOM_PLAN: dict[str, Any] = {
     "image_size": 48,
     "batch_size": 16,
     "backbone": "tiny",
-    "rounds": 9,  # short ones: hospitals that differ this much drift apart in long ones, and their mean is worse
+    # Fewer images to train on than the published 60 %: it is then that hospitals need each other, and the larger
+    # validation and test sets make the table less a matter of chance.
+    "split_percent": (40, 20, 40),
+    "rounds": 12,  # short ones: hospitals that differ this much drift apart in long ones, and their mean is worse
     "epochs_per_round": 2,
     "learning_rate": 3e-3,
     "learning_rate_min": 3e-4,

@@ -34,7 +34,7 @@ MARKER = ".hsl-demo"
 OURS = ("images", "nodes", "anchor.safetensors", "federation.toml", "report.html")  # what a new demo replaces
 HOSPITALS_MAX = 8  # each is a daemon and a trainer: about 0.6 GB of memory
 PHANTOM_PX = 96
-ANCHORS_EACH = 100  # of the stand-in, per class: as many as a small hospital has images
+ANCHORS_EACH = 60  # of the stand-in, per class: about as many as a small hospital has images to train on
 REAL_ANCHORS_EACH = 1000  # per class, where there are that many: the published number
 COLUMNS = {  # our word -> what tables call it, best first
     "path": ("path", "file", "filename", "file_name", "image", "image_path", "filepath"),

@@ -63,8 +63,8 @@ class Hospital:
 # Three unlike hospitals: a large one with a good machine; screening, with few and small malignancies, deep and dark; a
 # small clinic with an old machine.
 HOSPITALS = (
-    Hospital("harbour", 300, 0.50, (0.15, 0.25), (0.40, 0.52), Scanner(1, 60, 4, 0.009, 0.005)),
-    Hospital("meadow", 240, 0.30, (0.14, 0.22), (0.44, 0.56), Scanner(-2, 54, 7, 0.011, 0.006, 0.003)),
+    Hospital("harbour", 340, 0.50, (0.15, 0.25), (0.40, 0.52), Scanner(1, 60, 4, 0.009, 0.005)),
+    Hospital("meadow", 200, 0.30, (0.14, 0.22), (0.44, 0.56), Scanner(-2, 54, 7, 0.011, 0.006, 0.003)),
     Hospital("summit", 120, 0.60, (0.15, 0.26), (0.38, 0.50), Scanner(4, 52, 5, 0.014, 0.008, 0.006)),
 )
 
