@@ -1,4 +1,4 @@
-"""Repeat a finished demo's run with new keys and two kills, and compare: the same fused models, how much was sent twice.
+"""Repeat a finished demo's run with new keys and two kills: are the fused models the same, how much was sent twice?
 
     hsl-node demo --out hsl-demo ...                       # undisturbed
     python benchmarks/interruption.py hsl-demo             # the same plan, data and names; one daemon killed twice
@@ -21,11 +21,11 @@ from pathlib import Path
 import tomli_w
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import cluster as clusters  # noqa: E402  (the tests' own cluster of real daemons)
+import cluster as clusters
 
-from hsl_node.config import load_federation  # noqa: E402
-from hsl_node.sync.journal import Journal  # noqa: E402
-from hsl_node.sync.names import PARTS  # noqa: E402
+from hsl_node.config import load_federation
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import PARTS
 
 clusters.WAIT_S = 3600  # a round of real training takes minutes
 
