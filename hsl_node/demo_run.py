@@ -70,8 +70,8 @@ class Daemons:
         return found
 
     def end(self) -> None:
-        """Stop all, in order first: each saves and leaves. Never raises."""
-        with undisturbed():
+        """Stop all, in order first: each saves and leaves."""
+        with deferred():
             for hospital in self.hospitals:
                 with suppress(HslError, OSError):
                     control.stop(hospital.state, None)
@@ -95,7 +95,8 @@ def running(hospitals: Sequence[Hospital]) -> Iterator[Daemons]:
     daemons = Daemons(hospitals)
     try:
         for hospital in hospitals:
-            daemons.start(hospital)
+            with deferred():
+                daemons.start(hospital)
         yield daemons
     finally:
         daemons.end()
@@ -138,11 +139,12 @@ def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]],
     try:
         for hospital in hospitals:
             command = [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state)]
-            working[hospital.name] = _spawn(
-                [*command, "evaluate", "--alone", "--json"],
-                stdout=_log(hospital, "evaluation.json"),
-                stderr=_log(hospital, "evaluate.txt"),
-            )
+            with deferred():
+                working[hospital.name] = _spawn(
+                    [*command, "evaluate", "--alone", "--json"],
+                    stdout=_log(hospital, "evaluation.json"),
+                    stderr=_log(hospital, "evaluate.txt"),
+                )
         while True:
             codes = {name: process.poll() for name, process in working.items()}
             for hospital in hospitals:
@@ -157,7 +159,7 @@ def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]],
                 break
             time.sleep(POLL_S / 2)
     finally:
-        with undisturbed():
+        with deferred():
             end_all(list(working.values()))
     return {h.name: json.loads((h.state / "log" / "evaluation.json").read_text("utf-8")) for h in hospitals}
 
@@ -201,14 +203,18 @@ def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """An impatient second Ctrl-C must not leave processes behind; ending them takes STOP_S at most."""
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in _ENDING}
+def deferred() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: a process that is being started is known to us before we leave, and ending
+    them all (STOP_S at most) is not cut short by an impatient second Ctrl-C."""
+    heard: list[int] = []
+    before = {s: signal.signal(s, lambda number, _frame: heard.append(number)) for s in _ENDING}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -191,6 +191,15 @@ def test_fused_models_that_differ_are_said_loudly(tmp_path: Path, federation_of:
     assert demo.exit_code(agreement[:1]) == 0
 
 
+def test_interruption_while_a_process_is_being_started_waits_until_it_is_known() -> None:
+    """Else the process would be nobody's, and stay."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), demo_run.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("registered")
+    assert done == ["registered"]
+
+
 @pytest.fixture
 def tiny_hospitals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phantoms, "HOSPITALS", tuple(replace(h, patients=16) for h in phantoms.HOSPITALS[:2]))
