@@ -1,0 +1,188 @@
+"""evaluate, predict, export on a real state directory: scored once, and exactly the model that is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+from conftest import FederationOf
+from PIL import Image
+
+from hsl_node import results
+from hsl_node.config import Plan, federation_text
+from hsl_node.errors import DataError, LocalStateError, UsageError
+from hsl_node.study import phantoms
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.round import Phase, State, to_json
+from hsl_node.sync.store import Layout
+from hsl_node.sync.tensors import read_weights, sha256_of
+from hsl_node.train.methods import METHODS
+from hsl_node.train.site import initial_weights
+
+PLAN = Plan(
+    method="fedavg",
+    classes=phantoms.CLASSES,
+    image_size=16,
+    backbone="tiny",
+    batch_size=8,
+    rounds=1,
+    epochs_per_round=1,
+)
+
+
+@pytest.fixture
+def state(tmp_path: Path, federation_of: FederationOf) -> Path:
+    """A node after a finished run of one round. The models are untrained: what matters is which file is scored."""
+    layout = Layout(tmp_path / "ash")
+    layout.make()
+    table = phantoms.write(tmp_path / "images", replace(phantoms.HOSPITALS[0], patients=24), seed=1, size=32)
+    federation = federation_of(2, plan=PLAN).federation
+    node = {
+        "name": "ash",
+        "address": federation.get("ash").address,
+        "data": {"path": str(table)},
+        "train": {"threads": 1},
+    }
+    (layout.state / "node.toml").write_text(tomli_w.dumps(node))
+    (layout.state / "federation.toml").write_text(federation_text(federation))
+    method = METHODS[PLAN.method]
+    digest, _ = initial_weights(layout.state, PLAN, method, layout.fused(1))
+    initial_weights(layout.state, PLAN.model_copy(update={"seed": 2}), method, layout.outbox(1))
+    journal = Journal.create(layout.journal)
+    with journal.transaction():
+        journal.record_fused(1, digest)
+        journal.record_validation(1, 0.6, 0.7)
+    journal.close()
+    set_phase(layout.state, Phase.FINISHED)
+    return layout.state
+
+
+def set_phase(state: Path, phase: Phase) -> None:
+    journal = Journal.create(Layout(state).journal)
+    peers = ("ash", "birch")
+    journal.save_state(to_json(State("ash", peers, 1, "0" * 64, phase=phase, round=2)))  # type: ignore[arg-type]
+    journal.close()
+
+
+def recorded(state: Path) -> dict[str, object]:
+    journal = Journal.read_only(Layout(state).journal)
+    found = journal.result(results.EVALUATION)
+    journal.close()
+    assert found is not None
+    return found
+
+
+def test_evaluation_names_the_files_it_scored_and_is_recorded(state: Path) -> None:
+    found = results.evaluate(state)
+    assert found == recorded(state)
+    assert (found["evaluated"], found["final"], found["round"]) == (1, True, 1)
+    layout = Layout(state)
+    assert found["weights"] == {"fused": sha256_of(layout.fused(1)), "local": sha256_of(layout.outbox(1))}
+    assert found["test"]["fused"] != found["test"]["local"]  # two models, two scores
+    for scores in found["test"].values():
+        assert scores["images"] == found["images"]["test"] == sum(map(sum, scores["confusion"]))
+
+
+def test_second_call_shows_the_record_and_scores_nothing(state: Path) -> None:
+    first = results.evaluate(state)
+    Layout(state).fused(1).unlink()  # nothing is left that could be scored
+    assert results.evaluate(state) == first
+
+
+def test_measuring_again_is_counted_and_said(state: Path) -> None:
+    first = results.evaluate(state)
+    again = results.evaluate(state, again=True)
+    assert again["evaluated"] == 2
+    assert again["test"] == first["test"]
+    assert "has been used 2 times" in results.evaluation_text(again)
+    assert "times" not in results.evaluation_text(first)
+
+
+def test_what_a_record_lacks_is_added_without_scoring_the_rest_again(state: Path) -> None:
+    """The fused model's file is gone: only the model trained alone can have been scored now."""
+    first = results.evaluate(state)
+    Layout(state).fused(1).unlink()
+    found = results.evaluate(state, alone=True)
+    assert found["evaluated"] == 1
+    assert found["test"]["fused"] == first["test"]["fused"]
+    assert found["weights"]["alone"] == sha256_of(state / "trainer" / "alone.safetensors")
+    assert "trained alone" in results.evaluation_text(found)
+    assert results.evaluate(state, again=False) == found
+
+
+def test_unfinished_run_leaves_the_test_set_untouched(state: Path) -> None:
+    set_phase(state, Phase.TRAIN)
+    with pytest.raises(UsageError, match="not over"):
+        results.evaluate(state)
+    found = results.evaluate(state, again=True)
+    assert not found["final"]
+    assert "before the run was over" in results.evaluation_text(found)
+
+
+def test_altered_model_file_is_not_scored(state: Path) -> None:
+    path = Layout(state).fused(1)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LocalStateError, match="not the file with sha256"):
+        results.evaluate(state)
+
+
+def test_predictions_are_probabilities_of_each_class_in_the_order_given(state: Path, tmp_path: Path) -> None:
+    images = sorted((tmp_path / "images").rglob("*.png"))[:5]
+    found = results.predict(state, images)
+    assert [Path(row["image"]) for row in found["images"]] == images
+    for row in found["images"]:
+        assert set(row["probabilities"]) == {"benign", "malignant"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+    backwards = results.predict(state, images[::-1])
+    assert [r["probabilities"] for r in backwards["images"]][::-1] == [
+        {k: pytest.approx(v, abs=1e-6) for k, v in r["probabilities"].items()} for r in found["images"]
+    ]
+    results.write_csv(found, tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[2]["malignant"]) == pytest.approx(found["images"][2]["probabilities"]["malignant"], abs=1e-6)
+    assert {r["model_sha256"] for r in rows} == {sha256_of(Layout(state).fused(1))}
+
+
+def test_unreadable_images_are_all_named_and_nothing_is_predicted(state: Path, tmp_path: Path) -> None:
+    good = next((tmp_path / "images").rglob("*.png"))
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(DataError) as caught:
+        results.predict(state, [good, tmp_path / "text.png", tmp_path / "absent.png"])
+    assert "text.png" in str(caught.value)
+    assert "absent.png" in str(caught.value)
+    assert good.name not in str(caught.value)
+
+
+def test_colour_and_grey_copies_of_an_image_get_the_same_prediction(state: Path, tmp_path: Path) -> None:
+    grey = next((tmp_path / "images").rglob("*.png"))
+    with Image.open(grey) as image:
+        image.convert("RGB").save(tmp_path / "colour.png")
+    first, second = results.predict(state, [grey, tmp_path / "colour.png"])["images"]
+    assert first["probabilities"] == second["probabilities"]
+
+
+def test_export_holds_the_weights_and_says_where_they_come_from(state: Path, tmp_path: Path) -> None:
+    results.evaluate(state)
+    files, missing = results.export(state, tmp_path / "model")
+    assert {f.name for f in files} == {"model.safetensors", "model.json"}
+    assert missing == ""  # ONNX was not asked for
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert card["trained_by"] == "ash"
+    assert card["source_weights_sha256"] == sha256_of(Layout(state).fused(1))
+    assert card["test"]["images"] == results.evaluate(state)["images"]["test"]
+    exported, fused = read_weights(files[0]), read_weights(Layout(state).fused(1))
+    assert exported.keys() == fused.keys()
+    assert all((exported[n] == fused[n]).all() for n in fused)
+
+
+def test_round_that_is_not_kept_names_those_that_are(state: Path) -> None:
+    with pytest.raises(UsageError, match="no fused model of round 7") as caught:
+        results.find_model(state, 7)
+    assert "rounds kept here: 1" in str(caught.value)
