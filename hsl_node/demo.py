@@ -15,6 +15,7 @@ from hsl_node import control, demo_run, demo_setup, demo_view, report
 from hsl_node.config import Plan
 from hsl_node.demo_setup import Hospital
 from hsl_node.errors import PeerDataError, UsageError
+from hsl_node.report_facts import Agreement, agreement, read
 from hsl_node.study import phantoms
 from hsl_node.toml_file import check
 from hsl_node.units import auc, duration, table
@@ -107,9 +108,9 @@ def run(
         shown.say(f"All hospitals have finished ({duration(trained - began)}). Now each one alone, for comparison:")
         found = demo_run.evaluate_all(sites, shown.evaluations)
         page = report.build_federation([s.state for s in sites], target / "report.html", note=note)
-    agreement = report.agreement([report.read(s.state) for s in sites])
-    print(closing(sites, found, agreement, page, time.monotonic() - began))
-    return exit_code(agreement)
+    agreed = agreement([read(s.state) for s in sites])
+    print(closing(sites, found, agreed, page, time.monotonic() - began))
+    return exit_code(agreed)
 
 
 def _plan(settings: dict[str, Any]) -> Plan:
@@ -133,14 +134,14 @@ def _opening(sites: Sequence[Hospital], plan: Plan, threads: int, anchor: str | 
     return "\n".join([*lines, *([f"anchor set: {anchor}"] if anchor else []), *([note] if note else []), ""])
 
 
-def exit_code(agreement: Sequence[report.Agreement]) -> int:
-    return 0 if all(row.agree for row in agreement) else PeerDataError.exit_code
+def exit_code(agreed: Sequence[Agreement]) -> int:
+    return 0 if all(row.agree for row in agreed) else PeerDataError.exit_code
 
 
 def closing(
     sites: Sequence[Hospital],
     found: dict[str, dict[str, Any]],
-    agreement: Sequence[report.Agreement],
+    agreed: Sequence[Agreement],
     page: Path,
     seconds: float,
 ) -> str:
@@ -157,14 +158,14 @@ def closing(
     lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 6))]
     if any("undefined" in row for row in rows):
         lines += ["", "undefined: that test set holds one class only"]
-    differing = [row for row in agreement if not row.agree]
+    differing = [row for row in agreed if not row.agree]
     if differing:
         lines += ["", *(f"THE FUSED MODELS DIFFER in round {row.round}: {row.text}" for row in differing)]
     else:
-        last = agreement[-1]
+        last = agreed[-1]
         lines += [
             "",
-            f"All {len(sites)} hospitals hold the same fused model, byte for byte, in each of {len(agreement)} rounds; "
+            f"All {len(sites)} hospitals hold the same fused model, byte for byte, in each of {len(agreed)} rounds; "
             f"the last: sha256 {last.text}",
         ]
     return "\n".join([*lines, f"Report: {page}", f"Took {duration(seconds)}."])

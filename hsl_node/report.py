@@ -10,19 +10,17 @@ import platform
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hsl_node import __version__
-from hsl_node.config import Federation, load_federation, load_node
+from hsl_node.config import Federation
 from hsl_node.enrol import write_new
 from hsl_node.errors import UsageError
+from hsl_node.report_facts import Agreement, NodeFacts, agreement, read
 from hsl_node.report_figures import PHASES, Bar, auc_panel, roc_panel, timeline
-from hsl_node.results import EVALUATION, MODELS
-from hsl_node.sync.journal import Journal
-from hsl_node.sync.store import Layout
+from hsl_node.results import MODELS
 from hsl_node.units import auc, clock, duration, size
 
 TEMPLATE = "report.html"
@@ -35,45 +33,6 @@ PHASE_WORDS = {
     "collect": "exchange and wait for the full set",
     "fuse": "fusion",
 }
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """What one node's state directory says; all tables as Journal.rows gives them."""
-
-    name: str
-    federation: Federation
-    meta: Mapping[str, str]  # torch, device, samples
-    phase: str
-    reason: str
-    rounds_fused: int
-    best: tuple[int, str] | None
-    manifests: Sequence[Mapping[str, Any]]
-    fused: Sequence[Mapping[str, Any]]  # of round 1 and later
-    epochs: Sequence[Mapping[str, Any]]
-    phases: Sequence[Mapping[str, Any]]
-    transfers: Sequence[Mapping[str, Any]]
-    notes: Sequence[Mapping[str, Any]]
-    evaluation: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What the hospitals say the fused model of one round is."""
-
-    round: int
-    digests: Mapping[str, str]  # hospital -> sha256
-
-    @property
-    def agree(self) -> bool:
-        return len(set(self.digests.values())) == 1
-
-    @property
-    def text(self) -> str:
-        """The digest, or who has which."""
-        if self.agree:
-            return next(iter(self.digests.values()))
-        return ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(self.digests.items()))
 
 
 def build(state: Path, out: Path) -> Path:
@@ -96,47 +55,6 @@ def build_federation(states: Sequence[Path], out: Path, *, note: str = "") -> Pa
         raise UsageError("these nodes are of different federations", remedy="make a report of each")
     write_new(out, render(nodes, note=note, now=time.time()), replace=True)
     return out
-
-
-def read(state: Path) -> NodeFacts:
-    """Raises: NotInitialised, ConfigError."""
-    node, federation = load_node(state), load_federation(state)
-    journal = Journal.read_only(Layout(state).journal)
-    try:
-        saved = journal.state() or {}
-        fused = [r for r in journal.rows("fused") if r["round"] > 0]
-        return NodeFacts(
-            name=node.name,
-            federation=federation,
-            meta={k: journal.meta(k) or "unknown" for k in ("torch", "device", "samples")},
-            phase=str(saved.get("phase", "not started")),
-            reason=str(saved.get("reason", "")),
-            rounds_fused=max((r["round"] for r in fused), default=0),
-            best=journal.best_fused(),
-            manifests=journal.rows("manifests"),
-            fused=fused,
-            epochs=journal.rows("epochs"),
-            phases=journal.rows("phases"),
-            transfers=journal.rows("transfers"),
-            notes=journal.rows("notes"),
-            evaluation=journal.result(EVALUATION),
-        )
-    finally:
-        journal.close()
-
-
-def agreement(nodes: Sequence[NodeFacts]) -> list[Agreement]:
-    """Per round, the digest of the fused model at every hospital: of these nodes from their own journals, of the others
-    from the signed manifests in which they say what they started the next round from."""
-    digests: dict[int, dict[str, str]] = defaultdict(dict)
-    for node in nodes:
-        for row in node.manifests:
-            if row["round"] > 1:
-                digests[row["round"] - 1].setdefault(row["peer"], row["content"]["base"])
-    for node in nodes:
-        for row in node.fused:
-            digests[row["round"]][node.name] = row["sha256"]
-    return [Agreement(round, digests[round]) for round in sorted(digests)]
 
 
 # ------------------------------------------------------------------ the page

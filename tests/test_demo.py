@@ -14,11 +14,12 @@ import pytest
 from conftest import FederationOf
 from test_report import make_state
 
-from hsl_node import demo, demo_run, demo_setup, report
+from hsl_node import demo, demo_run, demo_setup
 from hsl_node.config import DataConfig, Plan, load_node
 from hsl_node.demo_run import DemoFailed
 from hsl_node.demo_setup import Hospital, find_columns, find_table, ordered_classes, peer_names, prepare_folder
 from hsl_node.errors import DataError, NotRunning, UsageError
+from hsl_node.report_facts import agreement, read
 from hsl_node.study import phantoms
 from hsl_node.sync.names import parse_peer
 
@@ -184,11 +185,11 @@ def test_fused_models_that_differ_are_said_loudly(tmp_path: Path, federation_of:
         make_state(tmp_path, members, "ash", claims={"birch": "9" * 64}),
         make_state(tmp_path, members, "birch", fused=("1" * 64, "9" * 64)),
     ]
-    agreement = report.agreement([report.read(s) for s in states])
-    text = demo.closing([], {}, agreement, tmp_path / "report.html", 1.0)
+    agreed = agreement([read(s) for s in states])
+    text = demo.closing([], {}, agreed, tmp_path / "report.html", 1.0)
     assert f"THE FUSED MODELS DIFFER in round 2: ash {'2' * 12}, birch {'9' * 12}" in text
-    assert demo.exit_code(agreement) == 14
-    assert demo.exit_code(agreement[:1]) == 0
+    assert demo.exit_code(agreed) == 14
+    assert demo.exit_code(agreed[:1]) == 0
 
 
 def test_interruption_while_a_process_is_being_started_waits_until_it_is_known() -> None:
@@ -214,7 +215,7 @@ def test_demo_trains_compares_and_reports_and_leaves_no_process(
     assert code == 0, text
     assert "All 2 hospitals hold the same fused model, byte for byte, in each of 1 rounds" in text
     assert "no patient stands behind them" in text
-    nodes = [report.read(s) for s in sorted((tmp_path / "d" / "nodes").iterdir())]
+    nodes = [read(s) for s in sorted((tmp_path / "d" / "nodes").iterdir())]
     assert [n.phase for n in nodes] == ["finished", "finished"]
     assert len({n.fused[-1]["sha256"] for n in nodes}) == 1
     for node in nodes:

@@ -15,6 +15,7 @@ from conftest import FederationOf, Members
 from hsl_node import report
 from hsl_node.config import Plan, federation_text
 from hsl_node.errors import NotInitialised, UsageError
+from hsl_node.report_facts import agreement, read
 from hsl_node.results import EVALUATION
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer
@@ -204,7 +205,7 @@ def test_transfers_are_added_up_per_pair(tmp_path: Path, members: Members) -> No
 
 def test_page_of_one_node_compares_the_peers_by_their_signed_manifests(tmp_path: Path, members: Members) -> None:
     state = make_state(tmp_path, members, "ash", claims={"cedar": "c" * 64})
-    first, second = report.agreement([report.read(state)])
+    first, second = agreement([read(state)])
     assert first.agree
     assert first.digests == {"ash": "1" * 64, "birch": "1" * 64, "cedar": "1" * 64}
     assert not second.agree
@@ -218,7 +219,7 @@ def test_journals_that_hold_different_fused_models_disagree_whatever_manifests_s
     tmp_path: Path, members: Members
 ) -> None:
     states = [make_state(tmp_path, members, "ash"), make_state(tmp_path, members, "birch", fused=("1" * 64, "9" * 64))]
-    agreed = report.agreement([report.read(s) for s in states])
+    agreed = agreement([read(s) for s in states])
     assert [a.agree for a in agreed] == [True, False]
 
 
