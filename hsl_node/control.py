@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # (op, request) -> answer
 
-OPS = ("status", "pause", "resume", "stop", "reload")
+OPS = ("status", "pause", "resume", "stop")
 REQUEST_MAX_BYTES = 64 * 1024  # our own requests have a few dozen bytes
 REQUEST_TIMEOUT_S = 10.0  # whoever connects and says nothing holds no slot for ever
 ANSWER_TIMEOUT_S = 10.0  # the loop answers within milliseconds; a daemon silent for this long needs a look
@@ -71,7 +71,7 @@ def stop(state: Path, wait_s: float | None) -> None:
             if process is not None and wait_s is not None and not _ended(process, wait_s):
                 raise WaitTimeout(
                     f"the daemon is still running after {wait_s:.0f} s",
-                    remedy="it finishes its epoch checkpoint first; look with `hsl-node status`, or wait longer",
+                    remedy="it closes transfers and the trainer first; look with `hsl-node status`, or wait longer",
                 )
         finally:
             if process is not None:

@@ -58,7 +58,8 @@ class Delivery:
                 if receipt.accepted:
                     break
                 text = f"{peer} refuses this node's round {action.round} ({receipt.code}): {escaped(receipt.text)}"
-                wait_s = min(REFUSED_RETRY_S * 2**refusals, REFUSED_RETRY_MAX_S) if parcel.bytes else REFUSED_RETRY_S
+                growth = 2 ** min(refusals, 10) if parcel.bytes else 1
+                wait_s = min(REFUSED_RETRY_S * growth, REFUSED_RETRY_MAX_S)
                 fix = f"settle it with that hospital; this node tries again every {wait_s / 60:.0f} min"
                 node.alarms.sound(f"refused by {peer}", text, fix)
                 await asyncio.sleep(wait_s)

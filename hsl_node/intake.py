@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RESCAN_S = 30.0  # the embedded inbox announces every arrival; this is the safety net
 RESCAN_DIRECTORY_S = 1.0  # an inbox that another server writes has to be looked at
+TOLD_PER_MINUTE = 20  # refusals of one peer, in log and journal
 SWEEP_S = 3600.0  # how often forgotten parts are collected
 
 
@@ -35,6 +36,7 @@ class Intake:
         self.homes = self._foreign or node.layout.homes
         self.last_seen: dict[Peer, float] = {}
         self._wake = {p: asyncio.Event() for p in node.others}
+        self._told: dict[Peer, tuple[float, int]] = {}  # refusals told in the minute since
 
     def wake(self, *peers: Peer) -> None:
         """Look into these inboxes now; no peer named: all of them."""
@@ -100,7 +102,9 @@ class Intake:
         known = node.journal.manifest(manifest.round, peer)
         if known is not None and known["content"] != manifest.content() and manifest.round > 0:
             self._prove(known["document"], arrival)
-            node.apply(Arrived(claim_of(manifest)))  # halts
+            if arrival.data is not None:
+                arrival.data.unlink(missing_ok=True)
+            node.apply(Arrived(claim_of(manifest)))  # halts, where the two differ in what decides a fusion
             return self._answer(arrival, "equivocation", "two different manifests were signed for this round")
         if arrival.data is not None:
             await asyncio.to_thread(node.store.admit, arrival.data, manifest.round, peer)
@@ -139,10 +143,15 @@ class Intake:
             known = node.journal.manifest(manifest.round, peer)
             if known is not None and known["content"] == manifest.content():  # our receipt was lost: say it again
                 return self._answer(refusal, "accepted", "")
-            if known is not None:
+            if known is not None and manifest.round > 0:
                 self._prove(known["document"], refusal)
-        log.warning("refused", extra={"peer": peer, "code": refusal.code, "reason": escaped(error.message)})
-        node.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
+            elif known is not None:
+                fix = "restore its state directory from backup, or start a new federation: this one has begun"
+                return node.alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
+        if self._may_tell(peer):
+            told = {"peer": peer, "file": refusal.name, "code": refusal.code, "reason": escaped(error.message)}
+            log.warning("refused", extra=told)
+            node.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
         if isinstance(error, FederationMismatch):
             node.alarms.sound(f"setup {peer}", escaped(error.message), error.remedy)
         else:
@@ -153,6 +162,15 @@ class Intake:
             node.alarms.sound(f"refused {peer}", text, fix)
         if manifest is not None:
             self._answer(refusal, refusal.code, error.message)
+
+    def _may_tell(self, peer: Peer) -> bool:
+        """A hostile peer may be refused without end, and must not push everything else out of log and journal."""
+        now = time.monotonic()
+        since, told = self._told.get(peer, (now, 0))
+        if now - since > 60:
+            since, told = now, 0
+        self._told[peer] = (since, told + 1)
+        return told < TOLD_PER_MINUTE
 
     def _answer(self, item: Arrival | Refusal, code: str, text: str) -> None:
         assert item.manifest is not None
@@ -173,7 +191,7 @@ class Intake:
         node, peer, manifest = self._node, second.sender, second.manifest
         stem = f"r{manifest.round:06d}_{peer}"
         node.store.keep_evidence(f"{stem}_first.manifest", first)
-        path = node.store.keep_evidence(f"{stem}_{manifest.sha256[:12]}.manifest", second.document)
+        path = node.store.keep_evidence(f"{stem}_second.manifest", second.document)  # two are proof; not hundreds
         error = Equivocation(
             f"{peer} signed two different manifests for round {manifest.round}; proof in {path.parent}",
             remedy="call that hospital: its node was cloned, restored from an old backup, or taken over",

@@ -86,7 +86,7 @@ class Node:
             self._spawn("pulse", self._pulse())
             self._spawn("begin", self._begin())
             await self._stopping.wait()
-            service.notify("STOPPING=1", "STATUS=saving and leaving")
+            service.notify("STOPPING=1", "STATUS=leaving")
             log.info("stopping")
             await self._end()
         if self._fatal is not None:
@@ -171,9 +171,9 @@ class Node:
         if (after.phase, after.round) != (before.phase, before.round):
             log.info("phase", extra={"phase": str(after.phase), "round": after.round, "base": after.base[:12]})
             self.intake.wake()  # what waited one round ahead may be acceptable now
-        if after.phase is Phase.HALTED and before.phase is not Phase.HALTED:
-            log.error("halted: peers disagree", extra={"reason": after.reason})
-            self.journal.note("error", "halted", after.reason)
+        if after.reason != before.reason:
+            log.error("peers disagree", extra={"phase": str(after.phase), "reason": after.reason})
+            self.journal.note("error", "disagreement", after.reason)
         self._reconcile()
 
     def _reconcile(self) -> None:
@@ -225,17 +225,18 @@ class Node:
 
     async def _train(self, action: Train) -> None:
         await self._wait_for_room()
-        self.epoch = None
-        event = await self.trainer.run(
-            {
-                "job": "train",
-                "round": action.round,
-                "base": str(self.layout.fused(action.round - 1)),
-                "base_sha256": action.base,
-                "out": str(self.layout.outbox(action.round)),
-            }
-        )
-        self.epoch = None
+        try:
+            event = await self.trainer.run(
+                {
+                    "job": "train",
+                    "round": action.round,
+                    "base": str(self.layout.fused(action.round - 1)),
+                    "base_sha256": action.base,
+                    "out": str(self.layout.outbox(action.round)),
+                }
+            )
+        finally:
+            self.epoch = self.busy = None
         self._publish(
             self._manifest(
                 action.round,
@@ -325,6 +326,7 @@ class Node:
         round = self._last_to_validate()
         if round is not None:
             await self.trainer.run({"job": "validate", "round": round, "base": str(self.layout.fused(round))})
+        self.busy = None
         await self.trainer.stop()  # nothing more to train: give the memory back
 
     async def _wait_for_room(self) -> None:
@@ -350,11 +352,17 @@ class Node:
     # ------------------------------------------------------------------ trainer events, control, pulse
 
     def _trainer_event(self, event: dict[str, Any]) -> None:
+        with self.journal.transaction():
+            self._record(event)
+
+    def _record(self, event: dict[str, Any]) -> None:
         match event.get("event"):
             case "initialised":
                 self.journal.set_meta("samples", str(event["images"]["train"]))
                 self.journal.set_meta("torch", str(event["versions"]["torch"]))
                 self.journal.set_meta("device", str(event["device"]))
+                for number, text in enumerate(event.get("warnings", ())):
+                    self.alarms.sound(f"data {number}", text, "look at `hsl-node data check`")
             case "progress":
                 self.epoch = event
                 self.busy = None
@@ -366,8 +374,6 @@ class Node:
             case "validated":
                 self.journal.record_validation(event["round"], event["auc"], event.get("loss"))
                 log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
-            case "warning":
-                self.alarms.sound("trainer", str(event.get("text")), str(event.get("fix", "")))
             case _:
                 pass
 
@@ -391,10 +397,19 @@ class Node:
     async def _pulse(self) -> None:
         """Tell systemd that the loop lives, and what the node is doing."""
         while True:
-            service.notify("WATCHDOG=1", f"STATUS={_headline(snapshot(self))}")
+            service.notify("WATCHDOG=1", f"STATUS={self._headline()}")
             if self.state is None:  # a first start decodes all images, however long that takes
                 service.notify(service.extend(STARTING_S))
             await asyncio.sleep(min(PULSE_S, service.watchdog_interval_s() or PULSE_S))
+
+    def _headline(self) -> str:
+        """One line for `systemctl status`."""
+        state = self.state
+        if state is None:
+            return "starting"
+        training = 0 < state.round <= state.rounds and state.phase is not Phase.FINISHED
+        waiting = f", waiting for {', '.join(state.missing)}" if state.me in state.have and state.missing else ""
+        return str(state.phase) + (f", round {state.round} of {state.rounds}" if training else "") + waiting
 
     def software(self) -> str:
         """Versions that decide what is computed, for manifests and for people."""
@@ -407,10 +422,3 @@ class Node:
     def known_schema(self) -> Schema:
         assert self.schema is not None, "asked for the schema before it was known"
         return self.schema
-
-
-def _headline(status: dict[str, Any]) -> str:
-    """One line for `systemctl status`."""
-    waiting = f", waiting for {', '.join(status['waiting_for'])}" if status["waiting_for"] else ""
-    training = status["round"] and status["round"] <= status["rounds"] and status["state"] != "finished"
-    return str(status["state"]) + (f", round {status['round']} of {status['rounds']}" if training else "") + waiting

@@ -70,7 +70,7 @@ def _word(node: Node, trainer: str) -> str:
         return "degraded" if trainer in ("silent", "restarting") else "starting"
     if state.phase is Phase.HALTED:
         return "halted"
-    if trainer in ("silent", "restarting"):
+    if trainer in ("silent", "restarting") or state.reason:
         return "degraded"
     match state.phase:
         case Phase.TRAIN:
@@ -155,7 +155,7 @@ def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]
         text = (
             f"the trainer gave no sign of life for {trainer['last_event_s']:.0f} s"
             if trainer["state"] == "silent"
-            else f"the trainer died and is being started again ({trainer['restarts']} so far)"
+            else f"the trainer died and is started again ({trainer['restarts']} so far): {trainer['last_error']}"
         )
         fix = "see log/trainer.log; the node restarts it by itself and loses at most one epoch"
         warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})

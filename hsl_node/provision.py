@@ -1,7 +1,7 @@
 """Turn an existing SFTP server into this node's inbox: accounts, folders, keys and settings, as one shell script.
 
 `provision` only prints; the administrator reads it and runs it as root. Running it again (a peer joined, a key
-changed) is safe. Every other peer of the federation gets an account that may do what DESIGN section 5 needs, and a home
+changed) is safe. Every other peer of the federation gets an account that may do what the exchange needs, and a home
 
     HOMES/<peer>/            the server's root for that peer
                  parts/      the peer writes and resumes      peer: all      node: all

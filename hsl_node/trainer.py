@@ -46,6 +46,7 @@ class Trainer:
         self._last_event = time.monotonic()
         self.initialised: Event | None = None
         self.restarts = 0
+        self.last_error = ""
 
     async def run(self, job: dict[str, Any]) -> Event:
         """Do one job and give its closing event (`initialised`, `trained` or `validated`).
@@ -54,26 +55,34 @@ class Trainer:
             HslError: the trainer says that the job can't be done (data, configuration): trying again is no help.
         """
         async with self._one_job:
-            attempt = 0
-            while True:
-                try:
-                    if self._process is None:
-                        await self._start()
-                        self.initialised = await self._do(self._init_job)
-                    return self.initialised or {} if job["job"] == "init" else await self._do(job)
-                except (TrainerError, LocalStateError, OSError) as exc:
-                    await self._end(signal.SIGKILL)
-                    delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
-                    attempt += 1
-                    self.restarts += 1
-                    log.warning(
-                        "trainer failed, starting it again",
-                        extra={"reason": str(exc), "in_s": delay, "restart": attempt},
-                    )
-                    await asyncio.sleep(delay)
-                except asyncio.CancelledError:
-                    await self._end(signal.SIGTERM)
-                    raise
+            self._working = True
+            try:
+                return await self._persist(job)
+            finally:
+                self._working = False
+
+    async def _persist(self, job: dict[str, Any]) -> Event:
+        attempt = 0
+        while True:
+            try:
+                if self._process is None:
+                    await self._start()
+                    self.initialised = await self._do(self._init_job)
+                return self.initialised or {} if job["job"] == "init" else await self._do(job)
+            except (TrainerError, LocalStateError, OSError) as exc:
+                await self._end(signal.SIGKILL)
+                delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
+                attempt += 1
+                self.restarts += 1
+                self.last_error = str(exc)
+                log.warning(
+                    "trainer failed, starting it again",
+                    extra={"reason": str(exc), "in_s": delay, "restart": attempt},
+                )
+                await asyncio.sleep(delay)
+            except asyncio.CancelledError:
+                await self._end(signal.SIGTERM)
+                raise
 
     async def stop(self) -> None:
         await self._end(signal.SIGTERM)
@@ -93,6 +102,7 @@ class Trainer:
             "state": state,
             "restarts": self.restarts,
             "last_event_s": round(silent_s, 1),
+            "last_error": self.last_error,
         }
 
     async def _start(self) -> None:
@@ -117,19 +127,16 @@ class Trainer:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TrainerError("the trainer is not running")
-        self._working = True
-        try:
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            await process.stdin.drain()
-            while True:
-                event = await self._next(process.stdout)
-                if event.get("event") == "error":
-                    raise _error_of(event)
-                self._on_event(event)
-                if event.get("event") == closing and event.get("round") == job.get("round"):
-                    return event
-        finally:
-            self._working = False
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        await process.stdin.drain()
+        while True:
+            event = await self._next(process.stdout)
+            if event.get("event") == "error":
+                raise _error_of(event)
+            self._on_event(event)
+            if event.get("event") == closing and event.get("round") == job.get("round"):
+                self.last_error = ""
+                return event
 
     async def _next(self, stdout: asyncio.StreamReader) -> Event:
         try:

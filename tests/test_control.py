@@ -85,7 +85,7 @@ def test_an_error_of_ours_travels_with_remedy_and_exit_code(tmp_path: Path) -> N
         raise AlreadyRunning("taken", remedy="look elsewhere")
 
     with serving(tmp_path, refuse), pytest.raises(HslError) as caught:
-        control.ask(tmp_path, "reload")
+        control.ask(tmp_path, "pause")
     assert (caught.value.message, caught.value.remedy, caught.value.exit_code) == ("taken", "look elsewhere", 11)
 
 
@@ -93,13 +93,13 @@ def test_a_bug_in_the_handler_is_reported_and_the_daemon_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(op: str, request: dict[str, Any]) -> dict[str, Any]:
-        if op == "reload":
+        if op == "pause":
             raise ZeroDivisionError("secret detail")
         return {"said": op}
 
     with serving(tmp_path, broken):
         with pytest.raises(HslError, match="failed inside the daemon") as caught:
-            control.ask(tmp_path, "reload")
+            control.ask(tmp_path, "pause")
         assert "secret" not in str(caught.value)
         assert control.ask(tmp_path, "status") == {"said": "status"}
     assert "ZeroDivisionError" in caplog.text

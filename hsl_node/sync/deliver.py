@@ -1,4 +1,4 @@
-"""One attempt to deliver one checkpoint over one connection (DESIGN, section 5, sender). Every step is idempotent.
+"""One attempt to deliver one checkpoint over one connection; the other end is `receive.py`. Every step is idempotent.
 
 Whatever the peer's server says is taken as a hint about its disk, never as the truth: only a receipt signed with the
 peer's pinned key ends a delivery.
@@ -136,6 +136,8 @@ async def deliver(
             return receipt
         if receipt.code == "round" and await link.size(_inbox(parcel, Kind.MANIFEST)) is not None:
             transfer.last_error = f"{card.name} is not yet in round {parcel.name.round}; it keeps the checkpoint"
+            if known.old_refusal is not None:  # said before: a hostile server has no end of such answers
+                await asyncio.sleep(RECEIPT_CAP_S)
             known.old_refusal = answer.document
         elif receipt.code in TORN_CODES and known.anew < ANEW_MAX:
             transfer.last_error = f"{card.name} found the file torn ({receipt.code}); sending it anew"

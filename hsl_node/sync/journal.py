@@ -17,6 +17,7 @@ from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.sync.names import Digest, Peer, Round
 
 VERSION = 1
+NOTES_MAX = 5000  # a hostile peer may be refused for ever; the newest tell enough
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
 CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT NOT NULL);           -- round.State
@@ -134,7 +135,7 @@ class Journal:
                 f"round {round} was signed with checkpoint {before[0][:12]} before; refusing to sign {sha256[:12]}",
                 remedy="the trainer did not reproduce its checkpoint: restore trainer/ and outbox/ from backup",
             )
-        if before is None or before[0] != sha256:
+        if before is None or before[0] != sha256 or round == 0:
             self._db.execute("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))
 
     def manifest(self, round: Round, peer: Peer) -> dict[str, Any] | None:
@@ -189,6 +190,7 @@ class Journal:
     def note(self, level: str, code: str, text: str) -> None:
         """A line for the operator's history: refusals, warnings, halts."""
         self._db.execute("INSERT INTO notes VALUES (?, ?, ?, ?)", (time.time(), level, code, text))
+        self._db.execute("DELETE FROM notes WHERE rowid <= (SELECT max(rowid) FROM notes) - ?", (NOTES_MAX,))
 
     def record_result(self, name: str, content: dict[str, Any]) -> None:
         self._db.execute("REPLACE INTO results VALUES (?, ?, ?)", (name, json.dumps(content), time.time()))

@@ -34,13 +34,14 @@ def open_plain(name: str, flags: int, folder: int) -> int:
     """Open a regular file that has one name only, without following a link or waiting on a FIFO.
 
     Raises:
-        PeerDataError: code `file`; a link, FIFO, socket, device, directory, or a second name.
+        PeerDataError: code `file`; a link, FIFO, socket, device, directory, a second name, or unreadable.
         OSError: as `os.open`.
     """
     try:
         descriptor = os.open(name, flags | _PLAIN, 0o600, dir_fd=folder)
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV):
+        # EACCES: on another server's inbox a sender may have made its file unreadable for us
+        if exc.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EACCES):
             raise PeerDataError("not a plain file", code="file") from exc
         raise
     try:

@@ -8,7 +8,7 @@ import random
 import time
 
 from hsl_node.config import Federation, PeerCard
-from hsl_node.errors import KeyRefused, TransportError
+from hsl_node.errors import HslError, KeyRefused, TransportError, escaped
 from hsl_node.identity import Identity
 from hsl_node.sync.deliver import Known, Parcel, Transfer, deliver
 from hsl_node.sync.manifest import Receipt
@@ -67,6 +67,14 @@ async def push(
             wait = backoff_s(failures, rng)
             _note(transfer, exc, wait)
             await _wait(wait, wake, at_least=0 if failures == 1 else WOKEN_WAIT_S)
+        except HslError:
+            raise
+        except Exception as exc:  # one peer's link must never end this node: a bug of ours or theirs, told in the log
+            failures += 1
+            wait = backoff_s(failures, rng)
+            log.exception("push broke", extra={"peer": card.name, "round": parcel.name.round})
+            _note(transfer, TransportError(f"{card.name}: {type(exc).__name__}: {escaped(str(exc))}"), wait)
+            await _wait(wait, wake, at_least=WOKEN_WAIT_S)
 
 
 def backoff_s(failures: int, rng: random.Random) -> float:

@@ -306,12 +306,7 @@ def _refusal(
         kept.write_bytes(document)
         with open_folder(folder.parent, context.sender, ".") as descriptor:
             _drop_oldest(descriptor, REFUSED_MAX + 1)
-    refusal = Refusal(context.sender, name, error, manifest, document, kept)
-    log.warning(
-        "delivery refused",
-        extra={"peer": context.sender, "file": name, "code": refusal.code, "reason": escaped(error.message)},
-    )
-    return refusal
+    return Refusal(context.sender, name, error, manifest, document, kept)
 
 
 def _write_document(folder: int, name: str, document: bytes) -> None:

@@ -25,6 +25,8 @@ from typing import Any
 from hsl_node.errors import UnexpectedEvent, escaped
 from hsl_node.sync.names import Digest, Peer, Round
 
+REASON_MAX_CHARS = 4000  # a hostile peer gives reasons without end; the first ones tell who it is
+
 
 class Phase(StrEnum):
     AGREE = "agree"  # state which model we stand on; wait for the same statement of everybody
@@ -284,7 +286,8 @@ def _other_base(state: State, claim: Claim) -> str:
     if differing:
         return (
             f"in round {claim.round - 1} {claim.peer} fused other checkpoints than this node, those of "
-            f"{', '.join(differing)}: whoever signed two is named by the two manifests in evidence/"
+            f"{', '.join(differing)}: compare `hsl-node round show {claim.round - 1}` at both sites; who signed "
+            "two is the one whose digests differ there"
         )
     return (
         f"round {claim.round - 1}: {claim.peer} fused the same checkpoints into other bytes "
@@ -301,9 +304,7 @@ def _other_end(claim: Claim) -> str:
 def _two_faces(known: Claim, claim: Claim) -> str:
     """Other samples or another plateau flag count too: they would move a weighted mean or the end of the run."""
     what = "checkpoints" if known.sha256 != claim.sha256 else "manifests of one checkpoint"
-    return (
-        f"{claim.peer} signed two different {what} for round {claim.round}: {known.sha256[:12]} and {claim.sha256[:12]}"
-    )
+    return f"{claim.peer} signed two different {what} for round {claim.round}: the first of them is {known.sha256[:12]}"
 
 
 def _object(state: State, reason: str) -> State:
@@ -322,7 +323,9 @@ def _halt(state: State, reason: str) -> State:
 
 
 def _joined(known: str, more: str) -> str:
-    return known if more in known else f"{known}; {more}" if known else more
+    if more in known or len(known) > REASON_MAX_CHARS:
+        return known
+    return f"{known}; {more}" if known else more
 
 
 def _is_mine(state: State, claim: Claim) -> bool:

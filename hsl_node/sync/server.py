@@ -151,11 +151,12 @@ class InboxServer:
             self._sweeper.cancel()
         if self._acceptor:
             self._acceptor.close()
-            await self._acceptor.wait_closed()
         links = list(self._links)
         for link in links:
             link.abort()
         await asyncio.gather(*(link.conn.wait_closed() for link in links))
+        if self._acceptor:
+            await self._acceptor.wait_closed()  # last: from Python 3.12 on it waits for every live connection
         for home in self._home.values():
             for file in home.writing():
                 await file.close()

@@ -180,6 +180,7 @@ async def open_socket(login: Login, seconds: float) -> socket.socket:
     try:
         async with asyncio.timeout(seconds):
             found = await loop.getaddrinfo(login.host, login.port, type=socket.SOCK_STREAM)
+            each_s = seconds / max(1, len(found))  # a black hole at the first address must not take the others' time
             for number, (family, kind, protocol, _, address) in enumerate(found):
                 sock = socket.socket(family, kind, protocol)
                 try:
@@ -187,9 +188,10 @@ async def open_socket(login: Login, seconds: float) -> socket.socket:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     if hasattr(socket, "TCP_USER_TIMEOUT"):  # else a black hole is retransmitted to for 15 minutes
                         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_PEER_S * 1000)
-                    await loop.sock_connect(sock, address)
+                    async with asyncio.timeout(each_s):
+                        await loop.sock_connect(sock, address)
                     return sock
-                except OSError:
+                except OSError:  # TimeoutError is one
                     sock.close()
                     if number == len(found) - 1:
                         raise

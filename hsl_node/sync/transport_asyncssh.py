@@ -14,7 +14,7 @@ from asyncssh.constants import FXF_CREAT, FXF_EXCL, FXF_READ, FXF_WRITE
 from asyncssh.kex import get_kex_algs
 
 from hsl_node.config import PeerCard
-from hsl_node.errors import TransportError
+from hsl_node.errors import HslError, TransportError
 from hsl_node.identity import Identity
 from hsl_node.sync.names import Peer
 from hsl_node.sync.transport import (
@@ -95,7 +95,7 @@ async def _log_in(login: Login, identity: Identity, patience: Patience) -> async
         raise login.other_host_key(doorman.offered) from exc
     except asyncssh.PermissionDenied as exc:
         raise login.our_key_refused(identity) from exc
-    except (asyncssh.Error, OSError) as exc:
+    except Exception as exc:  # whatever answers there may talk rubbish, which the library shows as any error at all
         raise login.lost("logging in", exc) from exc
     finally:
         if doorman.connection is None:  # else the socket is asyncssh's, which closes it
@@ -138,7 +138,9 @@ class _Link:
                 self._connection.abort()
                 raise self._login.lost(what, exc) from exc
             raise self._login.failed(what, exc) from exc
-        except (asyncssh.Error, EOFError, OSError) as exc:
+        except HslError:
+            raise
+        except Exception as exc:  # a server that breaks the protocol shows as any error at all
             self._connection.abort()
             raise self._login.lost(what, exc) from exc
 

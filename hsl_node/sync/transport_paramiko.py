@@ -152,8 +152,10 @@ class _Link:
                     raise self._login.silent(what, seconds)
                 await asyncio.wait({call}, timeout=left)
             return call.result()
-        except (OSError, EOFError, paramiko.SSHException) as exc:
-            if self._ssh.is_active() and not isinstance(exc, (EOFError, paramiko.SSHException)):
+        except HslError:
+            raise
+        except Exception as exc:  # a server that breaks the protocol shows as any error at all
+            if isinstance(exc, OSError) and self._ssh.is_active():
                 raise self._login.failed(what, exc) from exc
             raise self._login.lost(what, exc) from exc
         finally:

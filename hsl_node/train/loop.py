@@ -185,7 +185,7 @@ def _open_round(
     if sha256_of(base) != base_sha256:
         raise LocalStateError(
             f"{base} is not the file with sha256 {base_sha256[:12]} that round {round} starts from",
-            remedy="check the disk; move the file away and restart the node, which fuses again from its inbox",
+            remedy="check the disk; every peer's fused/ folder has the same file, byte for byte: copy one here",
         )
     if saved and saved.state.run == site.run and saved.state.round == round - 1 and saved.state.finished:
         _warn_if_the_machine_changed(site, saved.state)

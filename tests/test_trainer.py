@@ -1,0 +1,119 @@
+"""The trainer process as the daemon sees it: small scripts stand in for it and misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsl_node import trainer as module
+from hsl_node.errors import ConfigError
+from hsl_node.trainer import Trainer
+
+JOB = {"job": "train", "round": 1, "base": "b", "base_sha256": "0", "out": "o"}
+HONEST = """
+import json, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    event = {"init": "initialised", "train": "trained"}[job["job"]]
+    print(json.dumps({"event": event, "round": job.get("round")}), flush=True)
+"""
+DIES_ONCE = f"""
+import pathlib, sys
+mark = pathlib.Path(sys.argv[1])
+if not mark.exists():
+    mark.touch()
+    sys.exit(3)
+{HONEST}
+"""
+REFUSES = """
+import json, sys
+error = {"event": "error", "error": "DataError", "message": "no images", "remedy": "add some"}
+for line in sys.stdin:
+    print(json.dumps(error), flush=True)
+"""
+
+
+def trainer_of(tmp_path: Path, script: str, events: list[dict[str, Any]] | None = None) -> Trainer:
+    (tmp_path / "log").mkdir(exist_ok=True)
+    command = [sys.executable, "-c", script, str(tmp_path / "mark")]
+    return Trainer(tmp_path, (events if events is not None else []).append, command)
+
+
+def test_a_job_gives_its_closing_event(tmp_path: Path) -> None:
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, HONEST)
+        assert await trainer.run(JOB) == {"event": "trained", "round": 1}
+        assert trainer.status()["state"] == "idle"
+        await trainer.stop()
+
+    asyncio.run(story())
+
+
+def test_a_trainer_that_dies_is_started_again_and_the_job_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_S", (0.01,))
+
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, DIES_ONCE)
+        assert (await trainer.run(JOB))["event"] == "trained"
+        assert trainer.restarts == 1
+        await trainer.stop()
+
+    asyncio.run(story())
+
+
+def test_a_trainer_that_dies_for_ever_is_shown_as_restarting_with_the_reason(tmp_path: Path) -> None:
+    """The back-off is long here, so what status shows is the state in between."""
+
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, "import sys; sys.exit(9)")
+        job = asyncio.create_task(trainer.run(JOB))
+        await _restarted(trainer)
+        status = trainer.status()
+        assert status["state"] == "restarting"
+        assert "exit status 9" in status["last_error"]
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_what_trying_again_cannot_mend_comes_back_as_the_trainers_own_error(tmp_path: Path) -> None:
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, REFUSES)
+        with pytest.raises(ConfigError, match="no images") as caught:
+            await trainer.run(JOB)
+        assert caught.value.remedy == "add some"
+        assert trainer.restarts == 0
+        await trainer.stop()
+
+    asyncio.run(story())
+
+
+def test_a_silent_trainer_is_called_silent_and_later_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENT_S", 0.05)
+    monkeypatch.setattr(module, "KILL_SILENT_S", 0.5)
+
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, "import time; time.sleep(600)")
+        job = asyncio.create_task(trainer.run(JOB))
+        seen = set()
+        while trainer.restarts == 0:
+            seen.add(trainer.status()["state"])
+            await asyncio.sleep(0.01)
+        assert "silent" in seen
+        assert "no sign of life" in trainer.last_error
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+async def _restarted(trainer: Trainer) -> None:
+    while trainer.restarts == 0:  # noqa: ASYNC110 (it is watched from outside, as status does)
+        await asyncio.sleep(0.01)
