@@ -27,6 +27,11 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
     me = identity.load(_key_path(state))
     config.require_member(federation, node_config.name, me.public)
     _require_anchor(state, node_config, federation)
+    if federation.plan.method == "local":
+        raise ConfigError(
+            'the plan says method = "local", which never fuses: there is nothing to exchange',
+            remedy="agree on hsl or fedavg; for each hospital's model without the others: hsl-node evaluate --alone",
+        )
     os.umask(0o077)
     keep_freed_memory()
     store = Store(Layout(state))

@@ -38,7 +38,7 @@ def demo(
     image_size: Annotated[int | None, typer.Option(min=16, help="Pixels.")] = None,
     backbone: Annotated[str | None, typer.Option(help="tiny, resnet18, resnet34 or resnet50.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images in a batch.")] = None,
-    method: Annotated[str | None, typer.Option(help="hsl, fedavg or local.")] = None,
+    method: Annotated[str | None, typer.Option(help="hsl or fedavg.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the phantoms, the splits and the initial weights.")] = 1,
 ) -> None:
     """Train a small federation on this machine.
