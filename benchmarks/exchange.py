@@ -103,7 +103,7 @@ def summarise(
         journal.close()
     seconds = []
     for round in range(1, args.rounds + 1):
-        all_trained = max(phases[n][round, "collect"]["started"] for n in cluster.names)
+        all_trained = max(phases[n][round, "train"]["ended"] for n in cluster.names)
         all_fused = max(phases[n][round, "fuse"]["ended"] for n in cluster.names)
         seconds.append(round_to(all_fused - all_trained))
     digests = [cluster.fused(n) for n in cluster.names]
