@@ -159,6 +159,9 @@ def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]
         )
         fix = "see log/trainer.log; the node restarts it by itself and loses at most one epoch"
         warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})
+    if node.paused and node.state is not None and node.state.phase is not Phase.FINISHED:
+        text = "training is paused here; the other hospitals will wait for this one"
+        warnings.append({"code": "paused", "text": text, "since": time.time(), "fix": "hsl-node resume"})
     if node.state is not None and node.state.reason:
         fix = "nothing is trained on until the hospitals have settled it; manifests and proof are in evidence/"
         warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": time.time(), "fix": fix})

@@ -135,7 +135,7 @@ def build(
 
         chosen = (classes or "").split(",")
         if len(chosen) != 2:
-            raise UsageError("an anchor set has two classes", remedy="e.g. --classes NORMAL,PNEUMONIA")
+            raise UsageError("name the two classes of that source", remedy="e.g. --classes normal,pneumonia")
         made = anchor.build(
             DataConfig(path=data),
             name=name or f"{data.name}: {' against '.join(chosen)}",

@@ -122,7 +122,8 @@ def labels_of(
                     f"{where}: label {name!r} is no class{hint(name, classes)}" for name, where in unknown.items()
                 )
             ),
-            remedy=f"classes of the plan: {', '.join(classes)}; map other words with data.labels in node.toml,"
+            remedy=f"classes of the plan: {', '.join(classes)} (no federation joined yet: name yours with "
+            "`data check --classes A,B`); map other words with data.labels in node.toml,"
             f' e.g. labels = {{ "{next(iter(unknown))}" = "{classes[0]}" }}, or to "" to leave them out',
         )
     return index
