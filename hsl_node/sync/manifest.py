@@ -40,7 +40,7 @@ class Manifest(_Signed):
     round: int = Field(ge=0, le=ROUND_MAX)
     peer: _Name
     sha256: _Sha  # of the checkpoint file
-    bytes: int = Field(ge=0, le=2**50)
+    bytes: int = Field(ge=0, le=2**63)
     base: _Sha  # the fused model this round was trained from; rounds 0 and 1: the initial weights
     inputs: dict[_Name, _Sha]  # peer -> checkpoint of the previous round, as this peer fused them; rounds 0, 1: empty
     samples: int = Field(ge=1, le=SAMPLES_MAX)  # training images
