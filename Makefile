@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo test test-slow check lint unit bench clean
+.PHONY: help venv demo test test-slow check lint threats unit bench fuzz audit clean
 .DELETE_ON_ERROR:
 
 help:               ## this list
@@ -28,6 +28,9 @@ lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+threats: $(INSTALLED)  ## tests/README.md: which test answers which threat
+	$(BIN)/python tests/threat_table.py
+
 unit: $(INSTALLED)  ## the systemd unit: valid, and its exposure at most 1.5 of 10 (needs systemd-analyze)
 	@mkdir -p build/unit
 	@sed 's#^ExecStart=/opt/hsl-node/venv#ExecStart=$(abspath $(VENV))#' systemd/hsl-node.service >build/unit/hsl-node.service
@@ -38,6 +41,18 @@ unit: $(INSTALLED)  ## the systemd unit: valid, and its exposure at most 1.5 of 
 bench: $(INSTALLED)  ## exchange and training step; figures go into benchmarks/README.md
 	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/train_step.py
+
+FUZZ_S ?= 60
+fuzz: $(INSTALLED)  ## fuzz each parser of foreign bytes for FUZZ_S seconds; findings in build/fuzz/findings
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_S)
+
+audit:              ## known advisories against constraints.txt; asks a service on the network, so it is in no other target
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && \
+	  build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; } || \
+	  { echo 'pip-audit could not be installed: this target needs the network.' >&2; rm -rf build/audit; exit 1; }
+	build/audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean:              ## remove what tests, tools and the demo left; .venv stays
 	rm -rf build dist hsl-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

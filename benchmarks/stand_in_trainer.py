@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from hsl_node.config import load_federation, load_node
-from hsl_node.sync.tensors import sha256_of, write_weights
+from hsl_node.sync.durable import Step
+from hsl_node.sync.tensors import read_weights, sha256_of, write_weights
 
 
 def tensors(size: int, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--epoch-s", type=float, default=0.0, help="length of a pretended epoch")
     parser.add_argument("--seed", type=int, help="initial weights other than the plan's")
+    parser.add_argument("--times", type=float, default=1.0, help="multiplies what a round learned: a poisoner")
     args = parser.parse_args()
     me, plan = load_node(args.state).name, load_federation(args.state).plan
     threading.Thread(target=leave_with_parent, daemon=True).start()
@@ -65,7 +67,8 @@ def main() -> None:
             case "init":
                 out = Path(job["out"])
                 if not out.exists():
-                    write_weights(out, tensors(args.bytes, args.tensors, np.random.default_rng(args.seed or plan.seed)))
+                    rng = np.random.default_rng(args.seed or plan.seed)
+                    write_weights(out, tensors(args.bytes, args.tensors, rng), Step.START_INITIAL)
                 say(
                     event="initialised", sha256=sha256_of(out), bytes=out.stat().st_size, device="none", threads=1,
                     precision="float32", versions={"torch": "stand-in"},
@@ -80,7 +83,11 @@ def main() -> None:
                     say(event="epoch", round=round, epoch=epoch, auc=0.5, validation_loss=0.7, loss_primary=0.7,
                         loss_anchor=0.7, learning_rate=1e-3, seconds=args.epoch_s)  # fmt: skip
                 rng = np.random.default_rng(seed_of(me, round, job["base_sha256"]))
-                sha256 = write_weights(out, tensors(args.bytes, args.tensors, rng))
+                weights = tensors(args.bytes, args.tensors, rng)
+                if args.times != 1:
+                    base = read_weights(Path(job["base"]))
+                    weights = {n: (base[n] + args.times * (w - base[n])).astype(w.dtype) for n, w in weights.items()}
+                sha256 = write_weights(out, weights, Step.TRAINER_OUTBOX)
                 auc = 0.5 + 0.4 * (1 - 0.5**round)  # rises, then flattens
                 say(event="trained", round=round, sha256=sha256, bytes=out.stat().st_size, auc=auc,
                     samples=10 + len(me), best_epoch=args.epochs, epochs=args.epochs)  # fmt: skip

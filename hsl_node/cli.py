@@ -1,4 +1,7 @@
-"""The command line: parse, call, exit code. Each noun's commands are in commands/; nothing slow is imported here.
+"""The command line: parse, call, exit code. The commands are in commands/, a file per noun.
+
+`status`, which a monitoring system asks for every minute, is answered without loading the parser in its plain forms:
+typer, and pydantic with it, takes longer than the answer. Every other form is parsed.
 
 Exit codes: errors.py. `Error: ...` and `What to do: ...` on stderr; a bug shows its plain traceback.
 """
@@ -6,89 +9,77 @@ Exit codes: errors.py. `Error: ...` and `What to do: ...` on stderr; a bug shows
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from hsl_node.commands import data, demo, enrol, federation, inbox, node, peer, results, rounds
-from hsl_node.commands.shared import SYSTEM_STATE, Context, default_state
 from hsl_node.errors import HslError, LocalStateError
+from hsl_node.hints import addressed, state_directory
 
 OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not bugs of ours
-
-app = typer.Typer(
-    name="hsl-node",
-    help="One hospital's node for HeteroSync Learning: trains on local images, exchanges checkpoints with the other "
-    "hospitals over SFTP, fuses without a server. No image leaves the hospital.",
-    epilog="Try it on this machine: hsl-node demo",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,  # they print local variables, which may hold data
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback()
-def root(
-    context: typer.Context,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            envvar="HSL_NODE_STATE",
-            show_envvar=True,
-            help=f"State directory of the node. Default: {SYSTEM_STATE} if it is ours, else ~/.local/state/hsl-node.",
-        ),
-    ] = None,
-) -> None:
-    context.obj = Context(state=(state or default_state()).absolute())
-
-
-for noun in (demo, enrol, federation, peer, inbox, data, node, rounds, results):  # the order of the help
-    noun.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Always ends in SystemExit."""
+    states, rest = _states_apart(list(sys.argv[1:] if arguments is None else arguments))
+    state = state_directory(Path(states[-1]) if states else None)
     try:
-        app(_state_first(list(sys.argv[1:] if arguments is None else arguments)), prog_name="hsl-node")
+        if (asked := plain_status(rest)) is not None:
+            from hsl_node.commands.status import show
+
+            sys.exit(show(state, **asked))
+        from hsl_node.commands.app import app
+
+        app([*(word for given in states for word in ("--state", given)), *rest], prog_name="hsl-node")
     except HslError as exc:
-        sys.exit(_explain(exc))
+        sys.exit(_explain(exc, state))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # who read our output has left: `hsl-node status | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains on leaving
+        sys.exit(1)
     except OSError as exc:
         if exc.errno not in OPERATORS_ERRNO:
             raise
         where = f"{exc.filename}: " if exc.filename else ""
         remedy = "check the disk, and that this user may read and write there (`hsl-node doctor`)"
-        sys.exit(_explain(LocalStateError(f"{where}{exc.strerror}", remedy=remedy)))
+        sys.exit(_explain(LocalStateError(f"{where}{exc.strerror}", remedy=remedy), state))
 
 
-def _explain(error: HslError) -> int:
+def plain_status(words: Sequence[str]) -> dict[str, bool] | None:
+    """The options of a `status` that needs no parser; None: it does. A test compares both ways for every form."""
+    match words:
+        case ["status"]:
+            return {"json": False}
+        case ["status", "--json"]:
+            return {"json": True}
+        case _:
+            return None
+
+
+def _explain(error: HslError, state: Path) -> int:
     print(f"Error: {error.message}", file=sys.stderr)
     if error.remedy:
-        print(f"What to do: {error.remedy}", file=sys.stderr)
+        print(f"What to do: {addressed(error.remedy, state)}", file=sys.stderr)
     return error.exit_code
 
 
-def _state_first(arguments: list[str]) -> list[str]:
-    """`hsl-node status --state DIR` means `hsl-node --state DIR status`: people write both."""
-    front: list[str] = []
+def _states_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The values of `--state`, and all other words: it may stand before or after the command, people write both."""
+    states: list[str] = []
     rest: list[str] = []
     while arguments:
         word = arguments.pop(0)
         if word == "--":
-            return [*front, *rest, word, *arguments]
+            return states, [*rest, word, *arguments]
         if word == "--state" and arguments:
-            front += [word, arguments.pop(0)]
+            states.append(arguments.pop(0))
         elif word.startswith("--state="):
-            front.append(word)
+            states.append(word.removeprefix("--state="))
         else:
             rest.append(word)
-    return front + rest
+    return states, rest
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, Usa
 from hsl_node.sync.names import Digest, Peer, parse_peer
 from hsl_node.toml_file import parse, read_text, read_toml, validate
 
+ROBUST_PEERS_MIN = 3  # with two, median and trimmed mean are the mean: there is no majority to side with
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
 
 
@@ -29,7 +30,7 @@ def _peer(name: str) -> str:
     try:
         return parse_peer(name)
     except UsageError as exc:
-        raise ValueError(exc.message) from exc
+        raise ValueError(f"{exc.message}: {exc.remedy}") from exc
 
 
 def _address(text: str) -> str:
@@ -94,7 +95,8 @@ class Plan(Frozen):
     optimizer_state: Literal["keep", "reset"] = "keep"  # Adam's moments across a fusion
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where it pays
 
-    fusion: Literal["mean", "weighted_mean"] = "mean"
+    # trimmed_mean, median: a poisoned minority moves the fused model less (sync/fusion.py); from 3 peers on
+    fusion: Literal["mean", "weighted_mean", "trimmed_mean", "median"] = "mean"
     patience_epochs: int = Field(5, ge=1, le=10_000)  # local epochs without a better AUC end a round early
     plateau_rounds: int = Field(3, ge=1, le=10_000)
     plateau_improvement: float = Field(0.005, ge=0, le=1)  # relative
@@ -162,6 +164,11 @@ class Federation(Frozen):
             raise ValueError("anchor: the method hsl needs an anchor set (hsl-node anchor build)")
         if self.plan.method == "hsl" and self.anchor and self.anchor.image_size != self.plan.image_size:
             raise ValueError(f"anchor: built at {self.anchor.image_size} px, the plan says {self.plan.image_size} px")
+        if self.plan.fusion in ("trimmed_mean", "median") and len(self.peer) < ROBUST_PEERS_MIN:
+            raise ValueError(
+                f'plan.fusion: "{self.plan.fusion}" needs {ROBUST_PEERS_MIN} peers or more, here are {len(self.peer)}: '
+                'with two it is the mean and protects from nothing; set fusion = "mean", or invite another peer'
+            )
         return self
 
     @property
@@ -337,7 +344,7 @@ def require_member(federation: Federation, name: str, public_key: str) -> PeerCa
     if not ours:
         raise FederationMismatch(
             f"this node's own key ({fingerprint(public_key)}) does not appear in federation {federation.name!r}",
-            remedy="send your peer card (hsl-node card) to whoever makes the file, and ask for a new one",
+            remedy="send your peer card (`hsl-node card`) to whoever makes the file, and ask for a new one",
         )
     if ours[0].name != name:
         raise FederationMismatch(
@@ -370,5 +377,5 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _setting(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # TOMLDecodeError, or a number of 5000 digits; nested too deeply
         return [_setting(part.strip()) for part in text.split(",")] if "," in text else text

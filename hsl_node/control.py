@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # (op, request) -> answer
 
-OPS = ("status", "pause", "resume", "stop")
+OPS = ("status", "pause", "resume", "stop", "keys")
 REQUEST_MAX_BYTES = 64 * 1024  # our own requests have a few dozen bytes
 REQUEST_TIMEOUT_S = 10.0  # whoever connects and says nothing holds no slot for ever
 ANSWER_TIMEOUT_S = 10.0  # the loop answers within milliseconds; a daemon silent for this long needs a look

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import time
 from typing import TYPE_CHECKING
 
 from hsl_node.errors import LocalStateError, escaped
+from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.names import FileName, Kind, Peer, Round
 from hsl_node.sync.push import Parcel, Transfer, push
 from hsl_node.sync.round import Delivered, Push
@@ -36,6 +36,10 @@ class Delivery:
         """The peer is there: whatever waits for it goes now."""
         self._wake[peer].set()
 
+    def awaited(self, peer: Peer) -> asyncio.Event:
+        """Set when the peer connects to us."""
+        return self._wake[peer]
+
     async def push(self, action: Push) -> None:
         """Deliver one round's checkpoint (or statement) to one peer, however long that takes."""
         node, peer = self._node, action.peer
@@ -43,27 +47,10 @@ class Delivery:
             parcel = self._parcel(action.round)
             transfer = self.transfers[peer]
             began = time.monotonic()
-            for refusals in itertools.count():
-                receipt = await push(
-                    node.federation.get(peer),
-                    parcel,
-                    me=node.me,
-                    identity=node.identity,
-                    federation=node.federation,
-                    client=node.config.client,
-                    transfer=transfer,
-                    wake=self._wake[peer],
-                    rng=random.Random(),
-                )
-                if receipt.accepted:
-                    break
-                text = f"{peer} refuses this node's round {action.round} ({receipt.code}): {escaped(receipt.text)}"
-                growth = 2 ** min(refusals, 10) if parcel.bytes else 1
-                wait_s = min(REFUSED_RETRY_S * growth, REFUSED_RETRY_MAX_S)
-                fix = f"settle it with that hospital; this node tries again every {wait_s / 60:.0f} min"
-                node.alarms.sound(f"refused by {peer}", text, fix)
-                await asyncio.sleep(wait_s)
-            node.alarms.settle(f"refused by {peer}")
+            try:
+                receipt = await self._until_accepted(parcel, peer)
+            finally:  # also when this round need not be delivered any more
+                node.alarms.settle(f"refused by {peer}")
             journal, seconds = node.journal, time.monotonic() - began
             log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})
             node.apply(
@@ -75,6 +62,33 @@ class Delivery:
                     action.round, peer, "sent", parcel.bytes, transfer.resent_bytes, transfer.retries, seconds
                 ),
             )
+
+    async def _until_accepted(self, parcel: Parcel, peer: Peer) -> Receipt:
+        node, round = self._node, parcel.name.round
+        refusals = 0
+        while True:
+            receipt = await push(
+                node.federation.get(peer),
+                parcel,
+                me=node.me,
+                identity=node.identity,
+                federation=node.federation,
+                client=node.config.client,
+                transfer=self.transfers[peer],
+                wake=self._wake[peer],
+                rng=random.Random(),
+                keys=node.keyring.keys(peer),  # their change ends this task and begins it anew: Node.trust
+                host_keys=node.keyring.host_keys(node.federation.get(peer)),
+            )
+            if receipt.accepted:
+                return receipt
+            text = f"{peer} refuses this node's round {round} ({receipt.code}): {escaped(receipt.text)}"
+            growth = 2 ** min(refusals, 10) if parcel.bytes else 1
+            wait_s = min(REFUSED_RETRY_S * growth, REFUSED_RETRY_MAX_S)
+            fix = f"settle it with that hospital; this node tries again every {wait_s / 60:.0f} min"
+            node.alarms.sound(f"refused by {peer}", text, fix)
+            await asyncio.sleep(wait_s)
+            refusals += 1
 
     def _parcel(self, round: Round) -> Parcel:
         node = self._node

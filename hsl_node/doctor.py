@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,6 @@ from hsl_node import config, identity
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import ask
 from hsl_node.errors import (
-    AlreadyRunning,
     ConfigError,
     DataError,
     HslError,
@@ -32,6 +30,9 @@ from hsl_node.errors import (
     TrainerError,
     TransportError,
 )
+from hsl_node.hints import addressed
+from hsl_node.port import require_port
+from hsl_node.sync import keyring
 from hsl_node.sync.store import Layout, room
 from hsl_node.units import size
 
@@ -61,7 +62,11 @@ class Check:
 
 
 def examine(state: Path) -> list[Check]:
-    """All checks, in the order in which to mend them."""
+    """All checks, in the order in which to mend them; their hints name the state directory."""
+    return [replace(c, text=addressed(c.text, state), fix=addressed(c.fix, state)) for c in _examined(state)]
+
+
+def _examined(state: Path) -> list[Check]:
     layout = Layout(state)
     node: NodeConfig | None = None
     federation: Federation | None = None
@@ -76,7 +81,8 @@ def examine(state: Path) -> list[Check]:
         nonlocal federation
         found = config.load_federation(state)
         assert node is not None
-        card = config.require_member(found, node.name, identity.load(layout.key).public)
+        keyring.require_mine(keyring.load(state, found), node.name, identity.load(layout.key).public)
+        card = found.get(node.name)
         if card.address != node.address:
             raise ConfigError(
                 f"the federation says that {node.name} is at {card.address}, node.toml says {node.address}",
@@ -205,15 +211,7 @@ def _port(state: Path, node: NodeConfig) -> str:
         return f"{node.listen}: this node's daemon runs (process {pid})"
     if node.inbox.kind == "directory":
         return "none: another server is the inbox"
-    host, port = config.split_address(node.listen)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
-    except OSError as exc:
-        raise AlreadyRunning(
-            f"{node.listen}: cannot listen there: {exc.strerror}",
-            remedy=f"`ss -ltnp 'sport = :{port}'` shows who has the port; or set listen in node.toml",
-        ) from exc
+    require_port(node.listen)
     return f"{node.listen} is free"
 
 

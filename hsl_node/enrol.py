@@ -18,9 +18,11 @@ import tomli_w
 from hsl_node import config, identity, toml_file
 from hsl_node.config import Federation, NodeConfig, PeerCard, Plan
 from hsl_node.errors import FederationMismatch, NotInitialised, UsageError
+from hsl_node.sync import durable, keyring
+from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout, Store
-from hsl_node.sync.tensors import fsync_folder, sha256_of
+from hsl_node.sync.tensors import sha256_of
 
 NODE_TOML = """\
 # Settings of this hospital's node. Nothing in here is shared with the other hospitals.
@@ -75,10 +77,11 @@ def init(state: Path, *, name: str, address: str, listen: str | None, data: Path
     text = node_toml(name=name, address=address, listen=listen, data=data)
     layout.make()
     me = identity.load(layout.key) if layout.key.exists() else identity.generate(layout.key)
-    fsync_folder(layout.key.parent)
+    durable.sync_folder(state.absolute().parent)
+    durable.sync_folder(layout.key.parent)  # an init that was cut short may have made it just before
     card = PeerCard(name=name, address=address, key=me.public)
-    write_new(state / f"{name}.card", config.card_text(card), replace=True)
-    write_new(target, text, mode=0o600)  # last: whoever finds it finds everything else
+    write_new(state / f"{name}.card", config.card_text(card), replace=True, step=Step.INIT_CARD)
+    write_new(target, text, mode=0o600, step=Step.INIT_SETTINGS)  # last: whoever finds it finds everything else
     return card
 
 
@@ -145,7 +148,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
     federation = toml_file.read_toml(path, Federation)
     node = config.load_node(state)
     layout = Layout(state)
-    config.require_member(federation, node.name, identity.load(layout.key).public)
+    keyring.require_mine(keyring.load(state, federation), node.name, identity.load(layout.key).public)
     if anchor is not None:
         require_anchor(anchor, federation)
     store = Store(layout)  # holds the lock: no daemon may start on a half-replaced state
@@ -161,7 +164,8 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
             _set_aside(layout)
         if anchor is not None and anchor.absolute() != layout.anchor.absolute():
             _copy(anchor, layout.anchor)
-        write_new(state / "federation.toml", config.federation_text(federation), replace=True)
+        text = config.federation_text(federation)
+        write_new(state / "federation.toml", text, replace=True, step=Step.JOIN_FEDERATION)
     finally:
         store.close()
     return federation
@@ -188,8 +192,10 @@ def read_aloud(federation: Federation) -> str:
 
 
 def rounds_signed(journal: Journal) -> int:
-    """How many checkpoints this node has promised to others."""
-    return sum(1 for row in journal.rows("signed") if row["round"] > 0)
+    """How many checkpoints this node has promised to others. Statements (of round 0, the end, a halt) hold none."""
+    me = (journal.state() or {}).get("me")
+    statements = {r["round"] for r in journal.rows("manifests") if r["peer"] == me and r["content"]["bytes"] == 0}
+    return len({row["round"] for row in journal.rows("signed")} - statements - {0})
 
 
 def _belongs_elsewhere(journal: Journal, federation: Federation) -> bool:
@@ -197,22 +203,33 @@ def _belongs_elsewhere(journal: Journal, federation: Federation) -> bool:
 
 
 def _set_aside(layout: Layout) -> None:
+    """Cut short it is begun again: the journal, which tells that something is to be moved, goes when all else has."""
     target = layout.state / PAST / time.strftime("%Y%m%dT%H%M%S")
+    while target.exists():  # another one in this second
+        target = target.with_name(f"{target.name}b")
     target.mkdir(mode=0o700, parents=True)
-    for name in ("federation.toml", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence"):
-        if (layout.state / name).exists():
-            os.rename(layout.state / name, target / name)
-    for path in sorted(layout.state.glob("journal.sqlite3*")):
-        os.rename(path, target / path.name)
+    durable.sync_folder(target.parent)
+    _move(layout.state, target, "federation.toml", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence")
+    _move(layout.state, target, *sorted(p.name for p in layout.state.glob("journal.sqlite3*")))
     layout.make()
-    fsync_folder(target)
-    fsync_folder(layout.state)
+    durable.sync_folder(layout.state)
+
+
+def _move(state: Path, target: Path, *names: str) -> None:
+    for name in names:
+        if (state / name).exists():
+            with durable.passing(Step.JOIN_SET_ASIDE):
+                durable.rename(state / name, target / name)
+    durable.sync_folder(target)
+    durable.sync_folder(state)
 
 
 # ------------------------------------------------------------------ files
 
 
-def write_new(path: Path, text: str, *, mode: int = 0o644, replace: bool = False) -> None:
+def write_new(
+    path: Path, text: str, *, mode: int = 0o644, replace: bool = False, step: Step = Step.FILE_RESULT
+) -> None:
     """Write a small file so that it is there whole or not at all.
 
     Raises:
@@ -220,28 +237,12 @@ def write_new(path: Path, text: str, *, mode: int = 0o644, replace: bool = False
     """
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already; nothing was changed", remedy="name another file, or remove this one")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    durable.write(path, text.encode("utf-8"), step, mode=mode)
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        shutil.copyfile(source, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(target.parent)
+    with open(source, "rb") as file, durable.replacing(target, Step.JOIN_ANCHOR) as copy:
+        shutil.copyfileobj(file, copy)
 
 
 def _line(key: str, value: str) -> str:

@@ -10,6 +10,7 @@ HslError                      1   something we name, with what to do now
 ├─ PeerDataError             14   what a peer sent fails a check: their file, kept in quarantine
 │  └─ Equivocation           14   one peer signed two different checkpoints for one round
 ├─ LocalStateError           15   our own disk, journal or quota
+│  └─ DiskFailed             15   an fsync failed: never tried again, the process ends
 ├─ WaitTimeout               16   a wait with a limit ran out
 ├─ FederationMismatch        17   peers run different plans, anchors, models or fused weights
 ├─ ConfigError               78   the operator's files: node.toml, federation.toml, data, anchor
@@ -81,6 +82,10 @@ class Equivocation(PeerDataError):
 
 class LocalStateError(HslError):
     exit_code = 15
+
+
+class DiskFailed(LocalStateError):
+    """Bytes may be lost that were thought safe: nothing but a restart from the journal is honest."""
 
 
 class WaitTimeout(HslError):

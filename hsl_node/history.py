@@ -9,6 +9,7 @@ from typing import Any
 
 from hsl_node.errors import UsageError, escaped
 from hsl_node.sync.journal import Journal
+from hsl_node.sync.manifest import content_digest
 from hsl_node.sync.names import Round
 from hsl_node.units import auc, duration, size, table
 
@@ -28,7 +29,7 @@ def rounds(state: Path) -> list[dict[str, Any]]:
             return []
         begun = sorted({r["round"] for r in journal.rows("phases") if r["phase"] in PHASES})
         tables = {name: journal.rows(name) for name in ("manifests", "fused", "phases", "transfers")}
-        return [_round(round, saved["me"], tables) for round in begun]
+        return [_round(round, saved["me"], tables) | {"unusual": _unusual(journal.influence(round))} for round in begun]
     finally:
         journal.close()
 
@@ -48,22 +49,31 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
         transfers = {t["peer"]: t for t in journal.rows("transfers") if t["round"] == number}
         manifests = [m for m in journal.rows("manifests") if m["round"] == number]
         epochs = [e["content"] for e in journal.rows("epochs") if e["round"] == number]
+        influence = (journal.influence(number) or {"peers": {}})["peers"]
     finally:
         journal.close()
     peers = [
         {
             "peer": m["peer"],
             "sha256": m["sha256"],
+            "manifest": content_digest(m["content"]),
             "auc": m["content"]["auc"],
             "samples": m["content"]["samples"],
             "software": m["content"]["software"],
             "arrived": m["at"],
             "receipt": receipts[m["peer"]]["code"] if m["peer"] in receipts else None,
             "sent": transfers.get(m["peer"]),
+            "update": influence.get(m["peer"]),
         }
         for m in manifests
     ]
     return {**found, "peers": peers, "epochs": epochs}
+
+
+def _unusual(influence: dict[str, Any] | None) -> dict[str, str]:
+    """Whose update was not usual, and by which numbers (poisoning.py)."""
+    unusual: dict[str, str] = influence["unusual"] if influence else {}
+    return unusual
 
 
 def _round(round: Round, me: str, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def text(found: Sequence[dict[str, Any]]) -> str:
     """The table of `round history`."""
     if not found:
         return "no round has begun yet"
-    header = ("round", "began", *PHASES, "sent", "received", "own AUC", "fused", "fused model")
+    header = ("round", "began", *PHASES, "sent", "received", "own AUC", "fused", "fused model", "unusual")
     rows = [
         (
             str(r["round"]),
@@ -99,6 +109,7 @@ def text(found: Sequence[dict[str, Any]]) -> str:
             auc(r["auc_own"]),
             auc(r["auc_fused"]),
             r["sha256"][:12] if r["sha256"] else "-",
+            ", ".join(r["unusual"]) or "-",
         )
         for r in found
     ]
@@ -121,8 +132,11 @@ def round_text(r: dict[str, Any]) -> str:
             (
                 p["peer"],
                 p["sha256"][:12],
+                p["manifest"][:12],
                 auc(p["auc"]),
                 str(p["samples"]),
+                _number(p["update"]["norm"]) if p["update"] else "-",
+                _cosine(p["update"]),
                 p["receipt"] or "-",
                 size(p["sent"]["bytes"]) if p["sent"] else "-",
                 _spent(p["sent"]["ended"] - p["sent"]["started"]) if p["sent"] else "-",
@@ -130,8 +144,11 @@ def round_text(r: dict[str, Any]) -> str:
             )
             for p in r["peers"]
         ]
-        header = ("peer", "checkpoint", "AUC", "images", "receipt", "sent", "in", "retries")
-        lines += ["", table(header, rows, right=(2, 3, 5, 6, 7))]
+        header = (
+            "peer", "checkpoint", "manifest", "AUC", "images", "update", "cosine", "receipt", "sent", "in", "retries",
+        )  # fmt: skip
+        lines += ["", table(header, rows, right=(3, 4, 5, 6, 8, 9, 10))]
+        lines += [f"{p}: {why}" for p, why in r["unusual"].items()]
         lines += ["", *(f"{p['peer']}: {escaped(p['software'], 80)}" for p in r["peers"])]
     if r["epochs"]:
         titles = ("epoch", "primary loss", "anchor loss", "validation loss", "AUC", "seconds")
@@ -139,6 +156,11 @@ def round_text(r: dict[str, Any]) -> str:
         epochs = [(str(e["epoch"]), *(_number(e.get(key)) for key in keys)) for e in r["epochs"]]
         lines += ["", table(titles, epochs, right=range(6))]
     return "\n".join(lines)
+
+
+def _cosine(update: dict[str, Any] | None) -> str:
+    """Of a peer's update with the others' mean."""
+    return "-" if update is None or update["cosine"] is None else f"{update['cosine']:.2f}"
 
 
 def _spent(seconds: float | None) -> str:

@@ -8,6 +8,7 @@ A signed document is one line of canonical JSON followed by the armoured signatu
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,11 @@ import asyncssh
 
 from hsl_node.config import canonical_json, fingerprint
 from hsl_node.errors import LocalStateError, NotInitialised, PeerDataError
-from hsl_node.sync.tensors import fsync_folder
+from hsl_node.sync.durable import Step, replacing
 
 MANIFEST_NAMESPACE = "hsl-manifest@v1"
 RECEIPT_NAMESPACE = "hsl-receipt@v1"
+OFFER_NAMESPACE = "hsl-offer@v1"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Identity:
     """The private key of this node. Never leaves the process; `public` is what the others pin."""
 
     key: asyncssh.SSHKey
+    run: str = ""  # nonce of one process of the daemon, shown to peers on connecting: a clone shows itself
 
     @cached_property
     def public(self) -> str:
@@ -37,6 +40,11 @@ class Identity:
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.public)
+
+    @property
+    def client_version(self) -> str:
+        """What this process says it is when it connects over SSH; part of what the key exchange signs."""
+        return f"hsl1_{self.run}" if self.run else "hsl1"
 
     def sign(self, content: dict[str, Any], namespace: str) -> bytes:
         """A signed document: one JSON line and the signature over it."""
@@ -48,20 +56,14 @@ def generate(path: Path) -> Identity:
     """Make a new key file (mode 0600, OpenSSH format). An existing file is never overwritten."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(key.export_private_key("openssh"))
-        file.flush()
-        os.fsync(file.fileno())
     try:
-        os.link(temporary, path)  # a whole key or none, also when the power fails; never over another one
+        # A whole key or none, also when the power fails; never over another one.
+        with replacing(path, Step.INIT_KEY, mode=0o600, once=True) as file:
+            file.write(key.export_private_key("openssh"))
     except FileExistsError as exc:
         raise LocalStateError(
             f"{path} exists already", remedy="keep it: peers have pinned it; or move it away first"
         ) from exc
-    finally:
-        temporary.unlink()
-    fsync_folder(path.parent)
     return Identity(key)
 
 
@@ -89,27 +91,36 @@ def load(path: Path) -> Identity:
     return Identity(key)
 
 
-def verify(document: bytes, public_key: str, namespace: str) -> bytes:
-    """Check a signed document against the pinned key and give back its JSON line.
+def find_key(usual: Path) -> Path:
+    """systemd hands the key over as a credential; elsewhere it lies in the state directory."""
+    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / "node.key"
+    return credential if credential.exists() else usual
+
+
+def verify(document: bytes, public_key: str | Sequence[str], namespace: str) -> bytes:
+    """Check a signed document against the pinned key and give back its JSON line. Several keys: one of them signed it.
 
     Raises:
         PeerDataError: code `signature`; nothing of an unverified document is ever parsed.
     """
     line, newline, signature = document.partition(b"\n")
     line += newline
-    signers = f'signer namespaces="{namespace}" {public_key}\n'.encode("ascii")
+    keys = (public_key,) if isinstance(public_key, str) else tuple(public_key)
+    if not keys:
+        raise PeerDataError("every key of this peer is revoked here", code="revoked")
+    signers = "".join(f'signer namespaces="{namespace}" {key}\n' for key in keys).encode("ascii")
     try:
         valid = asyncssh.validate_sshsig(line, signature, "signer", signers)
     except (asyncssh.Error, ValueError, IndexError, OverflowError) as exc:
-        raise _bad_signature(public_key, str(exc)) from exc
+        raise _bad_signature(keys, str(exc)) from exc
     if not valid:
-        raise _bad_signature(public_key, "another key, another namespace, or other bytes")
+        raise _bad_signature(keys, "another key, another namespace, or other bytes")
     return line
 
 
-def _bad_signature(public_key: str, reason: str) -> PeerDataError:
+def _bad_signature(keys: Sequence[str], reason: str) -> PeerDataError:
     return PeerDataError(
-        f"the signature does not verify with the pinned key {fingerprint(public_key)}: {reason}",
+        f"the signature does not verify with the pinned key {' or '.join(map(fingerprint, keys))}: {reason}",
         code="signature",
-        remedy="the peer must use the key that the federation lists, or send a new peer card",
+        remedy="the peer must use the key that the federation lists, or announce a new one (`hsl-node key rotate`)",
     )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from hsl_node.errors import Equivocation, FederationMismatch, escaped
 from hsl_node.sync import receive
-from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.limits import LOG_LINES_PER_MINUTE, LogLimit
+from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.receive import Arrival, Refusal
 from hsl_node.sync.round import Arrived, Claim
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 RESCAN_S = 30.0  # the embedded inbox announces every arrival; this is the safety net
 RESCAN_DIRECTORY_S = 1.0  # an inbox that another server writes has to be looked at
-TOLD_PER_MINUTE = 20  # refusals of one peer, in log and journal
 SWEEP_S = 3600.0  # how often forgotten parts are collected
 
 
@@ -36,7 +36,7 @@ class Intake:
         self.homes = self._foreign or node.layout.homes
         self.last_seen: dict[Peer, float] = {}
         self._wake = {p: asyncio.Event() for p in node.others}
-        self._told: dict[Peer, tuple[float, int]] = {}  # refusals told in the minute since
+        self._lines = LogLimit(LOG_LINES_PER_MINUTE)  # in log and journal
 
     def wake(self, *peers: Peer) -> None:
         """Look into these inboxes now; no peer named: all of them."""
@@ -45,23 +45,31 @@ class Intake:
 
     async def watch(self, peer: Peer) -> None:
         """Take in what this peer has put into our inbox, for ever."""
-        wake = self._wake[peer]
+        node, wake = self._node, self._wake[peer]
         swept = float("-inf")
         while True:
             wake.clear()
+            self._lines.flush()
+            if node.keyring.is_revoked(peer):  # nothing of it is even looked at
+                await wake.wait()
+                continue
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 await asyncio.to_thread(self._sweep, peer)
-            for item in await asyncio.to_thread(self._scan, peer):
+            for item in await asyncio.to_thread(self._scan, peer, node.software()):
+                if node.keyring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
+                    break
                 match item:
                     case Arrival():
                         await self._arrived(item)
                     case Refusal():
                         self._refused(item)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), RESCAN_S if self._foreign is None else RESCAN_DIRECTORY_S)
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with what it waits for.
+                async with asyncio.timeout(RESCAN_S if self._foreign is None else RESCAN_DIRECTORY_S):
+                    await wake.wait()
 
-    def _scan(self, peer: Peer) -> list[Arrival | Refusal]:
+    def _scan(self, peer: Peer, software: str) -> list[Arrival | Refusal]:
         node = self._node
         return receive.scan(
             peer,
@@ -74,8 +82,9 @@ class Intake:
             me=node.me,
             take_digest=node.server.take_digest if node.server else (lambda p, name: None),
             kept=self._kept,
-            software=node.software(),
+            software=software,
             foreign=self._foreign is not None,
+            keyring=node.keyring,
         )
 
     def _sweep(self, peer: Peer) -> None:
@@ -100,11 +109,11 @@ class Intake:
         node.alarms.settle(f"setup {peer}")
         node.alarms.settle(f"refused {peer}")
         known = node.journal.manifest(manifest.round, peer)
-        if known is not None and known["content"] != manifest.content() and manifest.round > 0:
+        if known is not None and content_digest(known["content"]) != manifest.digest and manifest.round > 0:
             self._prove(known["document"], arrival)
             if arrival.data is not None:
                 arrival.data.unlink(missing_ok=True)
-            node.apply(Arrived(claim_of(manifest)))  # halts, where the two differ in what decides a fusion
+            node.apply(Arrived(claim_of(manifest)))  # halts
             return self._answer(arrival, "equivocation", "two different manifests were signed for this round")
         if arrival.data is not None:
             await asyncio.to_thread(node.store.admit, arrival.data, manifest.round, peer)
@@ -141,14 +150,14 @@ class Intake:
             if manifest.round > node.known_state().round:
                 return  # not yet ours: it stays, and the next scan after the window moved takes it
             known = node.journal.manifest(manifest.round, peer)
-            if known is not None and known["content"] == manifest.content():  # our receipt was lost: say it again
+            if known is not None and content_digest(known["content"]) == manifest.digest:  # our receipt was lost
                 return self._answer(refusal, "accepted", "")
             if known is not None and manifest.round > 0:
                 self._prove(known["document"], refusal)
             elif known is not None:
                 fix = "restore its state directory from backup, or start a new federation: this one has begun"
                 return node.alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
-        if self._may_tell(peer):
+        if self._lines.allows(peer):
             told = {"peer": peer, "file": refusal.name, "code": refusal.code, "reason": escaped(error.message)}
             log.warning("refused", extra=told)
             node.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
@@ -162,15 +171,6 @@ class Intake:
             node.alarms.sound(f"refused {peer}", text, fix)
         if manifest is not None:
             self._answer(refusal, refusal.code, error.message)
-
-    def _may_tell(self, peer: Peer) -> bool:
-        """A hostile peer may be refused without end, and must not push everything else out of log and journal."""
-        now = time.monotonic()
-        since, told = self._told.get(peer, (now, 0))
-        if now - since > 60:
-            since, told = now, 0
-        self._told[peer] = (since, told + 1)
-        return told < TOLD_PER_MINUTE
 
     def _answer(self, item: Arrival | Refusal, code: str, text: str) -> None:
         assert item.manifest is not None
@@ -208,8 +208,10 @@ def claim_of(manifest: Manifest) -> Claim:
         sha256=Digest(manifest.sha256),
         base=Digest(manifest.base),
         inputs={Peer(p): Digest(d) for p, d in manifest.inputs.items()},
+        manifest=manifest.digest,
         samples=manifest.samples,
         plateau=manifest.plateau,
         statement=manifest.statement,
+        halted=manifest.halted,
         software=manifest.software,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import secrets
 import signal
 import time
@@ -15,22 +16,28 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsl_node import __version__, config, identity, service
+from hsl_node import __version__, config, identity, poisoning, service
 from hsl_node.alarms import Alarms
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import serve
 from hsl_node.delivery import Delivery
 from hsl_node.errors import FederationMismatch, LocalStateError, escaped
+from hsl_node.identity import Identity
 from hsl_node.intake import Intake, claim_of
+from hsl_node.keys import warnings_of
 from hsl_node.node_status import snapshot
+from hsl_node.offers import Offers
+from hsl_node.recovery import Recovery, machine_id
+from hsl_node.sync import durable, keyring
 from hsl_node.sync import round as machine
-from hsl_node.sync.fuse_files import fuse_files
+from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.limits import Limits, Quota
-from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.manifest import Manifest, parse_manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.plateau import plateaued
-from hsl_node.sync.round import Action, Declare, Fuse, Fused, Phase, Push, Train, Trained
+from hsl_node.sync.round import Action, Arrived, Declare, Delivered, Fuse, Fused, Phase, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store, paths_of
 from hsl_node.sync.tensors import Schema, read_schema, sha256_of
@@ -41,6 +48,12 @@ log = logging.getLogger(__name__)
 NO_ROOM_RETRY_S = 30.0
 PULSE_S = 5.0  # watchdog, systemd's status line
 STARTING_S = 60.0  # what a start that is alive may take from each pulse on
+_COMMITS = {
+    Trained: Step.SENDER_SIGN,
+    Arrived: Step.RECEIVER_RECORD,
+    Fused: Step.FUSION_RECORD,
+    Delivered: Step.SENDER_DELIVERED,
+}
 
 
 @dataclass
@@ -49,7 +62,7 @@ class Node:
 
     config: NodeConfig
     federation: Federation
-    identity: identity.Identity
+    identity: Identity
     store: Store
     trainer: Trainer = field(init=False)
     trainer_command: list[str] | None = None
@@ -68,8 +81,11 @@ class Node:
         self.busy: dict[str, Any] | None = None
         self.fusing = 0.0
         self.alarms = Alarms()
+        self.keyring = keyring.load(self.layout.state, self.federation)
         self.intake = Intake(self)
         self.delivery = Delivery(self)
+        self.offers = Offers(self)
+        self.recovery = Recovery(self)
         self.paused = self.journal.meta("paused") == "1"
         self._running: dict[Action | str, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
@@ -82,7 +98,9 @@ class Node:
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stopping.set)
+        durable.on_failure = lambda error: loop.call_soon_threadsafe(self._disk_failed, error)  # whoever catches it
         async with serve(self.layout.state / "run" / "control.sock", self._control):
+            self._tell_keys()
             self._spawn("pulse", self._pulse())
             self._spawn("begin", self._begin())
             await self._stopping.wait()
@@ -99,28 +117,43 @@ class Node:
         if not initial.exists() or self.journal.state() is None:
             await self.trainer.run({"job": "init"})
         self.schema = read_schema(initial)
-        self.state = self._load_state(await asyncio.to_thread(sha256_of, initial))
-        await self._open_inbox()
+        digest = await asyncio.to_thread(sha256_of, initial)
+        mark = self.recovery.due()
+        if mark is not None:
+            self._require_same_federation()
+            await self._open_inbox()  # whoever lost its state too is answered meanwhile
+            await self.recovery.run(digest, mark)
+        self.state = self._load_state(digest)
+        poisoning.renew(self.journal, self.alarms, self.me, self.federation.peers)
+        if self.server is None:
+            await self._open_inbox()
+        self._spawn("look", self.recovery.check())
         for peer in self.others:
             self._spawn(f"intake {peer}", self.intake.watch(peer))
         service.notify("READY=1")
         log.info("started", extra={"round": self.state.round, "phase": str(self.state.phase)})
         self._reconcile()
 
-    def _load_state(self, initial: Digest) -> machine.State:
-        saved = self.journal.state()
-        new = machine.State(me=self.me, peers=self.federation.peers, rounds=self.federation.plan.rounds, base=initial)
-        before = self.journal.meta("federation")
-        if saved is not None and before == self.federation.digest:
-            state = machine.from_json(saved)
-            if state.round > 0 or state.base == initial:
-                return state
-        elif saved is not None and machine.from_json(saved).round > 0:
+    def _require_same_federation(self) -> None:
+        """Raises: FederationMismatch: rounds of another federation are in the journal."""
+        saved, before = self.journal.state(), self.journal.meta("federation")
+        if saved is not None and before != self.federation.digest and machine.from_json(saved).round > 0:
             raise FederationMismatch(
                 f"this journal belongs to federation {str(before)[:8]}, federation.toml is now {self.federation.fed8}",
                 remedy="join the old file again, or start the new federation in a new state directory",
             )
-        with self.journal.transaction():
+
+    def _load_state(self, initial: Digest) -> machine.State:
+        self._require_same_federation()
+        saved = self.journal.state()
+        new = machine.State(me=self.me, peers=self.federation.peers, rounds=self.federation.plan.rounds, base=initial)
+        if self.journal.meta("machine") is None:
+            self.journal.set_meta("machine", machine_id())
+        if saved is not None and self.journal.meta("federation") == self.federation.digest:
+            state = machine.from_json(saved)
+            if state.round > 0 or state.base == initial:
+                return state
+        with self.journal.transaction(Step.START_STATE):
             self.journal.set_meta("federation", self.federation.digest)
             if self.journal.meta("instance") is None:
                 self.journal.set_meta("instance", secrets.token_hex(8))
@@ -142,7 +175,10 @@ class Node:
             on_commit=self.intake.wake,
             on_connect=self._connected,
             on_fatal=self._disk_failed,
+            on_twice=self._seen_twice,
+            offer=self.offers.open,
             limits=Limits(quota=Quota(bytes=self.config.inbox.quota_mib * 2**20)),
+            keyring=self.keyring,
         )
         await self.server.start(host, port)
 
@@ -155,6 +191,7 @@ class Node:
         await self.trainer.stop()
         if self.server is not None:
             await self.server.stop()
+        durable.on_failure = lambda error: None
 
     # ------------------------------------------------------------------ the round machine, driven
 
@@ -162,7 +199,7 @@ class Node:
         """One event: next state and its records durable in one transaction, then the actions."""
         before = self.known_state()
         after, _ = machine.step(before, event)
-        with self.journal.transaction():
+        with self.journal.transaction(_COMMITS[type(event)]):
             for record in records:
                 record()
             self.journal.save_state(machine.to_json(after))
@@ -187,7 +224,7 @@ class Node:
                     wanted[action] = lambda a=action: self._declare(a)  # type: ignore[misc]
                 case Fuse():
                     wanted[f"fuse {action.round}"] = lambda a=action: self._fuse(a)  # type: ignore[misc]
-                case Push():
+                case Push() if not self.keyring.is_revoked(action.peer):
                     wanted[action] = lambda a=action: self.delivery.push(a)  # type: ignore[misc]
                 case _:
                     pass
@@ -221,6 +258,8 @@ class Node:
 
     async def _declare(self, action: Declare) -> None:
         samples = int(self.journal.meta("samples") or 0)
+        if action.round > 0:  # the opening statement may be corrected
+            await self.recovery.check()
         self._publish(self._manifest(action.round, Digest(action.base), 0, samples, None, self.known_state()))
 
     async def _train(self, action: Train) -> None:
@@ -237,6 +276,7 @@ class Node:
             )
         finally:
             self.epoch = self.busy = None
+        await self.recovery.check()
         self._publish(
             self._manifest(
                 action.round,
@@ -264,6 +304,7 @@ class Node:
             samples=samples,
             auc=auc,
             plateau=plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
+            halted=state.phase is Phase.HALTED,
             anchor=self.federation.anchor.fingerprint if self.federation.anchor else None,
             schema=self.known_schema().digest,
             instance=self.journal.meta("instance") or "",
@@ -272,8 +313,14 @@ class Node:
 
     def _publish(self, manifest: Manifest) -> None:
         """Promise it durably: from here on this round has one checkpoint of mine. The pushes follow from the state."""
-        document = self.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
         sha256 = Digest(manifest.sha256)
+        signed = self.journal.signed(manifest.round)
+        if signed is not None and signed[0] == sha256 and manifest.round > 0:
+            # Signed before the state was lost, and trained again: there is one manifest of a round, the first.
+            document = signed[1]
+            manifest = parse_manifest(identity.verify(document, self.identity.public, identity.MANIFEST_NAMESPACE))
+        else:
+            document = self.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
         self.apply(
             Trained(claim_of(manifest)),
             lambda: self.journal.record_signed(manifest.round, sha256, document),
@@ -290,25 +337,31 @@ class Node:
 
         while True:
             try:
-                digest = await asyncio.to_thread(
-                    fuse_files,
+                digest, figures = await asyncio.to_thread(
+                    poisoning.fuse_watched,
                     self.federation.plan.fusion,
                     paths,
                     samples,
                     self.known_schema(),
+                    self.layout.fused(action.round - 1),
                     self.layout.fused(action.round),
                     progress,
                 )
                 break
             except OSError as exc:
-                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
                 self.alarms.sound("disk", f"no room for the fused model: {exc.strerror}", "free some space")
                 await asyncio.sleep(NO_ROOM_RETRY_S)
         self.alarms.settle("disk")
         self.fusing = 0.0
         log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
-        self.apply(Fused(action.round, digest), lambda: self.journal.record_fused(action.round, digest))
+        self.apply(
+            Fused(action.round, digest),
+            lambda: self.journal.record_fused(action.round, digest),
+            lambda: poisoning.record_fusion(self.journal, action.round, figures),
+        )
+        poisoning.renew(self.journal, self.alarms, self.me, state.peers)
         best = self.journal.best_fused()
         await asyncio.to_thread(
             self.store.prune, self.known_state().round, frozenset({0} | ({best[0]} if best else set()))
@@ -344,10 +397,55 @@ class Node:
         self.intake.last_seen[peer] = time.time()
         self.delivery.wake(peer)
 
+    def _seen_twice(self, peer: Peer, twice: bool) -> None:
+        """Two processes with this peer's key take turns in connecting: see `sync/runs.py`."""
+        if twice:
+            text = f"two nodes with the key of {peer} are at work: a clone, or a copy of its state directory"
+            fix = f"call {peer}: it must stop one of them and restart the other; nothing differing is fused meanwhile"
+            self.alarms.sound(f"twice {peer}", text, fix)
+        else:
+            self.alarms.settle(f"twice {peer}")
+
     def _disk_failed(self, error: LocalStateError) -> None:
         """A failed fsync is never retried: leave, and go on from the journal."""
         self._fatal = self._fatal or error
         self._stopping.set()
+
+    # ------------------------------------------------------------------ keys
+
+    def trust(self, changed: Keyring, own: Identity) -> None:
+        """The operator changed keyring.toml, or this node's key: sessions of keys that went end, pushes begin anew."""
+        before, self.keyring = self.keyring, changed
+        rekeyed = own.public != self.identity.public
+        self.identity = own
+        if self.server is not None:
+            self.server.trust(changed)
+            if rekeyed:
+                self.server.show(own)
+        if rekeyed:
+            log.warning("this node uses another key now", extra={"fingerprint": own.fingerprint})
+        for peer in self.federation.peers:
+            if before.keys(peer) != changed.keys(peer):
+                now = keyring.shown(changed.keys(peer))
+                was = keyring.shown(before.keys(peer))
+                log.warning("keys changed", extra={"peer": peer, "before": was, "now": now})
+                self.journal.note("warning", "keys", f"{peer}: keys that count here now: {now}")
+        for action, task in self._running.items():
+            if isinstance(action, Push) and (rekeyed or before.keys(action.peer) != changed.keys(action.peer)):
+                task.cancel()  # what is owed is begun again at once, from the bytes that lie there
+        self._tell_keys()
+        self.intake.wake()
+        if self.state is not None:
+            self._reconcile()
+
+    def _tell_keys(self) -> None:
+        for peer in self.federation.peers:
+            warnings = warnings_of(self.keyring, peer, self.me)
+            for code in (f"revoked {peer}", f"keys {peer}"):
+                if code in warnings:
+                    self.alarms.sound(code, *warnings[code])
+                else:
+                    self.alarms.settle(code)
 
     # ------------------------------------------------------------------ trainer events, control, pulse
 
@@ -374,6 +472,8 @@ class Node:
             case "validated":
                 self.journal.record_validation(event["round"], event["auc"], event.get("loss"))
                 log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
+                poisoning.record_validation(self.journal, self.me, event)
+                poisoning.renew(self.journal, self.alarms, self.me, self.federation.peers)
             case _:
                 pass
 
@@ -391,6 +491,12 @@ class Node:
             case "stop":
                 self._stopping.set()
                 return {"ok": True}
+            case "keys":
+                self.trust(
+                    keyring.load(self.layout.state, self.federation),
+                    identity.load(identity.find_key(self.layout.key)),
+                )
+                return {"ok": True, "fingerprint": self.identity.fingerprint}
             case _:
                 return {"ok": False, "error": f"unknown request {escaped(op)!r}"}
 
@@ -400,7 +506,19 @@ class Node:
             service.notify("WATCHDOG=1", f"STATUS={self._headline()}")
             if self.state is None:  # a first start decodes all images, however long that takes
                 service.notify(service.extend(STARTING_S))
+            self._watch_room()
             await asyncio.sleep(min(PULSE_S, service.watchdog_interval_s() or PULSE_S))
+
+    def _watch_room(self) -> None:
+        """Below its reserve our inbox takes nothing any more; the peers only learn that it failed, so say it here."""
+        disk = os.statvfs(self.layout.state)
+        free, least = disk.f_bavail * disk.f_frsize, Quota.reserve_bytes
+        if self.schema is not None:
+            least += self.schema.file_bytes
+        if free >= least:
+            return self.alarms.settle("room")
+        text = f"{free / 1e6:.0f} MB free: no checkpoint of a peer is taken in below {least / 1e6:.0f} MB"
+        self.alarms.sound("room", text, "free some space; the node goes on by itself")
 
     def _headline(self) -> str:
         """One line for `systemctl status`."""

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hsl_node import __version__
+from hsl_node.config import fingerprint
 from hsl_node.status_journal import aucs
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
@@ -25,6 +26,7 @@ def snapshot(node: Node) -> dict[str, Any]:
     since = phases.get((state.round, str(state.phase)), node.started) if state else node.started
     fused = [r for r in node.journal.rows("fused") if r["round"] > 0]
     waiting = list(state.missing) if state and state.me in state.have else []
+    waiting = waiting or sorted(node.recovery.waiting)
     best = node.journal.best_fused()
     return {
         "schema": SCHEMA,
@@ -67,6 +69,8 @@ def snapshot(node: Node) -> dict[str, Any]:
 def _word(node: Node, trainer: str) -> str:
     state = node.state
     if state is None:
+        if node.recovery.waiting:
+            return "recovering"
         return "degraded" if trainer in ("silent", "restarting") else "starting"
     if state.phase is Phase.HALTED:
         return "halted"
@@ -99,17 +103,18 @@ def _epoch(node: Node) -> dict[str, Any] | None:
 
 
 def _peer(node: Node, peer: Peer) -> dict[str, Any]:
-    card = node.federation.get(peer)
+    card, revoked = node.federation.get(peer), node.keyring.is_revoked(peer)
     transfer = node.delivery.transfers[peer]
     receipts = [r for r in node.journal.rows("receipts") if r["receiver"] == peer]
     return {
         "name": peer,
         "address": card.address,
-        "fingerprint": card.fingerprint,
+        "fingerprint": fingerprint(node.keyring.newest(peer)),
+        "revoked": revoked,
         "connected": node.server is not None and peer in node.server.connected(),
         "last_seen": node.intake.last_seen.get(peer),
         "sent": {
-            "state": transfer.state,
+            "state": "revoked" if revoked else transfer.state,
             "round": transfer.round,
             "bytes": transfer.sent,
             "total": transfer.total,
@@ -139,6 +144,7 @@ def _received(node: Node, peer: Peer) -> dict[str, Any]:
         return {"state": "receiving", "round": round, "bytes": incoming.bytes, "total": incoming.total,
                 "rate": incoming.rate_bytes_per_s, "sha256": None, "auc": None}  # fmt: skip
     state = "refused" if f"refused {peer}" in node.alarms else "nothing"
+    state = "revoked" if node.keyring.is_revoked(peer) else state
     return {"state": state, "round": round, "bytes": 0, "total": total, "rate": 0.0, "sha256": None, "auc": None}
 
 
@@ -161,7 +167,7 @@ def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]
         warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})
     if node.paused and node.state is not None and node.state.phase is not Phase.FINISHED:
         text = "training is paused here; the other hospitals will wait for this one"
-        warnings.append({"code": "paused", "text": text, "since": time.time(), "fix": "hsl-node resume"})
+        warnings.append({"code": "paused", "text": text, "since": time.time(), "fix": "`hsl-node resume`"})
     if node.state is not None and node.state.reason:
         fix = "nothing is trained on until the hospitals have settled it; manifests and proof are in evidence/"
         warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": time.time(), "fix": fix})

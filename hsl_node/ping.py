@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hsl_node import config, identity
 from hsl_node.config import NodeConfig, PeerCard
 from hsl_node.errors import HslError, UsageError
+from hsl_node.hints import addressed
 from hsl_node.identity import Identity
+from hsl_node.sync import keyring
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout
 from hsl_node.sync.transport import Patience, connect
@@ -29,18 +32,20 @@ class Answer:
     exit_code: int
 
 
-def ping(state: Path, names: Sequence[str]) -> list[Answer]:
-    """Log in at these peers, all at once; no names: at all others.
+def ping(state: Path, names: Sequence[str], me: Identity | None = None) -> list[Answer]:
+    """Log in at these peers, all at once; no names: at all others. `me`: with another key than the node's.
 
     Raises:
         UsageError: a name is not a peer of the federation, or is this node's own.
     """
     node, federation = config.load_node(state), config.load_federation(state)
-    me = identity.load(Layout(state).key)
+    me = me or identity.load(identity.find_key(Layout(state).key))
+    ring = keyring.load(state, federation)
     cards = [federation.get(name) for name in names] or [p for p in federation.peer if p.name != node.name]
     if any(card.name == node.name for card in cards):
         raise UsageError(f"{node.name} is this node", remedy="`hsl-node status` says how it is")
-    return asyncio.run(_ping(cards, node, me))
+    answers = asyncio.run(_ping(cards, node, me, ring))
+    return [replace(answer, remedy=addressed(answer.remedy, state)) for answer in answers]
 
 
 def text(answer: Answer) -> str:
@@ -50,14 +55,15 @@ def text(answer: Answer) -> str:
     return f"{answer.peer}  {answer.address}  FAILED: {answer.error}{remedy}"
 
 
-async def _ping(cards: Sequence[PeerCard], node: NodeConfig, me: Identity) -> list[Answer]:
-    return list(await asyncio.gather(*(_one(card, node, me) for card in cards)))
+async def _ping(cards: Sequence[PeerCard], node: NodeConfig, me: Identity, ring: Keyring) -> list[Answer]:
+    return list(await asyncio.gather(*(_one(card, node, me, ring.host_keys(card)) for card in cards)))
 
 
-async def _one(card: PeerCard, node: NodeConfig, me: Identity) -> Answer:
+async def _one(card: PeerCard, node: NodeConfig, me: Identity, host_keys: Sequence[str]) -> Answer:
     began = time.monotonic()
     try:
-        async with connect(card, Peer(node.name), me, client=node.client, patience=Patience(connect_s=CONNECT_S)):
+        patience = Patience(connect_s=CONNECT_S)
+        async with connect(card, Peer(node.name), me, client=node.client, patience=patience, host_keys=host_keys):
             return Answer(card.name, card.address, time.monotonic() - began, "", "", 0)
     except HslError as exc:
         return Answer(card.name, card.address, None, exc.message, exc.remedy, exc.exit_code)

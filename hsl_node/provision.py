@@ -21,12 +21,14 @@ from typing import Any, Literal
 
 from hsl_node.config import Federation, PeerCard, split_address
 from hsl_node.errors import ConfigError, UsageError, escaped
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS
 
 NODE_USER = NODE_GROUP = "hsl-node"  # as in systemd/README.md
 PEERS_GROUP = "hsl-peers"
 KEYS = Path("/etc/ssh/hsl_keys")
 HOST_KEY = Path("/etc/ssh/hsl_host_ed25519_key")
+REVOKED = Path("/etc/ssh/hsl_revoked_keys")  # must be readable: sshd refuses everybody where it is not
 SSHD_CONFIG = Path("/etc/ssh/hsl_sshd_config")
 SSHD_UNIT = Path("/etc/systemd/system/hsl-inbox.service")
 SFTPGO_CONFIG = Path("/etc/sftpgo/hsl.json")
@@ -42,7 +44,13 @@ SFTP_REQUESTS = "open,close,read,write,lstat,fstat,stat,opendir,readdir,realpath
 
 
 def provision(
-    federation: Federation, me: str, kind: Literal["openssh", "sftpgo"], homes: Path, *, quota_mib: int = QUOTA_MIB
+    federation: Federation,
+    me: str,
+    kind: Literal["openssh", "sftpgo"],
+    homes: Path,
+    *,
+    quota_mib: int = QUOTA_MIB,
+    keyring: Keyring | None = None,
 ) -> str:
     """The script that makes accounts for all other peers of the federation on an OpenSSH or SFTPGo server.
 
@@ -57,9 +65,10 @@ def provision(
         )
     card = federation.get(me)
     users = logins(federation, card)
+    ring = keyring or Keyring.of(federation)
     if kind == "sftpgo":
-        return _sftpgo(federation, card, users, homes, quota_mib)
-    return _openssh(federation, card, users, homes)
+        return _sftpgo(ring, card, users, homes, quota_mib)
+    return _openssh(ring, card, users, homes)
 
 
 def logins(federation: Federation, card: PeerCard) -> dict[str, PeerCard]:
@@ -117,6 +126,7 @@ PermitTTY no
 PermitUserRC no
 AllowGroups {PEERS_GROUP}
 AuthorizedKeysFile {KEYS}/%u
+RevokedKeys {REVOKED}
 Subsystem sftp internal-sftp
 Match Group {PEERS_GROUP}
     ChrootDirectory %h
@@ -124,11 +134,13 @@ Match Group {PEERS_GROUP}
 """
 
 
-def _openssh(federation: Federation, card: PeerCard, users: dict[str, PeerCard], homes: Path) -> str:
+def _openssh(ring: Keyring, card: PeerCard, users: dict[str, PeerCard], homes: Path) -> str:
+    present = {login: peer for login, peer in users.items() if not ring.is_revoked(peer.name)}
+    revoked = [r.key for r in ring.file.revoked]
     # The account's home is the chroot (%h): it carries the peer's name, as the node expects, whatever the login is.
     return "\n".join(
         [
-            *_head(federation, card, "OpenSSH", homes, users),
+            *_head(ring.federation, card, "OpenSSH", homes, users),
             _HOST_KEY_STEP,
             f"getent group {PEERS_GROUP} >/dev/null || groupadd --system {PEERS_GROUP}",
             f"install -d -m 0755 -o root -g root {homes} {KEYS}",
@@ -146,12 +158,17 @@ def _openssh(federation: Federation, card: PeerCard, users: dict[str, PeerCard],
             "}",
             *(f"account {login} {peer.name}" for login, peer in users.items()),
             "",
-            "# the peers' keys, as the federation pins them",
-            *(_file(KEYS / login, [f"restrict {p.key} {p.name}"], "0644") for login, p in users.items()),
-            "# who left the federation is locked out; what it sent stays",
+            "# the peers' keys, as the federation pins them; two while a peer changes its key",
+            *(
+                _file(KEYS / login, [f"restrict {key} {p.name}" for key in ring.keys(p.name)], "0644")
+                for login, p in present.items()
+            ),
+            "# who left the federation or was revoked is locked out; what it sent stays",
+            _file(REVOKED, ["# keys that `hsl-node peer revoke` took out", *revoked], "0644"),
             f"for file in {KEYS}/*; do",
-            f'    case "${{file##*/}}" in {"|".join(users)}) ;; *) rm -f "$file" ;; esac',
+            f'    case "${{file##*/}}" in {"|".join(present) or "-"}) ;; *) rm -f "$file" ;; esac',
             "done",
+            *(f"pkill -KILL -u {login} || true  # the sessions it has now" for login in users if login not in present),
             "",
             _file(SSHD_CONFIG, sshd_config(card).splitlines(), "0644"),
             "install -d -m 0755 /run/sshd",
@@ -199,7 +216,7 @@ WantedBy=multi-user.target
 # ------------------------------------------------------------------ SFTPGo
 
 
-def sftpgo_data(users: dict[str, PeerCard], homes: Path, quota_mib: int) -> dict[str, Any]:
+def sftpgo_data(ring: Keyring, users: dict[str, PeerCard], homes: Path, quota_mib: int) -> dict[str, Any]:
     """What SFTPGo loads at its start: one user per peer, public key only, SFTP only.
 
     `rename_files` is needed on both folders of a rename, `overwrite` on parts/ to resume, `download` there to verify a
@@ -212,9 +229,9 @@ def sftpgo_data(users: dict[str, PeerCard], homes: Path, quota_mib: int) -> dict
             {
                 "username": login,
                 "description": f"inbox for {peer.name}",
-                "status": 1,
+                "status": 0 if ring.is_revoked(peer.name) else 1,
                 "home_dir": str(homes / peer.name),
-                "public_keys": [f"{peer.key} {peer.name}"],
+                "public_keys": [f"{key} {peer.name}" for key in ring.keys(peer.name)],
                 "max_sessions": 3,
                 "quota_size": quota_mib * mib,
                 "quota_files": QUOTA_FILES,
@@ -265,11 +282,11 @@ def sftpgo_environment(card: PeerCard) -> list[str]:
     ]
 
 
-def _sftpgo(federation: Federation, card: PeerCard, users: dict[str, PeerCard], homes: Path, quota_mib: int) -> str:
-    data = json.dumps(sftpgo_data(users, homes, quota_mib), indent=1).splitlines()
+def _sftpgo(ring: Keyring, card: PeerCard, users: dict[str, PeerCard], homes: Path, quota_mib: int) -> str:
+    data = json.dumps(sftpgo_data(ring, users, homes, quota_mib), indent=1).splitlines()
     return "\n".join(
         [
-            *_head(federation, card, "SFTPGo", homes, users),
+            *_head(ring.federation, card, "SFTPGo", homes, users),
             _HOST_KEY_STEP,
             f"chown sftpgo: {HOST_KEY} {HOST_KEY}.pub",
             f"install -d -m 0755 -o root -g root {homes}",

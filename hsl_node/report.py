@@ -91,6 +91,7 @@ def render(nodes: Sequence[NodeFacts], *, note: str, now: float) -> str:
         seconds=_phase_seconds(nodes),
         transfers=_transfers(nodes),
         agreement=agreed,
+        influence=_influence(nodes),
         software=_software(nodes),
         settings=_settings(federation),
         notes=_notes(nodes, now),
@@ -261,6 +262,30 @@ def _transfers(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """Per round, each hospital's update: norm, cosine with the others' mean, and whether they are unusual. All nodes
+    compute the same of the same files, so the first that has a round tells it."""
+    found: dict[int, Any] = {}
+    for node in nodes:
+        for round, record in node.influence.items():
+            found.setdefault(round, record)
+    return [
+        {
+            "round": round,
+            "peers": [
+                {
+                    "norm": f"{figures['norm']:.3g}",
+                    "cosine": "-" if figures["cosine"] is None else f"{figures['cosine']:.2f}".replace("-", "−"),
+                    "unusual": record["unusual"].get(name, ""),
+                }
+                for name, figures in sorted(record["peers"].items())
+            ],
+        }
+        for round, record in sorted(found.items())
+        if record["peers"]
+    ]
 
 
 def _software(nodes: Sequence[NodeFacts]) -> list[dict[str, str]]:

@@ -31,6 +31,7 @@ class NodeFacts:
     phases: Sequence[Mapping[str, Any]]
     transfers: Sequence[Mapping[str, Any]]
     notes: Sequence[Mapping[str, Any]]
+    influence: Mapping[int, Mapping[str, Any]]  # round -> what poisoning.py recorded of its fusion
     evaluation: Mapping[str, Any] | None
 
 
@@ -74,6 +75,7 @@ def read(state: Path) -> NodeFacts:
             phases=journal.rows("phases"),
             transfers=journal.rows("transfers"),
             notes=journal.rows("notes"),
+            influence={r["round"]: found for r in fused if (found := journal.influence(r["round"]))},
             evaluation=journal.result(EVALUATION),
         )
     finally:

@@ -111,8 +111,8 @@ def evaluate(
         return journal.result(EVALUATION) or record  # as every later call will give it
 
 
-def evaluation_text(record: Mapping[str, Any]) -> str:
-    """The record as a table for the terminal."""
+def evaluation_text(record: Mapping[str, Any], *, asked: float | None = None) -> str:
+    """The record as a table for the terminal. What was measured before `asked` (wall clock) is said to be stored."""
     kinds = [k for k in MODELS if k in record["test"]]
     header = ("test set", *(MODELS[k] for k in kinds))
     figures = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")
@@ -129,6 +129,9 @@ def evaluation_text(record: Mapping[str, Any]) -> str:
     ]
     if missing:
         lines += ["", f"undefined: the test set holds no image of class {', '.join(missing)}"]
+    if asked is not None and record["at"] < asked:
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["at"]))
+        lines += ["", f"The stored result of {at}: the test set is used once. --again measures anew, and counts."]
     if record["evaluated"] > 1:
         lines += ["", f"The test set has been used {record['evaluated']} times: the figures lean towards it."]
     if not record["final"]:

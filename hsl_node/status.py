@@ -15,6 +15,7 @@ from typing import Any
 
 from hsl_node.control import ask
 from hsl_node.errors import NotInitialised, NotRunning, escaped
+from hsl_node.hints import addressed
 from hsl_node.status_journal import from_journal
 from hsl_node.units import age, auc, clock, duration, progress, size
 
@@ -51,7 +52,7 @@ class Look:
 
 
 def fetch(state: Path) -> dict[str, Any]:
-    """The daemon's snapshot, or the journal's with `state` = "stopped".
+    """The daemon's snapshot, or the journal's with `state` = "stopped"; its hints name the state directory.
 
     Raises:
         NotInitialised: this is no state directory of a node.
@@ -62,10 +63,11 @@ def fetch(state: Path) -> dict[str, Any]:
             f"{state} holds no node.toml", remedy="run `hsl-node init`, or point --state at the right folder"
         )
     try:
-        live: dict[str, Any] = ask(state, "status")["status"]
-        return live
+        found: dict[str, Any] = ask(state, "status")["status"]
     except NotRunning:
-        return from_journal(state)
+        found = from_journal(state)
+    warnings = [{**warning, "fix": addressed(str(warning["fix"]), state)} for warning in found["warnings"]]
+    return found | {"warnings": warnings}
 
 
 # ------------------------------------------------------------------ the page
@@ -74,7 +76,7 @@ def fetch(state: Path) -> dict[str, Any]:
 def render(snapshot: Snapshot, *, now: float, look: Look = Look()) -> str:
     """The whole page, lines no wider than `look.width`, without a line break at the end."""
     lines = [
-        *_not_running(snapshot, look),
+        *_not_running(snapshot, now, look),
         *_warnings(snapshot, now, look),
         *_summary(snapshot, now, look),
         *_peers(snapshot, now, look),
@@ -83,10 +85,12 @@ def render(snapshot: Snapshot, *, now: float, look: Look = Look()) -> str:
     return "\n".join(lines)
 
 
-def _not_running(snapshot: Snapshot, look: Look) -> list[str]:
+def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     if snapshot["state"] != "stopped":
         return []
-    what = "what the journal knows:" if snapshot["node"] else "it has not been started here yet."
+    since = snapshot["since"]
+    last = f", last written {clock(since, now)} ({age(now - since)} ago)" if since else ""
+    what = f"below is what the journal knows{last}" if snapshot["node"] else "it has not been started here yet."
     return [look.paint("not running", _BOLD, _RED) + f"  {what}", ""]
 
 
@@ -106,10 +110,10 @@ def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
         return []
     federation, state = snapshot["federation"], snapshot["state"]
     word = look.paint(state, _BOLD, _COLOUR.get(state, _GREEN))
-    since = f", last heard of {clock(snapshot['since'], now)}" if state == "stopped" else f" {_since(snapshot, now)}"
+    since = "" if state == "stopped" or not snapshot["since"] else f" {_since(snapshot, now)}"
     facts = [federation["name"], federation["hash"] and f"hash {federation['hash']}", f"{federation['peers']} peers"]
     facts += [federation["method"], federation["task"]]
-    lines = [f"{look.paint(snapshot['node'], _BOLD)}  {word}{since if snapshot['since'] else ''}"]
+    lines = [f"{look.paint(snapshot['node'], _BOLD)}  {word}{since}"]
     lines += _field("federation", ", ".join(escaped(str(f), 60) for f in facts if f), look)
     lines += _field("round", _round(snapshot), look)
     lines += _field("waiting for", _waiting(snapshot, now), look)
@@ -201,7 +205,8 @@ def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     room = max(8, look.width - sum(_CELLS) - 2 * len(_CELLS))
     name_width = min(room, max(len("peer"), *(len(p["name"]) for p in snapshot["peers"])))
     widths = (name_width, *_CELLS)
-    lines = ["", look.paint(_row(("peer", "sent", "received", "AUC", "last seen"), widths), _DIM)]
+    last = "last file" if snapshot["state"] == "stopped" else "last seen"  # connections are not in the journal
+    lines = ["", look.paint(_row(("peer", "sent", "received", "AUC", last), widths), _DIM)]
     for peer in snapshot["peers"]:
         sent, received = peer["sent"], peer["received"]
         cells = (_shortened(peer["name"], name_width), _sent(sent, look), _received(received, look),

@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hsl_node.errors import ConfigError
+from hsl_node.errors import ConfigError, escaped
+
+FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; cards and federations are far smaller
+PROBLEMS_MAX = 25  # shown of one file: each is looked for in the whole text, and nobody reads more
+PROBLEM_MAX_CHARS = 500  # of one of them
+# Our longest key has three parts. tomllib's time grows with the square of the parts: 64 KB of "a.a.a..." take it 10 s.
+KEY_PARTS_MAX = 64
+_WORDS = re.compile(r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[^"'#\n=,\[\]{}]+|.""", re.DOTALL)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,7 +47,11 @@ def check(content: Mapping[str, Any], model: type[Model], source: str) -> Model:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(FILE_MAX_BYTES + 1)
+        if len(data) > FILE_MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {FILE_MAX_BYTES // 1024} KiB", remedy="is it the right file?")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file", remedy="check the path") from exc
     except (OSError, UnicodeDecodeError) as exc:
@@ -49,18 +60,34 @@ def read_text(path: Path) -> str:
 
 def parse(path: Path, text: str) -> dict[str, Any]:
     try:
+        _require_short_keys(text)
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: not valid TOML: {exc}", remedy="mend that line") from exc
+    except ValueError as exc:  # TOMLDecodeError is one; a number of 5000 digits gives a bare one
+        raise ConfigError(f"{path}: not valid TOML: {escaped(str(exc))}", remedy="mend that line") from exc
     except RecursionError as exc:
         raise ConfigError(f"{path}: nested too deeply", remedy="no setting here is a list of lists") from exc
+
+
+def _require_short_keys(text: str) -> None:
+    """Raises: RecursionError: a dotted key of more parts than any parser of TOML should be given."""
+    parts = 0
+    for found in _WORDS.finditer(text):
+        word = found[0]
+        if word in "\n=,[]{}":
+            parts = 0
+        elif word[0] not in "\"'#":
+            parts += word.count(".")
+            if parts > KEY_PARTS_MAX:
+                raise RecursionError
 
 
 def validate(path: Path, text: str, raw: Mapping[str, Any], model: type[Model]) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as exc:
-        lines = [_explain(path, text, model, dict(e)) for e in exc.errors()]
+        lines = [_explain(path, text, model, dict(e)) for e in exc.errors()[:PROBLEMS_MAX]]
+        if exc.error_count() > PROBLEMS_MAX:
+            lines.append(f"{path}: and {exc.error_count() - PROBLEMS_MAX} more")
         lists = "init" if model.__name__ == "NodeConfig" else "federation create"
         raise ConfigError(
             "\n".join(lines), remedy=f"mend what is named above; `hsl-node {lists} --help` lists all keys"
@@ -71,14 +98,18 @@ def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any
     keys = [str(k) for k in error["loc"]]
     line = _line_of(text, keys) or _line_of(text, keys[:-1])  # what is missing: the table it is missing from
     where = f"{path}:{line}: " if line else f"{path}: "
-    dotted = ".".join(keys)
+    return where + escaped(_problem(model, keys, error), PROBLEM_MAX_CHARS)
+
+
+def _problem(model: type[BaseModel], keys: list[str], error: dict[str, Any]) -> str:
+    dotted = escaped(".".join(keys))
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}unknown key {dotted!r}{hint}"
+        return f"unknown key '{dotted}'{hint}"
     if error["type"] == "missing":
-        return f"{where}{dotted!r} is missing"
-    return f"{where}{dotted or 'file'}: {error['msg'].removeprefix('Value error, ')}"
+        return f"'{dotted}' is missing"
+    return f"{dotted or 'file'}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

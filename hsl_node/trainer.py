@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
-SILENT_S = 60.0  # a batch takes seconds; without any event for this long the node is called degraded
+SILENT_S = 45.0  # a batch takes seconds; without any event for this long the node is called degraded
 KILL_SILENT_S = 15 * 60.0  # not slow any more but hung (a stopped process, a dead GPU): restart it from its last epoch
 STOP_S = 10.0  # it only has to leave: everything it needs is on disk after every epoch
 BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)  # then 300 s for ever: a machine without memory may get some back
@@ -127,6 +127,7 @@ class Trainer:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TrainerError("the trainer is not running")
+        self._last_event = time.monotonic()  # idle until now, however long: that was no silence
         process.stdin.write(json.dumps(job).encode() + b"\n")
         await process.stdin.drain()
         while True:
@@ -140,7 +141,8 @@ class Trainer:
 
     async def _next(self, stdout: asyncio.StreamReader) -> Event:
         try:
-            line = await asyncio.wait_for(stdout.readline(), KILL_SILENT_S)
+            async with asyncio.timeout(KILL_SILENT_S):
+                line = await stdout.readline()
         except TimeoutError as exc:
             raise TrainerError(f"no sign of life for {KILL_SILENT_S:.0f} s") from exc
         except ValueError as exc:
@@ -164,7 +166,8 @@ class Trainer:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(sign)
         try:
-            await asyncio.wait_for(process.wait(), STOP_S)
+            async with asyncio.timeout(STOP_S):
+                await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)

@@ -14,11 +14,14 @@ from typing import Any
 
 import asyncssh
 from conftest import Members, make_federation
+from hostile import log_in, put, until
 
 from hsl_node.errors import LocalStateError
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
 from hsl_node.sync.server import InboxServer, Limits
+
+__all__ = ["inbox", "on_loop", "put", "tree", "until"]
 
 DATA_BYTES = 600 * 1024
 DATA = random.Random(5).randbytes(DATA_BYTES)
@@ -47,17 +50,8 @@ class Box:
     fatal: list[LocalStateError] = field(default_factory=list)
 
     def connect(self, user: Peer = BIRCH, key: asyncssh.SSHKey | None = None, **options: Any) -> Any:
-        arguments: dict[str, Any] = {
-            "username": user,
-            "client_keys": [key or self.members.identities[user].key],
-            "known_hosts": ([self.members.identities[ASH].key.convert_to_public()], [], []),
-            "config": None,
-            "agent_path": None,
-            "password": None,
-            "preferred_auth": "publickey",
-            "encryption_algs": ["aes128-gcm@openssh.com"],
-        }
-        return asyncssh.connect("127.0.0.1", self.port, **(arguments | options))
+        host_key = self.members.identities[ASH].key.convert_to_public()
+        return log_in(self.port, user, key or self.members.identities[user].key, host_key, **options)
 
     @asynccontextmanager
     async def sftp(self, user: Peer = BIRCH) -> AsyncIterator[asyncssh.SFTPClient]:
@@ -83,13 +77,6 @@ class Box:
         return self.server.counters.rejected[BIRCH, code]
 
 
-async def put(client: asyncssh.SFTPClient, name: FileName, content: bytes) -> None:
-    async with client.open(f"parts/{name.as_part()}", "xb") as file:
-        await file.write(content)
-        await file.fsync()
-    await client.rename(f"parts/{name.as_part()}", f"inbox/{name}")
-
-
 @asynccontextmanager
 async def inbox(tmp_path: Path, **limits: Any) -> AsyncIterator[Box]:
     members = make_federation(3)
@@ -113,11 +100,6 @@ async def inbox(tmp_path: Path, **limits: Any) -> AsyncIterator[Box]:
         yield box
     finally:
         await box.server.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  (what it waits for is inside another program's buffers)
-        await asyncio.sleep(0.01)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, float]]:

@@ -8,6 +8,7 @@ with Cluster(tmp_path, names=("ash", "birch"), plan=Plan(method="fedavg", rounds
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -65,16 +66,21 @@ class Cluster:
         anchor: AnchorCard | None = None,
         node: Mapping[str, Any] = {},
         via: Mapping[str, str] = {},
+        prelude: str = "",
+        ports: Mapping[str, int] = {},
     ) -> None:
         """`trainer`: arguments of the stand-in trainer; None: the real one. `node`: more settings for every node.toml.
 
-        `via`: peer -> address at which the *others* reach it (a proxy); it listens on a port of its own.
+        `via`: peer -> address at which the *others* reach it (a proxy); it listens on a port of its own, or on that
+        of `ports`. `prelude`: Python that every daemon runs first, to shorten a wait or to bend its clock;
+        `sys.argv[1]` is its state directory.
         """
         self.root, self.names = root, tuple(names)
         self.trainer = trainer
+        self.prelude = prelude
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._meant_to_end: set[str] = set()
-        self.ports = dict(zip(self.names, free_ports(len(self.names)), strict=True))
+        self.ports = dict(zip(self.names, free_ports(len(self.names)), strict=True)) | dict(ports)
         keys = {n: identity.generate(self.layout(n).key) for n in self.names}
         cards = [
             PeerCard(name=n, address=via.get(n, f"127.0.0.1:{self.ports[n]}"), key=keys[n].public) for n in self.names
@@ -91,7 +97,7 @@ class Cluster:
     def layout(self, name: str) -> Layout:
         return Layout(self.root / name)
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
         self._meant_to_end.discard(name)
         state = str(self.layout(name).state)
         if self.trainer is None:
@@ -100,7 +106,7 @@ class Cluster:
             command = [
                 sys.executable,
                 "-c",
-                _START,
+                f"{self.prelude}\n{_START}",
                 state,
                 sys.executable,
                 str(STAND_IN),
@@ -109,7 +115,9 @@ class Cluster:
                 *self.trainer,
             ]
         with open(self.layout(name).state / "log" / "output.txt", "ab") as output:
-            self.processes[name] = subprocess.Popen(command, stdout=output, stderr=output)
+            self.processes[name] = subprocess.Popen(
+                command, stdout=output, stderr=output, env={**os.environ, **environment}
+            )
         return self.processes[name]
 
     def start_all(self) -> None:
@@ -132,7 +140,9 @@ class Cluster:
         status: dict[str, Any] = ask(self.layout(name).state, "status")["status"]
         return status
 
-    def wait_until(self, name: str, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+    def wait_until(
+        self, name: str, wanted: Callable[[dict[str, Any]], bool], what: str, every_s: float = 0.02
+    ) -> dict[str, Any]:
         """Poll one node's status until it is as wanted."""
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
@@ -146,12 +156,12 @@ class Cluster:
                 status = {}
             if status and wanted(status):
                 return status
-            time.sleep(0.02)
+            time.sleep(every_s)
         raise AssertionError(f"{name} never came to: {what}; it says {status}\n{self.output(name)}")
 
-    def wait_finished(self) -> None:
+    def wait_finished(self, every_s: float = 0.02) -> None:
         for name in self.names:
-            self.wait_until(name, lambda s: s["state"] == "finished", "finished")
+            self.wait_until(name, lambda s: s["state"] == "finished", "finished", every_s)
 
     def output(self, name: str) -> str:
         return (self.layout(name).state / "log" / "output.txt").read_text()[-4000:]

@@ -8,6 +8,7 @@ folder = data_folder("busbra")          # skips the test, with the reason, where
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,9 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background ignores Ctrl-C, as its children would
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NAMES = ("ash", "birch", "cedar", "durmast", "elm", "fir", "gorse", "hazel")  # already in sorted order
 REPOSITORY = Path(__file__).resolve().parent.parent

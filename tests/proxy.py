@@ -2,16 +2,21 @@
 
 async with Proxy(port_of_the_server) as link:
     link.cut_after = 1_000_000      # bytes from the client; then both sides are reset, once
+    link.at_cut = kill_the_server   # what else ends at that byte; awaited before the reset
     link.bits_per_s = 4_000_000     # of each direction
-    link.hole = True                # connections stay open, nothing passes
+    link.hole = True                # connections stay open, nothing passes until it is False again
     link.deaf = True                # nothing comes back, everything goes there
+    link.mute = True                # nothing goes there, everything comes back
+    link.cuts, link.swallowed       # a test asserts that its fault fired
     await link.down()               # nobody listens any more; await link.up(): again, on the same port
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any
 
 CHUNK_BYTES = 16 * 1024
 
@@ -21,14 +26,18 @@ class Proxy:
         self.host, self.target_port = host, target_port
         self.port = 0
         self.cut_after: int | None = None
+        self.at_cut: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.bits_per_s: float | None = None
         self.hole = False
         self.deaf = False
+        self.mute = False
         self.bytes_up = 0  # from clients, over all connections
         self.connections = 0  # ever
         self.live = 0
         self.cuts = 0
+        self.swallowed = 0  # bytes that met the hole, or went in a direction that is dead
         self._server: asyncio.Server | None = None
+        self._cutting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Proxy:
@@ -73,6 +82,8 @@ class Proxy:
         except (OSError, asyncio.CancelledError):
             pass
         finally:
+            if self._cutting:
+                await asyncio.wait({self._cutting})
             self.live -= 1
             self._tasks.discard(task)
             for side in (writer, far_writer):
@@ -81,6 +92,8 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         while data := await reader.read(CHUNK_BYTES):
+            dead = self.mute if up else self.deaf
+            self.swallowed += len(data) if self.hole or dead else 0
             while self.hole:  # noqa: ASYNC110  (the test sets a plain attribute)
                 await asyncio.sleep(0.02)
             if up:
@@ -88,9 +101,11 @@ class Proxy:
                 if self.cut_after is not None and self.bytes_up >= self.cut_after:
                     self.cut_after = None
                     self.cuts += 1
+                    if self.at_cut:
+                        self._cutting = asyncio.create_task(self.at_cut())
                     return
             if self.bits_per_s:
                 await asyncio.sleep(len(data) * 8 / self.bits_per_s)
-            if up or not self.deaf:
+            if not (self.mute if up else self.deaf):
                 writer.write(data)
                 await writer.drain()

@@ -2,6 +2,7 @@
 
 with Sshd(tmp_path / "sshd", accepts=public_key) as server:
     server.port, server.host_key, server.user, server.home      # home holds parts/, inbox/, receipts/
+    server.kill()       # SIGKILL, sessions included; server.start(): again, on another port, with the same files
 
 Runs as root and as an ordinary user, without a chroot (which needs root): the account starts in its home folder.
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -25,16 +28,17 @@ START_S = 30  # a bound for a broken set-up; never what decides a test
 
 
 class Sshd:
-    def __init__(self, folder: Path, *, accepts: str, requests: str = REQUESTS) -> None:
+    def __init__(self, folder: Path, *, accepts: str, requests: str = REQUESTS, home: Path | None = None) -> None:
         """`accepts`: the public key that may log in. `requests`: what `internal-sftp -p` lets through."""
         self.folder = folder
-        self.home = folder / "home"
+        self.home = home or folder / "home"
         self.user = getpass.getuser()
         self.port = 0
         self._program = _find_sshd()
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("parts", "inbox", "receipts"):
             (self.home / name).mkdir(parents=True)
+        folder.mkdir(exist_ok=True)
         _keygen(folder / "host")
         _keygen(folder / "probe")
         self.host_key = " ".join((folder / "host.pub").read_text().split()[:2])
@@ -42,6 +46,10 @@ class Sshd:
         self._requests = requests
 
     def __enter__(self) -> Sshd:
+        self.start()
+        return self
+
+    def start(self) -> None:
         for _ in range(5):  # the free port may be taken by the time sshd wants it
             self.port = _free_port()
             config = self.folder / "config"
@@ -50,7 +58,7 @@ class Sshd:
                 self._process = subprocess.Popen([self._program, "-D", "-e", "-f", str(config)], stderr=log)
             if self._is_up():
                 self._require_login()
-                return self
+                return
             self.stop()
         pytest.skip(f"sshd does not start here: {self.log()[-300:]}")
 
@@ -60,6 +68,14 @@ class Sshd:
     def stop(self) -> None:
         if self._process:
             self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    def kill(self) -> None:
+        if self._process:
+            for pid in [self._process.pid, *_below(self._process.pid)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -129,6 +145,18 @@ def _find_sshd() -> str:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates its privileges
     return program
+
+
+def _below(pid: int) -> list[int]:
+    """All processes that came from this one: sshd has two for every connection."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:  # grows while it is walked
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def _keygen(path: Path) -> None:

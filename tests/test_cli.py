@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import hashlib
 import json
 import os
 import shlex
@@ -26,10 +27,11 @@ from PIL import Image
 from test_enrol import federation_file, made, run
 
 from hsl_node import config, doctor, enrol, errors, history, identity, logs
-from hsl_node.cli import app, main
-from hsl_node.commands.shared import command, default_state
-from hsl_node.config import Plan
+from hsl_node.cli import main
+from hsl_node.commands.app import app
+from hsl_node.config import Plan, canonical_json
 from hsl_node.errors import UsageError
+from hsl_node.hints import addressed, command, default_state
 from hsl_node.ping import ping
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
@@ -62,12 +64,20 @@ COMMANDS = sorted(" ".join(words) for words in commands())
 
 
 def test_the_commands_are_these() -> None:
-    single = "init card start stop status pause resume logs doctor version evaluate predict export report demo"
+    single = (
+        "init card start stop status pause resume logs doctor version evaluate predict export report demo "
+        "backup restore recover verify"
+    )
     grouped = {
-        "federation": "create show join diff", "peer": "list ping", "anchor": "build verify", "data": "check",
+        "federation": "create show join diff", "peer": "list ping revoke update", "key": "rotate",
+        "anchor": "build verify", "data": "check",
         "round": "history show", "inbox": "provision",
     }  # fmt: skip
-    expected = [*single.split(), *(f"{group} {word}" for group, words in grouped.items() for word in words.split())]
+    expected = [
+        *single.split(),
+        "support-bundle",
+        *(f"{group} {word}" for group, words in grouped.items() for word in words.split()),
+    ]
     assert sorted(expected) == COMMANDS
 
 
@@ -77,7 +87,7 @@ def test_every_command_explains_itself_with_an_example_that_names_it(words: str)
     assert done.exit_code == 0
     text = " ".join(done.stdout.split())
     assert f"Example: hsl-node {words}" in text
-    summary = done.stdout.splitlines()[3].strip()
+    summary = done.stdout.splitlines()[2].strip()
     assert summary.endswith(".") and len(summary) < 80, "the first sentence is what the list of commands shows"
 
 
@@ -107,7 +117,21 @@ def _same_signature(callback: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def test_without_arguments_it_shows_the_help() -> None:
-    assert "Usage: hsl-node" in shell().stdout
+    done = shell()
+    assert done.returncode == 2 and "Usage: hsl-node" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["federation"], ["anchor"]])
+def test_the_list_of_commands_fits_80_columns_without_cutting_a_sentence_short(words: list[str]) -> None:
+    lines = shell(*words, "--help", COLUMNS="80").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith("...") and not line.startswith("Usage")]
+
+
+def test_the_help_names_every_command_once_under_its_panel() -> None:
+    shown = [line.split()[0] for line in shell("--help").stdout.splitlines() if line.startswith("  ") and line.split()]
+    for word in {words.split()[0] for words in COMMANDS}:
+        assert shown.count(word) == 1, word
 
 
 # ------------------------------------------------------------------ exit codes
@@ -148,7 +172,7 @@ def test_what_goes_wrong_has_words_on_stderr_and_an_exit_code(
         assert done.stderr.startswith("Error: ") and "\nWhat to do: " in done.stderr
 
 
-def test_a_configuration_error_names_file_line_key_and_remedy_and_exits_78(tmp_path: Path) -> None:
+def test_threat_27_a_configuration_error_names_file_line_key_and_remedy_and_exits_78(tmp_path: Path) -> None:
     state = made(tmp_path / "ash")
     text = (state / "node.toml").read_text().replace("address =", "adress =")
     (state / "node.toml").write_text(text)
@@ -179,7 +203,7 @@ def test_a_reader_that_goes_away_is_no_bug(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_bug_shows_its_traceback_without_the_values_of_variables() -> None:
+def test_threat_19_a_bug_shows_its_traceback_without_the_values_of_variables() -> None:
     code = textwrap.dedent("""
         import sys
         from hsl_node import status
@@ -240,7 +264,7 @@ def test_the_default_is_the_services_directory_if_it_is_ours_else_ones_own(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     system = tmp_path / "system"
-    monkeypatch.setattr("hsl_node.commands.shared.SYSTEM_STATE", system)
+    monkeypatch.setattr("hsl_node.hints.SYSTEM_STATE", system)
     own = tmp_path / ".local" / "state" / "hsl-node"
     assert default_state() == own
     system.mkdir()
@@ -255,6 +279,25 @@ def test_hints_name_the_state_directory_only_where_it_is_not_the_usual_one(
     monkeypatch.setenv("HSL_NODE_STATE", str(tmp_path))
     assert command(tmp_path) == "hsl-node"
     assert command(tmp_path / "x") == f"hsl-node --state {tmp_path / 'x'}"
+
+
+def test_a_hint_can_be_copied_as_it_stands_where_the_state_is_elsewhere(tmp_path: Path) -> None:
+    there = tmp_path / "my state"
+    us = f"`hsl-node --state '{there}'"
+    assert addressed("`hsl-node stop`, or stop it", there) == f"{us} stop`, or stop it"
+    assert addressed("hsl-node status there says why", there) == "hsl-node status there says why"
+    assert f"{us} init`" in shell("--state", there, "status").stderr
+    assert f"{us} start`" in shell("pause", "--state", there).stderr
+    enrol.init(there, name="ash", address="127.0.0.1:9001", listen=None, data=tmp_path)
+    assert f"{us} federation join federation.toml`" in shell("--state", there, "peer", "list").stderr
+    checks = {check.name: check for check in doctor.examine(there)}
+    assert f"{us} data check`" in checks["images"].text
+    assert f"{us} federation join federation.toml`" in checks["federation"].fix
+
+
+def test_where_the_state_is_as_usual_a_hint_is_short(tmp_path: Path) -> None:
+    done = shell("status", HSL_NODE_STATE=str(tmp_path))
+    assert done.returncode == 10 and "run `hsl-node init`" in done.stderr
 
 
 # ------------------------------------------------------------------ images and anchor
@@ -326,10 +369,11 @@ def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:
     journal.record_validation(1, 0.9, 0.1)
     store.close()
     (line,) = run("--state", state, "round", "history").stdout.splitlines()[1:]
-    assert line.split()[0] == "1" and line.split()[-7:] == ["6.0", "MB", "5.0", "MB", "0.750", "0.900", "f" * 12]
+    assert line.split()[0] == "1" and line.split()[-8:] == ["6.0", "MB", "5.0", "MB", "0.750", "0.900", "f" * 12, "-"]
     shown = run("--state", state, "round", "show", "1").stdout
     birch = next(line for line in shown.splitlines() if line.startswith("birch "))
-    assert birch.split() == ["birch", "d" * 12, "-", "10", "accepted", "5.0", "MB", "4.0", "s", "2"]
+    signed = hashlib.sha256(canonical_json({**content, "auc": None}) + b"\n").hexdigest()[:12]
+    assert birch.split() == ["birch", "d" * 12, signed, "-", "10", "-", "-", "accepted", "5.0", "MB", "4.0", "s", "2"]
     assert "\x1b" not in shown and "0.71" in shown
     assert json.loads(run("--state", state, "round", "show", "1", "--json").stdout)["auc_fused"] == 0.9
     assert isinstance(run("--state", state, "round", "show", "2").exception, UsageError)
@@ -381,7 +425,7 @@ def test_doctor_proves_that_torch_computes() -> None:
         (lambda s: (s / "federation.toml").unlink(), "federation", 10),
         (lambda s: _edit(s / "node.toml", 'address = "127', 'address = "128'), "federation", 78),
         (lambda s: _edit(s / "node.toml", "/images", "/imagse"), "images", 78),
-        (lambda s: _edit(s / "node.toml", 'listen = "127', 'listen = "192.0.2.1:1" # "'), "port", 11),
+        (lambda s: _edit(s / "node.toml", 'listen = "127', 'listen = "192.0.2.1:1" # "'), "port", 78),
     ],
 )
 def test_doctor_names_what_is_broken(
@@ -394,6 +438,18 @@ def test_doctor_names_what_is_broken(
     assert (first.name, first.exit_code) == (check, code) and first.fix
     assert doctor.exit_code(checks) == code
     assert first.fix.split()[0] in doctor.text(checks, colour=False)
+
+
+def test_a_taken_port_has_the_same_exit_code_and_words_from_doctor_and_start(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(config.split_address(config.load_node(two[0]).listen)):
+        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+        check = next(c for c in doctor.examine(two[0]) if c.name == "port")
+        started = shell("--state", two[0], "start")
+    assert (check.outcome, check.exit_code, started.returncode) == ("failed", 78, 78)
+    assert check.text in started.stderr and check.fix in started.stderr
+    assert not (two[0] / "log" / "trainer.log").exists() and not Layout(two[0]).fused(0).exists()
 
 
 def _edit(path: Path, old: str, new: str) -> None:
@@ -451,9 +507,28 @@ def test_start_status_pause_resume_stop(tmp_path: Path) -> None:
         cluster.wait_until("ash", lambda s: s["state"] == "paused", "paused in round 1")
         assert shell("--state", state, "resume").returncode == 0
         cluster.wait_until("ash", lambda s: s["state"] == "finished", "the end of the run")
-        stopped = shell("--state", state, "stop", "--wait")
-        assert (stopped.returncode, stopped.stdout) == (0, "stopped\n"), stopped.stderr
+        stopped = shell("--state", state, "stop")
+        assert (stopped.returncode, stopped.stdout) == (0, "stopped: the daemon has left\n"), stopped.stderr
         assert cluster.processes["ash"].poll() == 0
         after = shell("--state", state, "status")
         assert after.returncode == 3 and "1 of 1 fused; the run is complete" in after.stdout
         assert shell("--state", state, "stop").returncode == 3
+
+
+def test_stop_without_waiting_returns_while_the_daemon_still_saves(tmp_path: Path) -> None:
+    from test_control import daemon
+
+    with daemon(tmp_path, saves_for_s=60) as process:
+        done = shell("--state", tmp_path, "stop", "--no-wait")
+        assert (done.returncode, done.stdout) == (0, "stopping: the daemon was asked to leave\n")
+        assert process.poll() is None
+        process.kill()
+
+
+def test_stop_waits_only_as_long_as_it_was_told(tmp_path: Path) -> None:
+    from test_control import daemon
+
+    with daemon(tmp_path, saves_for_s=60) as process:
+        done = shell("--state", tmp_path, "stop", "--timeout", "0.2")
+        assert done.returncode == 16 and "still running" in done.stderr and done.stdout == ""
+        process.kill()

@@ -95,7 +95,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize(("key", "right", "wrong"), KEYS, ids=[k for k, *_ in KEYS])
-def test_a_misspelt_key_is_shown_with_file_line_and_the_nearest_known_key(tmp_path, key, right, wrong):
+def test_threat_27_a_misspelt_key_is_shown_with_file_line_and_the_nearest_known_key(tmp_path, key, right, wrong):
     path = write(tmp_path / "node.toml", NODE.replace(right, right.replace(right.split(" ")[0], wrong.split(" ")[0])))
     line = NODE[: NODE.index(right)].count("\n") + 1
     shown = next(e for e in errors_of(path) if "unknown key" in e)
@@ -103,12 +103,12 @@ def test_a_misspelt_key_is_shown_with_file_line_and_the_nearest_known_key(tmp_pa
     assert f"did you mean {key.split('.')[-1]!r}?" in shown
 
 
-def test_a_misspelt_table_is_shown_with_the_nearest_one(tmp_path):
+def test_threat_27_a_misspelt_table_is_shown_with_the_nearest_one(tmp_path):
     path = write(tmp_path / "node.toml", NODE.replace("[train]", "[trian]"))
     assert errors_of(path) == [f"{path}:8: unknown key 'trian'; did you mean 'train'?"]
 
 
-def test_all_mistakes_of_a_file_are_shown_at_once(tmp_path):
+def test_threat_27_all_mistakes_of_a_file_are_shown_at_once(tmp_path):
     path = write(tmp_path / "node.toml", 'name = "Ash"\nlisen = "x"\n[train]\ndevice = "gpu"\nthreads = -1\n')
     shown = errors_of(path)
     assert len(shown) == 5
@@ -152,7 +152,7 @@ def test_what_is_no_text_names_the_file(tmp_path):
         ("client", "scp"),
     ],
 )
-def test_values_have_a_range(tmp_path, key, value):
+def test_threat_27_values_have_a_range(tmp_path, key, value):
     content = {"name": "ash", "address": "ash.example.org:8922", key: value}
     shown = errors_of(write(tmp_path / "node.toml", tomli_w.dumps(content)))
     assert len(shown) == 1
@@ -203,13 +203,13 @@ BAD_PLANS = [
 
 
 @pytest.mark.parametrize("content", BAD_PLANS, ids=lambda c: f"{next(iter(c))}={next(iter(c.values()))}")
-def test_each_setting_of_the_plan_has_a_range(tmp_path, content):
+def test_threat_27_each_setting_of_the_plan_has_a_range(tmp_path, content):
     with pytest.raises(ConfigError, match=next(iter(content))):
         load_plan(write(tmp_path / "plan.toml", tomli_w.dumps(content)))
 
 
 @pytest.mark.parametrize("key", sorted(Plan.model_fields))
-def test_each_misspelt_setting_of_the_plan_suggests_the_right_one(tmp_path, key):
+def test_threat_27_each_misspelt_setting_of_the_plan_suggests_the_right_one(tmp_path, key):
     wrong = key[:-1] + "zz"
     with pytest.raises(ConfigError, match=rf"plan.toml:1: unknown key '{wrong}'; did you mean '{key}'"):
         load_plan(write(tmp_path / "plan.toml", f"{wrong} = 1\n"))
@@ -263,7 +263,7 @@ def test_the_hash_does_not_depend_on_comments_or_on_the_order_of_the_peers(feder
     assert federation.fed8 == federation.digest[:8]
 
 
-def test_the_hash_depends_on_every_setting(federation):
+def test_threat_28_the_hash_depends_on_every_setting(federation):
     other = [
         federation.model_copy(update={"name": "other"}),
         federation.model_copy(update={"plan": Plan(method="fedavg", rounds=19)}),
@@ -292,12 +292,28 @@ def test_hsl_needs_an_anchor_set_of_the_plans_image_size(federation):
     Federation(name="x", plan=Plan(image_size=64), anchor=anchor, peer=federation.peer)
 
 
+@pytest.mark.parametrize("fusion", ["trimmed_mean", "median"])
+def test_a_robust_fusion_needs_three_peers(tmp_path, federation, fusion):
+    """Of two no one is the outlier. The message names both ways out; reading is what create, join and start do."""
+    content = federation.model_dump(mode="json")
+    content["plan"]["fusion"] = fusion
+    assert Federation.model_validate(content).plan.fusion == fusion
+    path = write(tmp_path / "federation.toml", federation_text(Federation.model_validate(content)))
+    text = path.read_text()
+    path.write_text(text[: text.rindex("[[peer]]")])
+    with pytest.raises(ConfigError) as refusal:
+        load_federation(tmp_path)
+    assert refusal.value.exit_code == 78
+    assert f'"{fusion}" needs 3 peers or more, here are 2' in str(refusal.value)
+    assert 'fusion = "mean", or invite another peer' in str(refusal.value)
+
+
 def test_one_peer_is_no_federation(federation):
     with pytest.raises(ValueError, match="at least 2"):
         Federation(name="x", plan=Plan(method="fedavg"), peer=federation.peer[:1])
 
 
-def test_a_mistake_in_the_second_peer_is_shown_on_its_line(tmp_path, federation):
+def test_threat_27_a_mistake_in_the_second_peer_is_shown_on_its_line(tmp_path, federation):
     text = federation_text(federation)
     wrong = text.replace('address = "127.0.0.1:9002"', 'adress = "127.0.0.1:9002"')
     path = write(tmp_path / "federation.toml", wrong)
@@ -309,7 +325,7 @@ def test_a_mistake_in_the_second_peer_is_shown_on_its_line(tmp_path, federation)
     assert missing == f"{path}:{second_header}: 'peer.1.address' is missing"
 
 
-def test_differences_between_two_files_name_key_and_both_values(federation):
+def test_threat_28_differences_between_two_files_name_key_and_both_values(federation):
     other = federation.model_copy(
         update={"plan": Plan(method="fedavg", rounds=3), "peer": federation.peer[:2], "name": "x\x1b[2J"}
     )

@@ -64,7 +64,7 @@ def test_every_exchange_leaves_manifest_and_receipt_in_the_journal(tmp_path: Pat
 
 
 @pytest.mark.parametrize("victim", NAMES)
-def test_kill_9_in_every_phase_ends_with_the_same_bytes(
+def test_threat_22_kill_9_in_every_phase_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str], victim: str
 ) -> None:
     """One peer is killed and restarted again and again, each time in another round or phase."""
@@ -115,7 +115,7 @@ def test_sigterm_leaves_cleanly_and_the_next_start_goes_on(tmp_path: Path, undis
         assert final_digests(cluster) == undisturbed
 
 
-def test_second_daemon_on_the_same_state_exits_11_and_harms_nothing(tmp_path: Path) -> None:
+def test_threat_26_second_daemon_on_the_same_state_exits_11_and_harms_nothing(tmp_path: Path) -> None:
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
         cluster.start_all()
         cluster.wait_until("ash", lambda s: s["round"] is not None, "running")
@@ -126,7 +126,7 @@ def test_second_daemon_on_the_same_state_exits_11_and_harms_nothing(tmp_path: Pa
             timeout=60,
         )
         assert second.returncode == 11
-        assert "hsl-node stop" in second.stderr
+        assert f"`hsl-node --state {cluster.layout('ash').state} stop`" in second.stderr
         cluster.wait_finished()
 
 
@@ -137,9 +137,10 @@ def test_port_in_use_is_a_configuration_error_that_names_the_port(tmp_path: Path
         process = cluster.start("ash")
         assert process.wait(60) == 78
         assert str(cluster.ports["ash"]) in cluster.output("ash")
+        assert not cluster.layout("ash").fused(0).exists(), "the trainer was started before the port was looked at"
 
 
-def test_wrong_anchor_file_stops_before_anything_is_sent(tmp_path: Path) -> None:
+def test_threat_28_wrong_anchor_file_stops_before_anything_is_sent(tmp_path: Path) -> None:
     card = AnchorCard(name="reference", fingerprint="a" * 64, images=10, image_size=32)
     with Cluster(tmp_path, NAMES[:2], PLAN, anchor=card) as cluster:
         cluster.layout("ash").anchor.write_bytes(b"another anchor set")
@@ -153,7 +154,7 @@ def test_a_plan_that_never_fuses_is_refused_before_the_start(tmp_path: Path) -> 
         assert "evaluate --alone" in cluster.output("ash")
 
 
-def test_other_initial_weights_are_named_on_both_sides_and_no_round_starts(tmp_path: Path) -> None:
+def test_threat_28_other_initial_weights_are_named_on_both_sides_and_no_round_starts(tmp_path: Path) -> None:
     """The plan is the same, the model that a peer starts from is not: nobody trains, both say why."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
         cluster.start("ash")

@@ -97,7 +97,7 @@ def test_a_table_with_its_own_column_names_and_a_filter(tmp_path: Path) -> None:
     assert checked(tmp_path, DataConfig(**{**data.model_dump(), "filter": {"device": "Logiq 70"}})).images == 16
 
 
-def test_images_of_one_patient_stay_on_one_side(tmp_path: Path) -> None:
+def test_threat_31_images_of_one_patient_stay_on_one_side(tmp_path: Path) -> None:
     data = DataConfig(path=write_table(tmp_path / "d/t.csv", table_rows(40)))
     dataset = opened(tmp_path, data)
     assert all(dataset.split[n] == dataset.split[n + 1] for n in range(0, 40, 2))
@@ -208,7 +208,7 @@ def test_the_ledger_keeps_a_page_per_seed_and_who_is_gone(tmp_path: Path) -> Non
     assert pages["seed 1, 60/10/30"] == dict(zip(first.ids, first.split.tolist(), strict=True))
 
 
-def test_the_ledger_is_private_and_names_no_patient(tmp_path: Path) -> None:
+def test_threat_19_the_ledger_is_private_and_names_no_patient(tmp_path: Path) -> None:
     opened(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", table_rows())))
     assert "pt1" not in (tmp_path / "splits.json").read_text()
     private = [tmp_path / "splits.json", *(tmp_path / "cache").iterdir()]
@@ -389,7 +389,7 @@ def test_a_one_class_test_split_is_a_warning(tmp_path: Path) -> None:
     assert any("AUC will be undefined" in w for w in dataset.warnings)
 
 
-def test_a_patient_on_two_sides_of_the_split_column_is_named_by_lines(tmp_path: Path) -> None:
+def test_threat_31_a_patient_on_two_sides_of_the_split_column_is_named_by_lines(tmp_path: Path) -> None:
     rows = [{**row, "split": "train"} for row in table_rows()]
     rows[3]["split"] = "test"
     with pytest.raises(DataError, match=r"t.csv:4, t.csv:5: .*two sides"):
@@ -412,7 +412,7 @@ def test_unreadable_images_stop_the_node_until_they_are_excluded(tmp_path: Path)
     assert len(opened(tmp_path, without).ids) == 20
 
 
-def test_a_canary_in_paths_and_patients_reaches_no_log_error_or_cache(
+def test_threat_19_a_canary_in_paths_and_patients_reaches_no_log_error_or_cache(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -474,7 +474,7 @@ def test_problems_are_reported_together_not_raised(tmp_path: Path) -> None:
     assert report.problems == ("1 images cannot be read", "class 'malignant' has no images")
 
 
-def test_near_duplicates_across_splits_are_found_and_unlike_pictures_are_not(tmp_path: Path) -> None:
+def test_threat_31_near_duplicates_across_splits_are_found_and_unlike_pictures_are_not(tmp_path: Path) -> None:
     """Ten pictures saved again as JPEG under another patient: other bytes, the same picture."""
     root = write_folders(tmp_path / "d", {"benign": 2, "malignant": 30})
     y, x = np.mgrid[:48, :48]
@@ -503,7 +503,7 @@ def test_an_equal_hash_alone_is_no_near_duplicate() -> None:
     assert near_duplicates(np.stack([ramp, curved, brighter]), split, group) == [(0, 2)]
 
 
-def test_identical_files_are_reported_and_kept_together(tmp_path: Path) -> None:
+def test_threat_31_identical_files_are_reported_and_kept_together(tmp_path: Path) -> None:
     root = write_folders(tmp_path / "d", {"benign": 10, "malignant": 10})
     (root / "benign/again.png").write_bytes((root / "benign/000.png").read_bytes())
     report = checked(tmp_path, DataConfig(path=root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from PIL import Image
 
 from hsl_node.config import AnchorCard, Plan
 from hsl_node.sync.journal import Journal
+from hsl_node.sync.store import Layout
 from hsl_node.train import anchor as anchors
 
+CANARY = "Erika-Mustermann"
 NAMES = ("ash", "birch", "cedar")
 PLAN = Plan(
     classes=("dark", "bright"), rounds=2, epochs_per_round=2, image_size=16, batch_size=8, backbone="tiny", experts=3,
@@ -23,14 +26,14 @@ PLAN = Plan(
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder per class, 30 small images each, easy to tell apart."""
-    folder = tmp_path_factory.mktemp("images")
+    """A folder per class, 30 small images each, easy to tell apart. Folder and files bear a patient's name."""
+    folder = tmp_path_factory.mktemp(CANARY)
     rng = np.random.default_rng(3)
     for label, level in (("dark", 90), ("bright", 150)):
         (folder / label).mkdir()
         for i in range(30):
             image = rng.normal(level, 30, (20, 20)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(image).save(folder / label / f"{i}.png")
+            Image.fromarray(image).save(folder / label / f"{CANARY}-{i}.png")
     return folder
 
 
@@ -50,14 +53,29 @@ def cluster_of(root: Path, images: Path) -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+def states(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The state directories that a run leaves in which nothing goes wrong."""
     with cluster_of(tmp_path_factory.mktemp("undisturbed"), hospital) as cluster:
         cluster.start_all()
         cluster.wait_finished()
-        digests = [cluster.fused(n) for n in NAMES]
-        assert all(d == digests[0] for d in digests)
         cluster.wait_until("ash", lambda s: s["best"] is not None, "last fusion validated")
-        return digests[0]
+        assert CANARY not in json.dumps([cluster.status(n) for n in NAMES])
+        return [cluster.layout(n).state for n in NAMES]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(states: list[Path]) -> dict[int, str]:
+    digests = [fused(state) for state in states]
+    assert all(d == digests[0] for d in digests)
+    return digests[0]
+
+
+def fused(state: Path) -> dict[int, str]:
+    journal = Journal.read_only(Layout(state).journal)
+    try:
+        return {r["round"]: r["sha256"] for r in journal.rows("fused")}
+    finally:
+        journal.close()
 
 
 def test_three_hospitals_train_hsl_and_hold_the_same_model(undisturbed: dict[int, str]) -> None:
@@ -65,7 +83,16 @@ def test_three_hospitals_train_hsl_and_hold_the_same_model(undisturbed: dict[int
     assert len(set(undisturbed.values())) == 3, "training changed nothing"
 
 
-def test_a_daemon_killed_in_mid_epoch_ends_with_the_same_bytes(
+def test_threat_19_a_patients_name_is_in_nothing_that_is_logged_kept_or_sent(states: list[Path]) -> None:
+    """Only node.toml has it, where the administrator wrote the path of the images."""
+    for state in states:
+        files = [p for p in state.rglob("*") if p.is_file() and p.name != "node.toml"]
+        assert CANARY in (state / "node.toml").read_text()
+        assert {"hsl-node.log", "journal.sqlite3", "output.txt"} <= {p.name for p in files}
+        assert [p for p in files if CANARY in p.name or CANARY.encode() in p.read_bytes()] == []
+
+
+def test_threat_22_a_daemon_killed_in_mid_epoch_ends_with_the_same_bytes(
     tmp_path: Path, hospital: Path, undisturbed: dict[int, str]
 ) -> None:
     with cluster_of(tmp_path, hospital) as cluster:

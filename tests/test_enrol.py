@@ -13,11 +13,11 @@ from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
 from hsl_node import config, enrol, identity, toml_file
-from hsl_node.cli import app
+from hsl_node.commands.app import app
 from hsl_node.config import Federation, NodeConfig, Plan
 from hsl_node.errors import ConfigError, FederationMismatch, HslError, LocalStateError, UsageError
 from hsl_node.sync.journal import Journal
-from hsl_node.sync.names import Digest
+from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
 from hsl_node.train import anchor
 
@@ -80,6 +80,23 @@ def test_init_prints_the_card_on_stdout_and_what_to_do_next_on_stderr(tmp_path: 
     assert loaded.key == identity.load(Layout(tmp_path / "ash").key).public
     assert config.read_aloud(loaded.key) in done.stdout
     assert "federation join" in done.stderr
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_init_warns_of_images_that_are_not_there_and_goes_on(tmp_path: Path, there: bool) -> None:
+    images = tmp_path / "images"
+    if there:
+        images.mkdir()
+    options = ("--name", "ash", "--address", "127.0.0.1:9001", "--data", images)
+    done = run("--state", tmp_path / "ash", "init", *options)
+    assert done.exit_code == 0 and config.load_node(tmp_path / "ash").data.path == images
+    assert (f"Warning: there is nothing at {images} yet" in done.stderr) is not there
+
+
+def test_a_name_that_is_refused_is_told_what_is_allowed(tmp_path: Path) -> None:
+    done = run("--state", tmp_path / "s", "init", "--name", "St. Mary", "--address", "127.0.0.1:9001")
+    assert isinstance(done.exception, ConfigError)
+    assert "'St. Mary' is not a peer name: use 2 to 32 lower-case letters, digits and \"-\"" in done.exception.message
 
 
 def test_card_prints_the_same_card_again(ash: Path) -> None:
@@ -178,7 +195,7 @@ def mutations(key: str) -> set[str]:
 
 
 @pytest.mark.parametrize("key", sorted(keys_of(NodeConfig)))
-def test_a_misspelt_key_is_named_with_file_line_and_the_nearest_key(ash: Path, key: str) -> None:
+def test_threat_27_a_misspelt_key_is_named_with_file_line_and_the_nearest_key(ash: Path, key: str) -> None:
     """THREATS 27: mutate each key; exit 78, file, line and key named."""
     *table, leaf = key.split(".")
     commented = (ash / "node.toml").read_text()
@@ -198,7 +215,7 @@ def test_a_misspelt_key_is_named_with_file_line_and_the_nearest_key(ash: Path, k
         assert nearest == [leaf] and f"did you mean '{leaf}'?" in caught.value.message
 
 
-def test_all_errors_of_a_file_are_reported_at_once(ash: Path) -> None:
+def test_threat_27_all_errors_of_a_file_are_reported_at_once(ash: Path) -> None:
     (ash / "node.toml").write_text('nam = "ash"\naddress = "nowhere"\n[train]\nthreads = -1\n')
     with pytest.raises(ConfigError) as caught:
         config.load_node(ash)
@@ -247,7 +264,7 @@ def test_an_anchor_set_enters_the_federation_by_its_fingerprint(ash: Path, birch
     assert run("--state", ash, "anchor", "verify").exit_code == 0
 
 
-def test_a_wrong_anchor_file_is_refused_and_nothing_joined(ash: Path, birch: Path, tmp_path: Path) -> None:
+def test_threat_28_a_wrong_anchor_file_is_refused_and_nothing_joined(ash: Path, birch: Path, tmp_path: Path) -> None:
     right, wrong = tmp_path / "right", tmp_path / "wrong"
     for path, n in ((right, 4), (wrong, 5)):
         anchor.save(anchor.digits_standin(16, n=n), path)
@@ -318,6 +335,10 @@ def trained_a_round(state: Path) -> None:
     store.journal.set_meta("federation", config.load_federation(state).digest)
     store.journal.save_state({"me": "ash", "round": 1})
     store.journal.record_signed(1, Digest("a" * 64), b"document")
+    for round, size in ((0, 0), (1, 5_000_000), (2, 0)):  # the first and the last are statements: nothing was trained
+        if round != 1:
+            store.journal.record_signed(round, Digest("b" * 64), b"statement")
+        store.journal.record_manifest(round, Peer("ash"), "a" * 64, b"document", {"bytes": size})
     Layout(state).outbox(1).write_bytes(b"checkpoint")
     store.close()
 
@@ -367,7 +388,7 @@ def test_joining_under_a_running_daemon_is_refused(ash: Path, birch: Path, tmp_p
     assert caught.value.exit_code == 11 and not (ash / "federation.toml").exists()
 
 
-def test_diff_names_every_difference_and_exits_17(ash: Path, birch: Path, tmp_path: Path) -> None:
+def test_threat_28_diff_names_every_difference_and_exits_17(ash: Path, birch: Path, tmp_path: Path) -> None:
     one, other = federation_file(tmp_path, ash, birch), federation_file(tmp_path, ash, birch, name="new", rounds=3)
     done = run("federation", "diff", one, other)
     assert done.exit_code == 17

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hsl_node import config
 from hsl_node.errors import FederationMismatch, PeerDataError
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.fusion import RULES, Contribution, fuse, shares_of
@@ -18,6 +19,13 @@ from hsl_node.sync.names import Peer
 from hsl_node.sync.tensors import CHUNK_BYTES, DTYPES, Array, read_weights, schema_of, sha256_of, write_weights
 
 ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
+MEANS = ("mean", "weighted_mean")
+ROBUST = ("trimmed_mean", "median")
+
+
+def of(*arrays: Array) -> dict[Peer, Contribution]:
+    """A full set: one array each, from peers of different sizes."""
+    return {Peer(f"peer{i:02}"): Contribution({"w": a}, samples=i + 1) for i, a in enumerate(arrays)}
 
 
 def f32(*values: float) -> Array:
@@ -53,7 +61,39 @@ def test_integers_take_the_maximum(rule):
     assert (fused["n"].dtype, fused["n"].shape) == (np.int64, ())
 
 
-@pytest.mark.parametrize("rule", RULES)
+def test_the_median_is_the_middle_value_of_every_coordinate():
+    fused = fuse("median", of(f32(1, 9, -4), f32(3, 2, -9), f32(8, 5, 7)))
+    np.testing.assert_array_equal(fused["w"], f32(3, 5, -4))
+
+
+def test_the_median_of_an_even_number_of_peers_is_the_mean_of_the_middle_two():
+    fused = fuse("median", of(f32(1, 10), f32(100, 2), f32(4, -7), f32(2, 4)))
+    np.testing.assert_array_equal(fused["w"], f32(3, 3))  # 1 [2 4] 100; -7 [2 4] 10
+
+
+def test_the_trimmed_mean_leaves_out_one_value_on_each_side_of_five():
+    fused = fuse("trimmed_mean", of(f32(1, 0), f32(2, -8), f32(1e30, 3), f32(9, 6), f32(4, 50)))
+    np.testing.assert_array_equal(fused["w"], f32(5, 3))  # (2+4+9)/3, (0+3+6)/3
+
+
+@pytest.mark.parametrize(("peers", "trimmed"), [(2, 0), (3, 1), (4, 1), (5, 1), (9, 1), (10, 2), (14, 2), (64, 12)])
+def test_the_trimmed_mean_leaves_out_a_fifth_and_one_at_least(peers, trimmed):
+    """Values 0, 1, 4, 9, ...: the trimmed mean of squares tells how many were left out."""
+    fused = fuse("trimmed_mean", of(*(np.array([float(i * i)]) for i in range(peers))))
+    kept = [i * i for i in range(trimmed, peers - trimmed)]
+    assert fused["w"][0] == sum(kept) / len(kept)
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+def test_two_peers_have_no_middle_but_their_mean(rule):
+    np.testing.assert_array_equal(fuse(rule, of(f32(1, 5), f32(4, -5)))["w"], f32(2.5, 0))
+
+
+def test_the_plan_and_the_rules_know_the_same_fusions():
+    assert set(config.Plan.model_fields["fusion"].annotation.__args__) == set(RULES)
+
+
+@pytest.mark.parametrize("rule", MEANS)
 def test_floats_accumulate_in_float64(rule):
     """2^24 + 1 + 1 is 2^24 in float32, since each 1 is rounded away. The true mean of the four is 2^22 + 0.5."""
     values = {ASH: 2.0**24, BIRCH: 1.0, CEDAR: 1.0, Peer("durmast"): 0.0}
@@ -63,10 +103,17 @@ def test_floats_accumulate_in_float64(rule):
     assert fused["w"][0] == np.float32(2.0**22 + 0.5)
 
 
-def test_the_largest_float32_of_all_peers_does_not_overflow():
+def test_the_kept_values_of_the_trimmed_mean_accumulate_in_float64():
+    """The same with a value to trim on each side: 0, 1, 1, 2^24 stay of -1 and 2^30."""
+    fused = fuse("trimmed_mean", of(*(f32(v) for v in (2.0**24, 1.0, 1.0, 0.0, 2.0**30, -1.0))))
+    assert fused["w"][0] == np.float32(2.0**22 + 0.5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_largest_float32_of_all_peers_does_not_overflow(rule):
     top = np.finfo(np.float32).max
-    full_set = {p: Contribution({"w": f32(top)}, samples=3) for p in (ASH, BIRCH, CEDAR)}
-    assert [fuse(rule, full_set)["w"][0] for rule in RULES] == [top, top]
+    for peers in ((ASH, BIRCH, CEDAR), (ASH, BIRCH)):
+        assert fuse(rule, {p: Contribution({"w": f32(top)}, samples=3) for p in peers})["w"][0] == top
 
 
 weights = hnp.arrays(np.float32, 5, elements=st.floats(-1e6, 1e6, width=32))
@@ -78,6 +125,36 @@ def test_the_order_in_which_checkpoints_came_does_not_matter(arrays, order, rule
     full_set = {p: Contribution({"w": a}, samples=i + 1) for i, (p, a) in enumerate(zip(peers, arrays, strict=True))}
     shuffled = {peers[i]: full_set[peers[i]] for i in order if i < len(peers)}
     assert fuse(rule, full_set)["w"].tobytes() == fuse(rule, shuffled)["w"].tobytes()
+
+
+@given(st.lists(weights, min_size=2, max_size=7), st.randoms(), st.sampled_from(ROBUST))
+def test_who_holds_which_weights_changes_no_byte_of_a_robust_fusion(arrays, random, rule):
+    """They sort the values, so not even the order of adding depends on a name; -0 and 0 are told apart here."""
+    shuffled = random.sample(arrays, len(arrays))
+    assert fuse(rule, of(*arrays))["w"].tobytes() == fuse(rule, of(*shuffled))["w"].tobytes()
+
+
+outliers = hnp.arrays(np.float32, 5, elements=st.floats(allow_nan=False, allow_infinity=False, width=32))
+
+
+@given(st.lists(weights, min_size=2, max_size=7), outliers, st.integers(0, 7), st.sampled_from(ROBUST))
+def test_one_peer_of_three_or_more_moves_a_robust_fusion_no_further_than_the_range_of_the_others(
+    honest, outlier, place, rule
+):
+    fused = fuse(rule, of(*honest[:place], outlier, *honest[place:]))["w"]
+    assert (np.min(honest, axis=0) <= fused).all()
+    assert (fused <= np.max(honest, axis=0)).all()
+
+
+def test_one_peer_moves_the_mean_as_far_as_it_likes():
+    """What the robust rules are for."""
+    assert fuse("mean", of(f32(1), f32(2), f32(3e30)))["w"][0] > 9e29
+
+
+@given(st.lists(hnp.arrays(np.float64, 4, elements=st.floats(-9, 9)), min_size=1, max_size=20))
+def test_the_median_is_numpys(arrays):
+    """An independent computation, for every number of peers that a sorting network might get wrong."""
+    np.testing.assert_allclose(fuse("median", of(*arrays))["w"], np.median(arrays, axis=0), atol=1e-14)
 
 
 @given(st.lists(weights, min_size=2, max_size=5))
@@ -111,7 +188,7 @@ def test_shares_add_up_to_one_in_sorted_peer_order(counts):
 
 
 @pytest.mark.parametrize("counts", [[0, 0], [-1, 5]])
-def test_sample_counts_that_add_up_to_nothing_are_refused(counts):
+def test_threat_09_sample_counts_that_add_up_to_nothing_are_refused(counts):
     with pytest.raises(ValueError, match="add up to nothing"):
         shares_of(dict(zip((ASH, BIRCH), counts, strict=True)))
 
@@ -187,21 +264,22 @@ def test_progress_runs_to_one(tmp_path):
     assert seen[-1] == 1
 
 
-def test_memory_grows_neither_with_the_peers_nor_with_the_tensor(tmp_path):
-    """One 16 MiB tensor from 2, 4 and 8 peers: a few chunks of memory in every case."""
+@pytest.mark.parametrize(("rule", "chunks"), [("weighted_mean", 10), ("trimmed_mean", 14), ("median", 14)])
+def test_memory_grows_neither_with_the_peers_nor_with_the_tensor(tmp_path, rule, chunks):
+    """One 16 MiB tensor from 2, 4 and 8 peers: a few chunks of memory in every case. The robust rules sort a copy."""
     full_set, paths = checkpoints(tmp_path, 8, elements=4 * 1024 * 1024)
     schema = schema_of(full_set[Peer("peer0")].weights)
     samples = samples_of(full_set)
     del full_set
-    peaks = [peak_of_fusion({p: paths[p] for p in list(paths)[:n]}, samples, schema, tmp_path) for n in (2, 4, 8)]
+    peaks = [peak_of_fusion(rule, {p: paths[p] for p in list(paths)[:n]}, samples, schema, tmp_path) for n in (2, 4, 8)]
     assert peaks[-1] < 1.5 * peaks[0]
-    assert max(peaks) < 10 * CHUNK_BYTES
+    assert max(peaks) < chunks * CHUNK_BYTES
 
 
-def peak_of_fusion(paths, samples, schema, folder: Path) -> int:
+def peak_of_fusion(rule, paths, samples, schema, folder: Path) -> int:
     tracemalloc.start()
     try:
-        fuse_files("weighted_mean", paths, {p: samples[p] for p in paths}, schema, folder / "fused")
+        fuse_files(rule, paths, {p: samples[p] for p in paths}, schema, folder / "fused")
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -134,16 +134,16 @@ def test_signing_the_same_twice_gives_the_same_bytes(ash):
     assert ash.sign(STATEMENT, MANIFEST_NAMESPACE) == ash.sign(STATEMENT, MANIFEST_NAMESPACE)
 
 
-def test_another_peers_key_does_not_verify(ash, birch):
+def test_threat_14_another_peers_key_does_not_verify(ash, birch):
     require_refused(birch.sign(STATEMENT, MANIFEST_NAMESPACE), ash.public)
 
 
-def test_a_receipt_is_no_manifest(ash):
+def test_threat_14_a_receipt_is_no_manifest(ash):
     """The same bytes under another purpose: a signature can't be carried over."""
     require_refused(ash.sign(STATEMENT, RECEIPT_NAMESPACE), ash.public)
 
 
-def test_a_signature_does_not_fit_another_line(ash):
+def test_threat_14_a_signature_does_not_fit_another_line(ash):
     document = ash.sign(STATEMENT, MANIFEST_NAMESPACE)
     require_refused(document.replace(b'"round":3', b'"round":4'), ash.public)
     require_refused(document.replace(b'{"peer"', b'{ "peer"'), ash.public)
@@ -175,7 +175,7 @@ def test_no_bytes_do_more_than_be_refused(ash, data):
 
 @given(st.data())
 @settings(max_examples=200)
-def test_no_changed_byte_passes_as_another_statement(ash, data):
+def test_threat_14_no_changed_byte_passes_as_another_statement(ash, data):
     document = bytearray(ash.sign(STATEMENT, MANIFEST_NAMESPACE))
     at = data.draw(st.integers(0, len(document) - 1))
     document[at] = data.draw(st.integers(0, 255))

@@ -179,7 +179,7 @@ def test_what_is_no_image_is_unreadable(content: bytes) -> None:
         decode_bytes(content, 8)
 
 
-def test_no_message_quotes_the_path(tmp_path: Path) -> None:
+def test_threat_19_no_message_quotes_the_path(tmp_path: Path) -> None:
     """It may reach a log."""
     (tmp_path / "CANARY").write_bytes(b"x")
     for name in ("CANARY", "CANARY-absent"):

@@ -16,7 +16,7 @@ import hsl_node
 PACKAGE = Path(hsl_node.__file__).parent
 PURE = ("errors", "sync.names", "sync.round", "sync.manifest", "sync.fusion", "train.metrics")
 IMPURE = {"os", "io", "socket", "time", "datetime", "random", "secrets", "pathlib", "subprocess", "asyncio", "torch"}
-TRAIN_MAY_TAKE_FROM_SYNC = {"names", "tensors", "manifest", "fusion"}
+TRAIN_MAY_TAKE_FROM_SYNC = {"names", "tensors", "manifest", "fusion", "durable"}
 
 
 @cache
@@ -72,7 +72,7 @@ def test_train_never_touches_the_wire_or_the_nodes_key():
     assert offenders("train", ("asyncssh", "paramiko", "socket", "hsl_node.identity", "hsl_node.node")) == []
 
 
-def test_train_takes_only_names_manifests_tensors_and_fusion_from_sync():
+def test_train_takes_only_names_manifests_tensors_fusion_and_durable_files_from_sync():
     taken = [
         (module, name)
         for module, tree in sources().items()
@@ -146,7 +146,12 @@ def circle_in(graph: dict[str, set[str]]) -> list[str] | None:
     ("module", "absent"),
     [
         ("hsl_node.node", {"torch", "torchvision", "sklearn", "matplotlib", "hsl_node.train.model"}),
-        ("hsl_node.cli", {"torch", "torchvision", "sklearn", "matplotlib", "asyncssh", "paramiko", "numpy"}),
+        ("hsl_node.cli", {"torch", "numpy", "asyncssh", "paramiko", "pydantic", "typer", "rich", "asyncio"}),
+        (
+            "hsl_node.commands.status",
+            {"torch", "numpy", "asyncssh", "paramiko", "pydantic", "typer", "rich", "asyncio"},
+        ),
+        ("hsl_node.commands.app", {"torch", "numpy", "asyncssh", "paramiko", "pydantic", "rich", "asyncio", "sklearn"}),
         ("hsl_node.control", {"torch", "asyncssh", "pydantic", "numpy"}),
         ("hsl_node.train.data", {"torch", "asyncssh", "paramiko"}),
         ("hsl_node.train.worker", {"asyncssh", "paramiko", "matplotlib"}),

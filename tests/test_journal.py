@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def run_and_kill(folder: Path, body: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_a_kill_inside_a_transaction_leaves_what_was_there_before(tmp_path):
+def test_threat_22_a_kill_inside_a_transaction_leaves_what_was_there_before(tmp_path):
     run_and_kill(
         tmp_path,
         "journal.save_state({'round': 1})\n"
@@ -53,7 +54,7 @@ def test_a_kill_inside_a_transaction_leaves_what_was_there_before(tmp_path):
     assert journal.signed(2) is None
 
 
-def test_a_kill_right_after_a_transaction_loses_nothing(tmp_path):
+def test_threat_22_a_kill_right_after_a_transaction_loses_nothing(tmp_path):
     run_and_kill(
         tmp_path,
         "with journal.transaction():\n"
@@ -92,7 +93,7 @@ def test_a_commit_that_fails_undoes_all_of_it_and_the_journal_goes_on(tmp_path):
     assert (journal.meta("a"), journal.meta("b")) == (None, "2")
 
 
-def test_every_commit_reaches_the_disk_before_what_relies_on_it(journal):
+def test_threat_23_every_commit_reaches_the_disk_before_what_relies_on_it(journal):
     """WAL with synchronous = FULL (2)."""
     assert journal._db.execute("PRAGMA synchronous").fetchone()[0] == 2
     assert journal._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
@@ -101,14 +102,28 @@ def test_every_commit_reaches_the_disk_before_what_relies_on_it(journal):
 # ------------------------------------------------------------------ signatures
 
 
-def test_a_second_different_signature_for_a_round_is_refused(journal):
+def test_threat_12_a_second_different_signature_for_a_round_is_refused(journal):
     journal.record_signed(3, SHA, b"first")
     with pytest.raises(LocalStateError, match="round 3 was signed"):
         journal.record_signed(3, OTHER, b"second")
     assert journal.signed(3) == (SHA, b"first")
 
 
-def test_the_refusal_outlives_the_process(tmp_path):
+def test_another_manifest_of_the_same_checkpoint_is_refused_too(journal):
+    """Other samples or another plateau flag are equivocation, as another checkpoint is."""
+    journal.record_signed(3, SHA, b'{"samples":1}\nsignature')
+    with pytest.raises(LocalStateError, match="with another manifest"):
+        journal.record_signed(3, SHA, b'{"samples":2}\nsignature')
+    assert journal.signed(3) == (SHA, b'{"samples":1}\nsignature')
+
+
+def test_the_same_manifest_signed_again_keeps_its_first_signature(journal):
+    journal.record_signed(3, SHA, b'{"samples":1}\nsignature')
+    journal.record_signed(3, SHA, b'{"samples":1}\nanother signature')
+    assert journal.signed(3) == (SHA, b'{"samples":1}\nsignature')
+
+
+def test_threat_12_the_refusal_outlives_the_process(tmp_path):
     Journal.create(tmp_path / "j").record_signed(3, SHA, b"first")
     with pytest.raises(LocalStateError):
         Journal.create(tmp_path / "j").record_signed(3, OTHER, b"second")
@@ -146,7 +161,7 @@ def test_a_reader_sees_commits_while_the_writer_goes_on_and_cannot_write(tmp_pat
         writer.save_state({"round": 2})
         assert reader.state() == {"round": 1}
     assert reader.state() == {"round": 2}
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(LocalStateError, match="readonly"):
         reader.set_meta("x", "y")
 
 
@@ -276,3 +291,10 @@ def test_rows_come_decoded_and_without_signatures_and_only_from_known_tables(jou
     assert journal.result("absent") is None
     with pytest.raises(ValueError, match="sqlite_master"):
         journal.rows("sqlite_master")
+
+
+def test_a_journal_answers_only_the_thread_that_opened_it(journal: Journal) -> None:
+    """Whatever runs beside the event loop gets what it needs as arguments: a transaction is nobody else's to see."""
+    with ThreadPoolExecutor(1) as thread, pytest.raises(sqlite3.ProgrammingError, match="thread"):
+        thread.submit(journal.meta, "torch").result()
+    assert journal.meta("torch") is None

@@ -60,7 +60,7 @@ def test_setting_up_twice_does_not_say_everything_twice(tmp_path: Path, human: C
     assert len(lines(tmp_path)) == 1 and human().count("once") == 1
 
 
-def test_a_peers_string_can_neither_colour_nor_break_a_line(tmp_path: Path, human: Callable[[], str]) -> None:
+def test_threat_20_a_peers_string_can_neither_colour_nor_break_a_line(tmp_path: Path, human: Callable[[], str]) -> None:
     logs.setup(tmp_path)
     log.warning("refused", extra={"reason": "bad\x1b[31m\nERROR forged\x00"})
     said = human()
@@ -68,7 +68,7 @@ def test_a_peers_string_can_neither_colour_nor_break_a_line(tmp_path: Path, huma
     assert lines(tmp_path)[0]["reason"] == "bad\\x1b[31m\\nERROR forged\\x00"
 
 
-def test_a_very_long_string_is_cut(tmp_path: Path, human: Callable[[], str]) -> None:
+def test_threat_20_a_very_long_string_is_cut(tmp_path: Path, human: Callable[[], str]) -> None:
     logs.setup(tmp_path)
     log.warning("refused", extra={"reason": "x" * 10**6})
     assert len(lines(tmp_path)[0]["reason"]) == logs.TEXT_MAX

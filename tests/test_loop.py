@@ -256,7 +256,7 @@ def kill_at(events: list[dict[str, Any]], kind: str, epoch: int) -> Any:
 @pytest.mark.parametrize(
     ("kind", "epoch"), [("progress", 1), ("progress", 2), ("epoch", 1), ("epoch", 2), ("epoch", 3)]
 )
-def test_a_round_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path, kind: str, epoch: int) -> None:
+def test_threat_22_a_round_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path, kind: str, epoch: int) -> None:
     site = learning.site(learning.small_plan(epochs_per_round=3))
     undisturbed = run(site, tmp_path / "a")
     with pytest.raises(Killed):

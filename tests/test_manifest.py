@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 
 from hsl_node.config import Plan, canonical_json
 from hsl_node.errors import FederationMismatch, PeerDataError
-from hsl_node.identity import MANIFEST_NAMESPACE
+from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.intake import claim_of
 from hsl_node.sync.manifest import (
     MANIFEST_MAX_BYTES,
     SAMPLES_MAX,
@@ -41,7 +43,7 @@ def federation(members):
 def content(federation, /, **changes: Any) -> dict[str, Any]:
     """A right manifest of ash, round 2, as a JSON object."""
     return {
-        "version": 1,
+        "version": 2,
         "federation": federation.digest,
         "round": 2,
         "peer": "ash",
@@ -52,6 +54,7 @@ def content(federation, /, **changes: Any) -> dict[str, Any]:
         "samples": 120,
         "auc": 0.75,
         "plateau": False,
+        "halted": False,
         "anchor": None,
         "schema": OTHER,
         "instance": "01234567",
@@ -87,6 +90,7 @@ manifests = st.builds(
     samples=st.integers(1, SAMPLES_MAX),
     auc=st.none() | st.floats(0, 1),
     plateau=st.booleans(),
+    halted=st.booleans(),
     anchor=st.none() | digests,
     schema=digests,
     instance=st.text(max_size=80),
@@ -150,8 +154,11 @@ def test_another_spelling_of_a_right_manifest_is_refused(federation, respell):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("version", 2),
+        ("version", 1),
+        ("version", 3),
+        ("version", 2.0),
         ("version", True),
+        ("version", None),
         ("federation", "A" * 64),
         ("federation", "a" * 63),
         ("federation", "a" * 64 + "\n"),
@@ -178,6 +185,8 @@ def test_another_spelling_of_a_right_manifest_is_refused(federation, respell):
         ("auc", True),
         ("plateau", 1),
         ("plateau", None),
+        ("halted", 0),
+        ("halted", None),
         ("anchor", ""),
         ("schema", None),
         ("software", "x" * 81),
@@ -185,12 +194,12 @@ def test_another_spelling_of_a_right_manifest_is_refused(federation, respell):
         ("unknown", 1),
     ],
 )
-def test_each_field_has_one_type_and_a_range(federation, key, value):
+def test_threat_09_each_field_has_one_type_and_a_range(federation, key, value):
     refused(line(content(federation, **{key: value})))
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_an_auc_that_is_no_number_is_refused(federation, word):
+def test_threat_09_an_auc_that_is_no_number_is_refused(federation, word):
     refused(line(content(federation)).replace(b"0.75", word.encode()))
 
 
@@ -200,6 +209,14 @@ def test_every_field_is_needed(federation, key):
     fields = content(federation)
     del fields["schema" if key == "schema_" else key]
     refused(line(fields))
+
+
+@pytest.mark.parametrize(("version", "shown"), [(1, "1"), (99, "99"), ("\x1b" * 99, "\\x1b"), (None, "None")])
+def test_another_version_is_named_with_ours_and_with_what_to_do(federation, version, shown):
+    error = refused(line(content(federation, version=version)))
+    assert f"manifest of version {shown}" in error.message.replace("'", "") and "this node speaks 2" in error.message
+    assert error.message.isprintable() and len(error.message) < 100
+    assert "same hsl-node version at all sites" in error.remedy
 
 
 def test_our_own_manifest_with_a_wrong_value_is_a_bug(federation):
@@ -228,7 +245,7 @@ def test_what_is_no_manifest_at_all_is_refused(data):
     refused(data)
 
 
-def test_hostile_text_is_escaped_and_capped_in_the_message(federation):
+def test_threat_20_hostile_text_is_escaped_and_capped_in_the_message(federation):
     error = refused(line(content(federation, **{"\x1b[31m\n" + "x" * 10_000: 1})))
     assert len(str(error)) < 300
     assert str(error).isprintable()
@@ -256,6 +273,56 @@ def test_no_bytes_do_more_than_be_refused(data):
     for parse in (parse_manifest, parse_receipt):
         with pytest.raises(PeerDataError):
             parse(data)
+
+
+# ------------------------------------------------------------------ the digest that later manifests name
+
+
+def test_the_digest_of_a_manifest_is_the_sha256_of_the_line_that_is_signed(members, federation):
+    """So a person can check it: `head -n1 FILE | sha256sum`."""
+    manifest = Manifest(**content(federation))
+    document = members.identities[Peer("ash")].sign(manifest.content(), MANIFEST_NAMESPACE)
+    assert document.startswith(line(manifest.content()))
+    assert manifest.digest == hashlib.sha256(line(content(federation))).hexdigest()
+
+
+def test_a_manifest_that_is_signed_and_delivered_again_is_the_same_claim(members, federation):
+    """Whatever signature stands under it: a node that crashed delivers once more, and has not lied."""
+    key, manifest = members.identities[Peer("ash")], Manifest(**content(federation))
+    first = key.sign(manifest.content(), MANIFEST_NAMESPACE)
+    signed_line, armour = first.split(b"\n", 1)
+    again = signed_line + b"\n" + armour.replace(b"\n", b"\r\n")  # the same signature in other bytes
+    claims = [claim_of(parse_manifest(verify(d, key.public, MANIFEST_NAMESPACE))) for d in (first, again)]
+    assert first != again and claims[0] == claims[1]
+    assert claims[0].manifest == manifest.digest
+
+
+OTHER_VALUES = {
+    "sha256": OTHER, "bytes": 7, "base": OTHER, "inputs": {"ash": OTHER, "birch": BASE, "cedar": OTHER}, "samples": 121,
+    "auc": 0.5, "plateau": True, "halted": True, "anchor": SHA, "schema": SHA, "instance": "x", "software": "x",
+    "federation": SHA, "round": 3, "peer": "birch",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", sorted(OTHER_VALUES))
+def test_any_other_value_in_any_field_is_another_claim(federation, key):
+    """Also one that the round machine does not read: a manifest has one digest for all peers."""
+    right, other = (Manifest(**content(federation, **c)) for c in ({}, {key: OTHER_VALUES[key]}))
+    assert right.digest != other.digest
+    assert claim_of(right) != claim_of(other)
+
+
+def test_no_field_is_left_out_of_the_digest():
+    assert set(OTHER_VALUES) == {"schema" if k == "schema_" else k for k in Manifest.model_fields} - {"version"}
+
+
+def test_the_claim_says_what_the_manifest_says(federation):
+    claim = claim_of(Manifest(**content(federation, round=3, plateau=True)))
+    assert (claim.peer, claim.round, claim.sha256, claim.base) == ("ash", 3, SHA, BASE)
+    assert (claim.inputs, claim.samples) == ({"ash": SHA, "birch": BASE, "cedar": OTHER}, 120)
+    assert (claim.plateau, claim.statement, claim.halted) == (True, False, False)
+    stopped = claim_of(Manifest(**statement(federation, 3, halted=True)))
+    assert (stopped.plateau, stopped.statement, stopped.halted) == (False, True, True)
 
 
 # ------------------------------------------------------------------ against sender, federation and round
@@ -287,31 +354,31 @@ def test_the_name_of_a_receipt_or_data_file_stands_for_the_same_checkpoint(feder
         check(manifest, manifest.file_name().of(kind), federation, Peer("ash"), 2)
 
 
-def test_a_peer_cannot_deliver_for_another(federation):
+def test_threat_14_a_peer_cannot_deliver_for_another(federation):
     assert verdict(federation, content(federation, peer="birch")) == "owner"
     assert verdict(federation, content(federation), sender="birch") == "owner"
     assert verdict(federation, content(federation), peer="birch") == "owner"
 
 
-def test_a_manifest_of_another_federation_is_refused(federation):
+def test_threat_10_a_manifest_of_another_federation_is_refused(federation):
     assert verdict(federation, content(federation, federation=OTHER)) == "federation"
     twin = federation.digest[:8] + OTHER[8:]  # the short hash alone does not count
     assert verdict(federation, content(federation, federation=twin)) == "federation"
 
 
 @pytest.mark.parametrize("name", [{"federation": OTHER}, {"round": 3}, {"sha256": OTHER}])
-def test_name_and_manifest_must_agree(federation, name):
+def test_threat_14_name_and_manifest_must_agree(federation, name):
     assert verdict(federation, content(federation), **name) == "name"
 
 
 @pytest.mark.parametrize(
     ("current", "code"), [(0, "round"), (1, "accepted"), (2, "accepted"), (3, "round"), (9, "round")]
 )
-def test_only_this_round_and_the_next_are_accepted(federation, current, code):
+def test_threat_10_only_this_round_and_the_next_are_accepted(federation, current, code):
     assert verdict(federation, content(federation), current=current) == code
 
 
-def test_nothing_comes_after_the_round_after_the_last(federation):
+def test_threat_10_nothing_comes_after_the_round_after_the_last(federation):
     assert verdict(federation, statement(federation, 6), current=6) == "accepted"
     assert verdict(federation, statement(federation, 7), current=6) == "round"
 
@@ -323,7 +390,36 @@ def test_round_0_is_a_statement(federation):
 
 @pytest.mark.parametrize("round", [1, 2, 6])
 def test_a_peer_may_stop_in_any_round_and_say_so(federation, round):
-    assert verdict(federation, statement(federation, round), current=round) == "accepted"
+    assert verdict(federation, statement(federation, round, halted=True), current=round) == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("round", "code"), [(1, "halted"), (2, "halted"), (4, "halted"), (5, "accepted"), (6, "accepted")]
+)
+def test_a_statement_that_does_not_say_halted_says_that_the_run_ended_which_the_plan_must_allow(
+    federation, round, code
+):
+    """Five rounds; three without improvement after a first one are a plateau: the run may end after round 4 or 5."""
+    assert verdict(federation, statement(federation, round), current=round) == code
+
+
+@pytest.mark.parametrize(("plateau_rounds", "earliest"), [(1, 3), (4, 6), (5, 6), (100, 6)])
+def test_the_earliest_end_follows_from_the_plan(federation_of, plateau_rounds, earliest):
+    plan = Plan(method="fedavg", rounds=5, plateau_rounds=plateau_rounds)
+    federation = federation_of(3, plan=plan).federation
+    verdicts = [verdict(federation, statement(federation, r), current=r) for r in range(1, 7)]
+    assert verdicts == ["halted"] * (earliest - 1) + ["accepted"] * (7 - earliest)
+
+
+@pytest.mark.parametrize("round", [1, 2, 6])
+def test_a_peer_that_halted_has_no_checkpoint_of_that_round(federation, round):
+    inputs = {} if round < 2 else content(federation)["inputs"]
+    fields = content(federation, round=round, inputs=inputs, halted=True)
+    assert verdict(federation, fields, current=round) == "halted"
+
+
+def test_nobody_halts_before_the_first_round(federation):
+    assert verdict(federation, statement(federation, 0, halted=True), current=0) == "halted"
 
 
 def test_a_statement_names_its_base_and_no_checkpoint(federation):
@@ -351,12 +447,12 @@ def test_the_same_anchor_and_architecture_pass(federation):
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(None, SHA), (SHA, None), (SHA, BASE)])
-def test_another_anchor_set_is_named(federation, theirs, ours):
+def test_threat_28_another_anchor_set_is_named(federation, theirs, ours):
     with pytest.raises(FederationMismatch, match="ash uses anchor set"):
         require_same_setup(Manifest(**content(federation, anchor=theirs)), anchor=ours, schema=OTHER, software="here")
 
 
-def test_another_architecture_is_named_with_both_versions_and_without_control_characters(federation):
+def test_threat_28_another_architecture_is_named_with_both_versions_and_without_control_characters(federation):
     manifest = Manifest(**content(federation, software="torch 1\x1b[31m"))
     with pytest.raises(FederationMismatch, match="another architecture") as mismatch:
         require_same_setup(manifest, anchor=None, schema=SHA, software="torch 2")

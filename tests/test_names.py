@@ -59,7 +59,7 @@ def test_every_name_fits_a_file_system_and_needs_no_quoting(name):
 
 
 @given(st.text() | st.text(alphabet=GOOD + "/\\.\0\u202e", max_size=160))
-def test_whatever_is_accepted_is_exactly_a_name_we_would_build(text):
+def test_threat_01_whatever_is_accepted_is_exactly_a_name_we_would_build(text):
     try:
         name = parse_file_name(text)
     except PeerDataError as error:
@@ -107,13 +107,13 @@ def test_whatever_is_accepted_is_exactly_a_name_we_would_build(text):
     ],
     ids=repr,
 )
-def test_a_name_from_outside_that_differs_in_one_thing_is_refused(hostile):
+def test_threat_01_a_name_from_outside_that_differs_in_one_thing_is_refused(hostile):
     with pytest.raises(PeerDataError) as refusal:
         parse_file_name(hostile)
     assert refusal.value.code == "name"
 
 
-def test_a_refused_name_is_shown_escaped_and_short():
+def test_threat_01_a_refused_name_is_shown_escaped_and_short():
     with pytest.raises(PeerDataError) as refusal:
         parse_file_name("\x1b[31m\n" * 10_000)
     assert "\x1b" not in str(refusal.value)
@@ -135,7 +135,7 @@ def test_peer_names_are_lower_case_login_names(name):
 @pytest.mark.parametrize(
     "name", ["", "a", "a" * 33, "Mercy", "1st", "-a", "a-", "a_b", "a b", "a.b", "ä1", "ab\n", "root/"]
 )
-def test_other_peer_names_are_refused_with_an_example(name):
+def test_threat_01_other_peer_names_are_refused_with_an_example(name):
     with pytest.raises(UsageError) as refusal:
         parse_peer(name)
     assert "mercy-north" in refusal.value.remedy
@@ -150,13 +150,13 @@ def test_a_digest_is_64_lower_case_hex_digits():
 
 
 @given(st.text())
-def test_escaped_strings_hold_nothing_a_terminal_would_obey(text):
+def test_threat_20_escaped_strings_hold_nothing_a_terminal_would_obey(text):
     shown = escaped(text)
     assert shown.isprintable()
     assert len(shown) <= 200
 
 
-def test_escaping_keeps_plain_text_and_caps_the_rest():
+def test_threat_20_escaping_keeps_plain_text_and_caps_the_rest():
     assert escaped("St. Joseph's – ward 3") == "St. Joseph's – ward 3"
     assert escaped("a\x1b[31m\nb") == "a\\x1b[31m\\nb"
     assert escaped("\u202eevil") == "\\u202eevil"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import random
 import socket
 import threading
@@ -59,6 +60,7 @@ def parcel_of(folder: Path, data: bytes) -> tuple[Parcel, Manifest]:
         samples=10,
         auc=None,
         plateau=False,
+        halted=False,
         anchor=None,
         schema="1" * 64,
         instance="test",
@@ -221,43 +223,10 @@ def test_data_and_manifest_arrive_and_the_signed_receipt_ends_it(client: Client,
     run(tmp_path, scenario)
 
 
-PARTS = {
-    "0": 0,
-    "1": 1,
-    "1 KiB": 1024,
-    "block-1": BLOCK_BYTES - 1,
-    "block": BLOCK_BYTES,
-    "block+1": BLOCK_BYTES + 1,
-    "middle": 7 * BLOCK_BYTES + 5,
-    "size-1": SIZE - 1,
-    "size": SIZE,
-    "size+1": SIZE + 1,
-}
-
-
 @pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize("present", PARTS.values(), ids=PARTS.keys())
-def test_a_part_of_any_size_is_finished(client: Client, present: int, tmp_path: Path) -> None:
-    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
-        receiver.path("parts").write_bytes((content() + b"x")[:present])
-        transfer = Transfer(PEER)
-        transfer.begin(parcel)
-        async with Proxy(receiver.port) as net:
-            receipt = await attempt(receiver, parcel, transfer, Known(), port=net.port, client=client)
-            assert receipt.accepted
-            assert receiver.took == [content()]
-            if present <= SIZE:
-                assert net.bytes_up < SIZE - present + SOON
-                assert transfer.resent_bytes == present - transfer.resumed_from < SOON
-                assert transfer.resumed_from % BLOCK_BYTES == 0
-            else:
-                assert transfer.resumed_from == 0  # no prefix of ours: begun anew
-
-    run(tmp_path, scenario)
-
-
-@pytest.mark.parametrize("client", CLIENTS)
-def test_a_part_with_other_bytes_before_the_resume_point_is_begun_anew(client: Client, tmp_path: Path) -> None:
+def test_threat_18_a_part_with_other_bytes_before_the_resume_point_is_begun_anew(
+    client: Client, tmp_path: Path
+) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         receiver.path("parts").write_bytes(content(seed=2)[: 8 * BLOCK_BYTES])
         transfer = Transfer(PEER)
@@ -269,7 +238,7 @@ def test_a_part_with_other_bytes_before_the_resume_point_is_begun_anew(client: C
     run(tmp_path, scenario)
 
 
-def test_other_bytes_that_only_the_hash_can_find_cost_one_more_transfer(tmp_path: Path) -> None:
+def test_threat_18_other_bytes_that_only_the_hash_can_find_cost_one_more_transfer(tmp_path: Path) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         torn = bytearray(content()[: 8 * BLOCK_BYTES])
         torn[17] ^= 1
@@ -423,6 +392,58 @@ def test_a_peer_that_took_the_files_and_lost_them_gets_them_again(
     run(tmp_path, scenario)
 
 
+def test_a_peer_whose_receipt_was_lost_is_asked_with_the_manifest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.1)
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        asked = []
+
+        def judge(data: bytes) -> tuple[bool, str] | None:
+            asked.append(len(receiver.took))
+            if len(asked) > 1:
+                return True, "accepted"
+            receiver.path("inbox", Kind.MANIFEST).unlink()  # answered, but the receipt is gone
+            return None
+
+        receiver.verdict = judge
+        async with Proxy(receiver.port) as net:
+            receipt = await pushing(receiver, parcel, transfer := Transfer(PEER), port=net.port)
+            assert receipt.accepted
+            assert asked == [1, 1]
+            assert net.bytes_up < SIZE + SOON
+            assert (transfer.retries, transfer.resent_bytes) == (0, 0)
+
+    run(tmp_path, scenario)
+
+
+def test_a_peer_that_takes_everything_and_never_answers_gets_the_data_ever_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in silences of ten minutes: data again after 2, then 4, then every 6; the manifest in between."""
+    monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.05)
+    monkeypatch.setattr(deliver_module, "RECEIPT_CAP_S", 0.05)
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        story = []
+
+        def judge(data: bytes) -> None:
+            story.append("data" if len(receiver.took) > story.count("data") else "manifest")
+            receiver.path("inbox", Kind.MANIFEST).unlink()
+
+        receiver.verdict = judge
+        task = pushing(receiver, parcel, transfer := Transfer(PEER))
+        await until(lambda: story.count("data") == 5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        asked = [1, 3, 5, 5]
+        assert story == [e for n in asked for e in ["data"] + n * ["manifest"]] + ["data"]
+        assert (transfer.retries, transfer.resent_bytes) == (4, 4 * SIZE)
+
+    run(tmp_path, scenario)
+
+
 def test_files_that_nobody_takes_are_waited_for_and_not_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,7 +493,7 @@ def test_a_manifest_without_data_is_delivered_alone(tmp_path: Path) -> None:
     ],
     ids=["stranger's key", "our own key", "federation", "round", "peer", "sha256", "receiver"],
 )
-def test_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing(
+def test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing(
     lie: dict[str, Any], tmp_path: Path
 ) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
@@ -488,7 +509,7 @@ def test_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing(
     run(tmp_path, scenario)
 
 
-def test_a_huge_or_empty_receipt_counts_for_nothing(tmp_path: Path) -> None:
+def test_threat_18_a_huge_or_empty_receipt_counts_for_nothing(tmp_path: Path) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         receiver.verdict = lambda data: None
         receiver.path("receipts", Kind.RECEIPT).write_bytes(b"{" * 50_000_000)
@@ -545,7 +566,7 @@ def test_a_rename_that_happened_but_was_reported_as_failure_is_a_success(tmp_pat
     run(tmp_path, scenario)
 
 
-def test_a_server_that_keeps_less_than_it_acknowledged_is_not_believed(tmp_path: Path) -> None:
+def test_threat_18_a_server_that_keeps_less_than_it_acknowledged_is_not_believed(tmp_path: Path) -> None:
     class ShortDisk(Wrapped):
         async def write(self, path: str, source: Any, offset: int, **options: Any) -> None:
             await self._link.write(path, content()[: 3 * BLOCK_BYTES], offset, **options)
@@ -585,7 +606,9 @@ def test_our_own_missing_checkpoint_is_our_error_and_not_retried(tmp_path: Path)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_link_that_breaks_again_and_again_delays_but_does_not_stop_it(client: Client, tmp_path: Path) -> None:
+def test_threat_25_a_link_that_breaks_again_and_again_delays_but_does_not_stop_it(
+    client: Client, tmp_path: Path
+) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         async with Proxy(receiver.port) as net:
             net.cut_after = 3 * BLOCK_BYTES
@@ -602,7 +625,7 @@ def test_a_link_that_breaks_again_and_again_delays_but_does_not_stop_it(client: 
     run(tmp_path, scenario)
 
 
-def test_an_outage_is_waited_out_and_the_transfer_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_threat_25_an_outage_is_waited_out_and_the_transfer_goes_on_where_it_was(tmp_path: Path) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         async with Proxy(receiver.port) as net:
             net.bits_per_s = 16e6
@@ -622,7 +645,7 @@ def test_an_outage_is_waited_out_and_the_transfer_goes_on_where_it_was(tmp_path:
     run(tmp_path, scenario)
 
 
-def test_a_black_hole_is_left_and_the_transfer_goes_on(tmp_path: Path) -> None:
+def test_threat_25_a_black_hole_is_left_and_the_transfer_goes_on(tmp_path: Path) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         async with Proxy(receiver.port) as net:
             net.bits_per_s = 16e6
@@ -641,7 +664,7 @@ def test_a_black_hole_is_left_and_the_transfer_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
-def test_20_mb_at_4_mbit_per_s_with_the_link_gone_for_three_minutes(client: Client, tmp_path: Path) -> None:
+def test_threat_25_20_mb_at_4_mbit_per_s_with_the_link_gone_for_three_minutes(client: Client, tmp_path: Path) -> None:
     size = 20_000_000
 
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
@@ -696,7 +719,11 @@ def test_a_peer_that_shows_itself_is_tried_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_after_a_refused_key_it_waits_five_minutes_whoever_calls(client: Client, tmp_path: Path) -> None:
+def test_after_a_refused_key_it_waits_five_minutes_and_a_peer_that_calls_ends_that_once(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "WOKEN_WAIT_S", 0.01)
+
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         wake = asyncio.Event()
         stranger = Identity(asyncssh.generate_private_key("ssh-ed25519"))
@@ -710,15 +737,46 @@ def test_after_a_refused_key_it_waits_five_minutes_whoever_calls(client: Client,
                 client=client,
                 identity=stranger,
             )
-            await until(lambda: transfer.state == "waiting to retry")
-            assert transfer.next_try is not None
-            assert transfer.next_try - time.monotonic() > push_module.KEY_REFUSED_WAIT_S - 60
-            assert stranger.fingerprint in transfer.last_error
-            wake.set()
+            for tries in (1, 2):
+                await until(lambda n=tries: (transfer.retries, transfer.state) == (n, "waiting to retry"))
+                assert transfer.next_try is not None
+                assert transfer.next_try - time.monotonic() > 300
+                assert stranger.fingerprint in transfer.last_error
+                wake.set()
             await asyncio.sleep(0.5)
-            assert net.connections == 1
+            assert net.connections == 2
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("rng", [Impatient(), Patient()], ids=["shortest waits", "longest waits"])
+def test_threat_30_a_refused_key_is_offered_at_most_twelve_times_an_hour_even_if_the_peer_calls_all_the_time(
+    rng: random.Random, tmp_path: Path
+) -> None:
+    """Real logins that a real server refuses; only the waiting is done on a clock of our own."""
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        now, tries = 0.0, []
+
+        async def wait(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
+            nonlocal now
+            tries.append(now)
+            wake.set()  # the peer connects to us in every wait
+            now += at_least
+
+        async with Proxy(receiver.port) as net:
+            stranger = Identity(asyncssh.generate_private_key("ssh-ed25519"))
+            task = pushing(receiver, parcel, Transfer(PEER), port=net.port, identity=stranger, rng=rng, wait=wait)
+            await until(lambda: now > 3 * 3600)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert net.connections >= len(tries)  # none of them was pretended
+        waits = [b - a for a, b in itertools.pairwise(tries)]
+        assert waits[0] < 300  # woken, once
+        assert min(waits[1:]) >= 300
+        assert max(sum(start <= t < start + 3600 for t in tries) for start in tries) <= 12
 
     run(tmp_path, scenario)
 

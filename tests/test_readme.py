@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hsl_node.cli import app
+from hsl_node.commands.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (

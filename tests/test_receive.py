@@ -69,6 +69,7 @@ class Site:
             "samples": 10,
             "auc": 0.5,
             "plateau": False,
+            "halted": False,
             "anchor": None,
             "schema": self.schema.digest,
             "instance": "i",
@@ -155,7 +156,7 @@ def test_a_complete_delivery_arrives_once_and_is_answered(site: Site) -> None:
 
 
 def test_a_statement_needs_no_data(site: Site) -> None:
-    manifest = site.manifest(b"", sha256="b" * 64)
+    manifest = site.manifest(b"", sha256="b" * 64, halted=True)
     assert manifest.statement
     site.deliver(None, manifest)
     (arrival,) = site.scan()
@@ -258,7 +259,7 @@ def huge_header(site: Site, data: bytes) -> bytes:
     ],
 )
 @pytest.mark.parametrize("announced", [True, False], ids=["announced so", "announced otherwise"])
-def test_data_that_fails_a_check_is_refused_and_deleted(
+def test_threat_06_data_that_fails_a_check_is_refused_and_deleted(
     site: Site, change: Callable[[Site, bytes], bytes], code: str, announced: bool
 ) -> None:
     """Announced truthfully, and announced as the good file: no bad bytes get through either way."""
@@ -275,7 +276,7 @@ def test_data_that_fails_a_check_is_refused_and_deleted(
     site.honest()
 
 
-def test_other_bytes_than_announced_are_refused(site: Site) -> None:
+def test_threat_13_other_bytes_than_announced_are_refused(site: Site) -> None:
     good = site.good_data()
     site.deliver(flipped(site, good), site.manifest(good))
     (refusal,) = site.scan()
@@ -296,6 +297,7 @@ def test_other_bytes_than_announced_are_refused(site: Site) -> None:
         ({"inputs": {}}, "manifest"),
         ({"inputs": {"ash": "c" * 64}}, "manifest"),
         ({"inputs": {"ash": "c" * 64, "birch": "c" * 64, "cedar": "c" * 64, "elm": "c" * 64}}, "manifest"),
+        ({"halted": True}, "halted"),
         ({"bytes": 1}, "size"),
         ({"bytes": 2**60}, "size"),
         ({"schema": "e" * 64}, "setup"),
@@ -303,7 +305,9 @@ def test_other_bytes_than_announced_are_refused(site: Site) -> None:
     ],
     ids=str,
 )
-def test_a_signed_manifest_that_fails_a_check_is_refused(site: Site, changes: dict[str, Any], code: str) -> None:
+def test_threat_14_a_signed_manifest_that_fails_a_check_is_refused(
+    site: Site, changes: dict[str, Any], code: str
+) -> None:
     """The file has the name it should have; only the signed content differs."""
     data = site.good_data()
     honest_name, manifest = site.manifest(data).file_name(), site.manifest(data, **changes)
@@ -371,7 +375,7 @@ def test_threat_14_nothing_unsigned_is_believed_and_good_data_is_kept(
     [b"{}\n", b"[]\n", b"null\n", b'{"version":2}\n', b"NaN\n", b"[" * 5000 + b"\n", b'{"a":1,"a":2}\n', b"not json\n",
      b"\xff\xfe\n", b"1e999\n"],
 )  # fmt: skip
-def test_a_signed_document_that_is_no_manifest_is_refused(site: Site, line: bytes) -> None:
+def test_threat_14_a_signed_document_that_is_no_manifest_is_refused(site: Site, line: bytes) -> None:
     key = site.members.identities[BIRCH].key
     document = line + asyncssh.create_sshsig(key, line, namespace=MANIFEST_NAMESPACE)
     site.deliver(None, site.manifest(site.good_data()), document)
@@ -390,10 +394,10 @@ def test_a_signed_document_that_is_no_manifest_is_refused(site: Site, line: byte
      lambda t: t.replace(b'"samples":10', b'"samples":"10"'),
      lambda t: t.replace(b'"samples":10', b'"samples":true'), lambda t: t.replace(b'"auc":0.5', b'"auc":NaN'),
      lambda t: t.replace(b'"auc":0.5', b'"auc":1.5'), lambda t: t.replace(b'"plateau":false', b'"plateau":0'),
-     lambda t: t.replace(b'"version":1', b'"version":1,"x":1'), lambda t: t.replace(b'"birch":', b'"Birch":', 1)],
+     lambda t: t.replace(b'"version":2', b'"version":2,"x":1'), lambda t: t.replace(b'"birch":', b'"Birch":', 1)],
     ids=range(14),
 )  # fmt: skip
-def test_threat_9_a_signed_manifest_has_one_spelling_and_capped_numbers(
+def test_threat_09_a_signed_manifest_has_one_spelling_and_capped_numbers(
     site: Site, spell: Callable[[bytes], bytes]
 ) -> None:
     data = site.good_data()
@@ -410,7 +414,7 @@ def test_threat_9_a_signed_manifest_has_one_spelling_and_capped_numbers(
 # ---------------------------------------------------------------- odd files (threats 1, 2)
 
 
-def test_a_manifest_too_large_is_refused_unread(site: Site) -> None:
+def test_threat_03_a_manifest_too_large_is_refused_unread(site: Site) -> None:
     name = site.manifest(site.good_data()).file_name()
     with open(site.inbox / str(name), "wb") as file:
         file.truncate(2**40)  # sparse: reading it whole would take a terabyte
@@ -420,7 +424,7 @@ def test_a_manifest_too_large_is_refused_unread(site: Site) -> None:
     site.honest()
 
 
-def test_sparse_data_is_refused_unread(site: Site) -> None:
+def test_threat_03_sparse_data_is_refused_unread(site: Site) -> None:
     name = site.deliver(b"", site.manifest(site.good_data()))
     os.truncate(site.inbox / str(name.of(Kind.DATA)), 2**40)
     (refusal,) = site.scan()
@@ -431,7 +435,7 @@ def test_sparse_data_is_refused_unread(site: Site) -> None:
 
 @pytest.mark.parametrize("which", [Kind.MANIFEST, Kind.DATA])
 @pytest.mark.parametrize("kind", ["symlink", "dangling", "hardlink", "fifo"])
-def test_threat_2_links_and_fifos_are_refused_without_hanging(site: Site, kind: str, which: Kind) -> None:
+def test_threat_02_links_and_fifos_are_refused_without_hanging(site: Site, kind: str, which: Kind) -> None:
     data = site.good_data()
     manifest = site.manifest(data)
     name = site.deliver(data, manifest)
@@ -460,7 +464,7 @@ def test_threat_2_links_and_fifos_are_refused_without_hanging(site: Site, kind: 
     site.honest()
 
 
-def test_directories_are_ignored(site: Site) -> None:
+def test_threat_02_directories_are_ignored(site: Site) -> None:
     name = site.manifest(site.good_data()).file_name()
     (site.inbox / str(name)).mkdir()
     (site.inbox / "x/y").mkdir(parents=True)
@@ -470,7 +474,7 @@ def test_directories_are_ignored(site: Site) -> None:
     assert isinstance(site.scan()[0], Arrival)
 
 
-def test_a_directory_in_the_place_of_the_data_is_refused(site: Site) -> None:
+def test_threat_02_a_directory_in_the_place_of_the_data_is_refused(site: Site) -> None:
     name = site.deliver(None, site.manifest(site.good_data()))
     (site.inbox / str(name.of(Kind.DATA))).mkdir()
     (refusal,) = site.scan()
@@ -485,7 +489,7 @@ def test_a_directory_in_the_place_of_the_data_is_refused(site: Site) -> None:
      "hsl1_00000000_r000003_birch_" + "a" * 64 + ".safetensors.part",
      "hsl1_00000000_r000003_cedar_" + "a" * 64 + ".manifest", "HSL1_00000000_r000003_birch_" + "a" * 64 + ".manifest"],
 )  # fmt: skip
-def test_threat_1_files_of_other_names_are_removed_and_reported_escaped(site: Site, text: str) -> None:
+def test_threat_01_files_of_other_names_are_removed_and_reported_escaped(site: Site, text: str) -> None:
     (site.inbox / text).write_bytes(b"x")
     (refusal,) = site.scan()
     assert isinstance(refusal, Refusal) and refusal.code == ("owner" if "cedar" in text else "name")
@@ -493,7 +497,7 @@ def test_threat_1_files_of_other_names_are_removed_and_reported_escaped(site: Si
     site.honest()
 
 
-def test_names_that_are_not_text_are_removed_too(site: Site) -> None:
+def test_threat_01_names_that_are_not_text_are_removed_too(site: Site) -> None:
     with open(os.fsencode(site.inbox) + b"/\xff\xfe\x80", "wb"):
         pass
     (refusal,) = site.scan()
@@ -501,7 +505,7 @@ def test_names_that_are_not_text_are_removed_too(site: Site) -> None:
     site.honest()
 
 
-def test_a_flood_of_files_is_worked_off_in_bounded_steps(site: Site) -> None:
+def test_threat_03_a_flood_of_files_is_worked_off_in_bounded_steps(site: Site) -> None:
     count = receive.ENTRIES_MAX + 500
     for i in range(count):
         (site.inbox / f"junk{i}").touch()
@@ -511,7 +515,7 @@ def test_a_flood_of_files_is_worked_off_in_bounded_steps(site: Site) -> None:
     site.honest()
 
 
-def test_evidence_and_receipts_are_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threat_03_evidence_and_receipts_are_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "REFUSED_MAX", 5)
     monkeypatch.setattr(receive, "RECEIPTS_MAX", 7)
     data = site.good_data()
@@ -527,7 +531,7 @@ def test_evidence_and_receipts_are_bounded(site: Site, monkeypatch: pytest.Monke
     assert (receipts / str(manifest.file_name().of(Kind.RECEIPT))).exists()
 
 
-def test_a_home_that_is_missing_or_a_link_is_our_operators_problem(site: Site) -> None:
+def test_threat_02_a_home_that_is_missing_or_a_link_is_our_operators_problem(site: Site) -> None:
     site.inbox.rmdir()
     with pytest.raises(LocalStateError, match="inbox of birch"):
         site.scan()
@@ -537,8 +541,8 @@ def test_a_home_that_is_missing_or_a_link_is_our_operators_problem(site: Site) -
     assert (site.root / "quarantine").is_dir()
 
 
-def test_a_planted_link_in_receipts_is_replaced_and_not_followed(site: Site) -> None:
-    manifest = site.manifest(b"", sha256="b" * 64)
+def test_threat_02_a_planted_link_in_receipts_is_replaced_and_not_followed(site: Site) -> None:
+    manifest = site.manifest(b"", sha256="b" * 64, halted=True)
     victim = site.root / "victim"
     victim.write_text("canary")
     (site.homes / BIRCH / "receipts" / str(manifest.file_name().of(Kind.RECEIPT))).symlink_to(victim)
@@ -589,7 +593,7 @@ def test_threat_13_a_sender_that_rewrites_during_ingest_never_changes_what_was_c
     site.honest()
 
 
-def test_a_handle_kept_open_cannot_reach_the_accepted_bytes(site: Site) -> None:
+def test_threat_13_a_handle_kept_open_cannot_reach_the_accepted_bytes(site: Site) -> None:
     if not site.foreign:
         pytest.skip("the embedded server delivers no file that is open for writing; see test_server_files")
     data = site.good_data()
@@ -600,7 +604,7 @@ def test_a_handle_kept_open_cannot_reach_the_accepted_bytes(site: Site) -> None:
     assert isinstance(arrival, Arrival) and arrival.data is not None and arrival.data.read_bytes() == data
 
 
-def test_a_manifest_exchanged_between_check_and_answer_changes_nothing(site: Site) -> None:
+def test_threat_13_a_manifest_exchanged_between_check_and_answer_changes_nothing(site: Site) -> None:
     data = site.good_data()
     manifest = site.manifest(data)
     name = site.deliver(data, manifest)
@@ -614,7 +618,7 @@ def test_a_manifest_exchanged_between_check_and_answer_changes_nothing(site: Sit
 # ---------------------------------------------------------------- crashes
 
 
-def test_a_crash_after_the_claim_loses_nothing(site: Site) -> None:
+def test_threat_22_a_crash_after_the_claim_loses_nothing(site: Site) -> None:
     data = site.good_data()
     site.deliver(data, site.manifest(data))
     first = site.scan()  # the node dies before it does anything with this
@@ -623,7 +627,7 @@ def test_a_crash_after_the_claim_loses_nothing(site: Site) -> None:
     assert second[0].data is not None and second[0].data.read_bytes() == data
 
 
-def test_a_crash_after_the_move_into_the_store_asks_for_no_second_transfer(site: Site) -> None:
+def test_threat_22_a_crash_after_the_move_into_the_store_asks_for_no_second_transfer(site: Site) -> None:
     data = site.good_data()
     manifest = site.manifest(data)
     site.deliver(data, manifest)
@@ -637,7 +641,7 @@ def test_a_crash_after_the_move_into_the_store_asks_for_no_second_transfer(site:
     assert site.scan(kept=lambda m: stored) == []
 
 
-def test_a_copy_torn_by_a_crash_is_made_again(site: Site) -> None:
+def test_threat_22_a_copy_torn_by_a_crash_is_made_again(site: Site) -> None:
     data = site.good_data()
     name = site.deliver(data, site.manifest(data))
     (site.claimed / BIRCH).mkdir(parents=True)
@@ -661,7 +665,7 @@ def test_an_inbox_on_another_file_system_is_copied(site: Site, monkeypatch: pyte
     assert bool(crossed) != site.foreign
 
 
-def test_a_failed_fsync_is_not_an_arrival(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threat_23_a_failed_fsync_is_not_an_arrival(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -697,3 +701,20 @@ def test_parts_are_collected_after_a_day_and_data_that_may_be_wanted_stays(site:
     assert collect(now - 10_000) == 0
     assert collect(now) == sum(files.values())
     assert {path: not path.exists() for path in files} == files
+
+
+@pytest.mark.parametrize("years", [10, -10])
+def test_threat_24_a_clock_that_jumps_collects_nothing_and_a_day_later_by_the_new_clock_all_is_as_before(
+    site: Site, years: int
+) -> None:
+    part = site.homes / BIRCH / "parts" / str(site.manifest(site.good_data()).file_name().as_part())
+    part.touch()
+    now = part.stat().st_mtime + years * 365 * 86_400
+
+    def collect(now: float) -> int:
+        return receive.collect_parts(BIRCH, homes=site.homes, claimed=site.claimed, current=ROUND, now=now)
+
+    assert collect(now) == 0
+    assert part.stat().st_mtime == pytest.approx(now)
+    assert collect(now + 80_000) == 0
+    assert collect(now + 90_000) == 1

@@ -163,7 +163,7 @@ def test_figures_take_every_colour_from_the_page(tmp_path: Path, members: Member
     assert {re.sub(r"var\((.*)\)", r"\1", c) for c in used if c != "none"} <= defined
 
 
-def test_hostile_strings_arrive_as_text(tmp_path: Path, federation_of: FederationOf) -> None:
+def test_threat_20_hostile_strings_arrive_as_text(tmp_path: Path, federation_of: FederationOf) -> None:
     """Whoever writes the federation's name, a manifest's software or a refusal's reason writes no markup here."""
     plan = Plan(method="fedavg", rounds=2, task=HOSTILE, classes=(HOSTILE, "yes"))
     members = federation_of(2, plan=plan, name=HOSTILE)
@@ -229,7 +229,7 @@ def test_halted_run_says_so_with_the_reason(tmp_path: Path, members: Members) ->
     assert "halted after 2 rounds: cedar fused other checkpoints" in text
 
 
-def test_page_names_no_path_of_this_machine(tmp_path: Path, members: Members) -> None:
+def test_threat_19_page_names_no_path_of_this_machine(tmp_path: Path, members: Members) -> None:
     state = make_state(tmp_path, members, "ash", record=evaluation(0.9, 0.8))
     source = report.build(state, tmp_path / "report.html").read_text()
     assert str(tmp_path) not in source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 import tomli_w
 from conftest import FederationOf
 from PIL import Image
+from typer.testing import CliRunner
 
 from hsl_node import results
+from hsl_node.commands.app import app
 from hsl_node.config import Plan, federation_text
 from hsl_node.errors import DataError, LocalStateError, UsageError
 from hsl_node.study import phantoms
@@ -102,6 +105,16 @@ def test_measuring_again_is_counted_and_said(state: Path) -> None:
     assert "times" not in results.evaluation_text(first)
 
 
+def test_a_stored_result_is_said_to_be_stored_and_from_when(state: Path) -> None:
+    first = results.evaluate(state)
+    before, after = first["at"] - 1, first["at"] + 1
+    day = time.strftime("%Y-%m-%d %H:%M", time.localtime(first["at"]))
+    assert f"The stored result of {day}" in results.evaluation_text(first, asked=after)
+    assert "stored" not in results.evaluation_text(first, asked=before)
+    shown = CliRunner().invoke(app, ["--state", str(state), "evaluate"])
+    assert shown.exit_code == 0 and f"The stored result of {day}" in shown.stdout
+
+
 def test_what_a_record_lacks_is_added_without_scoring_the_rest_again(state: Path) -> None:
     """The fused model's file is gone: only the model trained alone can have been scored now."""
     first = results.evaluate(state)
@@ -173,6 +186,8 @@ def test_export_holds_the_weights_and_says_where_they_come_from(state: Path, tmp
     files, missing = results.export(state, tmp_path / "model")
     assert {f.name for f in files} == {"model.safetensors", "model.json"}
     assert missing == ""  # ONNX was not asked for
+    assert {oct(f.stat().st_mode & 0o777) for f in files} == {"0o600"}
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o700
     card = json.loads((tmp_path / "model" / "model.json").read_text())
     assert card["trained_by"] == "ash"
     assert card["source_weights_sha256"] == sha256_of(Layout(state).fused(1))
@@ -180,6 +195,16 @@ def test_export_holds_the_weights_and_says_where_they_come_from(state: Path, tmp
     exported, fused = read_weights(files[0]), read_weights(Layout(state).fused(1))
     assert exported.keys() == fused.keys()
     assert all((exported[n] == fused[n]).all() for n in fused)
+
+
+def test_an_export_without_onnx_says_so_in_one_line_with_the_remedy(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["--state", str(state), "export", "--out", str(tmp_path / "model"), "--onnx"])
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("No ONNX file: onnx and onnxscript not installed: pip install 'hsl-node[onnx]'")
 
 
 def test_round_that_is_not_kept_names_those_that_are(state: Path) -> None:

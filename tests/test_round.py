@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from simulation import claim_of, plain_fusion, signed, weighted_fusion
 
 from hsl_node.errors import UnexpectedEvent
 from hsl_node.sync.names import Digest, Peer, Round
@@ -38,8 +39,14 @@ def sha(peer: Peer, round: Round) -> Digest:
     return Digest(f"{peer[0]}{round}".ljust(64, "0"))
 
 
-def statement(peer: Peer, round: Round = 0, base: Digest = INITIAL, inputs: dict[Peer, Digest] | None = None) -> Claim:
-    return Claim(peer, round, base, base, inputs or {}, statement=True)
+def statement(
+    peer: Peer,
+    round: Round = 0,
+    base: Digest = INITIAL,
+    inputs: dict[Peer, Digest] | None = None,
+    halted: bool = False,
+) -> Claim:
+    return claim_of(peer, round, base, base, inputs or {}, statement=True, halted=halted)
 
 
 def checkpoint(
@@ -50,7 +57,7 @@ def checkpoint(
     plateau: bool = False,
     software: str = "",
 ) -> Claim:
-    return Claim(peer, round, sha(peer, round), base, inputs or {}, plateau=plateau, software=software)
+    return claim_of(peer, round, sha(peer, round), base, inputs or {}, plateau=plateau, software=software)
 
 
 def after(state: State, *events: Event) -> State:
@@ -72,7 +79,7 @@ def fusing() -> State:
     return after(collecting(), Arrived(checkpoint(BIRCH)), Arrived(checkpoint(CEDAR)))
 
 
-INPUTS1 = {p: sha(p, 1) for p in (ASH, BIRCH, CEDAR)}
+INPUTS1 = {p: checkpoint(p, 1).manifest for p in (ASH, BIRCH, CEDAR)}
 
 
 def second_round() -> State:
@@ -86,7 +93,7 @@ def last_agreement() -> State:
     return after(state, Fused(2, OTHER))
 
 
-INPUTS2 = {p: sha(p, 2) for p in (ASH, BIRCH, CEDAR)}
+INPUTS2 = {p: checkpoint(p, 2, FUSED1, INPUTS1).manifest for p in (ASH, BIRCH, CEDAR)}
 
 # ------------------------------------------------------------------ the undisturbed run
 
@@ -112,7 +119,7 @@ def test_training_does_not_wait_for_the_receipts_of_the_statement():
     assert todo(agreed()) == (Train(1, INITIAL), Push(0, BIRCH), Push(0, CEDAR))
 
 
-def test_a_statement_about_another_initial_model_does_not_count():
+def test_threat_28_a_statement_about_another_initial_model_does_not_count():
     state = after(START, Trained(statement(ASH)), Arrived(statement(BIRCH)), Arrived(statement(CEDAR, 0, OTHER)))
     assert (state.phase, state.missing) == (Phase.AGREE, (CEDAR,))
 
@@ -132,7 +139,7 @@ def test_a_trained_checkpoint_is_pushed_and_the_full_set_awaited():
 
 
 def test_the_full_set_is_fused_in_one_action_that_names_every_checkpoint():
-    assert Fuse(1, INPUTS1) in todo(fusing())
+    assert Fuse(1, {p: sha(p, 1) for p in (ASH, BIRCH, CEDAR)}) in todo(fusing())
 
 
 def test_checkpoints_that_arrive_while_this_node_still_trains_are_kept():
@@ -141,10 +148,11 @@ def test_checkpoints_that_arrive_while_this_node_still_trains_are_kept():
     assert after(state, Trained(checkpoint(ASH))).phase is Phase.FUSE
 
 
-def test_the_next_round_trains_from_the_fused_model_and_remembers_its_inputs():
+def test_the_next_round_trains_from_the_fused_model_and_remembers_the_manifests_behind_it():
     state = second_round()
     assert (state.phase, state.round, state.base) == (Phase.TRAIN, 2, FUSED1)
     assert state.inputs == INPUTS1
+    assert not set(INPUTS1.values()) & {sha(p, 1) for p in (ASH, BIRCH, CEDAR)}
     assert state.have == {}
 
 
@@ -194,13 +202,26 @@ def test_a_first_checkpoint_that_overtakes_a_statement_waits_too():
 
 
 @pytest.mark.parametrize("late", [statement(BIRCH), checkpoint(BIRCH), replace(checkpoint(BIRCH), sha256=OTHER)])
-def test_a_late_checkpoint_of_an_old_round_is_ignored(late):
+def test_threat_10_a_late_checkpoint_of_an_old_round_is_ignored(late):
     assert after(second_round(), Arrived(late)) == second_round()
 
 
 def test_a_checkpoint_that_arrives_twice_counts_once():
     once = after(collecting(), Arrived(checkpoint(BIRCH)))
     assert after(once, Arrived(checkpoint(BIRCH))) == once
+
+
+def test_what_a_crash_makes_a_peer_deliver_again_is_no_second_face():
+    """Neither in this round, nor one round early, nor where this node has halted; also after a restart of ours."""
+    early = checkpoint(BIRCH, 2, FUSED1, INPUTS1)
+    stopped = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)), Arrived(early))
+    for state, claim in (
+        (after(agreed(), Arrived(checkpoint(BIRCH))), checkpoint(BIRCH)),
+        (after(collecting(), Arrived(early)), early),
+        (stopped, early),
+    ):
+        restored = from_json(json.loads(json.dumps(to_json(state))))
+        assert after(restored, Arrived(signed(claim))) == state
 
 
 def test_results_that_are_said_twice_change_nothing():
@@ -215,6 +236,7 @@ def test_results_that_are_said_twice_change_nothing():
         (START, Trained(checkpoint(ASH))),  # trained before anybody agreed
         (START, Trained(statement(ASH, 0, OTHER))),  # stands on another model than the state says
         (START, Trained(statement(BIRCH))),  # somebody else's statement as mine
+        (START, Trained(statement(ASH, halted=True))),  # says that it halted, and has not
         (agreed(), Fused(1, FUSED1)),  # fused without the full set
         (agreed(), Trained(checkpoint(ASH, 1, OTHER))),  # trained from another base
         (collecting(), Trained(replace(checkpoint(ASH), sha256=OTHER))),  # a second checkpoint for one round
@@ -253,22 +275,22 @@ def test_an_undelivered_checkpoint_of_the_last_round_is_still_owed_in_the_next()
 # ------------------------------------------------------------------ disagreement
 
 
-def test_a_peer_that_fused_other_checkpoints_halts_the_node_and_the_reason_names_whose():
+def test_a_peer_that_fused_from_other_manifests_halts_the_node_and_the_reason_names_whose():
     theirs = {**INPUTS1, CEDAR: OTHER}
     state = after(second_round(), Arrived(checkpoint(BIRCH, 2, FUSED1, theirs)))
     assert state.phase is Phase.HALTED
-    assert "birch fused other checkpoints" in state.reason
+    assert "birch fused from other manifests" in state.reason
     assert "those of cedar" in state.reason
 
 
-def test_a_peer_that_fused_the_same_into_other_bytes_is_named_with_its_software():
+def test_threat_28_a_peer_that_fused_the_same_into_other_bytes_is_named_with_its_software():
     state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1, software="hsl-node 9, torch 1")))
     assert state.phase is Phase.HALTED
     assert "birch fused the same checkpoints into other bytes" in state.reason
     assert "hsl-node 9, torch 1" in state.reason
 
 
-def test_what_a_peer_says_of_its_software_is_escaped_in_the_reason():
+def test_threat_20_what_a_peer_says_of_its_software_is_escaped_in_the_reason():
     state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1, software="\x1b[2Jall is well")))
     assert "\\x1b[2Jall is well" in state.reason
 
@@ -291,10 +313,74 @@ def test_a_disagreement_that_came_early_shows_as_soon_as_its_round_begins():
     ],
     ids=["checkpoint", "samples", "plateau", "base"],
 )
-def test_two_different_claims_of_one_peer_about_one_round_halt_the_node(second):
+def test_threat_11_two_different_claims_of_one_peer_about_one_round_halt_the_node(second):
     state = after(agreed(), Arrived(checkpoint(BIRCH)), Arrived(second))
     assert state.phase is Phase.HALTED
     assert "birch signed two different" in state.reason
+
+
+def test_two_manifests_that_differ_in_nothing_the_machine_reads_halt_the_node_too():
+    """The other peers name the one that they have: they would halt for it a round later."""
+    second = replace(checkpoint(BIRCH), manifest=OTHER)
+    state = after(agreed(), Arrived(checkpoint(BIRCH)), Arrived(second))
+    assert state.phase is Phase.HALTED
+    assert "birch signed two different manifests of one checkpoint" in state.reason
+
+
+# ------------------------------------------------------------------ a liar: cedar tells ash and birch different things
+
+
+def told(me: Peer, cedar: Claim, fusion=weighted_fusion, plateau: bool = False, rounds: Round = 2) -> State:
+    """The state after round 1, in which cedar sent this claim."""
+    ash, birch = (signed(replace(checkpoint(p, plateau=plateau), samples=10)) for p in (ASH, BIRCH))
+    mine, theirs = (ash, birch) if me == ASH else (birch, ash)
+    state = replace(START, me=me, rounds=rounds)
+    state = after(state, Trained(statement(me)), *(Arrived(statement(p)) for p in START.peers if p != me))
+    state = after(state, Trained(mine), Arrived(theirs), Arrived(cedar))
+    contributions = {p: (c.sha256, c.samples) for p, c in state.have.items()}
+    return after(state, Fused(1, fusion(me, contributions)))
+
+
+def next_claim(state: State) -> Claim:
+    """What this node signs next: its checkpoint, the closing statement, or that it halted."""
+    halted = state.phase is Phase.HALTED
+    if halted or state.phase is Phase.AGREE:
+        return statement(state.me, state.round, state.base, dict(state.inputs), halted)
+    return checkpoint(state.me, state.round, state.base, dict(state.inputs))
+
+
+LIGHT, HEAVY = (signed(replace(checkpoint(CEDAR), samples=n)) for n in (10, 1000))
+
+
+@pytest.mark.parametrize("rounds", [1, 2], ids=["last round", "before"])
+@pytest.mark.parametrize("fusion", [weighted_fusion, plain_fusion], ids=["other bytes", "same bytes"])
+def test_a_peer_that_signs_different_sample_counts_to_two_others_is_named_by_both(fusion, rounds):
+    ash, birch = told(ASH, LIGHT, fusion, rounds=rounds), told(BIRCH, HEAVY, fusion, rounds=rounds)
+    assert (ash.base == birch.base) == (fusion is plain_fusion)
+    for mine, other in ((ash, birch), (birch, ash)):
+        state = after(mine, Arrived(next_claim(other)))
+        assert (state.phase, state.round) == (Phase.HALTED, 2)
+        assert f"{other.me} fused from other manifests than this node, those of cedar:" in state.reason
+
+
+def test_a_peer_that_signs_different_plateau_flags_to_two_others_is_named_by_both():
+    """For ash the run has ended, for birch it goes on: neither of them is to blame."""
+    ended, goes_on = (signed(replace(checkpoint(CEDAR, plateau=p), samples=10)) for p in (True, False))
+    ash, birch = told(ASH, ended, plateau=True), told(BIRCH, goes_on, plateau=True)
+    assert (ash.phase, birch.phase) == (Phase.AGREE, Phase.TRAIN)
+    assert ash.base == birch.base
+    first, second = after(ash, Arrived(next_claim(birch))), after(birch, Arrived(next_claim(ash)))
+    for state in (first, second):
+        assert (state.phase, state.round) == (Phase.HALTED, 2)
+        assert "than this node, those of cedar:" in state.reason
+    after_statement = after(birch, Trained(next_claim(birch)), Arrived(next_claim(ash)))
+    assert after_statement.phase is Phase.HALTED, "its checkpoint is signed: the full set will not come any more"
+    assert "those of cedar:" in after_statement.reason
+
+
+def test_the_honest_are_not_named_where_all_had_the_same_manifests():
+    ash, birch = told(ASH, LIGHT), told(BIRCH, LIGHT)
+    assert after(ash, Arrived(next_claim(birch))).reason == ""
 
 
 def test_a_different_last_fusion_halts_the_node():
@@ -310,9 +396,27 @@ def test_a_peer_that_goes_on_where_the_run_ended_here_halts_the_node():
 
 
 def test_a_peer_that_stopped_halts_the_node_and_says_where_to_ask():
-    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1)))
+    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))
     assert state.phase is Phase.HALTED
     assert "cedar stopped in round 2" in state.reason
+
+
+def test_a_peer_that_ended_the_run_where_it_goes_on_here_halts_the_node():
+    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1)))
+    assert state.phase is Phase.HALTED
+    assert "cedar ended the run after round 1" in state.reason
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["before my statement", "after my statement"])
+def test_a_peer_that_stopped_in_the_last_agreement_has_not_agreed(closed):
+    """Same model, same manifests: without the flag its statement would be taken for a closing one."""
+    state = last_agreement()
+    if closed:
+        state = after(state, Trained(statement(ASH, 3, OTHER, INPUTS2)))
+    state = after(state, Arrived(statement(BIRCH, 3, OTHER, INPUTS2)))
+    state = after(state, Arrived(statement(CEDAR, 3, OTHER, INPUTS2, halted=True)))
+    assert state.phase is Phase.HALTED
+    assert "cedar stopped in round 3" in state.reason
 
 
 # ------------------------------------------------------------------ halting so that the others find out
@@ -322,7 +426,8 @@ def test_a_halted_node_states_where_it_stands_instead_of_its_checkpoint():
     state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
     assert Declare(2, FUSED1) in todo(state)
     assert not any(isinstance(a, Train) for a in todo(state))
-    state = after(state, Trained(statement(ASH, 2, FUSED1, INPUTS1)))
+    assert after(state, Trained(statement(ASH, 2, FUSED1, INPUTS1))) == state, "it has to say that it halted"
+    state = after(state, Trained(statement(ASH, 2, FUSED1, INPUTS1, halted=True)))
     assert {Push(2, BIRCH), Push(2, CEDAR)} <= set(todo(state))
     assert not any(isinstance(a, Declare) for a in todo(state))
 
@@ -342,17 +447,25 @@ def test_an_objection_after_my_checkpoint_is_signed_halts_in_the_next_round():
 
 def test_an_objecting_node_halts_at_once_when_the_full_set_cannot_come_any_more():
     state = after(second_round(), Trained(checkpoint(ASH, 2, FUSED1, INPUTS1)))
-    state = after(state, Arrived(statement(BIRCH, 2, OTHER, INPUTS1)))  # halted, and on other bytes
+    state = after(state, Arrived(statement(BIRCH, 2, OTHER, INPUTS1, halted=True)))  # halted, and on other bytes
     assert state.phase is Phase.HALTED
     assert "birch fused the same checkpoints into other bytes" in state.reason
 
 
 def test_a_halted_node_still_learns_who_the_culprit_is():
     """Cedar stopped first; birch's checkpoint, a moment later, shows why."""
-    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1)))
+    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))
     assert "birch" not in state.reason
     state = after(state, Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
     assert "birch fused the same checkpoints into other bytes" in state.reason
+
+
+def test_a_halted_node_names_a_peer_whose_second_face_comes_later():
+    birch = checkpoint(BIRCH, 2, FUSED1, INPUTS1)
+    state = after(second_round(), Arrived(birch), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))
+    assert "birch" not in state.reason
+    state = after(state, Arrived(signed(replace(birch, samples=7))))
+    assert "birch signed two different manifests of one checkpoint" in state.reason
 
 
 def test_a_halted_node_takes_no_further_step():

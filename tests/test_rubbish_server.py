@@ -51,7 +51,7 @@ def greeting(words: bytes) -> Iterator[int]:
     "words",
     [b"SSH-2.0-\xff\xfe\r\n", b"\0" * 300, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n" + b"\xff" * 99],
 )
-def test_a_server_that_greets_with_rubbish_is_a_transport_error(client: Client, words: bytes) -> None:
+def test_threat_18_a_server_that_greets_with_rubbish_is_a_transport_error(client: Client, words: bytes) -> None:
     async def story(port: int) -> None:
         async with connect(card(port), Peer("good"), KEY, client=client):
             raise AssertionError("logged in to rubbish")
@@ -74,7 +74,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_a_server_that_answers_with_rubbish_is_a_transport_error(client: Client, kind: str) -> None:
+def test_threat_18_a_server_that_answers_with_rubbish_is_a_transport_error(client: Client, kind: str) -> None:
     async def answer(process: asyncssh.SSHServerProcess[bytes]) -> None:
         async def packet() -> bytes:
             (size,) = struct.unpack(">I", await process.stdin.readexactly(4))

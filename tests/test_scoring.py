@@ -150,6 +150,7 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
         path, tmp_path / "out", plan=plan, machine=learning.CPU, anchor=anchor, facts={"federation": "f" * 64}
     )
     assert exported.onnx_missing == ""
+    assert {oct(f.stat().st_mode & 0o777) for f in exported.files} == {"0o600"}
     assert sorted(p.name for p in exported.files) == ["model.json", "model.onnx", "model.safetensors"]
 
     expected = scoring.predict(path, images, plan, learning.CPU, anchor=anchor)

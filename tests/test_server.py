@@ -18,6 +18,7 @@ from asyncssh.sftp import SFTPError
 from boxes import BIRCH, CEDAR, DATA, inbox, on_loop, put
 
 from hsl_node.errors import ConfigError
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.names import Peer
 
 # ---------------------------------------------------------------- who may come in (threats 14, 15, 17)
@@ -67,7 +68,7 @@ async def test_threat_14_the_right_key_after_wrong_ones_is_the_one_that_counts(t
 
 
 @on_loop
-async def test_so_many_wrong_keys_and_no_more(tmp_path: Path) -> None:
+async def test_threat_14_so_many_wrong_keys_and_no_more(tmp_path: Path) -> None:
     async with inbox(tmp_path, login_attempts=3) as box:
         keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(8)]
         with pytest.raises(asyncssh.PermissionDenied):
@@ -78,7 +79,7 @@ async def test_so_many_wrong_keys_and_no_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["password", "keyboard-interactive", "hostbased", "none", "gssapi-with-mic"])
 @on_loop
-async def test_no_other_way_to_log_in(tmp_path: Path, method: str) -> None:
+async def test_threat_14_no_other_way_to_log_in(tmp_path: Path, method: str) -> None:
     async with inbox(tmp_path) as box:
         with pytest.raises(asyncssh.PermissionDenied):
             await box.connect(BIRCH, client_keys=None, password="x", preferred_auth=method)
@@ -86,7 +87,7 @@ async def test_no_other_way_to_log_in(tmp_path: Path, method: str) -> None:
 
 
 @on_loop
-async def test_certificates_are_no_second_way_in(tmp_path: Path) -> None:
+async def test_threat_14_certificates_are_no_second_way_in(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
         key = asyncssh.generate_private_key("ssh-ed25519")
         authority = box.members.identities[BIRCH].key
@@ -127,7 +128,7 @@ async def test_threat_17_a_revoked_key_is_cut_in_mid_transfer_and_stays_out(tmp_
         client = await connection.start_sftp_client()
         file = await client.open(f"parts/{box.name().as_part()}", "xb")
         await file.write(DATA[:1000])
-        box.server.revoke(box.members.identities[BIRCH].public)
+        box.server.trust(Keyring.of(box.members.federation).revoking(BIRCH, ""))
         await asyncio.wait_for(connection.wait_closed(), 1)
         with pytest.raises((SFTPError, OSError)):
             await file.write(DATA[1000:], 1000)
@@ -159,7 +160,7 @@ SERVICES: dict[str, Callable[[asyncssh.SSHClientConnection], Awaitable[Any]]] = 
 
 @pytest.mark.parametrize("service", SERVICES)
 @on_loop
-async def test_nothing_but_sftp_is_served(tmp_path: Path, service: str) -> None:
+async def test_threat_04_nothing_but_sftp_is_served(tmp_path: Path, service: str) -> None:
     async with inbox(tmp_path) as box, box.connect() as connection:
         if service == "pty":  # refused without ending the session: nothing is attached to it
             with suppress(asyncssh.ChannelOpenError):
@@ -172,7 +173,7 @@ async def test_nothing_but_sftp_is_served(tmp_path: Path, service: str) -> None:
 
 
 @on_loop
-async def test_agent_forwarding_is_refused(tmp_path: Path) -> None:
+async def test_threat_04_agent_forwarding_is_refused(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.connect(agent_forwarding=True) as connection:
         await connection.start_sftp_client()
         (link,) = box.server._links

@@ -98,7 +98,7 @@ async def test_a_digest_is_that_of_the_bytes_on_disk_or_none(tmp_path: Path, pie
 
 
 @on_loop
-async def test_a_file_with_a_hole_has_no_digest(tmp_path: Path) -> None:
+async def test_threat_13_a_file_with_a_hole_has_no_digest(tmp_path: Path) -> None:
     """The hole reads as zeros, which nobody hashed."""
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"
@@ -109,7 +109,7 @@ async def test_a_file_with_a_hole_has_no_digest(tmp_path: Path) -> None:
 
 
 @on_loop
-async def test_overwriting_other_bytes_forgets_the_digest(tmp_path: Path) -> None:
+async def test_threat_13_overwriting_other_bytes_forgets_the_digest(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"
         async with client.open(part, "xb") as file:
@@ -120,7 +120,7 @@ async def test_overwriting_other_bytes_forgets_the_digest(tmp_path: Path) -> Non
 
 
 @on_loop
-async def test_a_digest_is_never_given_for_another_file_of_the_same_name(tmp_path: Path) -> None:
+async def test_threat_13_a_digest_is_never_given_for_another_file_of_the_same_name(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         await put(client, box.name(), DATA)
         path = tmp_path / "homes/birch/inbox" / str(box.name())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import paramiko
 import pytest
 from asyncssh.constants import FXF_APPEND, FXF_CREAT, FXF_READ, FXF_TRUNC, FXF_WRITE
 from asyncssh.sftp import SFTPAttrs, SFTPError
@@ -44,6 +48,16 @@ def hostile_paths(box: Box, outside: Path) -> list[bytes]:
         b"parts/" + str(box.name(kind=Kind.RECEIPT)).encode(), b"keys/node_ed25519", b"quarantine", b"homes/birch",
     ]  # fmt: skip
     assert len(set(names)) == len(names) > 55
+    right = b"parts/" + good
+    odds = [b"\0", b"\n", b"\r", b"\t", b"\x1b", b"\x7f", b" ", b"/", b"\\", b"%00", b"*", b"\xc0\xaf"]
+    odds += [letter.encode() for letter in "é．\u200b\u202e"]
+    for odd in odds:
+        names += [right[:at] + odd + right[at:] for at in (0, 3, 6, 10, 15, 25, len(right) - 5, len(right))]
+    names += [b"../" * n + b"etc/passwd" for n in range(3, 13)] + [b"parts/" + b"../" * n + good for n in range(2, 8)]
+    names += [right[:at] + right[at : at + 1].upper() + right[at + 1 :] for at in (0, 4, 6, 8, 24, 27, len(right) - 1)]
+    names += [b"parts/" + b"x" * n for n in (255, 256, 1024, 65_000)]
+    names = [name for name in dict.fromkeys(names) if name not in (right, b"/" + right)]
+    assert len(names) > 200
     return names
 
 
@@ -81,7 +95,7 @@ OPERATIONS: dict[str, Attack] = {
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @on_loop
-async def test_threat_1_no_name_leads_out_of_the_three_folders(tmp_path: Path, operation: str) -> None:
+async def test_threat_01_no_name_leads_out_of_the_three_folders(tmp_path: Path, operation: str) -> None:
     secret = tmp_path / "secret"
     secret.write_text("canary")
     async with inbox(tmp_path, log_lines_per_minute=0) as box, box.sftp() as client:
@@ -97,8 +111,54 @@ async def test_threat_1_no_name_leads_out_of_the_three_folders(tmp_path: Path, o
         await box.honest()
 
 
+PARAMIKO: dict[str, Callable[[paramiko.SFTPClient, Any], Any]] = {
+    "read": lambda c, p: c.open(p, "r"),
+    "create": lambda c, p: c.open(p, "wx"),
+    "rewrite": lambda c, p: c.open(p, "r+"),
+    "truncate": lambda c, p: c.open(p, "w"),
+    "append": lambda c, p: c.open(p, "a"),
+    "stat": lambda c, p: c.stat(p),
+    "lstat": lambda c, p: c.lstat(p),
+    "remove": lambda c, p: c.unlink(p),
+    "rename from": lambda c, p: c.rename(p, b"inbox/x"),  # type: ignore[arg-type]
+    "rename to": lambda c, p: c.rename(b"parts/x", p),  # type: ignore[arg-type]
+    "mkdir": lambda c, p: c.mkdir(p),
+    "rmdir": lambda c, p: c.rmdir(p),
+    "list": lambda c, p: c.listdir(p),
+    "realpath": lambda c, p: c.normalize(p),
+    "readlink": lambda c, p: c.readlink(p),
+    "symlink": lambda c, p: c.symlink(b"/etc/passwd", p),  # type: ignore[arg-type]
+    "chmod": lambda c, p: c.chmod(p, 0o6755),
+    "chown": lambda c, p: c.chown(p, 0, 0),
+    "truncate path": lambda c, p: c.truncate(p, 2**50),
+}
+
+
+@pytest.mark.parametrize("operation", PARAMIKO)
 @on_loop
-async def test_threat_1_a_part_is_renamed_to_nothing_but_its_own_name(tmp_path: Path) -> None:
+async def test_threat_01_no_name_leads_out_over_the_second_client_either(tmp_path: Path, operation: str) -> None:
+    def attack(port: int, key: str, paths: list[bytes]) -> None:
+        with contextlib.closing(paramiko.Transport(("127.0.0.1", port))) as connection:
+            connection.start_client(timeout=30)
+            connection.auth_publickey("birch", paramiko.Ed25519Key.from_private_key(io.StringIO(key)))
+            client = paramiko.SFTPClient.from_transport(connection)
+            assert client is not None
+            for path in paths:
+                with pytest.raises(OSError):
+                    PARAMIKO[operation](client, path)
+
+    secret = tmp_path / "secret"
+    secret.write_text("canary")
+    async with inbox(tmp_path, log_lines_per_minute=0) as box:
+        before = tree(tmp_path)
+        key = box.members.identities[BIRCH].key.export_private_key("openssh").decode()
+        await asyncio.to_thread(attack, box.port, key, hostile_paths(box, secret))
+        assert tree(tmp_path) == before
+        await box.honest()
+
+
+@on_loop
+async def test_threat_01_a_part_is_renamed_to_nothing_but_its_own_name(tmp_path: Path) -> None:
     async with inbox(tmp_path, log_lines_per_minute=0) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}".encode()
         async with client.open(part, "xb") as file:
@@ -120,7 +180,7 @@ async def test_threat_1_a_part_is_renamed_to_nothing_but_its_own_name(tmp_path: 
 
 @pytest.mark.parametrize("kind", ["symlink", "dangling", "hardlink", "fifo", "socket", "folder"])
 @on_loop
-async def test_threat_2_a_planted_file_is_neither_followed_nor_waited_for(tmp_path: Path, kind: str) -> None:
+async def test_threat_02_a_planted_file_is_neither_followed_nor_waited_for(tmp_path: Path, kind: str) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(DATA)
     async with inbox(tmp_path) as box, box.sftp() as client:
@@ -165,7 +225,7 @@ class _inside:  # the path of a socket must be short: bind relative to its folde
 
 
 @on_loop
-async def test_threat_2_a_home_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+async def test_threat_02_a_home_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         for folder in ("parts", "inbox", "receipts"):
             (tmp_path / "elsewhere" / folder).mkdir(parents=True)
@@ -182,7 +242,7 @@ async def test_threat_2_a_home_that_is_a_link_is_not_followed(tmp_path: Path) ->
 
 @pytest.mark.parametrize("offset", [DATA_BYTES, DATA_BYTES - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 4])
 @on_loop
-async def test_threat_3_nothing_is_written_beyond_the_declared_size(tmp_path: Path, offset: int) -> None:
+async def test_threat_03_nothing_is_written_beyond_the_declared_size(tmp_path: Path, offset: int) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"
         async with client.open(part, "xb") as file:
@@ -194,7 +254,7 @@ async def test_threat_3_nothing_is_written_beyond_the_declared_size(tmp_path: Pa
 
 
 @on_loop
-async def test_threat_3_a_manifest_has_a_largest_size(tmp_path: Path) -> None:
+async def test_threat_03_a_manifest_has_a_largest_size(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         async with client.open(f"parts/{box.name(kind=Kind.MANIFEST).as_part()}", "xb") as file:
             await file.write(b"x" * MANIFEST_MAX_BYTES)
@@ -212,7 +272,7 @@ async def test_threat_3_a_manifest_has_a_largest_size(tmp_path: Path) -> None:
     ids=str,
 )  # fmt: skip
 @on_loop
-async def test_threat_3_size_mode_and_owner_are_not_set(tmp_path: Path, attrs: SFTPAttrs) -> None:
+async def test_threat_03_size_mode_and_owner_are_not_set(tmp_path: Path, attrs: SFTPAttrs) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"
         async with client.open(part, "xb") as file:
@@ -230,7 +290,7 @@ async def test_threat_3_size_mode_and_owner_are_not_set(tmp_path: Path, attrs: S
 
 
 @on_loop
-async def test_threat_3_open_sets_neither_mode_nor_size(tmp_path: Path) -> None:
+async def test_threat_03_open_sets_neither_mode_nor_size(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"
         with pytest.raises(SFTPError):
@@ -247,7 +307,7 @@ async def test_threat_3_open_sets_neither_mode_nor_size(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @on_loop
-async def test_open_knows_three_ways_only(tmp_path: Path, flags: int) -> None:
+async def test_threat_03_open_knows_three_ways_only(tmp_path: Path, flags: int) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         part = f"parts/{box.name().as_part()}"
         async with client.open(part, "xb") as file:
@@ -258,7 +318,7 @@ async def test_open_knows_three_ways_only(tmp_path: Path, flags: int) -> None:
 
 
 @on_loop
-async def test_threat_3_a_quota_of_files_and_bytes_in_parts_and_inbox_together(tmp_path: Path) -> None:
+async def test_threat_03_a_quota_of_files_and_bytes_in_parts_and_inbox_together(tmp_path: Path) -> None:
     async with inbox(tmp_path, quota=Quota(files=3, reserve_bytes=0)) as box, box.sftp() as client:
         await put(client, box.name(), DATA)
         for i in range(2):
@@ -290,7 +350,7 @@ async def test_threat_21_the_last_room_of_the_disk_is_kept_for_the_journal(tmp_p
 
 
 @on_loop
-async def test_an_incomplete_part_is_not_delivered(tmp_path: Path) -> None:
+async def test_threat_21_an_incomplete_part_is_not_delivered(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         for name, content in ((box.name(), DATA[:-1]), (box.name(kind=Kind.MANIFEST), b"")):
             part = f"parts/{name.as_part()}"
@@ -318,7 +378,7 @@ async def test_threat_13_a_part_open_for_writing_is_not_delivered(tmp_path: Path
 
 
 @on_loop
-async def test_a_delivered_file_is_final(tmp_path: Path) -> None:
+async def test_threat_13_a_delivered_file_is_final(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         await put(client, box.name(), DATA)
         part, final = f"parts/{box.name().as_part()}", f"inbox/{box.name()}"

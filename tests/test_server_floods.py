@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from contextlib import AsyncExitStack, suppress
@@ -33,7 +34,7 @@ def packet(payload: bytes) -> bytes:
 
 
 @on_loop
-async def test_threat_4_copy_data_onto_itself_is_not_offered(tmp_path: Path) -> None:
+async def test_threat_04_copy_data_onto_itself_is_not_offered(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         assert not client.supports_remote_copy
         async with client.open(f"parts/{box.name().as_part()}", "x+b") as file:
@@ -54,7 +55,7 @@ async def test_threat_4_copy_data_onto_itself_is_not_offered(tmp_path: Path) -> 
      b"fstatvfs@openssh.com", b"ranges@asyncssh.com", b"unknown@example.org", 11, 14, 15, 19, 20, 21, 22, 99],
 )  # fmt: skip
 @on_loop
-async def test_requests_that_are_not_offered_reach_no_code(tmp_path: Path, request_type: bytes | int) -> None:
+async def test_threat_04_requests_that_are_not_offered_reach_no_code(tmp_path: Path, request_type: bytes | int) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         with pytest.raises(asyncssh.SFTPOpUnsupported):
             await client._handler._make_request(request_type, String(b"parts"), String(b"inbox"))
@@ -62,7 +63,7 @@ async def test_requests_that_are_not_offered_reach_no_code(tmp_path: Path, reque
 
 
 @on_loop
-async def test_threat_4_eight_handles_per_connection(tmp_path: Path) -> None:
+async def test_threat_04_eight_handles_per_connection(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.connect() as connection:
         first, second = await connection.start_sftp_client(), await connection.start_sftp_client()
         files = [await first.open(f"parts/{box.name(sha256=f'{i:064x}').as_part()}", "xb") for i in range(5)]
@@ -79,7 +80,7 @@ async def test_threat_4_eight_handles_per_connection(tmp_path: Path) -> None:
 
 
 @on_loop
-async def test_threat_4_failed_opens_use_no_handle_up(tmp_path: Path) -> None:
+async def test_threat_04_failed_opens_use_no_handle_up(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         for _ in range(20):
             with pytest.raises(asyncssh.SFTPNoSuchFile):
@@ -89,7 +90,7 @@ async def test_threat_4_failed_opens_use_no_handle_up(tmp_path: Path) -> None:
 
 
 @on_loop
-async def test_threat_4_two_sessions_per_key(tmp_path: Path) -> None:
+async def test_threat_04_two_sessions_per_key(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.connect() as one, box.connect() as two:
         sessions = [await one.start_sftp_client(), await two.start_sftp_client()]
         for connection in (one, two) * 10:
@@ -102,7 +103,7 @@ async def test_threat_4_two_sessions_per_key(tmp_path: Path) -> None:
 
 
 @on_loop
-async def test_threat_4_sessions_opened_and_closed_leave_nothing_behind(tmp_path: Path) -> None:
+async def test_threat_04_sessions_opened_and_closed_leave_nothing_behind(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.connect() as connection:
         (link,) = box.server._links
         for _ in range(30):
@@ -120,12 +121,12 @@ async def test_threat_4_sessions_opened_and_closed_leave_nothing_behind(tmp_path
      ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False), ("2001:db8::1", "2001:db8:0:1::1", False),
      ("fe80::1%eth0", "fe80::2", True)],
 )  # fmt: skip
-def test_threat_5_a_source_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, same: bool) -> None:
+def test_threat_05_a_source_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, same: bool) -> None:
     assert (_source(one) == _source(other)) == same
 
 
 @on_loop
-async def test_threat_4_a_third_connection_of_a_key_ends_its_first(tmp_path: Path) -> None:
+async def test_threat_04_a_third_connection_of_a_key_ends_its_first(tmp_path: Path) -> None:
     """The first is the one a broken network left behind; the newest is the one that is alive."""
     async with AsyncExitStack() as stack, inbox(tmp_path) as box:
         connections = [await stack.enter_async_context(box.connect()) for _ in range(6)]
@@ -137,7 +138,7 @@ async def test_threat_4_a_third_connection_of_a_key_ends_its_first(tmp_path: Pat
 
 
 @on_loop
-async def test_threat_4_unread_answers_do_not_fill_our_memory(tmp_path: Path) -> None:
+async def test_threat_04_unread_answers_do_not_fill_our_memory(tmp_path: Path) -> None:
     """birch asks for 64 MiB of reads and never takes an answer off the wire."""
     async with inbox(tmp_path) as box:
         async with box.sftp() as client, client.open(f"parts/{box.name().as_part()}", "xb") as file:
@@ -164,7 +165,7 @@ async def test_threat_4_unread_answers_do_not_fill_our_memory(tmp_path: Path) ->
 
 
 @on_loop
-async def test_threat_4_environment_variables_are_not_kept(tmp_path: Path) -> None:
+async def test_threat_04_environment_variables_are_not_kept(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.connect() as connection:
         writer, *_ = await connection.open_session(
             subsystem="sftp", encoding=None, env={f"X{i}": "y" * 1000 for i in range(100)}
@@ -187,7 +188,7 @@ async def test_threat_4_environment_variables_are_not_kept(tmp_path: Path) -> No
     ids=range(10),
 )  # fmt: skip
 @on_loop
-async def test_garbage_in_a_session_disturbs_nobody(tmp_path: Path, garbage: bytes) -> None:
+async def test_threat_04_garbage_in_a_session_disturbs_nobody(tmp_path: Path, garbage: bytes) -> None:
     async with inbox(tmp_path) as box, box.connect() as connection:
         writer, _ = await raw_sftp(connection)
         writer.write(garbage * 3)
@@ -198,7 +199,7 @@ async def test_garbage_in_a_session_disturbs_nobody(tmp_path: Path, garbage: byt
 
 @pytest.mark.parametrize("length", [2**32 - 1, 300 * 1024])
 @on_loop
-async def test_a_packet_too_large_to_be_honest_ends_its_session(tmp_path: Path, length: int) -> None:
+async def test_threat_04_a_packet_too_large_to_be_honest_ends_its_session(tmp_path: Path, length: int) -> None:
     async with inbox(tmp_path) as box, box.connect() as connection:
         writer, reader = await raw_sftp(connection)
         writer.write(UInt32(length) + b"x")
@@ -206,7 +207,7 @@ async def test_a_packet_too_large_to_be_honest_ends_its_session(tmp_path: Path, 
 
 
 @on_loop
-async def test_threat_5_silent_strangers_make_room_for_an_honest_peer(tmp_path: Path) -> None:
+async def test_threat_05_silent_strangers_make_room_for_an_honest_peer(tmp_path: Path) -> None:
     """200 connections that say nothing, from the address that the honest peer uses too."""
     async with inbox(tmp_path) as box:
         silent = [await asyncio.open_connection("127.0.0.1", box.port) for _ in range(200)]
@@ -219,7 +220,7 @@ async def test_threat_5_silent_strangers_make_room_for_an_honest_peer(tmp_path: 
 
 
 @on_loop
-async def test_threat_5_a_burst_of_strangers_is_capped_at_once(tmp_path: Path) -> None:
+async def test_threat_05_a_burst_of_strangers_is_capped_at_once(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
         most = 0
         real = box.server.admit
@@ -239,7 +240,7 @@ async def test_threat_5_a_burst_of_strangers_is_capped_at_once(tmp_path: Path) -
 
 
 @on_loop
-async def test_threat_5_strangers_are_capped_in_total_as_well(tmp_path: Path) -> None:
+async def test_threat_05_strangers_are_capped_in_total_as_well(tmp_path: Path) -> None:
     async with inbox(tmp_path, strangers=5, strangers_per_source=100) as box:
         silent = [await asyncio.open_connection("127.0.0.1", box.port) for _ in range(20)]
         await until(lambda: box.server.counters.evicted == 15)
@@ -250,7 +251,7 @@ async def test_threat_5_strangers_are_capped_in_total_as_well(tmp_path: Path) ->
 
 
 @on_loop
-async def test_threat_5_a_stranger_has_so_long_to_log_in(tmp_path: Path) -> None:
+async def test_threat_05_a_stranger_has_so_long_to_log_in(tmp_path: Path) -> None:
     async with inbox(tmp_path, login_timeout_s=0.2) as box:
         reader, writer = await asyncio.open_connection("127.0.0.1", box.port)
         await reader.read()  # ends when the server closes it
@@ -259,7 +260,7 @@ async def test_threat_5_a_stranger_has_so_long_to_log_in(tmp_path: Path) -> None
 
 
 @on_loop
-async def test_threat_5_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path: Path) -> None:
+async def test_threat_05_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path: Path) -> None:
     async with inbox(tmp_path, sweep_s=3600) as box:
         part = f"parts/{box.name().as_part()}"
         limits, now = box.server.limits, time.monotonic()
@@ -282,7 +283,7 @@ async def test_threat_5_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path: 
 
 
 @on_loop
-async def test_threat_5_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path) -> None:
+async def test_threat_05_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path) -> None:
     """64 KiB every two minutes is enough; what is complete owes nothing more."""
     async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.sftp() as client:
         limits, now = box.server.limits, time.monotonic()
@@ -297,7 +298,7 @@ async def test_threat_5_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path)
 
 
 @on_loop
-async def test_threat_5_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
+async def test_threat_05_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
     async with inbox(tmp_path, sweep_s=3600) as box:
         connection, busy = await box.connect(), await box.connect(CEDAR)
         now = time.monotonic() + box.server.limits.idle_s
@@ -313,7 +314,7 @@ async def test_threat_5_a_connection_that_asks_nothing_is_closed(tmp_path: Path)
 
 
 @on_loop
-async def test_hostile_connections_leave_no_open_files_behind(tmp_path: Path) -> None:
+async def test_threat_04_hostile_connections_leave_no_open_files_behind(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
         await box.honest()
         await until(lambda: not box.server._links)
@@ -330,3 +331,20 @@ async def test_hostile_connections_leave_no_open_files_behind(tmp_path: Path) ->
             await connection.wait_closed()
         await until(lambda: not box.server._links and not box.server.incoming())
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@on_loop
+async def test_threat_20_a_peer_that_comes_and_goes_without_end_does_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hsl_node")
+    async with inbox(tmp_path, log_lines_per_minute=10) as box:
+        for _ in range(20):
+            async with box.connect() as connection:
+                pass
+            await connection.wait_closed()
+        assert len(box.connects) == 20
+        about = [r for r in caplog.records if getattr(r, "peer", None) == BIRCH]
+        assert len(about) == 10
+        await box.honest()
+        assert any(getattr(r, "peer", None) == CEDAR for r in caplog.records)

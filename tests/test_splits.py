@@ -77,7 +77,7 @@ def images_of(drawn: list[tuple[int, int, int]], tag: str = "") -> list[Image]:
 
 
 @given(patients, st.integers(0, 5))
-def test_images_of_one_patient_never_straddle_splits(drawn: list[tuple[int, int, int]], seed: int) -> None:
+def test_threat_31_images_of_one_patient_never_straddle_splits(drawn: list[tuple[int, int, int]], seed: int) -> None:
     images = images_of(drawn)
     sides: dict[str, set[int]] = defaultdict(set)
     for image, side in zip(images, assign(images, PERCENT, seed).split, strict=True):
@@ -86,7 +86,7 @@ def test_images_of_one_patient_never_straddle_splits(drawn: list[tuple[int, int,
 
 
 @given(patients, patients, st.integers(0, 5))
-def test_images_added_later_move_no_known_patient(
+def test_threat_31_images_added_later_move_no_known_patient(
     before: list[tuple[int, int, int]], added: list[tuple[int, int, int]], seed: int
 ) -> None:
     """Also where known patients get more images, of whatever label."""
@@ -114,7 +114,7 @@ def test_new_patients_mend_the_ratio() -> None:
     assert counts(images, assign(images, PERCENT, 1, known).split)[0] == [12, 2, 6]
 
 
-def test_the_same_image_under_two_patients_joins_them() -> None:
+def test_threat_31_the_same_image_under_two_patients_joins_them() -> None:
     """One picture filed twice would otherwise be trained on and tested with."""
     images = singles(0, 30)
     for n in range(20):  # twenty such pairs: they can't all be on one side by luck
@@ -128,7 +128,7 @@ def test_the_same_image_under_two_patients_joins_them() -> None:
     assert result.joined == 20
 
 
-def test_a_copy_that_joins_patients_of_two_sides_is_refused() -> None:
+def test_threat_31_a_copy_that_joins_patients_of_two_sides_is_refused() -> None:
     """Neither may move: one was trained on already, the other is a test patient."""
     images = [Image("x", 0, patient_key("a")), Image("x", 0, patient_key("b")), *singles(0, 9)]
     with pytest.raises(SplitConflict, match="already on different sides") as caught:
@@ -146,7 +146,7 @@ def test_a_given_split_wins_over_the_ledger() -> None:
     assert assign(images, PERCENT, 1, known={f"{n}": 0 for n in range(9)}).split == (0, 1, 2) * 3
 
 
-def test_a_patient_on_two_sides_of_the_given_split_is_an_error() -> None:
+def test_threat_31_a_patient_on_two_sides_of_the_given_split_is_an_error() -> None:
     images = [*of_patient("a", 0, 2, fixed=0), Image("other", 0, patient_key("a"), fixed=2)]
     with pytest.raises(SplitConflict, match="on two sides") as caught:
         assign(images, PERCENT, 1)
@@ -168,6 +168,6 @@ def test_given_train_and_test_without_validation_take_it_from_train() -> None:
     assert set(split[70:]) == {2}
 
 
-def test_the_patient_key_does_not_show_the_patient() -> None:
+def test_threat_19_the_patient_key_does_not_show_the_patient() -> None:
     assert "4711" not in patient_key("4711") and len(patient_key("4711")) == 64
     assert patient_key("4711") != patient_key("4712")

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from snapshots import NOW, peer, snapshot
 from test_control import serving
 
 from hsl_node import enrol
-from hsl_node.errors import NotInitialised
+from hsl_node.cli import main, plain_status
+from hsl_node.errors import NotInitialised, NotRunning
 from hsl_node.status import Look, fetch, render
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
@@ -123,7 +125,7 @@ def test_a_terminal_without_unicode_gets_ascii_bars() -> None:
     "\n".join(page(Look(unicode=False, bars=True), peers=snapshot()["peers"][2:])).encode("ascii")
 
 
-def test_what_peers_choose_cannot_move_the_cursor() -> None:
+def test_threat_20_what_peers_choose_cannot_move_the_cursor() -> None:
     evil = "\x1b[2J\r\nnot a row\u202e"
     lines = page(
         warnings=[{"code": "x", "text": evil, "since": None, "fix": evil}],
@@ -204,8 +206,9 @@ def test_daemon_down_says_so_first_and_exits_3(state: Path) -> None:
     done = status(state)
     lines = done.stdout.splitlines()
     assert done.returncode == 3
-    assert lines[0].startswith("not running")
-    assert line_of(lines, "ash").startswith("ash  stopped, last heard of ")
+    assert lines[0].startswith("not running  below is what the journal knows, last written ")
+    assert line_of(lines, "ash") == "ash  stopped"
+    assert line_of(lines, "peer").endswith("last file"), "connections are not in the journal"
     assert line_of(lines, "round").endswith("2 of 3, phase collect")
     assert line_of(lines, "waiting for").startswith("waiting for  cedar")
     assert "! cedar: wrong digest" in done.stdout
@@ -245,18 +248,106 @@ def test_elsewhere_it_is_not_initialised(tmp_path: Path) -> None:
     assert status(tmp_path).returncode == 10
 
 
+def test_the_page_of_a_stopped_node_says_how_old_it_is() -> None:
+    first = page(state="stopped", since=NOW - 3 * 86400)[0]
+    assert first.startswith("not running") and re.search(r"last written \d{4}-\d\d-\d\d \d\d:\d\d \(3 d ago\)", first)
+
+
+FORMS = [
+    ([], ["status"]),
+    ([], ["status", "--json"]),
+    ([], ["status", "--frobnicate"]),
+    ([], ["status", "--json", "--json"]),
+    ([], ["status", "--watch"]),
+    ([], ["status", "--help"]),
+    ([], ["status", "extra"]),
+    ([], ["--", "status"]),
+    (["--state", "elsewhere"], ["status"]),
+    (["--state="], ["status"]),
+    (["--state", ""], ["status", "--json"]),
+]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize(("options", "words"), FORMS)
+def test_the_short_way_and_the_parser_print_the_same(
+    state: Path, options: list[str], words: list[str], alive: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Every form of `status`, through `main` and through the parser: output, errors and exit code."""
+    in_round_2(state)
+    monkeypatch.setenv("HSL_NODE_STATE", str(state))
+    monkeypatch.chdir(state.parent)
+    monkeypatch.setattr("time.time", lambda: NOW)
+    usage = shutil.disk_usage(state)  # other programs write meanwhile
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("hsl_node.control.ask", ask := Asked(alive))
+    monkeypatch.setattr("hsl_node.status.ask", ask)
+    ways = []
+    for short_cut in (True, False):
+        monkeypatch.setattr("hsl_node.cli.plain_status", plain_status if short_cut else lambda words: None)
+        with pytest.raises(SystemExit) as left:
+            main([*options, *words])
+        ways.append((left.value.code or 0, capsys.readouterr()))
+    assert ways[0] == ways[1]
+    assert ways[0][1].out or ways[0][1].err
+
+
+class Asked:
+    """Stands in for the daemon, or for its absence."""
+
+    def __init__(self, alive: bool) -> None:
+        self.alive = alive
+
+    def __call__(self, state: Path, op: str) -> dict[str, Any]:
+        if not self.alive:
+            raise NotRunning("down")
+        return {"status": snapshot()}
+
+
+@pytest.mark.parametrize(
+    ("words", "asks"),
+    [
+        (["status"], {"json": False}),
+        (["status", "--json"], {"json": True}),
+        (["status", "--watch"], None),
+        (["status", "-h"], None),
+        (["--json", "status"], None),
+        ([], None),
+    ],
+)
+def test_only_the_plain_forms_take_the_short_way(words: list[str], asks: dict[str, bool] | None) -> None:
+    assert plain_status(words) == asks
+
+
+def test_a_reader_that_leaves_early_is_no_bug(state: Path) -> None:
+    in_round_2(state)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    for arguments in ([], ["--json"]):
+        command = [*CLI, "--state", str(state), "status", *arguments]
+        done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (1, "")
+    os.close(theirs)
+
+
 def test_status_and_help_load_nothing_slow(state: Path) -> None:
-    """pydantic is missing in the list since typer itself loads it (54 ms); our models, another 60 ms, stay out."""
     in_round_2(state)
     code = (
         "import sys\nfrom hsl_node.cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit as e: assert e.code in (0, 3), e.code\n"
-        "slow = {'torch', 'numpy', 'asyncssh', 'paramiko', 'asyncio', 'hsl_node.config'} & set(sys.modules)\n"
-        "print(sorted(slow), file=sys.stderr)"
+        "slow = {'torch', 'numpy', 'asyncssh', 'paramiko', 'asyncio', 'hsl_node.config', 'rich', 'pydantic', 'typer'}\n"
+        "print(sorted(slow & set(sys.modules)), file=sys.stderr)"
     )
-    for arguments in (["status"], ["status", "--json"], ["--help"], ["federation", "create", "--help"], ["version"]):
+    for arguments, loaded in (
+        (["status"], "[]"),
+        (["status", "--json"], "[]"),
+        (["--help"], "['typer']"),
+        (["federation", "create", "--help"], "['pydantic', 'typer']"),  # typer has it convert the --state before
+        (["version"], "['pydantic', 'typer']"),
+    ):
         command = [sys.executable, "-c", code, "--state", str(state), *arguments]
-        assert subprocess.run(command, capture_output=True, text=True, check=True).stderr.strip() == "[]"
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr.strip() == loaded, arguments
 
 
 # ------------------------------------------------------------------ with a daemon

@@ -48,7 +48,7 @@ def second_process(state: Path) -> subprocess.Popen[str]:
 # ------------------------------------------------------------------ one daemon at a time
 
 
-def test_a_second_process_on_the_same_state_is_refused_and_told_who_holds_it(store):
+def test_threat_26_a_second_process_on_the_same_state_is_refused_and_told_who_holds_it(store):
     with second_process(store.layout.state) as other:
         said, _ = other.communicate(timeout=60)
     assert said.startswith("AlreadyRunning 11 ")
@@ -56,7 +56,7 @@ def test_a_second_process_on_the_same_state_is_refused_and_told_who_holds_it(sto
     store.journal.save_state({"round": 1})  # the first is unharmed
 
 
-def test_a_killed_daemon_holds_nothing(tmp_path):
+def test_threat_26_a_killed_daemon_holds_nothing(tmp_path):
     with second_process(tmp_path / "state") as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "holding\n"
@@ -137,13 +137,13 @@ def test_a_checkpoint_admitted_again_after_a_crash_replaces_itself(store):
     assert store.layout.inbox(3, BIRCH).read_bytes() == b"weights"
 
 
-def test_evidence_is_kept_once_and_whole(store):
+def test_threat_11_evidence_is_kept_once_and_whole(store):
     first = store.keep_evidence("r000003_birch.manifest", b"first")
     assert store.keep_evidence("r000003_birch.manifest", b"second") == first
     assert first.read_bytes() == b"first"
 
 
-def test_evidence_appears_only_when_it_is_safe_on_the_disk(store, monkeypatch):
+def test_threat_23_evidence_appears_only_when_it_is_safe_on_the_disk(store, monkeypatch):
     """A torn file under its name would keep the whole one out for ever."""
 
     def crash(*_: object) -> None:
@@ -157,7 +157,7 @@ def test_evidence_appears_only_when_it_is_safe_on_the_disk(store, monkeypatch):
     assert store.keep_evidence("proof", b"document").read_bytes() == b"document"
 
 
-def test_evidence_cannot_fill_the_disk(store):
+def test_threat_11_evidence_cannot_fill_the_disk(store):
     for i in range(EVIDENCE_MAX_FILES + 5):
         (store.layout.state / "evidence" / f"old{i}").touch()
     assert not store.keep_evidence("one-more", b"x").exists()
@@ -214,7 +214,7 @@ def test_manifests_stay_when_their_checkpoints_go(store):
 # ------------------------------------------------------------------ room
 
 
-def test_a_round_starts_only_with_room_for_two_rounds_of_everybody(store, monkeypatch):
+def test_threat_21_a_round_starts_only_with_room_for_two_rounds_of_everybody(store, monkeypatch):
     """3 peers: two rounds of 3 checkpoints and a fusion each = 8 x 1 GB."""
     free = 8_000_000_000
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))

@@ -110,10 +110,10 @@ def test_peers_with_the_same_model_share_one_schema(tmp_path):
     assert schema_of({**MODEL, "fc.weight": MODEL["fc.weight"].T}).digest != schema_of(MODEL).digest
 
 
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+def test_threat_22_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     write_weights(tmp_path / "x", MODEL)
     before = (tmp_path / "x").read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("os.rename", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_weights(tmp_path / "x", {n: a * 0 for n, a in MODEL.items()})
     assert (tmp_path / "x").read_bytes() == before
@@ -137,7 +137,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     ],
     ids=["empty", "1 byte", "7 bytes", "no JSON", "short", "long", "2^63", "2^64-1", "1 MiB and a byte"],
 )
-def test_a_header_of_another_length_is_refused(header):
+def test_threat_06_a_header_of_another_length_is_refused(header):
     refused(header)
 
 
@@ -159,11 +159,11 @@ def test_a_header_of_another_length_is_refused(header):
     ],
     ids=lambda text: repr(text[:20]),
 )
-def test_a_header_that_is_no_json_object_of_tensors_is_refused(text):
+def test_threat_06_a_header_that_is_no_json_object_of_tensors_is_refused(text):
     refused(header_bytes(text))
 
 
-def test_duplicate_keys_are_refused():
+def test_threat_06_duplicate_keys_are_refused():
     one = b'"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     parse_header(header_bytes(b"{" + one + b"}"))
     refused(header_bytes(b"{" + one + b"," + one + b"}"))
@@ -215,11 +215,11 @@ def test_duplicate_keys_are_refused():
     ],
     ids=lambda entries: json.dumps(entries)[:70],
 )
-def test_each_lie_in_a_header_is_refused(entries):
+def test_threat_06_each_lie_in_a_header_is_refused(entries):
     refused(header_bytes(entries))
 
 
-def test_a_header_of_700_000_empty_tensors_costs_no_more_than_its_first_bytes(tmp_path):
+def test_threat_06_a_header_of_700_000_empty_tensors_costs_no_more_than_its_first_bytes(tmp_path):
     """The library accepts this one: 44 MiB of header."""
     path = tmp_path / "bomb"
     empty = b'"t%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
@@ -228,7 +228,7 @@ def test_a_header_of_700_000_empty_tensors_costs_no_more_than_its_first_bytes(tm
     assert_bounded(lambda: read_schema(path), code="header")
 
 
-def test_a_file_that_claims_exabytes_is_refused_by_its_size_without_reading_it(tmp_path):
+def test_threat_06_a_file_that_claims_exabytes_is_refused_by_its_size_without_reading_it(tmp_path):
     entries = {"w": {"dtype": "F64", "shape": [2**31 - 1] * 8, "data_offsets": [0, 8 * (2**31 - 1) ** 8]}}
     schema = parse_header(header_bytes(entries))
     path = tmp_path / "x"
@@ -247,14 +247,14 @@ def assert_bounded(attack: Callable[[], object], code: str) -> None:
     assert refusal.value.code == code
 
 
-def test_names_from_a_hostile_header_are_escaped_and_capped_in_the_message():
+def test_threat_20_names_from_a_hostile_header_are_escaped_and_capped_in_the_message():
     error = refused(header_bytes({"\x1b[31m\n" + "x" * 500_000: entry([0], 0)}))
     assert len(str(error)) < 400
     assert str(error).isprintable()
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_do_more_than_be_refused(data):
+def test_threat_06_no_bytes_do_more_than_be_refused(data):
     for header in (data, struct.pack("<Q", len(data)) + data):
         try:
             schema = parse_header(header)
@@ -275,7 +275,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_no_json_does_more_than_be_refused(value):
+def test_threat_06_no_json_does_more_than_be_refused(value):
     try:
         parse_header(header_bytes(value))
     except PeerDataError as error:
@@ -297,14 +297,14 @@ def test_a_right_file_passes(tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"", lambda b: b * 2])
-def test_a_file_of_another_size_is_refused(tmp_path, change):
+def test_threat_06_a_file_of_another_size_is_refused(tmp_path, change):
     path, schema, sha256 = written(tmp_path)
     path.write_bytes(change(path.read_bytes()))
     require_refused(path, schema, sha256, code="size")
 
 
 @pytest.mark.parametrize("position", [-1, -40, -20])
-def test_one_flipped_bit_in_the_data_is_refused(tmp_path, position):
+def test_threat_18_one_flipped_bit_in_the_data_is_refused(tmp_path, position):
     path, schema, sha256 = written(tmp_path)
     data = bytearray(path.read_bytes())
     data[position] ^= 1
@@ -328,7 +328,7 @@ def test_bytes_hashed_on_the_way_in_must_be_those_of_the_manifest(tmp_path):
     ],
     ids=["shape", "dtype", "name"],
 )
-def test_another_model_of_the_same_size_is_refused(tmp_path, other):
+def test_threat_06_another_model_of_the_same_size_is_refused(tmp_path, other):
     path, schema, sha256 = written(tmp_path, other)
     assert path.stat().st_size == schema.file_bytes
     require_refused(path, schema, sha256, code="header")
@@ -339,7 +339,7 @@ def test_another_model_of_the_same_size_is_refused(tmp_path, other):
     [(b'"dtype":"F32","shape":[2,3]', b'"shape":[2,3],"dtype":"F32"'), (b',"fc', b', "fc')],
     ids=["order", "space"],
 )
-def test_another_spelling_of_the_right_header_is_refused(tmp_path, ours, theirs):
+def test_threat_06_another_spelling_of_the_right_header_is_refused(tmp_path, ours, theirs):
     """Two spellings of one model would be two digests of one content. Padding gives way, so the size stays right."""
     path, schema, _ = written(tmp_path)
     other = schema.header[8:].rstrip(b" ").replace(ours, theirs).ljust(len(schema.header) - 8)
@@ -355,7 +355,7 @@ FLOATS = {f"t.{code}": np.ones((2, 3), dtype=d) for code, d in DTYPES.items()} |
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [n for n, a in FLOATS.items() if a.dtype.kind == "f"])
 @pytest.mark.parametrize("known", [False, True], ids=["hashed here", "hashed on the way in"])
-def test_one_bad_value_in_any_float_tensor_is_refused_and_the_tensor_named(tmp_path, name, poison, known):
+def test_threat_07_one_bad_value_in_any_float_tensor_is_refused_and_the_tensor_named(tmp_path, name, poison, known):
     weights = {n: a.copy() for n, a in FLOATS.items()}
     weights[name][(-1,) * weights[name].ndim] = poison
     sha256 = write_weights(tmp_path / "x", weights)
@@ -364,7 +364,7 @@ def test_one_bad_value_in_any_float_tensor_is_refused_and_the_tensor_named(tmp_p
     assert refusal.value.code == "nonfinite"
 
 
-def test_a_bad_value_in_the_last_chunk_of_a_large_tensor_is_found(tmp_path):
+def test_threat_07_a_bad_value_in_the_last_chunk_of_a_large_tensor_is_found(tmp_path):
     big = np.zeros(700_001, dtype=np.float32)
     schema = schema_of({"w": big})
     big[-1] = np.nan

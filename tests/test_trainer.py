@@ -53,7 +53,7 @@ def test_a_job_gives_its_closing_event(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_trainer_that_dies_is_started_again_and_the_job_sent_again(
+def test_threat_29_a_trainer_that_dies_is_started_again_and_the_job_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BACKOFF_S", (0.01,))
@@ -67,7 +67,7 @@ def test_a_trainer_that_dies_is_started_again_and_the_job_sent_again(
     asyncio.run(story())
 
 
-def test_a_trainer_that_dies_for_ever_is_shown_as_restarting_with_the_reason(tmp_path: Path) -> None:
+def test_threat_29_a_trainer_that_dies_for_ever_is_shown_as_restarting_with_the_reason(tmp_path: Path) -> None:
     """The back-off is long here, so what status shows is the state in between."""
 
     async def story() -> None:
@@ -95,7 +95,9 @@ def test_what_trying_again_cannot_mend_comes_back_as_the_trainers_own_error(tmp_
     asyncio.run(story())
 
 
-def test_a_silent_trainer_is_called_silent_and_later_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threat_29_a_silent_trainer_is_called_silent_and_later_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SILENT_S", 0.05)
     monkeypatch.setattr(module, "KILL_SILENT_S", 0.5)
 

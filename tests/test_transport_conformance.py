@@ -278,7 +278,7 @@ def test_a_file_of_ours_that_cannot_be_read_is_our_error(client: Client, tmp_pat
 # ---------------------------------------------------------------- keys and algorithms
 
 
-def test_another_host_key_is_refused_and_both_fingerprints_are_shown(
+def test_threat_16_another_host_key_is_refused_and_both_fingerprints_are_shown(
     client: Client, server: str, tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -318,7 +318,7 @@ def test_a_key_that_the_peer_does_not_know_is_refused_and_named(client: Client, 
     ],
     ids=["ctr", "chacha", "sha1", "nist", "rsa"],
 )
-def test_a_server_with_other_algorithms_only_is_refused(client: Client, weak: dict[str, Any]) -> None:
+def test_threat_15_a_server_with_other_algorithms_only_is_refused(client: Client, weak: dict[str, Any]) -> None:
     class AnyKey(asyncssh.SSHServer):
         def public_key_auth_supported(self) -> bool:
             return True
@@ -342,7 +342,7 @@ def test_a_server_with_other_algorithms_only_is_refused(client: Client, weak: di
     asyncio.run(main())
 
 
-def test_neither_the_agent_nor_the_users_ssh_files_are_used(
+def test_threat_15_neither_the_agent_nor_the_users_ssh_files_are_used(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ssh = tmp_path / "user" / ".ssh"
@@ -384,7 +384,7 @@ def test_a_peer_that_does_not_listen_cannot_be_reached(client: Client) -> None:
     asyncio.run(main())
 
 
-def test_a_cut_connection_ends_the_transfer_at_once(client: Client, server: str, tmp_path: Path) -> None:
+def test_threat_25_a_cut_connection_ends_the_transfer_at_once(client: Client, server: str, tmp_path: Path) -> None:
     async def main() -> None:
         size = 12 * BLOCK_BYTES
         async with serve(server, tmp_path, size=size) as inbox, Proxy(inbox.port) as net:
@@ -401,7 +401,7 @@ def test_a_cut_connection_ends_the_transfer_at_once(client: Client, server: str,
 
 
 @pytest.mark.parametrize("fault", ["hole", "deaf"])
-def test_a_connection_on_which_nothing_moves_is_given_up(
+def test_threat_25_a_connection_on_which_nothing_moves_is_given_up(
     client: Client, server: str, fault: str, tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -419,7 +419,7 @@ def test_a_connection_on_which_nothing_moves_is_given_up(
     asyncio.run(main())
 
 
-def test_a_server_that_never_greets_is_given_up(client: Client) -> None:
+def test_threat_25_a_server_that_never_greets_is_given_up(client: Client) -> None:
     async def main() -> None:
         async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
@@ -454,7 +454,7 @@ def test_a_slow_link_gets_the_time_it_needs(client: Client, tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_a_full_disk_at_the_peer_is_noticed(client: Client) -> None:
+def test_threat_21_a_full_disk_at_the_peer_is_noticed(client: Client) -> None:
     """Pipelined writes are answered later; none of the answers may get lost (paramiko#79)."""
 
     class Full(asyncssh.SFTPServer):

@@ -27,10 +27,10 @@ Event = dict[str, Any]
 class Process:
     """A worker that is spoken to line by line."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, command: list[str] | None = None) -> None:
         self.log = open(state / "trainer.log", "ab")  # noqa: SIM115 (closed in close)
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "hsl_node.train.worker", "--state", str(state)],
+            command or [sys.executable, "-m", "hsl_node.train.worker", "--state", str(state)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -152,7 +152,7 @@ def test_a_round_says_what_the_supervisor_needs(undisturbed: tuple[Path, Event, 
     assert [e["round"] for e in events if e["event"] == "validated"] == [0]
 
 
-def test_killed_with_sigkill_again_and_again_the_run_ends_with_the_same_bytes(
+def test_threat_22_killed_with_sigkill_again_and_again_the_run_ends_with_the_same_bytes(
     tmp_path: Path, start: Callable[[Path], Process], undisturbed: tuple[Path, Event, list[Event], Event]
 ) -> None:
     """Four kills in one round: before its first epoch, after one, in the middle of one, and after the last."""

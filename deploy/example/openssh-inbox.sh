@@ -26,7 +26,7 @@ account() {
 account hsl-east east
 account hsl-north north
 
-# the peers' keys, as the federation pins them
+# the peers' keys, as the federation pins them; two while a peer changes its key
 cat >/etc/ssh/hsl_keys/hsl-east.new <<'END_OF_FILE'
 restrict ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINSORZMKDaQbllmzj6LntWTiqwiEI+sjTvO/eS5vsA7T east
 END_OF_FILE
@@ -35,7 +35,11 @@ cat >/etc/ssh/hsl_keys/hsl-north.new <<'END_OF_FILE'
 restrict ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIXBxIzLBwcy4xT5i8wUN6IvRMiCCxZ33vuopQR6hB3z north
 END_OF_FILE
 chmod 0644 /etc/ssh/hsl_keys/hsl-north.new && mv /etc/ssh/hsl_keys/hsl-north.new /etc/ssh/hsl_keys/hsl-north
-# who left the federation is locked out; what it sent stays
+# who left the federation or was revoked is locked out; what it sent stays
+cat >/etc/ssh/hsl_revoked_keys.new <<'END_OF_FILE'
+# keys that `hsl-node peer revoke` took out
+END_OF_FILE
+chmod 0644 /etc/ssh/hsl_revoked_keys.new && mv /etc/ssh/hsl_revoked_keys.new /etc/ssh/hsl_revoked_keys
 for file in /etc/ssh/hsl_keys/*; do
     case "${file##*/}" in hsl-east|hsl-north) ;; *) rm -f "$file" ;; esac
 done
@@ -71,6 +75,7 @@ PermitTTY no
 PermitUserRC no
 AllowGroups hsl-peers
 AuthorizedKeysFile /etc/ssh/hsl_keys/%u
+RevokedKeys /etc/ssh/hsl_revoked_keys
 Subsystem sftp internal-sftp
 Match Group hsl-peers
     ChrootDirectory %h

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsl_node.commands.shared import DATA, Json, print_json, progress_bar, state_of
+from hsl_node.commands.shared import DATA, Json, state_of
 from hsl_node.errors import ConfigError, UsageError
+from hsl_node.terminal import print_json, progress_bar
 from hsl_node.units import table
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def register(app: typer.Typer) -> None:
     data = typer.Typer(help="This hospital's images.")
     data.command(epilog="Example: hsl-node data check --contact-sheet sheet.png")(check)
     app.add_typer(data, name="data", rich_help_panel=DATA, no_args_is_help=True)
-    anchor = typer.Typer(help="The anchor set: the public images that all peers train beside their own.")
+    anchor = typer.Typer(help="The public images that all peers train beside their own.")
     anchor.command(
         epilog="Example: hsl-node anchor build --data chest_xray --classes NORMAL,PNEUMONIA -n 1000 --image-size 224 "
         "--name 'chest x-ray, normal against pneumonia' --out anchor.safetensors"

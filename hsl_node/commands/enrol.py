@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, command, print_json, state_of
+from hsl_node.commands.shared import ENROL, Json, state_of
+from hsl_node.hints import command
+from hsl_node.terminal import print_json
 
 KEYS = (
     "name, address, listen, anchor, client, data.path, data.filter, data.columns, data.labels, data.exclude, "
@@ -21,7 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         rich_help_panel=ENROL,
         epilog="Example: hsl-node init --name mercy --address hsl.mercy.example.org:8922 --data /srv/images",
-        help="Make the state directory, the node's key, node.toml and the peer card.\n\n"
+        help="Make state directory, key, node.toml and the peer card.\n\n"
         f"node.toml explains each of its keys: {KEYS}. A second init changes nothing.",
     )(init)
     app.command(rich_help_panel=ENROL, epilog="Example: hsl-node card > mercy.card")(card)
@@ -45,6 +47,8 @@ def init(
     made = enrol.init(state, name=name, address=address, listen=listen, data=data)
     print(config.card_text(made), end="")
     us = command(state)
+    if data is not None and not data.exists():
+        print(f"\nWarning: there is nothing at {data.absolute()} yet: no images to train on.", file=sys.stderr)
     print(
         f"\nMade {state}. Next:\n"
         f"  1. mail {state / f'{made.name}.card'} (the lines above) to whoever makes the federation,\n"

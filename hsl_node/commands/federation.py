@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, print_json, state_of
+from hsl_node.commands.shared import ENROL, Json, state_of
 from hsl_node.errors import FederationMismatch
+from hsl_node.hints import command
+from hsl_node.terminal import print_json
 from hsl_node.units import table
 
 if TYPE_CHECKING:
@@ -23,12 +26,14 @@ PLAN_KEYS = (
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="The agreed list of peers, their keys and the plan: one file, the same for everybody.")
+    group = typer.Typer(help="The agreed peers, keys and plan: one file for everybody.")
     group.command(
         epilog="Example: hsl-node federation create --name breast-us --card a.card --card b.card "
         "--anchor anchor.safetensors --set rounds=10 --set classes=benign,malignant --out federation.toml",
         help="Make federation.toml from the peers' cards and a plan.\n\nPrints the hash to compare by phone. "
-        f"Keys of a plan: {PLAN_KEYS}. What is not given has the published default.",
+        f"Keys of a plan: {PLAN_KEYS}. What is not given has the published default. "
+        "fusion is mean, weighted_mean (by training images), trimmed_mean or median; the last two soften what a "
+        "poisoned minority can do, and need three peers.",
     )(create)
     group.command(epilog="Example: hsl-node federation show federation.toml")(show)
     group.command(epilog="Example: hsl-node federation join federation.toml --anchor anchor.safetensors")(join)
@@ -98,7 +103,8 @@ def join(
     print(f"joined {joined.name!r}, hash {joined.fed8}; read aloud: {enrol.read_aloud(joined)}")
     if joined.anchor is not None and not Layout(state).anchor.exists():
         what = f"The anchor set {joined.anchor.name!r} is still missing"
-        print(f"{what}: join again with --anchor FILE, or name it in node.toml.", file=sys.stderr)
+        again = f"{command(state)} federation join {shlex.quote(str(file))} --anchor FILE"
+        print(f"{what}: {again}, or name it in {state / 'node.toml'}.", file=sys.stderr)
 
 
 def diff(

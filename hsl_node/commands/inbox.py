@@ -38,9 +38,10 @@ def provision(
     """
     from hsl_node import config
     from hsl_node import provision as script
+    from hsl_node.sync import keyring
 
     state = state_of(context)
     node = config.load_node(state)
-    print(
-        script.provision(config.load_federation(state), node.name, server.value, homes, quota_mib=node.inbox.quota_mib)
-    )
+    federation = config.load_federation(state)
+    ring = keyring.load(state, federation)
+    print(script.provision(federation, node.name, server.value, homes, quota_mib=node.inbox.quota_mib, keyring=ring))

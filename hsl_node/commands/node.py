@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import time
 from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import RUN, START_HERE, Json, print_json, state_of, wants_colour, wants_unicode
-from hsl_node.errors import NotRunning, UsageError
+from hsl_node.commands.shared import RUN, START_HERE, Json, state_of
+from hsl_node.errors import UsageError
+from hsl_node.hints import addressed
+from hsl_node.terminal import print_json, wants_colour
 
 STOP_WAIT_S = 180.0  # TimeoutStopSec= of the unit
 
 
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=RUN, epilog="Example: hsl-node start")(start)
-    app.command(rich_help_panel=RUN, epilog="Example: hsl-node stop --wait")(stop)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node stop")(stop)
     app.command(rich_help_panel=RUN, epilog="Example: hsl-node status --watch")(status)
     app.command(rich_help_panel=RUN, epilog="Example: hsl-node pause")(pause)
     app.command(rich_help_panel=RUN, epilog="Example: hsl-node resume")(resume)
@@ -48,19 +48,21 @@ def start(
 
 def stop(
     context: typer.Context,
-    wait: Annotated[bool, typer.Option("--wait", help="Return only when the daemon has left.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Return only when the daemon has left, or at once.")
+    ] = True,
     timeout: Annotated[
-        float, typer.Option(help="With --wait: seconds until giving up with exit code 16.")
+        float, typer.Option(min=0, help="Seconds to wait until giving up with exit code 16.")
     ] = STOP_WAIT_S,
 ) -> None:
-    """Ask the daemon to save and leave.
+    """Ask the daemon to save and leave, and wait until it has.
 
     Nothing is lost: the next start goes on where this one ended.
     """
     from hsl_node import control
 
     control.stop(state_of(context), timeout if wait else None)
-    print("stopped" if wait else "stopping")
+    print("stopped: the daemon has left" if wait else "stopping: the daemon was asked to leave")
 
 
 def status(
@@ -72,25 +74,16 @@ def status(
 
     With the daemon down: what the journal knows, and exit code 3.
     """
-    from hsl_node import status as page
+    from hsl_node.commands.status import look, show
 
     state = state_of(context)
-    colour = wants_colour()
     if watch:
         if not sys.stdout.isatty():
             raise UsageError("--watch needs a terminal", remedy="in a script use `hsl-node status --json`")
         from hsl_node.watch import watch as draw
 
-        draw(state, page.Look(colour=colour, unicode=wants_unicode()))
-    snapshot = page.fetch(state)
-    if json:
-        print_json(snapshot)
-    else:
-        width = shutil.get_terminal_size((page.WIDTH, 24)).columns
-        look = page.Look(width=min(max(width, 60), 110), colour=colour, unicode=wants_unicode())
-        print(page.render(snapshot, now=time.time(), look=look))
-    if snapshot["state"] == "stopped":
-        raise typer.Exit(NotRunning.exit_code)
+        draw(state, look())
+    raise typer.Exit(show(state, json=json))
 
 
 def pause(context: typer.Context) -> None:
@@ -100,8 +93,9 @@ def pause(context: typer.Context) -> None:
     """
     from hsl_node.control import ask
 
-    ask(state_of(context), "pause")
-    print("paused: the other hospitals wait for this node until `hsl-node resume`")
+    state = state_of(context)
+    ask(state, "pause")
+    print(addressed("paused: the other hospitals wait for this node until `hsl-node resume`", state))
 
 
 def resume(context: typer.Context) -> None:
@@ -155,7 +149,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 
 def version(json: Json = False) -> None:
-    """Versions of this program and of what its results depend on."""
+    """Versions of this program and of what results depend on."""
     import platform
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed

@@ -1,4 +1,4 @@
-"""The other hospitals: list them, ping them."""
+"""The other hospitals: list them, ping them, cut one off, take its new key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, print_json, state_of
+from hsl_node.commands.shared import ENROL, Json, state_of
+from hsl_node.errors import UsageError
+from hsl_node.terminal import print_json
 from hsl_node.units import table
 
 
@@ -14,22 +16,43 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="The other hospitals' nodes.")
     group.command("list", epilog="Example: hsl-node peer list")(list_peers)
     group.command(epilog="Example: hsl-node peer ping mercy")(ping)
+    group.command(epilog="Example: hsl-node peer revoke mercy")(revoke)
+    group.command(epilog="Example: hsl-node peer update mercy.update")(update)
     app.add_typer(group, name="peer", rich_help_panel=ENROL, no_args_is_help=True)
 
 
 def list_peers(context: typer.Context, json: Json = False) -> None:
-    """Name, address and fingerprint of every peer of the federation."""
+    """Name, address and fingerprint of every peer of the federation.
+
+    Also which keys are revoked or being changed.
+    """
     from hsl_node import config
+    from hsl_node.sync import keyring
 
     state = state_of(context)
     federation, me = config.load_federation(state), config.load_node(state).name
+    ring = keyring.load(state, federation)
     if json:
         print_json(
-            [{**p.model_dump(mode="json"), "fingerprint": p.fingerprint, "me": p.name == me} for p in federation.peer]
+            [
+                {
+                    **p.model_dump(mode="json"),
+                    "fingerprint": config.fingerprint(ring.newest(p.name)),
+                    "me": p.name == me,
+                    "revoked": ring.is_revoked(p.name),
+                    "keys": [{"key": k, "fingerprint": config.fingerprint(k)} for k in ring.keys(p.name)],
+                }
+                for p in federation.peer
+            ]
         )
         return
-    rows = [(p.name + (" (this node)" if p.name == me else ""), p.address, p.fingerprint) for p in federation.peer]
-    print(table(("peer", "address", "fingerprint"), rows))
+    rows = []
+    for p in federation.peer:
+        name, newest = p.name + (" (this node)" if p.name == me else ""), config.fingerprint(ring.newest(p.name))
+        rows.append((name, p.address, newest, "revoked" if ring.is_revoked(p.name) else ""))
+        rows += [("", "", config.fingerprint(key), "until the change is finished") for key in ring.keys(p.name)[1:]]
+    marked = any(row[3] for row in rows)
+    print(table(("peer", "address", "fingerprint", "")[: 4 if marked else 3], [r[: 4 if marked else 3] for r in rows]))
 
 
 def ping(
@@ -51,3 +74,59 @@ def ping(
     else:
         print("\n".join(ping.text(answer) for answer in answers))
     raise typer.Exit(max((a.exit_code for a in answers), default=0))
+
+
+def revoke(
+    context: typer.Context,
+    peer: Annotated[str, typer.Argument(help="Whom to cut off.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Take it back; needs --fingerprint.")] = False,
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="SHA256:...", help="With --undo: the key's, as that hospital reads it aloud.")
+    ] = None,
+) -> None:
+    """Cut a peer off: a stolen key, a hospital that left.
+
+    Its sessions end within a second, its keys are refused from then on, also after a restart. The run waits for it:
+    what to do about that is printed.
+    """
+    from hsl_node import enrol, keys
+    from hsl_node.sync.names import Peer
+
+    state = state_of(context)
+    enrol.require_owner(state)
+    if undo:
+        live = keys.pardon(state, peer, fingerprint).live
+        print(f"{peer} may log in again" + ("" if live else " from the next start on"))
+    elif fingerprint is not None:
+        raise UsageError("--fingerprint belongs to --undo", remedy="see `hsl-node peer revoke --help`")
+    else:
+        print("\n".join(keys.consequences(state, Peer(peer), keys.revoke(state, peer))))
+
+
+def update(
+    context: typer.Context,
+    card: Annotated[str, typer.Argument(help="The update file; with --finish the peer's name.")],
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="SHA256:...", help="The new key's, as that hospital reads it aloud.")
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="The change is over: the old key counts no more.")] = False,
+) -> None:
+    """Take a peer's new key, announced by `hsl-node key rotate` there.
+
+    Shows both fingerprints; nothing changes until the new one is given. Then both keys count until --finish.
+    """
+    from pathlib import Path
+
+    from hsl_node import config, enrol, rotate
+
+    state = state_of(context)
+    enrol.require_owner(state)
+    if finish:
+        live = rotate.end(state, card).live
+        print(f"the old key of {card} is refused " + ("now" if live else "from the next start on"))
+        return
+    found = rotate.read_update(state, Path(card))
+    print(f"{found.peer}: signed by  {config.fingerprint(found.old)}")
+    print(f"{'':{len(found.peer)}}  new key    {config.fingerprint(found.new)}   {config.read_aloud(found.new)}")
+    live = rotate.take(state, Path(card), fingerprint).live
+    print("both count " + ("now" if live else "from the next start on") + f", until: peer update --finish {found.peer}")

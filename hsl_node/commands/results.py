@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from hsl_node.commands.shared import RESULTS, Json, print_json, progress_lines, state_of
+from hsl_node.commands.shared import RESULTS, Json, state_of
+from hsl_node.terminal import print_json, progress_lines
 
 Round = Annotated[
     int | None, typer.Option("--round", min=1, help="Fused model of this round. Default: the best by validation AUC.")
@@ -45,11 +47,12 @@ def evaluate(
     from hsl_node import results
 
     pairing: Literal["fixed", "random"] = "random" if random_pairing else "fixed"
+    asked = time.time()
     found = results.evaluate(state_of(context), alone=alone, again=again, pairing=pairing, report=progress_lines())
     if json:
         print_json(found)
     else:
-        print(results.evaluation_text(found))
+        print(results.evaluation_text(found, asked=asked))
 
 
 def predict(
@@ -88,7 +91,7 @@ def export(
     for path in files:
         print(path)
     if onnx_missing:
-        print(f"no ONNX file: {onnx_missing}", file=sys.stderr)
+        print(f"No ONNX file: {onnx_missing}", file=sys.stderr)
 
 
 def report(

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import RUN, Json, print_json, state_of
+from hsl_node.commands.shared import RUN, Json, state_of
+from hsl_node.terminal import print_json
 
 
 def register(app: typer.Typer) -> None:

@@ -10,9 +10,12 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hsl_node.errors import PeerDataError
+from hsl_node.sync import durable
+from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest, FileName
 from hsl_node.sync.plain_files import open_plain, require_plain, unlink
 from hsl_node.sync.tensors import CHUNK_BYTES
@@ -38,7 +41,8 @@ def claim(
             return target, _copy(name, inbox, target, expected)
         digest = known()  # first: once claimed, another file may take its place
         try:
-            os.rename(str(name), target, src_dir_fd=inbox)
+            with durable.passing(Step.RECEIVER_CLAIM):
+                durable.rename(str(name), target, old_folder=inbox)
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
@@ -59,17 +63,26 @@ def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
     """
     digest = hashlib.sha256()
     target.unlink(missing_ok=True)
-    with os.fdopen(open_plain(str(name), os.O_RDONLY, inbox), "rb", buffering=0) as source:
-        own = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(own, "wb", buffering=0) as copy:
-            done = 0
-            while block := source.read(CHUNK_BYTES):
-                done += len(block)
-                if done > expected:
-                    break
-                digest.update(block)
-                copy.write(block)
-    if done != expected:
-        raise PeerDataError(f"{done} bytes of {expected}: changed while it was read", code="size")
-    unlink(str(name), inbox)
+    with durable.passing(Step.RECEIVER_CLAIM):
+        try:
+            with os.fdopen(open_plain(str(name), os.O_RDONLY, inbox), "rb", buffering=0) as source:
+                own = durable.disk.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+                with durable.disk.file(own) as copy:
+                    done = 0
+                    while block := source.read(CHUNK_BYTES):
+                        done += len(block)
+                        if done > expected:
+                            break
+                        digest.update(block)
+                        copy.write(block)
+                    if done != expected:
+                        raise PeerDataError(f"{done} bytes of {expected}: changed while it was read", code="size")
+                    copy.flush()
+                    durable.sync(own, target.name)  # before the original goes
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        durable.sync_folder(target.parent)
+        with suppress(FileNotFoundError):  # taken back by its sender, as another server may allow
+            durable.disk.unlink(str(name), folder=inbox)
     return Digest(digest.hexdigest())

@@ -10,7 +10,7 @@ import asyncio
 import builtins
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 REWIND_BLOCKS = 2  # sent again on resuming, as servers may write in parallel: <= 765 KiB with the torn block
 RECEIPT_FIRST_S, RECEIPT_GROWTH, RECEIPT_CAP_S = 0.05, 1.5, 5.0  # looking for a receipt: 50 ms, 75 ms, ... 5 s
-SILENCE_MAX_S = 600.0  # the peer took the files and gives no receipt: after that they are sent anew
+SILENCE_MAX_S = 600.0  # the peer took the files and gives no receipt: after that it is asked, by the manifest alone
+# So many such silences until the data counts as lost and is sent anew: after 20 min, then 40, then every hour. A peer
+# that never answers must not cost a whole checkpoint every ten minutes; one that lost its disk waits 20 min for it.
+LOST_FIRST, LOST_MAX = 2, 6
 OLD_REFUSAL_S = 60.0  # the files are taken, but the receipt is still the refusal from before: by now that is the answer
 ANEW_MAX = 2  # how often a torn file is sent once more from its first byte
 # The receiver checks size and hash first: any later code is about what we meant to send; again would be no help.
@@ -98,6 +101,8 @@ class Known:
     placed: bool = False  # the data was in inbox/, whole: if it is gone now, the peer has taken it
     committed: float | None = None  # data and manifest are at the peer since (monotonic)
     silent: bool = False  # it had both and gave no receipt for too long: send both, whatever seems to be there
+    silences: int = 0  # in a row since the data was sent
+    silences_max: int = LOST_FIRST  # then the data is sent anew; doubles each time
     old_refusal: bytes | None = None  # the receipt of an earlier delivery: not the answer to this one
     anew: int = 0  # times that a torn file was sent again from its start
 
@@ -113,14 +118,17 @@ async def deliver(
     federation: Federation,
     transfer: Transfer,
     known: Known,
+    keys: Sequence[str] | None = None,
 ) -> Receipt:
     """Bring data and manifest into the peer's inbox and fetch its receipt, signed and about exactly this parcel.
+
+    `keys`: those that may sign for the peer; None: the one of its card.
 
     Raises:
         TransportError: this connection leads no further, try another one with the same `known`.
         LocalStateError: our checkpoint file cannot be read.
     """
-    receipts = Receipts(link, parcel.name, card, federation)
+    receipts = Receipts(link, parcel.name, card, federation, (card.key,) if keys is None else keys)
     while True:
         answer = await receipts.find(other_than=known.old_refusal)
         if answer and not answer.receipt.accepted and known.committed is None:
@@ -129,7 +137,7 @@ async def deliver(
         if answer is None:
             await _bring(link, parcel, transfer, known)
             transfer.enter("waiting for receipt")
-            answer = await _wait_for_receipt(link, receipts, parcel, known)
+            answer = await _wait_for_receipt(link, receipts, parcel, transfer, known)
         receipt, transfer.receipt = answer.receipt, answer.document
         if receipt.accepted:
             transfer.sent = transfer.total
@@ -153,7 +161,6 @@ async def deliver(
 
 async def _bring(link: Transport, parcel: Parcel, transfer: Transfer, known: Known) -> None:
     """Data, then manifest, each only where it is not there yet. The manifest is the commit record."""
-    manifest = parcel.name.of(Kind.MANIFEST)
     if parcel.data is not None:
         there = await link.size(_inbox(parcel, Kind.DATA))
         # The peer takes data only together with its manifest, and lets go of the manifest with the receipt. Data that
@@ -169,10 +176,15 @@ async def _bring(link: Transport, parcel: Parcel, transfer: Transfer, known: Kno
         known.placed = True
     elif known.committed is not None:
         return
-    there = await link.size(_inbox(parcel, Kind.MANIFEST))
-    if there != len(parcel.manifest):
-        await _place(link, manifest, parcel.manifest, len(parcel.manifest), in_the_way=there, transfer=None)
+    await _bring_manifest(link, parcel)
     known.committed, known.silent = time.monotonic(), False
+
+
+async def _bring_manifest(link: Transport, parcel: Parcel) -> None:
+    name, size = parcel.name.of(Kind.MANIFEST), len(parcel.manifest)
+    there = await link.size(_inbox(parcel, Kind.MANIFEST))
+    if there != size:
+        await _place(link, name, parcel.manifest, size, in_the_way=there, transfer=None)
 
 
 async def _place(
@@ -248,8 +260,15 @@ async def _clear(link: Transport, parcel: Parcel) -> None:
                     raise
 
 
-async def _wait_for_receipt(link: Transport, receipts: Receipts, parcel: Parcel, known: Known) -> Answer:
-    """Look again and again while the connection lives; not for ever if the peer took the files and fell silent."""
+async def _wait_for_receipt(
+    link: Transport, receipts: Receipts, parcel: Parcel, transfer: Transfer, known: Known
+) -> Answer:
+    """Look again and again while the connection lives; not for ever if the peer took the files and fell silent.
+
+    Silence has many reasons. Data that still lies there was not taken yet. Else the receipt may be lost, and a peer
+    that has the data answers to its manifest again: that costs 2 KB. Only a peer that does not answer to it either,
+    and again and again, is taken to have lost the data.
+    """
     pause = RECEIPT_FIRST_S
     while True:
         answer = await receipts.find(other_than=known.old_refusal)
@@ -262,15 +281,22 @@ async def _wait_for_receipt(link: Transport, receipts: Receipts, parcel: Parcel,
         if known.old_refusal and silence > OLD_REFUSAL_S and await link.size(_inbox(parcel, Kind.MANIFEST)) is None:
             known.old_refusal = None
         elif silence > SILENCE_MAX_S:
-            if await link.size(_inbox(parcel, Kind.DATA if parcel.data else Kind.MANIFEST)) is not None:
-                known.committed = now  # not taken yet: its daemon is down, or a round behind
+            known.committed = now
+            if parcel.data is not None and await link.size(_inbox(parcel, Kind.DATA)) is None:
+                known.silences += 1
+            else:
+                known.silences = 0  # not taken yet: its daemon is down, or a round behind
+            if known.silences < known.silences_max:
+                await _bring_manifest(link, parcel)
                 continue
+            minutes = known.silences * SILENCE_MAX_S / 60
             known.start_over(known.old_refusal)
             known.silent = True
+            known.silences, known.silences_max = 0, min(2 * known.silences_max, LOST_MAX)
+            transfer.resent_bytes += transfer.sent
+            transfer.sent = 0
             why = f" ({escaped(receipts.problem)})" if receipts.problem else ""
-            raise TransportError(
-                f"no receipt {silence / 60:.0f} min after the files were taken{why}: sending them anew"
-            )
+            raise TransportError(f"no receipt {minutes:.0f} min after the files were taken{why}: sending them anew")
 
 
 def _inbox(parcel: Parcel, kind: Kind) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 
 from hsl_node.config import Federation
 from hsl_node.errors import PeerDataError, escaped
+from hsl_node.sync import durable
+from hsl_node.sync.durable import Step
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, parse_file_name
@@ -166,7 +168,7 @@ class Home:
     async def fsync(self, file: OpenFile) -> None:
         async with file.lock:
             file.require_open()
-            await self._run(os.fsync, file.descriptor)
+            await self._run(_make_durable, file.descriptor)
 
     async def commit(self, old: FileName, new: FileName) -> None:
         """Rename a finished part into inbox/, never over another file."""
@@ -188,7 +190,8 @@ class Home:
                 # Only this process adds to inbox/, and nothing awaits between the look and the rename.
                 if exists(str(new), inbox):
                     raise FileExistsError(errno.EEXIST, "already delivered")
-                os.rename(str(old), str(new), src_dir_fd=parts, dst_dir_fd=inbox)
+                with durable.passing(Step.RECEIVER_COMMIT):
+                    durable.rename(str(old), str(new), old_folder=parts, new_folder=inbox)
             self._parts.pop(str(old), None)
             self._arrived.pop(str(new), None)
             if part and part.digest and (part.inode, part.size) == (status.st_ino, status.st_size):
@@ -250,3 +253,8 @@ class Home:
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+def _make_durable(descriptor: int) -> None:
+    with durable.passing(Step.RECEIVER_PART):
+        durable.sync(descriptor, "an arriving file")

@@ -6,6 +6,7 @@ of asyncssh's `SFTPServer` and denies what is not needed, should a new request t
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Any, NoReturn, Protocol, cast
 
@@ -32,9 +33,10 @@ from asyncssh.constants import (
 )
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
-from hsl_node.errors import LocalStateError, PeerDataError
+from hsl_node.errors import DiskFailed, LocalStateError, PeerDataError
 from hsl_node.sync.home import Home
 from hsl_node.sync.names import INBOX, PARTS, FileName, Kind
+from hsl_node.sync.offer import parse_path
 from hsl_node.sync.part import OpenFile
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,10 @@ class Link(Protocol):
 
     def active(self) -> None: ...
     async def writable(self) -> None: ...
+    def offered(self, name: str) -> OpenFile: ...
+    def spend(self, count: int) -> None: ...
     def refused(self, operation: str, path: str, error: PeerDataError) -> None: ...
+    def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None: ...
     def committed(self, name: FileName) -> None: ...
     def disk_failed(self, error: LocalStateError) -> None: ...
 
@@ -84,14 +89,15 @@ class InboxFS(asyncssh.SFTPServer):
 
     async def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> OpenFile:
         try:
+            if (offered := parse_path(path)) is not None:
+                return self._open_offered(offered, pflags)
             folder, name = self._locate_file(path)
             if pflags not in _OPEN_WAYS or attrs.size is not None:
                 raise PeerDataError(f"open with flags {pflags:#x}", code="operation")
             writing, create = _OPEN_WAYS[pflags]
             if writing and folder != PARTS:
                 raise PeerDataError(f"{folder}/ is not written to", code="operation")
-            if self._link.handles >= self._link.handles_max:
-                raise PeerDataError("too many open files", code="handles")
+            self._require_handle()
             self._link.handles += 1
             try:
                 if writing:
@@ -106,6 +112,20 @@ class InboxFS(asyncssh.SFTPServer):
         self.files.add(file)
         return file
 
+    def _open_offered(self, name: str, pflags: int) -> OpenFile:
+        """A file that is kept for this peer should it lose its state; it can be read and nothing else."""
+        if pflags != FXF_READ:
+            raise PeerDataError(f"open with flags {pflags:#x}", code="operation")
+        self._require_handle()
+        file = self._link.offered(name)
+        self._link.handles += 1
+        self.files.add(file)
+        return file
+
+    def _require_handle(self) -> None:
+        if self._link.handles >= self._link.handles_max:
+            raise PeerDataError("too many open files", code="handles")
+
     async def close(self, file_obj: object) -> None:
         file = cast(OpenFile, file_obj)
         if file in self.files:
@@ -117,7 +137,10 @@ class InboxFS(asyncssh.SFTPServer):
         try:
             if offset >= 2**63:  # beyond what the operating system can express
                 return b""
-            return await self._home.read(cast(OpenFile, file_obj), offset, min(size, BLOCK_MAX_BYTES))
+            file, count = cast(OpenFile, file_obj), min(size, BLOCK_MAX_BYTES)
+            if file.offered:
+                self._link.spend(count)
+            return await self._home.read(file, offset, count)
         except PeerDataError as exc:
             self._refuse("read", b"", exc)
 
@@ -133,14 +156,9 @@ class InboxFS(asyncssh.SFTPServer):
             await self._home.fsync(cast(OpenFile, file_obj))
         except PeerDataError as exc:
             self._refuse("fsync", b"", exc)
-        except OSError as exc:
-            # What the kernel could not write may be gone from its memory too: never ask a second time.
-            self._link.disk_failed(
-                LocalStateError(
-                    f"fsync of an arriving file failed: {exc}", remedy="check the disk of the state directory"
-                )
-            )
-            raise
+        except DiskFailed as exc:
+            self._link.disk_failed(exc)
+            raise OSError(errno.EIO, "the disk failed") from exc
 
     def stat(self, path: bytes) -> asyncssh.SFTPAttrs:
         try:
@@ -319,7 +337,7 @@ def _watched(handler: Any) -> Any:
         except (asyncssh.SFTPError, PacketDecodeError, FileNotFoundError, FileExistsError):
             raise
         except OSError as exc:
-            log.error("disk error in the inbox", extra={"errno": exc.errno, "reason": exc.strerror})
+            self._link.note("disk error in the inbox", logging.ERROR, errno=exc.errno, reason=exc.strerror)
             raise
         except Exception as exc:
             log.exception("bug in the inbox")

@@ -9,14 +9,15 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import LocalStateError, NotInitialised
+from hsl_node.sync.durable import Step, disk_failed, passing
 from hsl_node.sync.names import Digest, Peer, Round
 
-VERSION = 1
+VERSION = 2
 NOTES_MAX = 5000  # a hostile peer may be refused for ever; the newest tell enough
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
@@ -33,7 +34,7 @@ CREATE TABLE phases (round INTEGER, phase TEXT, started REAL NOT NULL, ended REA
 CREATE TABLE transfers (round INTEGER, peer TEXT, direction TEXT, bytes INTEGER, resent INTEGER, retries INTEGER,
                         started REAL, ended REAL, PRIMARY KEY (round, peer, direction));
 CREATE TABLE notes (at REAL NOT NULL, level TEXT NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL);
-CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT NULL);     -- evaluations
+CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT NULL);     -- evaluations, influence
 """
 
 
@@ -48,12 +49,13 @@ class Journal:
     def create(cls, path: Path) -> Journal:
         """Open for writing; make it where it is absent."""
         try:
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            db = sqlite3.connect(path, isolation_level=None, timeout=10)  # of this thread alone
             path.chmod(0o600)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before the action that relies on it
             if not db.execute("SELECT name FROM sqlite_master").fetchall():
-                db.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', '{VERSION}'); COMMIT;")
+                with passing(Step.START_JOURNAL):
+                    db.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', '{VERSION}'); COMMIT;")
             return cls(db)._of_our_version(path)
         except sqlite3.Error as exc:
             raise _broken(path, exc) from exc
@@ -81,20 +83,25 @@ class Journal:
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, step: Step = Step.JOURNAL_NOTE) -> Iterator[None]:
         """All or nothing, durable on leaving.
 
         Raises:
-            LocalStateError: the disk is full or fails; nothing of it happened.
+            LocalStateError: the disk is full; nothing of it happened.
+            DiskFailed: the disk fails; only a restart tells whether it happened.
         """
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
-            self._db.execute("COMMIT")
+            with passing(step):
+                self._db.execute("COMMIT")
         except BaseException as exc:
             if self._db.in_transaction:  # after some errors SQLite has rolled back by itself
-                self._db.execute("ROLLBACK")
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
             if isinstance(exc, sqlite3.Error):
+                if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                    raise disk_failed(f"the journal cannot be written: {exc}") from exc
                 raise LocalStateError(
                     f"the journal cannot be written: {exc}",
                     remedy="check the disk; the node goes on from its journal after a restart",
@@ -108,14 +115,14 @@ class Journal:
         return json.loads(row["json"]) if row else None
 
     def save_state(self, content: dict[str, Any]) -> None:
-        self._db.execute("REPLACE INTO state VALUES (1, ?)", (json.dumps(content),))
+        self._write("REPLACE INTO state VALUES (1, ?)", (json.dumps(content),))
 
     def meta(self, key: str) -> str | None:
         row = self._one("SELECT value FROM meta WHERE key = ?", key)
         return str(row["value"]) if row else None
 
     def set_meta(self, key: str, value: str) -> None:
-        self._db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._write("REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def signed(self, round: Round) -> tuple[Digest, bytes] | None:
         """My signed manifest of a round: (sha256 it names, document)."""
@@ -123,20 +130,24 @@ class Journal:
         return (Digest(row["sha256"]), row["document"]) if row else None
 
     def record_signed(self, round: Round, sha256: Digest, document: bytes) -> None:
-        """Remember what I signed. A second, different signature for a round would be equivocation.
+        """Remember what I signed. A second, different manifest for a round would be equivocation.
+
+        The same content signed again keeps the first signature.
 
         Raises:
-            LocalStateError: something else was signed for this round before. Round 0, the opening statement, may be
-                corrected: nothing was trained on it.
+            LocalStateError: something else was signed for this round before, be it another sample count only. Round
+                0, the opening statement, may be corrected: nothing was trained on it.
         """
         before = self.signed(round)
-        if before and before[0] != sha256 and round > 0:
+        same = before is not None and before[1].partition(b"\n")[0] == document.partition(b"\n")[0]
+        if before and not same and round > 0:
             raise LocalStateError(
-                f"round {round} was signed with checkpoint {before[0][:12]} before; refusing to sign {sha256[:12]}",
+                f"round {round} was signed with checkpoint {before[0][:12]} before; refusing to sign {sha256[:12]}"
+                + (" with another manifest" if before[0] == sha256 else ""),
                 remedy="the trainer did not reproduce its checkpoint: restore trainer/ and outbox/ from backup",
             )
-        if before is None or before[0] != sha256 or round == 0:
-            self._db.execute("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))
+        if not same:
+            self._write("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))
 
     def manifest(self, round: Round, peer: Peer) -> dict[str, Any] | None:
         """A verified manifest: `sha256`, signed `document`, `content` (decoded)."""
@@ -144,60 +155,100 @@ class Journal:
         return {**row, "content": json.loads(row["content"])} if row else None
 
     def record_manifest(self, round: Round, peer: Peer, sha256: str, document: bytes, content: dict[str, Any]) -> None:
-        self._db.execute(
+        self._write(
             "REPLACE INTO manifests VALUES (?, ?, ?, ?, ?, ?)",
             (round, peer, sha256, document, json.dumps(content), time.time()),
         )
 
+    def offered(self, everything_of: tuple[Peer, ...], since: Round, newest: int) -> list[dict[str, Any]]:
+        """Manifests that a peer may ask for: `newest` ones of some peers, of everybody those since a round."""
+        rows = [
+            row
+            for peer in everything_of
+            for row in self._db.execute(
+                "SELECT * FROM manifests WHERE peer = ? ORDER BY round DESC LIMIT ?", (peer, newest)
+            )
+        ]
+        marks = ",".join("?" * len(everything_of))
+        rows += self._db.execute(
+            f"SELECT * FROM manifests WHERE round >= ? AND peer NOT IN ({marks})", (since, *everything_of)
+        ).fetchall()
+        return [dict(row) for row in rows]
+
+    def documents(self) -> list[dict[str, Any]]:
+        """All verified manifests: signed `document` and decoded `content`."""
+        rows = self._db.execute("SELECT document, content FROM manifests ORDER BY round, peer").fetchall()
+        return [{"document": row["document"], "content": json.loads(row["content"])} for row in rows]
+
+    def last_signed(self) -> Round | None:
+        """The highest round that carries my signature, as far as this journal knows."""
+        row = self._one("SELECT max(round) AS round FROM signed")
+        return row["round"] if row else None
+
     def record_receipt(self, round: Round, receiver: Peer, accepted: bool, code: str, text: str, doc: bytes) -> None:
-        self._db.execute(
+        self._write(
             "REPLACE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?)",
             (round, receiver, accepted, code, text, doc, time.time()),
         )
 
+    def receipt(self, round: Round, receiver: Peer) -> bytes:
+        """The signed receipt of a peer; empty where there is none."""
+        row = self._one("SELECT document FROM receipts WHERE round = ? AND receiver = ?", round, receiver)
+        return bytes(row["document"]) if row else b""
+
     # -------------------------------------------------------------- what happened, for people and reports
 
     def record_fused(self, round: Round, sha256: Digest) -> None:
-        self._db.execute(
+        self._write(
             "INSERT INTO fused (round, sha256, at) VALUES (?, ?, ?) "
             "ON CONFLICT (round) DO UPDATE SET sha256 = excluded.sha256",
             (round, sha256, time.time()),
         )
 
     def record_validation(self, round: Round, auc: float | None, loss: float | None) -> None:
-        self._db.execute("UPDATE fused SET auc = ?, loss = ?, validated = 1 WHERE round = ?", (auc, loss, round))
+        self._write("UPDATE fused SET auc = ?, loss = ?, validated = 1 WHERE round = ?", (auc, loss, round))
 
     def record_epoch(self, round: Round, epoch: int, content: dict[str, Any]) -> None:
-        self._db.execute("REPLACE INTO epochs VALUES (?, ?, ?, ?)", (round, epoch, json.dumps(content), time.time()))
+        self._write("REPLACE INTO epochs VALUES (?, ?, ?, ?)", (round, epoch, json.dumps(content), time.time()))
 
     def record_phase(self, round: Round, phase: str) -> None:
         """This phase begins now; the one before ends. Saying it again after a restart changes nothing."""
         now = time.time()
-        self._db.execute(
+        self._write(
             "UPDATE phases SET ended = ? WHERE ended IS NULL AND NOT (round = ? AND phase = ?)", (now, round, phase)
         )
-        self._db.execute("INSERT OR IGNORE INTO phases VALUES (?, ?, ?, NULL)", (round, phase, now))
+        self._write("INSERT OR IGNORE INTO phases VALUES (?, ?, ?, NULL)", (round, phase, now))
 
     def record_transfer(
         self, round: Round, peer: Peer, direction: str, size: int, resent: int, retries: int, seconds: float
     ) -> None:
         now = time.time()
-        self._db.execute(
+        self._write(
             "REPLACE INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (round, peer, direction, size, resent, retries, now - seconds, now),
         )
 
     def note(self, level: str, code: str, text: str) -> None:
         """A line for the operator's history: refusals, warnings, halts."""
-        self._db.execute("INSERT INTO notes VALUES (?, ?, ?, ?)", (time.time(), level, code, text))
-        self._db.execute("DELETE FROM notes WHERE rowid <= (SELECT max(rowid) FROM notes) - ?", (NOTES_MAX,))
+        self._write("INSERT INTO notes VALUES (?, ?, ?, ?)", (time.time(), level, code, text))
+        self._write("DELETE FROM notes WHERE rowid <= (SELECT max(rowid) FROM notes) - ?", (NOTES_MAX,))
 
     def record_result(self, name: str, content: dict[str, Any]) -> None:
-        self._db.execute("REPLACE INTO results VALUES (?, ?, ?)", (name, json.dumps(content), time.time()))
+        self._write("REPLACE INTO results VALUES (?, ?, ?)", (name, json.dumps(content), time.time()))
 
     def result(self, name: str) -> dict[str, Any] | None:
         row = self._one("SELECT content FROM results WHERE name = ?", name)
         return json.loads(row["content"]) if row else None
+
+    def record_influence(self, round: Round, content: dict[str, Any]) -> None:
+        self.record_result(f"influence {round}", content)
+
+    def influence(self, round: Round) -> dict[str, Any] | None:
+        """What a fusion's inputs were like: `peers`, name -> figures (influence.py); `unusual`, name -> why.
+
+        None: not fused, or by an earlier version.
+        """
+        return self.result(f"influence {round}")
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of one table in order, JSON columns decoded; for reports."""
@@ -234,6 +285,14 @@ class Journal:
             "ORDER BY auc IS NULL, auc DESC, loss ASC, round ASC LIMIT 1"
         )
         return (row["round"], Digest(row["sha256"])) if row else None
+
+    def _write(self, query: str, values: tuple[Any, ...]) -> None:
+        """Within the transaction, or as one of its own."""
+        if self._db.in_transaction:
+            self._db.execute(query, values)
+        else:
+            with self.transaction():
+                self._db.execute(query, values)
 
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
         row: sqlite3.Row | None = self._db.execute(query, values).fetchone()

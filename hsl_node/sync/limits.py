@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hsl_node.sync.names import Peer
+
+log = logging.getLogger(__name__)
+
+LOG_LINES_PER_MINUTE = 20  # enough to see what is going on; the counters count on
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,27 @@ class Limits:
     progress_s: float = 120  # an unfinished transfer must bring `progress_bytes` in this time, or the link is cut;
     progress_bytes: int = 64 * 1024  # 64 peers on one 4 Mbit/s line get fifteen times as much each
     sweep_s: float = 5
-    log_lines_per_minute: int = 60  # per peer or source; the counters count on
+    offers_per_minute: int = 600  # lists of what is kept for a peer, each made anew; a node asks before each signature
+    offer_files_per_hour: int = 160  # bytes of so many checkpoints: own, of 63 others for two rounds, and again
+    log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer or source; the counters count on
     quota: Quota = field(default_factory=Quota)
+
+
+class Allowance:
+    """So much of something in each stretch of time. For one peer."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+        self._since, self._taken = float("-inf"), 0
+
+    def take(self, amount: int, now: float) -> bool:
+        """May this much more be taken? `now` is monotonic."""
+        if now - self._since >= self._seconds:
+            self._since, self._taken = now, 0
+        if self._taken + amount > self._most:
+            return False
+        self._taken += amount
+        return True
 
 
 @dataclass
@@ -44,3 +70,30 @@ class Counters:
     auth_failures: int = 0
     evicted: int = 0  # unauthenticated connections closed to make room
     unauthenticated: int = 0  # now
+
+
+class LogLimit:
+    """So many lines a minute about each peer or source. The rest is told in one line, once the minute is over."""
+
+    def __init__(self, lines_per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = lines_per_minute
+        self._clock = clock
+        self._lines: Counter[str] = Counter()
+        self._until = 0.0
+
+    def allows(self, who: str) -> bool:
+        """May one more line be written about `who`? A hostile peer must not push everything else out of the log."""
+        self.flush()
+        self._lines[who] += 1
+        return self._lines[who] <= self._most
+
+    def flush(self) -> None:
+        """Say how much was left out. Call it now and then: whoever was muted may never come back."""
+        now = self._clock()
+        if now < self._until:
+            return
+        for who, lines in self._lines.items():
+            if lines > self._most:
+                log.warning("and more like these", extra={"about": who, "lines": lines - self._most})
+        self._lines.clear()
+        self._until = now + 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,6 @@ from hsl_node.sync.part import OpenFile
 
 if TYPE_CHECKING:
     from hsl_node.sync.server import InboxServer
-
-log = logging.getLogger(__name__)
 
 UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
 
@@ -60,7 +59,7 @@ class Link(asyncssh.SSHServer):
         self._writable.set()
         self.server.leave(self)
         if self.peer:
-            log.info("peer disconnected", extra={"peer": self.peer, "reason": escaped(str(exc or ""))})
+            self.note("peer disconnected", logging.INFO, reason=escaped(str(exc or "")))
 
     def abort(self) -> None:
         self.server.leave(self)  # at once: whoever comes next must not find this one still counted
@@ -112,6 +111,13 @@ class Link(asyncssh.SSHServer):
         self.last_request = time.monotonic()
         self.server.welcome(self, peer)
 
+    @property
+    def run(self) -> str:
+        """Which process of the peer this is; empty where it does not say. Its key exchange signed it."""
+        says = str(self.conn.get_extra_info("client_version", ""))
+        found = re.fullmatch(r"SSH-2\.0-hsl1_([0-9a-f]{16})", says, re.ASCII)
+        return found[1] if found else ""
+
     # ------------------------------------------------------------ sessions
 
     def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], Session] | bool:
@@ -146,13 +152,25 @@ class Link(asyncssh.SSHServer):
     async def writable(self) -> None:
         await self._writable.wait()
 
+    def offered(self, name: str) -> OpenFile:
+        assert self.peer is not None
+        return self.server.offered(self.peer, self.run, name)
+
+    def spend(self, count: int) -> None:
+        assert self.peer is not None
+        self.server.spend(self.peer, count)
+
     def refused(self, operation: str, path: str, error: PeerDataError) -> None:
         assert self.peer is not None
         self.server.refused(self.peer, operation, path, error)
 
+    def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None:
+        assert self.peer is not None
+        self.server.note(self.peer, event, level, peer=self.peer, **fields)
+
     def committed(self, name: FileName) -> None:
         assert self.peer is not None
-        log.info("delivery complete", extra={"peer": self.peer, "round": name.round, "sha256": name.sha256[:12]})
+        self.note("delivery complete", logging.INFO, round=name.round, sha256=name.sha256[:12])
         self.server.on_commit(self.peer)
 
     def disk_failed(self, error: LocalStateError) -> None:

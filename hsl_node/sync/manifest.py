@@ -5,12 +5,14 @@ Signature checks come first and live in `identity.verify`; what is parsed here w
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hsl_node.config import Federation, canonical_json
+from hsl_node.config import Federation, Plan, canonical_json
 from hsl_node.errors import FederationMismatch, PeerDataError, escaped
 from hsl_node.sync.names import PEER_PATTERN, ROUND_MAX, Digest, FileName, Kind, Peer, Round
 
@@ -23,29 +25,30 @@ _Name = Annotated[str, Field(pattern=rf"^{PEER_PATTERN}$")]
 _Word = Annotated[str, Field(max_length=80)]
 
 
-class _Signed(BaseModel):
+class Signed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Manifest(_Signed):
+class Manifest(Signed):
     """One peer's signed statement about one round.
 
     A *statement* (`bytes` = 0, `sha256` = `base`) carries no checkpoint. Round 0: the initial weights this peer will
-    start from; the round after the last: the fused model it ended with; any other round: where it halted. See AGREE
-    and HALTED in `round.py`.
+    start from; the round after the last: the fused model it ended with; with `halted`: where it stopped. See AGREE and
+    HALTED in `round.py`.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     federation: _Sha  # Federation.digest
     round: int = Field(ge=0, le=ROUND_MAX)
     peer: _Name
     sha256: _Sha  # of the checkpoint file
     bytes: int = Field(ge=0, le=2**63)
     base: _Sha  # the fused model this round was trained from; rounds 0 and 1: the initial weights
-    inputs: dict[_Name, _Sha]  # peer -> checkpoint of the previous round, as this peer fused them; rounds 0, 1: empty
+    inputs: dict[_Name, _Sha]  # peer -> `digest` of its manifest of the round fused into `base`; rounds 0, 1: empty
     samples: int = Field(ge=1, le=SAMPLES_MAX)  # training images
     auc: float | None = Field(ge=0, le=1)  # local validation; None: undefined
     plateau: bool
+    halted: bool  # a statement only: this peer stopped here, the run has not ended
     anchor: _Sha | None  # fingerprint of the anchor set
     schema_: _Sha = Field(alias="schema")  # digest of the checkpoint header: the model's architecture
     instance: _Word  # nonce of this installation; a cloned machine shows itself
@@ -55,6 +58,11 @@ class Manifest(_Signed):
     def statement(self) -> bool:
         return self.bytes == 0
 
+    @property
+    def digest(self) -> Digest:
+        """Pins everything this manifest says: the checkpoint, and the sample count and flags it is fused with."""
+        return content_digest(self.content())
+
     def content(self) -> dict[str, object]:
         return self.model_dump(mode="json", by_alias=True)
 
@@ -62,7 +70,7 @@ class Manifest(_Signed):
         return FileName(self.federation[:8], self.round, Peer(self.peer), Digest(self.sha256), Kind.MANIFEST)
 
 
-class Receipt(_Signed):
+class Receipt(Signed):
     """The receiver's signed answer to one manifest."""
 
     version: Literal[1] = 1
@@ -79,21 +87,26 @@ class Receipt(_Signed):
         return self.model_dump(mode="json")
 
 
+def content_digest(content: Mapping[str, object]) -> Digest:
+    """sha256 of the line that is signed, not of the signature: `head -n1 FILE | sha256sum`."""
+    return Digest(hashlib.sha256(canonical_json(content) + b"\n").hexdigest())
+
+
 def parse_manifest(line: bytes) -> Manifest:
     """Raises: PeerDataError: code `manifest`."""
-    return _parse(line, Manifest, by_alias=True)
+    return parse_signed(line, Manifest, by_alias=True)
 
 
 def parse_receipt(line: bytes) -> Receipt:
     """Raises: PeerDataError: code `manifest`."""
-    return _parse(line, Receipt)
+    return parse_signed(line, Receipt)
 
 
 def check(manifest: Manifest, name: FileName, federation: Federation, sender: Peer, current: Round) -> None:
     """Compare a verified manifest with its name, its sender and our round. The bytes of the data come after this.
 
     Raises:
-        PeerDataError: code `name`, `owner`, `federation` or `round`.
+        PeerDataError: code `name`, `owner`, `federation`, `round`, `manifest` or `halted`.
     """
     if manifest.peer != sender or name.peer != sender:
         raise PeerDataError(f"{sender!r} delivered a manifest of {manifest.peer!r}", code="owner")
@@ -113,6 +126,20 @@ def check(manifest: Manifest, name: FileName, federation: Federation, sender: Pe
         raise PeerDataError(f"round {manifest.round} has no earlier inputs", code="manifest")
     if manifest.round > 1 and set(manifest.inputs) != set(federation.peers):
         raise PeerDataError("inputs do not name the full set", code="manifest")
+    _check_halted(manifest, federation.plan)
+
+
+def _check_halted(manifest: Manifest, plan: Plan) -> None:
+    if manifest.halted and (manifest.round == 0 or not manifest.statement):
+        what = "with a checkpoint" if manifest.round else "before the first round"
+        raise PeerDataError(f"says that its node halted, {what}", code="halted")
+    # A plateau takes `plateau_rounds` rounds after a first one; the closing statement comes one round later.
+    earliest_end = min(plan.rounds, plan.plateau_rounds + 1) + 1
+    if manifest.statement and not manifest.halted and 0 < manifest.round < earliest_end:
+        raise PeerDataError(
+            f"says in round {manifest.round} that the run has ended, which this plan allows from {earliest_end} on",
+            code="halted",
+        )
 
 
 def require_same_setup(manifest: Manifest, *, anchor: str | None, schema: str, software: str) -> None:
@@ -134,12 +161,23 @@ def require_same_setup(manifest: Manifest, *, anchor: str | None, schema: str, s
         )
 
 
-_Document = TypeVar("_Document", bound=_Signed)
+_Document = TypeVar("_Document", bound=Signed)
 
 
-def _parse(line: bytes, model: type[_Document], by_alias: bool = False) -> _Document:
+def parse_signed(line: bytes, model: type[_Document], by_alias: bool = False) -> _Document:
     try:
-        document = model.model_validate(json.loads(line))
+        content = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise PeerDataError(f"{model.__name__.lower()} is malformed: {escaped(str(exc))}", code="manifest") from exc
+    here = model.model_fields["version"].default
+    if isinstance(content, dict) and content.get("version") != here:
+        raise PeerDataError(
+            f"{model.__name__.lower()} of version {escaped(repr(content.get('version')), 20)}, this node speaks {here}",
+            code="manifest",
+            remedy="install the same hsl-node version at all sites",
+        )
+    try:
+        document = model.model_validate(content)
         canonical = canonical_json(document.model_dump(mode="json", by_alias=by_alias)) + b"\n"
     except (ValueError, ValidationError, RecursionError) as exc:
         raise PeerDataError(f"{model.__name__.lower()} is malformed: {escaped(str(exc))}", code="manifest") from exc

@@ -23,8 +23,9 @@ class OpenFile:
 
     descriptor: int
     part: Part | None = None  # None: opened for reading
-    opened: float = field(default_factory=time.time)  # for display only
+    opened: float = field(default_factory=time.monotonic)
     received: int = 0
+    offered: bool = False  # lies below offer/: reading it is counted
     slow: bool = False  # the last write took long: the next one goes to a thread
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

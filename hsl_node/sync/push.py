@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable, Sequence
 
 from hsl_node.config import Federation, PeerCard
 from hsl_node.errors import HslError, KeyRefused, TransportError, escaped
@@ -15,6 +16,8 @@ from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.names import Peer
 from hsl_node.sync.transport import Client, Patience, connect
 
+Wait = Callable[..., Awaitable[None]]  # (seconds, wake, *, at_least)
+
 __all__ = ["Known", "Parcel", "Transfer", "deliver", "push"]
 
 log = logging.getLogger(__name__)
@@ -22,7 +25,18 @@ log = logging.getLogger(__name__)
 BACKOFF_BASE_S = 1.0  # doubles with every failure; the wait is drawn evenly from 0 to that: peers don't march in step
 BACKOFF_CAP_S = 60.0  # a peer that comes back is found within a minute, half a minute on average
 WOKEN_WAIT_S = 1.0  # two nodes that fail to serve each other must not wake each other at the speed of the network
-KEY_REFUSED_WAIT_S = 300.0  # at most 12 tries an hour: more looks like an attack to the peer's defences
+# At most 12 tries an hour, the woken one included: more looks like an attack to the peer's defences.
+KEY_REFUSED_WAIT_S, KEY_REFUSED_JITTER = 330.0, 1.2
+
+
+async def wait_for_peer(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
+    """Sleep, but not beyond `at_least` if the peer shows itself."""
+    await asyncio.sleep(min(at_least, seconds))
+    try:
+        async with asyncio.timeout(max(0.0, seconds - at_least)):
+            await wake.wait()
+    except TimeoutError:
+        pass
 
 
 async def push(
@@ -37,8 +51,13 @@ async def push(
     wake: asyncio.Event,
     rng: random.Random,
     patience: Patience = Patience(),
+    wait: Wait = wait_for_peer,
+    keys: Sequence[str] | None = None,
+    host_keys: Sequence[str] | None = None,
 ) -> Receipt:
     """Deliver `parcel` to the peer of `card`, however long that takes. `wake`: try at once, the peer is there.
+
+    `keys`, `host_keys`: what the peer may sign its receipt with and what its server may show; None: as the card says.
 
     Gives back the peer's receipt: it accepts, or refuses for a reason that sending again cannot mend.
 
@@ -46,6 +65,7 @@ async def push(
         LocalStateError: our checkpoint file cannot be read.
     """
     known = Known()
+    woken = False  # once by a peer that refused our key: it may have been started again with the right one
     transfer.begin(parcel)
     failures = 0  # in a row, without any progress
     while True:
@@ -53,28 +73,32 @@ async def push(
         transfer.enter("connecting")
         wake.clear()
         try:
-            async with connect(card, me, identity, client=client, patience=patience) as link:
-                receipt = await deliver(link, parcel, card=card, federation=federation, transfer=transfer, known=known)
+            async with connect(card, me, identity, client=client, patience=patience, host_keys=host_keys) as link:
+                receipt = await deliver(
+                    link, parcel, card=card, federation=federation, transfer=transfer, known=known, keys=keys
+                )
                 transfer.last_error = ""
                 transfer.enter("done" if receipt.accepted else "refused")
                 return receipt
         except KeyRefused as exc:
-            wait = KEY_REFUSED_WAIT_S * rng.uniform(1, 1.2)
-            _note(transfer, exc, wait)
-            await asyncio.sleep(wait)  # not woken: the peer being there does not make it like our key
+            seconds = KEY_REFUSED_WAIT_S * rng.uniform(1, KEY_REFUSED_JITTER)
+            _note(transfer, exc, seconds)
+            wake.clear()
+            await wait(seconds, wake, at_least=seconds if woken else WOKEN_WAIT_S)
+            woken = woken or wake.is_set()
         except TransportError as exc:
             failures = 1 if transfer.sent > before else failures + 1
-            wait = backoff_s(failures, rng)
-            _note(transfer, exc, wait)
-            await _wait(wait, wake, at_least=0 if failures == 1 else WOKEN_WAIT_S)
+            seconds = backoff_s(failures, rng)
+            _note(transfer, exc, seconds)
+            await wait(seconds, wake, at_least=0 if failures == 1 else WOKEN_WAIT_S)
         except HslError:
             raise
         except Exception as exc:  # one peer's link must never end this node: a bug of ours or theirs, told in the log
             failures += 1
-            wait = backoff_s(failures, rng)
+            seconds = backoff_s(failures, rng)
             log.exception("push broke", extra={"peer": card.name, "round": parcel.name.round})
-            _note(transfer, TransportError(f"{card.name}: {type(exc).__name__}: {escaped(str(exc))}"), wait)
-            await _wait(wait, wake, at_least=WOKEN_WAIT_S)
+            _note(transfer, TransportError(f"{card.name}: {type(exc).__name__}: {escaped(str(exc))}"), seconds)
+            await wait(seconds, wake, at_least=WOKEN_WAIT_S)
 
 
 def backoff_s(failures: int, rng: random.Random) -> float:
@@ -82,19 +106,10 @@ def backoff_s(failures: int, rng: random.Random) -> float:
     return rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(failures - 1, 30)))
 
 
-def _note(transfer: Transfer, error: TransportError | KeyRefused, wait: float) -> None:
+def _note(transfer: Transfer, error: TransportError | KeyRefused, seconds: float) -> None:
     transfer.retries += 1
     transfer.last_error = error.message
     transfer.enter("waiting to retry")
-    transfer.next_try = time.monotonic() + wait
-    fields = {"peer": transfer.peer, "round": transfer.round, "bytes": transfer.sent, "wait_s": round(wait, 1)}
+    transfer.next_try = time.monotonic() + seconds
+    fields = {"peer": transfer.peer, "round": transfer.round, "bytes": transfer.sent, "wait_s": round(seconds, 1)}
     log.warning("push failed, trying again", extra={**fields, "reason": error.message})
-
-
-async def _wait(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
-    await asyncio.sleep(min(at_least, seconds))
-    try:
-        async with asyncio.timeout(max(0.0, seconds - at_least)):
-            await wake.wait()
-    except TimeoutError:
-        pass

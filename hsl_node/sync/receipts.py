@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hsl_node.config import Federation, PeerCard
@@ -19,13 +20,16 @@ class Answer:
 
 
 class Receipts:
-    """Looks for the receipt about `name` (of the data) by the peer of `card`."""
+    """Looks for the receipt about `name` (of the data) by the peer of `card`, signed with one of `keys`."""
 
-    def __init__(self, link: Transport, name: FileName, card: PeerCard, federation: Federation) -> None:
+    def __init__(
+        self, link: Transport, name: FileName, card: PeerCard, federation: Federation, keys: Sequence[str]
+    ) -> None:
         self._link = link
         self._name = name
         self._card = card
         self._federation = federation
+        self._keys = keys
         self._path = f"{RECEIPTS}/{name.of(Kind.RECEIPT)}"
         self.problem = ""  # why the document that lies there does not count
 
@@ -48,7 +52,7 @@ class Receipts:
 
     def _check(self, document: bytes) -> Receipt:
         """Raises: PeerDataError: not signed by this peer, or about something else."""
-        receipt = parse_receipt(verify(document, self._card.key, RECEIPT_NAMESPACE))
+        receipt = parse_receipt(verify(document, self._keys, RECEIPT_NAMESPACE))
         says = (receipt.federation, receipt.round, receipt.peer, receipt.sha256, receipt.receiver)
         name = self._name
         if says != (self._federation.digest, name.round, name.peer, name.sha256, self._card.name):

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +24,10 @@ from pathlib import Path
 from hsl_node.config import Federation
 from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError, escaped
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity, verify
+from hsl_node.sync import durable
 from hsl_node.sync.claim import claim
+from hsl_node.sync.durable import Step
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.manifest import (
     MANIFEST_MAX_BYTES,
     Manifest,
@@ -47,6 +49,7 @@ REFUSED_MAX = 64  # refused manifests kept per sender, the newest
 RECEIPTS_MAX = 4096  # per sender; an honest one has one a round, a hostile one makes us refuse without end
 TEXT_MAX = 280  # of a receipt, which allows 300
 PART_MAX_AGE_S = 24 * 3600.0
+AGE_BELIEVED_S = 30 * 24 * 3600.0  # older, or of the future: the clock has jumped, the file has not aged
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def scan(
     kept: Callable[[Manifest], Path | None] = lambda manifest: None,
     software: str = "",
     foreign: bool = True,
+    keyring: Keyring | None = None,
 ) -> list[Arrival | Refusal]:
     """Everything in the sender's inbox/ that is complete, checked.
 
@@ -99,7 +103,8 @@ def scan(
         LocalStateError: our own disk or permissions.
     """
     assert sender != me
-    context = _Context(sender, claimed, federation, current, schema, anchor, take_digest, kept, software, foreign)
+    keys = (keyring or Keyring.of(federation)).keys(sender)
+    context = _Context(sender, claimed, federation, current, schema, anchor, take_digest, kept, software, foreign, keys)
     found: list[Arrival | Refusal] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
         (claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,8 +167,12 @@ def answer(
                 _drop_oldest(folder, RECEIPTS_MAX)
             _write_document(folder, str(name.of(Kind.RECEIPT)), identity.sign(receipt.content(), RECEIPT_NAMESPACE))
         if accepted or code != "round":  # a round that is not ours yet: its manifest waits
-            with open_folder(homes, sender, INBOX) as inbox, suppress(FileNotFoundError):
-                os.unlink(str(name), dir_fd=inbox)
+            with (
+                durable.passing(Step.RECEIVER_RELEASE),
+                open_folder(homes, sender, INBOX) as inbox,
+                suppress(FileNotFoundError),
+            ):
+                durable.disk.unlink(str(name), folder=inbox)
 
 
 def collect_parts(
@@ -178,13 +187,16 @@ def collect_parts(
         with open_folder(homes, sender, INBOX) as inbox:
             present = set(os.listdir(inbox))
             orphans = [n for n in present if _is_orphan(n, present, current)]
-            removed += _remove_old(orphans, inbox, now - max_age_s)
+            removed += _remove_old(orphans, inbox, now, max_age_s)
         with open_folder(homes, sender, PARTS) as parts:
-            removed += _remove_old(os.listdir(parts), parts, now - max_age_s)
+            removed += _remove_old(os.listdir(parts), parts, now, max_age_s)
+        with open_folder(homes, sender, RECEIPTS) as receipts:
+            torn = [n for n in os.listdir(receipts) if n.startswith(".")]  # a kill left them half written
+            removed += _remove_old(torn, receipts, now, max_age_s)
         if (claimed / sender).is_dir():
             with open_folder(claimed, sender, ".") as private:
                 left = [n for n in os.listdir(private) if _is_orphan(n, present, current + 2)]
-                removed += _remove_old(left, private, now - max_age_s)
+                removed += _remove_old(left, private, now, max_age_s)
     if removed:
         log.info("old parts deleted", extra={"peer": sender, "files": removed})
     return removed
@@ -205,6 +217,7 @@ class _Context:
     kept: Callable[[Manifest], Path | None]
     software: str
     foreign: bool
+    keys: tuple[str, ...]  # that may sign for the sender
 
 
 def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | None:
@@ -214,7 +227,7 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
     data: Path | None = None
     try:
         document = _read_document(inbox, name)
-        line = verify(document, context.federation.get(context.sender).key, MANIFEST_NAMESPACE)
+        line = verify(document, context.keys, MANIFEST_NAMESPACE)
         manifest = parse_manifest(line)
         check(manifest, name, context.federation, context.sender, context.current)
         require_same_setup(manifest, anchor=context.anchor, schema=context.schema.digest, software=context.software)
@@ -239,7 +252,7 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
             return None
         data, known = found
         check_file(data, context.schema, sha256=manifest.sha256, known_sha256=known)
-        _fsync(data)
+        _make_durable(data)
         return Arrival(context.sender, manifest, document, data)
     except (PeerDataError, FederationMismatch) as exc:
         if manifest is not None and manifest.round == context.current + 2 and getattr(exc, "code", "") == "round":
@@ -303,7 +316,7 @@ def _refusal(
         folder = context.claimed.parent / "refused" / context.sender
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept = folder / f"{hashlib.sha256(document).hexdigest()[:32]}.manifest"  # our name, not the sender's
-        kept.write_bytes(document)
+        durable.write(kept, document, Step.RECEIVER_REFUSED)
         with open_folder(folder.parent, context.sender, ".") as descriptor:
             _drop_oldest(descriptor, REFUSED_MAX + 1)
     return Refusal(context.sender, name, error, manifest, document, kept)
@@ -311,16 +324,9 @@ def _refusal(
 
 def _write_document(folder: int, name: str, document: bytes) -> None:
     """Atomically, durably, and readable for the account that another server gives the sender."""
-    temporary = f".{secrets.token_hex(8)}"
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder
-    )
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o644)
+    with durable.replacing(name, Step.RECEIVER_RECEIPT, folder=folder, shared=True) as file:
+        os.fchmod(file.fileno(), 0o644)
         file.write(document)
-        file.flush()
-        os.fsync(descriptor)
-    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _drop_oldest(folder: int, most: int) -> None:
@@ -341,18 +347,22 @@ def _is_orphan(text: str, present: Iterable[str], current: Round) -> bool:
     return name.kind is Kind.DATA and name.round < current and str(name.of(Kind.MANIFEST)) not in present
 
 
-def _remove_old(names: Iterable[str], folder: int, before: float) -> int:
+def _remove_old(names: Iterable[str], folder: int, now: float, max_age_s: float) -> int:
     removed = 0
     for name in names:
         with suppress(FileNotFoundError):
-            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime < before:
+            age_s = now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+            if max_age_s < age_s <= AGE_BELIEVED_S:
                 removed += unlink(name, folder)
+            elif not -max_age_s <= age_s <= AGE_BELIEVED_S:  # its day begins anew, by the new clock
+                with suppress(PermissionError):  # another server's account owns it: it stays until the clock is right
+                    os.utime(name, (now, now), dir_fd=folder, follow_symlinks=False)
     return removed
 
 
-def _fsync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _make_durable(path: Path) -> None:
+    with durable.passing(Step.RECEIVER_VERIFIED), open(path, "rb") as file:
+        durable.sync(file.fileno(), path.name)
 
 
 @contextmanager

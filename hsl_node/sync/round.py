@@ -5,9 +5,11 @@
 
 In AGREE every peer states, signed, which model it stands on, before the first round and after the last: a wrong
 anchor, plan or initial model shows before hours of training, and the last fusion is compared like all before it.
+What is compared are the digests of whole manifests, so that a peer cannot tell one its checkpoint with other samples
+or another plateau flag than the next.
 
-A node that halts makes the same statement about the round it stopped in, and goes on delivering, so that every peer
-halts too and can name who differs, instead of waiting for ever for a checkpoint that will not come. Where it has
+A node that halts states, as `halted`, the round it stopped in, and goes on delivering, so that every peer halts
+too and can name who differs, instead of waiting for ever for a checkpoint that will not come. Where it has
 signed its checkpoint of the round already, it halts on entering the next one: see `_object`.
 
 The actions are a function of the state alone (`todo`). So a restart needs no case of its own: load the state, do what
@@ -45,10 +47,12 @@ class Claim:
     round: Round
     sha256: Digest  # its checkpoint; a statement repeats `base`
     base: Digest  # the fused model it started the round from
-    inputs: Mapping[Peer, Digest]  # the full set it fused into `base`
+    inputs: Mapping[Peer, Digest]  # the full set it fused into `base`, as digests of manifests
+    manifest: Digest  # of all that it says, as `inputs` of the next round name it
     samples: int = 1
     plateau: bool = False
     statement: bool = False  # AGREE, HALTED: no checkpoint comes with it
+    halted: bool = False  # a statement that it stopped, not that the run begins or ended
     software: str = ""
 
 
@@ -60,7 +64,7 @@ class State:
     base: Digest  # the model this round starts from: initial weights, then the last fusion
     phase: Phase = Phase.AGREE
     round: Round = 0
-    inputs: Mapping[Peer, Digest] = field(default_factory=dict)  # the full set behind `base`
+    inputs: Mapping[Peer, Digest] = field(default_factory=dict)  # the full set behind `base`: digests of manifests
     have: Mapping[Peer, Claim] = field(default_factory=dict)  # verified claims of this round, mine included
     early: Mapping[Peer, Claim] = field(default_factory=dict)  # of the next one: a peer is at most one ahead
     owed: frozenset[tuple[Round, Peer]] = frozenset()  # deliveries without a receipt, of this and the last round
@@ -136,7 +140,7 @@ class Fuse:
     """Fuse the full set; answer with Fused."""
 
     round: Round
-    inputs: Mapping[Peer, Digest]
+    inputs: Mapping[Peer, Digest]  # checkpoints
 
 
 Action = Declare | Train | Push | Fuse
@@ -151,7 +155,7 @@ def todo(state: State) -> tuple[Action, ...]:
         case Phase.TRAIN:
             return (Train(state.round, state.base), *pushes)
         case Phase.FUSE:
-            return (Fuse(state.round, _digests(state.have)), *pushes)
+            return (Fuse(state.round, {p: c.sha256 for p, c in sorted(state.have.items())}), *pushes)
         case _:  # AGREE and HALTED with my statement made, COLLECT, FINISHED: deliver and wait
             return pushes
 
@@ -210,7 +214,7 @@ def _receive(state: State, claim: Claim) -> State:
         return state if known == claim else _object(state, _two_faces(known, claim))
     state = replace(state, have={**state.have, claim.peer: claim}, owed=_still_owed(state, claim))
     reason = _other_base(state, claim)
-    if claim.statement != (state.phase is Phase.AGREE):
+    if claim.halted or claim.statement != (state.phase is Phase.AGREE):
         return _halt(state, reason or _other_end(claim))  # there will be no full set
     return _object(state, reason) if reason else state
 
@@ -224,8 +228,9 @@ def _receive_early(state: State, claim: Claim) -> State:
 
 def _learn_more(state: State, claim: Claim) -> State:
     """Halted: our reason may be a peer that merely halted before us; what still arrives may name the culprit."""
-    if claim.peer in state.have:
-        return state
+    known = state.have.get(claim.peer)
+    if known is not None:
+        return state if known == claim else _halt(state, _two_faces(known, claim))
     state = replace(state, have={**state.have, claim.peer: claim}, owed=_still_owed(state, claim))
     return _halt(state, reason) if (reason := _other_base(state, claim)) else state
 
@@ -258,7 +263,7 @@ def _next_round(state: State, digest: Digest) -> State:
             phase=Phase.AGREE if done else Phase.TRAIN,
             round=state.round + 1,
             base=digest,
-            inputs=_digests(state.have),
+            inputs={p: c.manifest for p, c in sorted(state.have.items())},
             have={},
             early={},
             owed=frozenset(
@@ -285,9 +290,9 @@ def _other_base(state: State, claim: Claim) -> str:
     differing = [p for p in state.peers if claim.inputs.get(p) != state.inputs.get(p)]
     if differing:
         return (
-            f"in round {claim.round - 1} {claim.peer} fused other checkpoints than this node, those of "
+            f"in round {claim.round - 1} {claim.peer} fused from other manifests than this node, those of "
             f"{', '.join(differing)}: compare `hsl-node round show {claim.round - 1}` at both sites; who signed "
-            "two is the one whose digests differ there"
+            "two is the one whose manifests differ there"
         )
     return (
         f"round {claim.round - 1}: {claim.peer} fused the same checkpoints into other bytes "
@@ -296,15 +301,19 @@ def _other_base(state: State, claim: Claim) -> str:
 
 
 def _other_end(claim: Claim) -> str:
-    if claim.statement:
+    if claim.halted:
         return f"{claim.peer} stopped in round {claim.round} without a checkpoint: `hsl-node status` there says why"
+    if claim.statement:
+        return f"{claim.peer} ended the run after round {claim.round - 1}, where it goes on for this node"
     return f"{claim.peer} went on after round {claim.round - 1}, where the run ended for this node"
 
 
 def _two_faces(known: Claim, claim: Claim) -> str:
     """Other samples or another plateau flag count too: they would move a weighted mean or the end of the run."""
     what = "checkpoints" if known.sha256 != claim.sha256 else "manifests of one checkpoint"
-    return f"{claim.peer} signed two different {what} for round {claim.round}: the first of them is {known.sha256[:12]}"
+    return (
+        f"{claim.peer} signed two different {what} for round {claim.round}: the first manifest is {known.manifest[:12]}"
+    )
 
 
 def _object(state: State, reason: str) -> State:
@@ -333,12 +342,9 @@ def _is_mine(state: State, claim: Claim) -> bool:
         claim.peer == state.me
         and claim.round == state.round
         and claim.base == state.base
+        and claim.halted == (state.phase is Phase.HALTED)
         and state.me not in state.have
     )
-
-
-def _digests(claims: Mapping[Peer, Claim]) -> dict[Peer, Digest]:
-    return {p: claims[p].sha256 for p in sorted(claims)}
 
 
 # ------------------------------------------------------------------ the state as JSON, for the journal

@@ -23,26 +23,21 @@ from asyncssh.kex import get_kex_algs
 from hsl_node.config import Federation, fingerprint
 from hsl_node.errors import ConfigError, LocalStateError, PeerDataError, escaped
 from hsl_node.identity import Identity
+from hsl_node.sync.algorithms import CIPHERS, KEY_EXCHANGES, MACS
 from hsl_node.sync.home import Home
-from hsl_node.sync.limits import Counters, Limits
+from hsl_node.sync.keyring import Keyring
+from hsl_node.sync.limits import Allowance, Counters, Limits, LogLimit
 from hsl_node.sync.link import Link
-from hsl_node.sync.names import Digest, FileName, Peer
+from hsl_node.sync.names import Digest, FileName, Peer, is_digest
 from hsl_node.sync.part import OpenFile
+from hsl_node.sync.runs import Runs
 
 __all__ = ["Counters", "InboxServer", "Incoming", "Limits"]
 
 log = logging.getLogger(__name__)
 
-CIPHERS = ("aes256-gcm@openssh.com", "aes128-gcm@openssh.com")
-KEY_EXCHANGES = (  # those of them that the installed cryptography library offers
-    "mlkem768x25519-sha256",
-    "sntrup761x25519-sha512@openssh.com",
-    "curve25519-sha256",
-    "curve25519-sha256@libssh.org",  # the only spelling that paramiko 5.1 knows
-)
-MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")  # never used beside AES-GCM, but clients insist on a match
 WINDOW_BYTES = 4 * 1024 * 1024  # in flight per session: 64 ms x 500 Mbit/s
-PACKET_BYTES = 128 * 1024  # asyncssh's 32 KiB cost a third more processor time here; 256 KiB saves nothing more
+PACKET_BYTES = 256 * 1024  # a whole block in one SSH packet; 128 KiB cost 5 % more processor time, 32 KiB a third more
 DISK_THREADS = 4
 
 
@@ -54,7 +49,6 @@ class Incoming:
     bytes: int
     total: int
     rate_bytes_per_s: float
-    since: float  # wall clock, for display
 
 
 class InboxServer:
@@ -71,9 +65,16 @@ class InboxServer:
         on_commit: Callable[[Peer], None],
         on_connect: Callable[[Peer], None],
         on_fatal: Callable[[LocalStateError], None] | None = None,
+        on_twice: Callable[[Peer, bool], None] = lambda peer, twice: None,
+        offer: Callable[[Peer, str, bool], int] | None = None,
         limits: Limits = Limits(),
+        keyring: Keyring | None = None,
     ) -> None:
-        """`on_commit(peer)`: a manifest lies in its inbox/; `on_fatal`: our disk failed, the process must end."""
+        """`on_commit(peer)`: a manifest lies in its inbox/; `on_fatal`: our disk failed, the process must end.
+
+        `on_twice(peer, yes)`: two processes with this peer's key are at work, or no longer. `offer(peer, name, twice)`:
+        a descriptor to read what lies below offer/ for this peer; FileNotFoundError where there is nothing.
+        """
         self.limits = limits
         self.counters = Counters()
         self._identity = identity
@@ -84,16 +85,20 @@ class InboxServer:
         self.on_commit = on_commit
         self.on_connect = on_connect
         self._on_fatal = on_fatal
-        self._peer_of = {_wire(card.key): Peer(card.name) for card in federation.peer if card.name != me}
-        self._revoked: set[bytes] = set()
+        self._on_twice = on_twice
+        self._offer = offer
+        self._runs: dict[Peer, Runs] = {}
+        self._lists: dict[Peer, Allowance] = {}
+        self._reading: dict[Peer, Allowance] = {}
+        self._peer_of: dict[bytes, Peer] = {}
         self._home: dict[Peer, Home] = {}
         self._links: list[Link] = []  # oldest first
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="inbox")
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._progress: dict[OpenFile, tuple[float, int]] = {}  # unfinished transfer -> (since when, bytes then)
-        self._lines: Counter[str] = Counter()
-        self._lines_until = 0.0
+        self._lines = LogLimit(limits.log_lines_per_minute)
+        self.trust(keyring or Keyring.of(federation))
 
     async def start(self, host: str, port: int) -> int:
         """Listen; gives back the port (0 = any).
@@ -162,14 +167,20 @@ class InboxServer:
                 await file.close()
         self._threads.shutdown(wait=True)
 
-    def revoke(self, public_key: str) -> None:
-        """Refuse this key from now on and cut its live connections."""
-        key = _wire(public_key)
-        self._revoked.add(key)
+    def trust(self, keyring: Keyring) -> None:
+        """These keys log in from now on; live connections of any other end at once."""
+        others = [p for p in self._federation.peers if p != self._me]
+        self._peer_of = {_wire(key): peer for peer in others for key in keyring.keys(peer)}
         for link in list(self._links):
-            if link.key == key:
-                log.warning("connection of a revoked key cut", extra={"peer": link.peer})
+            if link.key is not None and self._peer_of.get(link.key) != link.peer:
+                log.warning("connection of a revoked or replaced key cut", extra={"peer": link.peer})
                 link.abort()
+
+    def show(self, identity: Identity) -> None:
+        """The node's key was replaced: new connections see the new one."""
+        self._identity = identity
+        if self._acceptor:
+            self._acceptor.update(server_host_keys=[identity.key])
 
     def connected(self) -> frozenset[Peer]:
         """Peers with a live connection to this inbox."""
@@ -181,8 +192,8 @@ class InboxServer:
         for peer, home in self._home.items():
             for file in home.writing():
                 if (part := file.part) is not None:
-                    seconds = max(time.time() - file.opened, 0.001)
-                    result[peer] = Incoming(part.name, part.size, part.limit, file.received / seconds, file.opened)
+                    seconds = max(time.monotonic() - file.opened, 0.001)
+                    result[peer] = Incoming(part.name, part.size, part.limit, file.received / seconds)
         return result
 
     def take_digest(self, peer: Peer, name: str) -> Digest | None:
@@ -196,7 +207,7 @@ class InboxServer:
     # ------------------------------------------------------------ called by the links
 
     def identify(self, key: asyncssh.SSHKey) -> Peer | None:
-        return None if key.public_data in self._revoked else self._peer_of.get(key.public_data)
+        return self._peer_of.get(key.public_data)
 
     def home(self, peer: Peer) -> Home:
         return self._home[peer]
@@ -225,13 +236,40 @@ class InboxServer:
             self.note(peer, "older connection closed for a newer one", peer=peer)
             oldest.abort()
         self._count_strangers()
-        log.info("peer connected", extra={"peer": peer, "source": link.source})
+        self.note(peer, "peer connected", logging.INFO, peer=peer, source=link.source)
+        if link.run:
+            self._on_twice(peer, self._runs.setdefault(peer, Runs()).seen(link.run))
         self.on_connect(peer)
 
     def leave(self, link: Link) -> None:
         if link in self._links:
             self._links.remove(link)
         self._count_strangers()
+
+    def offered(self, peer: Peer, run: str, name: str) -> OpenFile:
+        """Open what is kept for this peer: see `offer.py`.
+
+        Raises:
+            PeerDataError: code `rate`; it asks too often.
+            FileNotFoundError: nothing of that name.
+        """
+        if self._offer is None:
+            raise FileNotFoundError(errno.ENOENT, "nothing is offered here")
+        allowance = self._lists.setdefault(peer, Allowance(self.limits.offers_per_minute, 60))
+        if not is_digest(name) and not allowance.take(1, time.monotonic()):
+            raise PeerDataError("asks too often", code="rate")
+        twice = peer in self._runs and run in self._runs[peer].contested
+        return OpenFile(self._offer(peer, name, twice), offered=True)
+
+    def spend(self, peer: Peer, count: int) -> None:
+        """Count what this peer reads of what is kept for it.
+
+        Raises:
+            PeerDataError: code `rate`.
+        """
+        most = self.limits.offer_files_per_hour * (self._data_bytes + 2**20)  # beside the files, lists and manifests
+        if not self._reading.setdefault(peer, Allowance(most, 3600)).take(count, time.monotonic()):
+            raise PeerDataError("reads more than a recovery needs", code="rate")
 
     def sessions_of(self, peer: Peer) -> int:
         return sum(link.sessions for link in self._links if link.peer == peer)
@@ -258,19 +296,11 @@ class InboxServer:
         if self._on_fatal:
             self._on_fatal(error)
 
-    def note(self, who: str, event: str, **fields: object) -> None:
+    def note(self, who: str, event: str, level: int = logging.WARNING, **fields: object) -> None:
         """Log what others make us log, a bounded number of lines a minute for each of them."""
-        now = time.monotonic()
-        if now >= self._lines_until:
-            for muted, lines in self._lines.items():
-                if lines > self.limits.log_lines_per_minute:
-                    hidden = lines - self.limits.log_lines_per_minute
-                    log.warning("log lines suppressed", extra={"about": muted, "lines": hidden})
-            self._lines.clear()
-            self._lines_until = now + 60
-        self._lines[who] += 1
-        if self._lines[who] <= self.limits.log_lines_per_minute:
-            log.warning(event, extra=fields)
+        budget = who if level > logging.INFO else f"{who} (routine)"  # coming and going must not hide refusals
+        if self._lines.allows(budget):
+            log.log(level, event, extra=fields)
 
     # ------------------------------------------------------------ below
 
@@ -280,6 +310,7 @@ class InboxServer:
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(self.limits.sweep_s)
+            self._lines.flush()
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import IO
 
 from hsl_node.errors import AlreadyRunning, LocalStateError
+from hsl_node.sync import durable
+from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Peer, Round
-from hsl_node.sync.tensors import fsync_folder
 
 FOLDERS = ("keys", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence", "cache", "log", "run")
 EVIDENCE_MAX_FILES = 1000  # a hostile peer may sign nonsense for ever; the first thousand pieces are proof enough
@@ -74,7 +75,7 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         layout.make()
-        self._lock = _lock(layout.state / "run" / "lock")
+        self._lock = lock(layout.state / "run" / "lock")
         try:
             self.journal = Journal.create(layout.journal)
         except BaseException:
@@ -88,35 +89,31 @@ class Store:
     def admit(self, data: Path, round: Round, peer: Peer) -> None:
         """Move a verified checkpoint into the inbox, durably. The bytes were fsynced by the receiver."""
         target = self.layout.inbox(round, peer)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        os.replace(data, target)
-        fsync_folder(target.parent)
-        fsync_folder(target.parent.parent)
+        with durable.passing(Step.RECEIVER_ADMIT):
+            durable.make_folder(target.parent)
+            durable.rename(data, target)
+            durable.sync_folder(target.parent)
+            durable.sync_folder(target.parent.parent)
 
     def keep_evidence(self, name: str, document: bytes) -> Path:
         """Keep a signed document that proves a peer's fault. The name is ours, never the peer's."""
         path = self.layout.state / "evidence" / name
         if not path.exists() and len(os.listdir(path.parent)) < EVIDENCE_MAX_FILES:
-            temporary = path.with_name(name + ".tmp")
-            with open(temporary, "wb") as file:
-                file.write(document)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            fsync_folder(path.parent)
+            durable.write(path, document, Step.RECEIVER_EVIDENCE)
         return path
 
     def prune(self, current: Round, keep_fused: frozenset[Round]) -> None:
         """Delete data that no peer can ask for: older than the last round. Manifests and receipts stay."""
-        for path in sorted((self.layout.state / "inbox").iterdir()):
-            if _round_of(path) < current - 1:
-                shutil.rmtree(path)
-        for path in sorted((self.layout.state / "outbox").iterdir()):
-            if _round_of(path) < current - 1:
-                path.unlink()
-        for path in sorted((self.layout.state / "fused").iterdir()):
-            if _round_of(path) < current - 2 and _round_of(path) not in keep_fused:
-                path.unlink()
+        with durable.passing(Step.FUSION_PRUNE):
+            for path in sorted((self.layout.state / "inbox").iterdir()):
+                if _round_of(path) < current - 1:
+                    shutil.rmtree(path)
+            for path in sorted((self.layout.state / "outbox").iterdir()):
+                if _round_of(path) < current - 1:
+                    path.unlink()
+            for path in sorted((self.layout.state / "fused").iterdir()):
+                if _round_of(path) < current - 2 and _round_of(path) not in keep_fused:
+                    path.unlink()
 
     def require_room(self, checkpoint_bytes: int, peers: int) -> None:
         """Two rounds of everybody must fit before a round starts.
@@ -159,7 +156,8 @@ def paths_of(layout: Layout, round: Round, me: Peer, peers: tuple[Peer, ...]) ->
     return {p: layout.outbox(round) if p == me else layout.inbox(round, p) for p in peers}
 
 
-def _lock(path: Path) -> IO[str]:
+def lock(path: Path) -> IO[str]:
+    """Hold a state directory until the file is closed. Raises: AlreadyRunning, LocalStateError."""
     file = open(path, "a+")  # noqa: SIM115  (held open on purpose: closing it is what frees the lock)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.errors import LocalStateError, PeerDataError, escaped
+from hsl_node.errors import PeerDataError, escaped
+from hsl_node.sync.durable import Step, replacing
 from hsl_node.sync.names import Digest
 
 Array = NDArray[Any]
@@ -88,20 +88,16 @@ def schema_of(weights: Weights) -> Schema:
     return parse_header(len(text).to_bytes(8, "little") + text)
 
 
-def write_weights(path: Path, weights: Weights) -> Digest:
-    """Write a checkpoint durably (temporary name, fsync, rename, fsync folder) and give back its sha256."""
+def write_weights(path: Path, weights: Weights, step: Step = Step.FILE_WEIGHTS) -> Digest:
+    """Write a checkpoint durably (`durable.replacing`) and give back its sha256."""
     schema = schema_of(weights)
-    temporary = path.with_name(path.name + ".tmp")
     digest = hashlib.sha256(schema.header)
-    with open(temporary, "wb") as file:
+    with replacing(path, step) as file:
         file.write(schema.header)
         for spec in schema.tensors:
             data = np.ascontiguousarray(weights[spec.name], dtype=DTYPES[spec.dtype]).tobytes()
             digest.update(data)
             file.write(data)
-        fsync_file(file)
-    os.replace(temporary, path)
-    fsync_folder(path.parent)
     return Digest(digest.hexdigest())
 
 
@@ -191,35 +187,6 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> Dige
             if progress:
                 progress(done)
     return Digest(digest.hexdigest())
-
-
-def fsync_file(file: BinaryIO) -> None:
-    """Make a file's bytes durable.
-
-    Raises:
-        LocalStateError: the disk failed. Never retried: the kernel may have dropped the bytes already.
-    """
-    try:
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as exc:
-        raise LocalStateError(
-            f"{file.name} could not be made durable: {exc}", remedy="make room or check the disk; a restart goes on"
-        ) from exc
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as exc:
-        raise LocalStateError(
-            f"fsync of {folder} failed: {exc}",
-            remedy="check the disk; the node goes on from its journal after a restart",
-        ) from exc
-    finally:
-        os.close(descriptor)
 
 
 def read_chunk(file: BinaryIO, spec: TensorSpec, start: int, count: int) -> Array:

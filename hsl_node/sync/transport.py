@@ -24,14 +24,6 @@ from hsl_node.errors import KeyRefused, LocalStateError, TransportError, escaped
 from hsl_node.identity import Identity
 from hsl_node.sync.names import Peer
 
-CIPHERS = ("aes256-gcm@openssh.com", "aes128-gcm@openssh.com")
-KEY_EXCHANGES = (  # of these, what the installed cryptography library and the client know
-    "mlkem768x25519-sha256",
-    "sntrup761x25519-sha512@openssh.com",
-    "curve25519-sha256",
-    "curve25519-sha256@libssh.org",  # the only spelling of it that paramiko 5.1 knows
-)
-MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")  # unused beside AES-GCM, but a common one is looked for
 BLOCK_BYTES = 255 * 1024  # of one SFTP request: OpenSSH takes 256 KiB including the header, and no more
 # Blocks on their way, 2 MiB: what OpenSSH's SSH window holds anyway, so more of them only cost memory (64 blocks:
 # +35 MB a connection, not a byte a second more). At 50 ms round trip that still is 40 MB/s.
@@ -99,21 +91,30 @@ Client = Literal["asyncssh", "paramiko"]
 
 
 def connect(
-    card: PeerCard, me: Peer, identity: Identity, *, client: Client = "asyncssh", patience: Patience = Patience()
+    card: PeerCard,
+    me: Peer,
+    identity: Identity,
+    *,
+    client: Client = "asyncssh",
+    patience: Patience = Patience(),
+    host_keys: Sequence[str] | None = None,
 ) -> AbstractAsyncContextManager[Transport]:
     """Connect to a peer's inbox. Leaving the context closes everything, also when the task is cancelled.
+
+    `host_keys`: one of these the server must show; None: the one that the card pins.
 
     Raises:
         KeyRefused: the peer shows another host key than the pinned one, or does not accept ours.
         TransportError: it cannot be reached.
     """
+    login = Login.of(card, me, host_keys)
     if client == "paramiko":
         from hsl_node.sync import transport_paramiko  # one client at a time is loaded: 12 MB
 
-        return transport_paramiko.connect(card, me, identity, patience)
+        return transport_paramiko.connect(login, identity, patience)
     from hsl_node.sync import transport_asyncssh
 
-    return transport_asyncssh.connect(card, me, identity, patience)
+    return transport_asyncssh.connect(login, identity, patience)
 
 
 # ---------------------------------------------------------------- shared by the clients
@@ -128,15 +129,16 @@ class Login:
     port: int
     user: str
     root: str  # "" or ends with "/"
-    host_key: str
+    host_keys: tuple[str, ...]
 
     @classmethod
-    def of(cls, card: PeerCard, me: Peer) -> Login:
+    def of(cls, card: PeerCard, me: Peer, host_keys: Sequence[str] | None = None) -> Login:
         host, port = split_address(card.address)
         # Not str.format: what stands in a card is data, not a template language.
         user, root = (text.replace("{sender}", me) for text in (card.user, card.root))
         root = root if not root or root.endswith("/") else root + "/"
-        return cls(card.name, host, port, user, root, card.host_key or card.key)
+        pinned = (card.host_key or card.key,) if host_keys is None else tuple(host_keys)
+        return cls(card.name, host, port, user, root, pinned)
 
     @property
     def where(self) -> str:
@@ -145,8 +147,8 @@ class Login:
     def other_host_key(self, offered: str) -> KeyRefused:
         return KeyRefused(
             f"{self.where} shows the host key {offered or '(none of type ed25519)'}, "
-            f"pinned is {fingerprint(self.host_key)}",
-            remedy=f"call {self.peer}: after a planned key change make a new federation file with its new card; "
+            f"pinned is {' or '.join(map(fingerprint, self.host_keys)) or 'none: it is revoked'}",
+            remedy=f"call {self.peer}: after a planned key change take its update file (`hsl-node peer update`); "
             "otherwise somebody stands in between",
         )
 

@@ -13,16 +13,12 @@ import asyncssh
 from asyncssh.constants import FXF_CREAT, FXF_EXCL, FXF_READ, FXF_WRITE
 from asyncssh.kex import get_kex_algs
 
-from hsl_node.config import PeerCard
 from hsl_node.errors import HslError, TransportError
 from hsl_node.identity import Identity
-from hsl_node.sync.names import Peer
+from hsl_node.sync.algorithms import CIPHERS, KEY_EXCHANGES, MACS
 from hsl_node.sync.transport import (
     BLOCK_BYTES,
     BLOCKS_IN_FLIGHT,
-    CIPHERS,
-    KEY_EXCHANGES,
-    MACS,
     READ_AHEAD_BLOCKS,
     Login,
     OperationFailed,
@@ -39,9 +35,8 @@ _NOT_OFFERED = (asyncssh.SFTPOpUnsupported, asyncssh.SFTPPermissionDenied)  # th
 
 
 @asynccontextmanager
-async def connect(card: PeerCard, me: Peer, identity: Identity, patience: Patience) -> AsyncIterator[Transport]:
+async def connect(login: Login, identity: Identity, patience: Patience) -> AsyncIterator[Transport]:
     """See `transport.connect`."""
-    login = Login.of(card, me)
     connection = await _log_in(login, identity, patience)
     try:
         link = _Link(login, connection, patience)
@@ -68,7 +63,7 @@ async def _log_in(login: Login, identity: Identity, patience: Patience) -> async
                 sock=sock,
                 client_factory=lambda: doorman,
                 username=login.user,
-                known_hosts=([asyncssh.import_public_key(login.host_key)], [], []),
+                known_hosts=([asyncssh.import_public_key(key) for key in login.host_keys], [], []),
                 server_host_key_algs=["ssh-ed25519"],
                 client_keys=[identity.key],
                 signature_algs=["ssh-ed25519"],
@@ -83,7 +78,7 @@ async def _log_in(login: Login, identity: Identity, patience: Patience) -> async
                 encryption_algs=CIPHERS,
                 mac_algs=MACS,
                 compression_algs=["none"],
-                client_version="hsl1",
+                client_version=identity.client_version,
                 login_timeout=patience.connect_s,
                 keepalive_interval=patience.keepalive_s,
                 keepalive_count_max=patience.keepalives,

@@ -39,16 +39,12 @@ from paramiko.sftp import (
     int64,
 )
 
-from hsl_node.config import PeerCard
 from hsl_node.errors import HslError
 from hsl_node.identity import Identity
-from hsl_node.sync.names import Peer
+from hsl_node.sync.algorithms import CIPHERS, KEY_EXCHANGES, MACS
 from hsl_node.sync.transport import (
     BLOCK_BYTES,
     BLOCKS_IN_FLIGHT,
-    CIPHERS,
-    KEY_EXCHANGES,
-    MACS,
     READ_AHEAD_BLOCKS,
     Login,
     OperationFailed,
@@ -61,15 +57,17 @@ from hsl_node.sync.transport import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# paramiko believes any length that a server announces, before its key is checked: up to 4 GiB would be read.
+PACKET_MAX_BYTES = 1024 * 1024  # ours have 32 KiB
+GREETING_MAX_BYTES = 64 * 1024  # and a greeting line has no end for it
 END_S = 10  # for paramiko's reader thread to notice a closed socket; it looks ten times a second
 # Its threads log a traceback for every broken connection; what happened is in the error that we raise.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 @asynccontextmanager
-async def connect(card: PeerCard, me: Peer, identity: Identity, patience: Patience) -> AsyncIterator[Transport]:
+async def connect(login: Login, identity: Identity, patience: Patience) -> AsyncIterator[Transport]:
     """See `transport.connect`."""
-    login = Login.of(card, me)
     sock = await open_socket(login, patience.connect_s)
     link = _Link(login, sock, patience)
     try:
@@ -90,6 +88,7 @@ class _Link:
         self._patience = patience
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"sftp-{login.peer}")
         self._ssh = paramiko.Transport(sock)
+        _bound(self._ssh.packetizer)
         self._moved = 0.0  # monotonic time of the last sign of life, as the thread sees it
 
     # ------------------------------------------------------------ in the event loop
@@ -172,6 +171,7 @@ class _Link:
 
     def _blocking_log_in(self, identity: Identity) -> None:
         ssh, login = self._ssh, self._login
+        ssh.local_version = f"SSH-2.0-{identity.client_version}"
         options = ssh.get_security_options()
         options.ciphers = tuple(c for c in CIPHERS if c in options.ciphers)
         options.kex = tuple(k for k in KEY_EXCHANGES if k in options.kex)
@@ -182,8 +182,8 @@ class _Link:
         ssh.banner_timeout = ssh.handshake_timeout = ssh.auth_timeout = self._patience.connect_s
         ssh.start_client(timeout=self._patience.connect_s)
         offered = ssh.get_remote_server_key()
-        pinned = asyncssh.import_public_key(login.host_key)
-        if offered.asbytes() != pinned.public_data:
+        pinned = [asyncssh.import_public_key(key).public_data for key in login.host_keys]
+        if offered.asbytes() not in pinned:
             raise login.other_host_key(offered.fingerprint)
         key = paramiko.Ed25519Key.from_private_key(io.StringIO(identity.key.export_private_key("openssh").decode()))
         try:
@@ -274,6 +274,26 @@ class _Link:
                 waiting.append((at + len(block), request))
         while waiting:
             acknowledged()
+
+
+def _bound(packetizer: Any) -> None:
+    """Limit what one packet and the greeting may take of our memory."""
+    read_all, read_some, greeting = packetizer.read_all, packetizer._read_timeout, 0
+
+    def bounded_read(count: int, check_rekey: bool = False) -> bytes:
+        if count > PACKET_MAX_BYTES:
+            raise paramiko.SSHException(f"the server announces a packet of {count} bytes")
+        return bytes(read_all(count, check_rekey))
+
+    def bounded_greeting(timeout: float) -> bytes:
+        nonlocal greeting
+        block = bytes(read_some(timeout))
+        greeting += len(block)
+        if greeting > GREETING_MAX_BYTES:
+            raise paramiko.SSHException("the server's greeting has no end")
+        return block
+
+    packetizer.read_all, packetizer._read_timeout = bounded_read, bounded_greeting
 
 
 class _Answers:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsl_node.config import canonical_json
+from hsl_node.sync.durable import Step
 from hsl_node.train.digests import Progress, in_parallel
 from hsl_node.train.files import replacing
 from hsl_node.train.images import DECODING_VERSION, UnreadableImage, Window, decode_array, decode_image
@@ -69,7 +70,7 @@ def open_images(
     path = folder / f"{key[:32]}.images"
     images = _open(path, key)
     if images is None:
-        with replacing(path) as file:
+        with replacing(path, Step.TRAINER_IMAGES) as file:
             _build(file, items, recipe, key, progress)
         images = _open(path, key)
         if images is None:

@@ -9,7 +9,6 @@ Randomness is not in it: it is derived from (seed, peer, round, epoch) before ea
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from hsl_node.errors import LocalStateError
-from hsl_node.sync.tensors import fsync_folder
+from hsl_node.sync.durable import Step, replacing
 
 EPOCH_FILE = "epoch.pt"
 VERSION = 1
@@ -81,14 +80,12 @@ class Saved:
 def save(folder: Path, saved: Saved) -> None:
     """Replace the epoch checkpoint atomically and durably, then drop best files that it doesn't name."""
     content = {"version": VERSION, "state": asdict(saved.state), "model": saved.model, "optimizer": saved.optimizer}
-    temporary = folder / (EPOCH_FILE + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / EPOCH_FILE)
-        fsync_folder(folder)
+        with replacing(folder / EPOCH_FILE, Step.TRAINER_EPOCH) as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as exc:  # torch closes its archive and hides behind that why it could not be written
+                raise exc.__context__ if isinstance(exc.__context__, OSError) else exc from None
         keep = best_path(folder, saved.state).name
         for path in folder.iterdir():
             if _BEST.fullmatch(path.name) and path.name != keep:

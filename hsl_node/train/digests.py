@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from hsl_node.config import canonical_json
+from hsl_node.sync.durable import Step
 from hsl_node.train.files import replacing
 from hsl_node.train.images import UnreadableImage, dicom_patient
 from hsl_node.train.sources import Item, npz_array
@@ -128,5 +129,5 @@ def _read_index(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def _write_index(path: Path, found: dict[str, tuple[str, str]]) -> None:
-    with replacing(path) as file:
+    with replacing(path, Step.TRAINER_DIGESTS) as file:
         file.write(canonical_json({"version": INDEX_VERSION, "files": found}))

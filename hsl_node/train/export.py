@@ -63,8 +63,9 @@ def export_model(
     tensors: dict[str, Array] = dict(read_weights(weights))
     if reference is not None:
         tensors[REFERENCE] = reference.numpy()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest = write_weights(folder / WEIGHTS_FILE, tensors)
+    (folder / WEIGHTS_FILE).chmod(0o600)  # as all that comes of the images: its owner decides who gets it
     missing = _export_onnx(method, weights, plan, reference, folder / ONNX_FILE) if onnx else "not asked for"
     card = {
         "format": FORMAT,
@@ -119,7 +120,7 @@ def _export_onnx(method: Method, weights: Path, plan: Plan, reference: Tensor | 
     """Write the ONNX file; the reason in words where it can't be done."""
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
-        return f"ONNX needs the package(s) {', '.join(absent)}: pip install 'hsl-node[onnx]'"
+        return f"{' and '.join(absent)} not installed: pip install 'hsl-node[onnx]', then export again with --onnx"
     model = method.build(plan)  # a copy of its own: float32, on the CPU
     use_precision(model, torch.float32)
     load_weights(model, read_weights(weights), method.shared(model))
@@ -142,5 +143,7 @@ def _export_onnx(method: Method, weights: Path, plan: Plan, reference: Tensor | 
             )
     except Exception as exc:  # the exporter follows torch's internals and fails in many ways; the rest is written
         path.unlink(missing_ok=True)
-        return f"torch's ONNX exporter failed: {type(exc).__name__}: {str(exc)[:200]}"
+        said = " ".join(str(exc).split())[:200]
+        return f"torch's exporter failed: {type(exc).__name__}: {said}; model.safetensors and model.json are whole"
+    path.chmod(0o600)
     return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hsl_node.config import Plan, canonical_json
 from hsl_node.errors import LocalStateError
+from hsl_node.sync.durable import Step
 from hsl_node.train.files import replacing
 
 LEDGER_VERSION = 1
@@ -49,7 +50,7 @@ def read_ledger(path: Path) -> Ledger:
 
 
 def write_ledger(path: Path, ledger: Ledger) -> None:
-    with replacing(path) as file:
+    with replacing(path, Step.TRAINER_LEDGER) as file:
         file.write(canonical_json({"version": LEDGER_VERSION, "splits": ledger.pages}))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hsl_node.errors import ConfigError, DataError, LocalStateError
+from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest
 from hsl_node.sync.tensors import read_weights, sha256_of, write_weights
 from hsl_node.train import checkpoint
@@ -26,7 +27,7 @@ from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
 from hsl_node.train.machine import derived_seed
 from hsl_node.train.method import Site
 from hsl_node.train.scoring import place, validate
-from hsl_node.train.sources import TRAIN
+from hsl_node.train.sources import TRAIN, VALIDATION
 from hsl_node.train.throttle import PROGRESS_EVERY_S, ticker
 from hsl_node.train.weights import load_weights, to_weights
 
@@ -179,7 +180,7 @@ def _open_round(
         _warn_if_the_machine_changed(site, saved.state)
         learner.model.load_state_dict(saved.model)
         learner.optimizer.load_state_dict(saved.optimizer)
-        report(_validated(round - 1, saved.state.base))  # the supervisor may not have heard it
+        report(validated(site, round - 1, saved.state.base))  # the supervisor may not have heard it
         return learner, saved.state
 
     if sha256_of(base) != base_sha256:
@@ -196,7 +197,7 @@ def _open_round(
         log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
     load_weights(learner.model, read_weights(base), site.method.shared(learner.model))
     worth = validate(site, learner.model, ticker(report, f"validating the weights of round {round - 1}"))
-    report(_validated(round - 1, worth))
+    report(validated(site, round - 1, worth))
     machine = site.machine
     return learner, RoundState(
         run=site.run,
@@ -226,7 +227,8 @@ def _after_epoch(
         return state
     state = replace(state, best=Best(epoch, found, sha256="", bytes=0))
     path = checkpoint.best_path(folder, state)
-    digest = write_weights(path, to_weights(learner.model, site.method.shared(learner.model)))
+    weights = to_weights(learner.model, site.method.shared(learner.model))
+    digest = write_weights(path, weights, Step.TRAINER_BEST)
     return replace(state, best=Best(epoch, found, digest, path.stat().st_size))
 
 
@@ -234,7 +236,7 @@ def _write_best(folder: Path, state: RoundState, out: Path) -> Digest:
     assert state.best is not None
     if out.exists() and sha256_of(out) == state.best.sha256:
         return Digest(state.best.sha256)
-    digest = write_weights(out, read_weights(checkpoint.best_path(folder, state)))
+    digest = write_weights(out, read_weights(checkpoint.best_path(folder, state)), Step.TRAINER_OUTBOX)
     if digest != state.best.sha256:
         raise LocalStateError(
             f"the best weights of round {state.round} changed on disk", remedy="check the disk; restart the node"
@@ -278,5 +280,7 @@ def _require_finite(total: torch.Tensor, round: int, epoch: int, batch: int) -> 
         )
 
 
-def _validated(round: int, found: Validation) -> dict[str, Any]:
-    return {"event": "validated", "round": round, "auc": found.auc, "loss": found.loss}
+def validated(site: Site, round: int, found: Validation) -> dict[str, Any]:
+    """What a fused model is worth here; `labels`: validation images per class, for the AUC's standard error."""
+    labels = np.bincount(site.dataset.labels[site.indices(VALIDATION)], minlength=len(site.plan.classes)).tolist()
+    return {"event": "validated", "round": round, "auc": found.auc, "loss": found.loss, "labels": labels}

@@ -128,7 +128,7 @@ def anchor_embedding(
     if anchor is None:
         raise ConfigError(
             f"the method {method.name} scores with the anchor set, and there is none here",
-            remedy="put anchor.safetensors into the state directory (hsl-node anchor verify)",
+            remedy="put anchor.safetensors into the state directory (`hsl-node anchor verify`)",
         )
     embed = method.embed_anchor
     everything = np.arange(len(anchor.images))

@@ -12,6 +12,7 @@ import torchvision
 import hsl_node
 from hsl_node.config import Plan, load_federation, load_node
 from hsl_node.errors import ConfigError
+from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest
 from hsl_node.sync.tensors import sha256_of, write_weights
 from hsl_node.train.backbone import Trunk, load_backbone_weights, read_backbone_weights
@@ -68,7 +69,7 @@ def initial_weights(state: Path, plan: Plan, method: Method, out: Path) -> tuple
             if isinstance(module, Trunk):
                 load_backbone_weights(module, tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
-    return write_weights(out, to_weights(model, method.shared(model))), parameters
+    return write_weights(out, to_weights(model, method.shared(model)), Step.START_INITIAL), parameters
 
 
 def versions() -> dict[str, str]:

@@ -72,7 +72,7 @@ def load_weights(model: nn.Module, weights: Weights, names: Iterable[str]) -> No
     if wrong:
         raise FederationMismatch(
             f"these weights are of another model: {len(wrong)} tensors differ, e.g. {min(wrong)!r}",
-            remedy="compare plan and software versions: hsl-node federation diff, hsl-node version",
+            remedy="compare plan and software versions: `hsl-node federation diff`, `hsl-node version`",
         )
     with torch.no_grad():
         for name in wanted:

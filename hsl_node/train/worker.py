@@ -21,14 +21,15 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hsl_node.errors import HslError, TrainerError
+from hsl_node.errors import DiskFailed, HslError, TrainerError
 from hsl_node.train import site as opening
 from hsl_node.train.lock import hold_lock
-from hsl_node.train.loop import Report, train_round
+from hsl_node.train.loop import Report, train_round, validated
 from hsl_node.train.method import Site
 from hsl_node.train.scoring import open_model, validate
 from hsl_node.train.sources import SPLIT_NAMES, TRAIN
@@ -107,7 +108,7 @@ class Worker:
     def _validate(self, round: int, base: Path) -> None:
         _, model = open_model(base, self.site.plan, self.site.machine)
         found = validate(self.site, model, ticker(self.report, f"validating the weights of round {round}"))
-        self.report({"event": "validated", "round": round, "auc": found.auc, "loss": found.loss})
+        self.report(validated(self.site, round, found))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,12 +143,22 @@ def _run(worker: Worker, job: dict[str, Any], report: Report) -> None:
     """Run one job; its failure is an event, and the next job may come."""
     try:
         worker.run(job)
+    except DiskFailed:
+        raise  # leave: nothing that this process believes about its files can be trusted
     except HslError as exc:
-        log.error("job %s failed: %s", job.get("job"), exc.message)
+        log.error("job %s failed: %s", job.get("job"), type(exc).__name__)  # its words may name images: not for a log
         report(_error(exc))
     except Exception as exc:  # a bug, or torch out of memory: the supervisor decides what next
-        log.exception("job %s failed", job.get("job"))
-        report(_error(TrainerError(f"{type(exc).__name__}: {exc}", remedy="see the log: hsl-node logs")))
+        frames = "".join(traceback.format_tb(exc.__traceback__))
+        log.error("job %s failed: %s\n%s", job.get("job"), _said(exc), frames)
+        report(_error(TrainerError(_said(exc), remedy="see log/trainer.log")))
+
+
+def _said(exc: Exception) -> str:
+    """An exception without what it may quote of the hospital's files: a path, a cell of a table, a DICOM value."""
+    if isinstance(exc, OSError):
+        return f"{type(exc).__name__}: {exc.strerror or ''}"
+    return f"{type(exc).__name__}: {exc}" if isinstance(exc, RuntimeError) else type(exc).__name__  # torch's words help
 
 
 def _error(exc: HslError) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""This node's own key: rotate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsl_node.commands.shared import ENROL, state_of
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="This node's own key.")
+    group.callback()(_group)
+    group.command(epilog="Example: hsl-node key rotate --finish")(rotate)
+    app.add_typer(group, name="key", rich_help_panel=ENROL, no_args_is_help=True)
+
+
+def _group() -> None:
+    pass  # keeps `rotate` a command of the group while it is the only one
+
+
+def rotate(
+    context: typer.Context,
+    finish: Annotated[bool, typer.Option("--finish", help="All peers took the update: use the new key alone.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --finish: do not ask the peers first.")] = False,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the node's key is, if not in the state directory.")
+    ] = None,
+) -> None:
+    """Replace this node's key while the run goes on.
+
+    First a new key and an update file for every other peer, signed by the old key; no round is lost. With --finish
+    the new key takes over and the old one is deleted. Exit code 12: a peer does not let the new key in yet.
+    """
+    from hsl_node import config, enrol
+    from hsl_node import rotate as change
+
+    state = state_of(context)
+    enrol.require_owner(state)
+    change.require_key(state, key)
+    if finish:
+        live = change.finish(state, key, force=force)
+        print("this node uses its new key now" if live and key is None else "start the daemon again to use the new key")
+        print("tell the others: hsl-node peer update --finish " + config.load_node(state).name)
+        return
+    begun = change.begin(state, key)
+    update = begun.update
+    print(
+        f"old key  {config.fingerprint(update.old)}   goes on signing\n"
+        f"new key  {config.fingerprint(update.new)}   {config.read_aloud(update.new)}\n\n"
+        f"1. mail {begun.file} to every other peer; read the new key's line to them over the phone\n"
+        f"2. each of them: hsl-node peer update {begun.file.name} --fingerprint {config.fingerprint(update.new)}\n"
+        f"3. here: hsl-node key rotate --finish\n"
+        f"4. each of them: hsl-node peer update --finish {update.peer}"
+    )

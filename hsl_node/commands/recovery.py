@@ -1,0 +1,103 @@
+"""Backup, restore, recover: what to do before and after a disk is lost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsl_node.commands.shared import RUN, state_of
+from hsl_node.errors import UsageError
+from hsl_node.hints import command
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node backup --to /srv/backups")(backup)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node restore mercy.tar")(restore)
+    app.command(rich_help_panel=RUN, epilog="Example: hsl-node recover --from-peers")(recover)
+
+
+def backup(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help="The file to write; it must not exist.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Write into this folder, named by node and time.")
+    ] = None,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Leave the private key out; keep it elsewhere.")] = False,
+) -> None:
+    """Write what cannot be made anew into one file.
+
+    Keys, settings, split ledger, journal, the last and the best fused model. The daemon may run. Whoever has the file
+    can act as this node, unless --no-key left the key out.
+    """
+    from hsl_node import backup as backups
+    from hsl_node import config, enrol
+    from hsl_node.units import size
+
+    state = state_of(context)
+    enrol.require_initialised(state)
+    if (file is None) == (to is None):
+        raise UsageError("name one file, or a folder with --to", remedy="e.g. hsl-node backup --to /srv/backups")
+    if to is not None:
+        if not to.is_dir():
+            raise UsageError(f"{to} is no folder", remedy="make it first")
+        file = to / f"hsl-node-{config.load_node(state).name}-{time.strftime('%Y%m%dT%H%M%S')}.tar"
+    assert file is not None
+    made = backups.backup(state, file.absolute(), with_key=not no_key)
+    print(f"{made.path}: {len(made.files)} files, {size(made.bytes)}")
+    for what in made.left_out:
+        print(f"not in it: {what}")
+    if made.has_key:
+        print(
+            "It holds this node's PRIVATE KEY: whoever has the file can act as this hospital. Keep it as you keep keys."
+        )
+    else:
+        print("It holds no private key: keep keys/node_ed25519 elsewhere. Without it the node cannot come back.")
+
+
+def restore(context: typer.Context, file: Annotated[Path, typer.Argument(help="A file of `hsl-node backup`.")]) -> None:
+    """Make a state directory from a backup.
+
+    The directory must be empty or new. Before it signs anything, the restored node asks all peers what it has signed
+    since: an old backup is as good as a new one while they run.
+    """
+    from hsl_node import backup as backups
+    from hsl_node import enrol
+
+    state = state_of(context)
+    enrol.require_owner(state)
+    made = backups.restore(state, file)
+    print(f"restored {made.node} (federation {made.federation or 'not joined'}), backup of {made.written}")
+    if not made.has_key:
+        print(f"The backup holds no key: put it at {state / backups.KEY}, mode 0600.")
+    print(
+        "Make sure that no other copy of this node runs. Then: "
+        f"{command(state)} start\nIt asks its peers what it has signed, and signs nothing before all have answered."
+    )
+
+
+def recover(
+    context: typer.Context,
+    from_peers: Annotated[
+        bool, typer.Option("--from-peers", help="Take from the peers what is needed to go on.")
+    ] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="PEER", help="Don't wait for this one; after a word with that hospital."),
+    ] = None,
+) -> None:
+    """Go on after the disk was lost, from what the peers keep.
+
+    Only keys, node.toml and federation.toml are needed. Also after a machine was rolled back. The next start asks all
+    peers, fetches what they keep of this node and of themselves, and goes on bit for bit where the federation waits.
+    """
+    from hsl_node import recovery
+
+    if not from_peers:
+        raise UsageError("where from?", remedy="hsl-node recover --from-peers")
+    state = state_of(context)
+    asked = recovery.prepare(state, tuple(without or ()))
+    print(f"The next start asks {', '.join(asked) or 'nobody'} and signs nothing before all have answered.")
+    print(f"Make sure that no other copy of this node runs. Then: {command(state)} start")

@@ -1,0 +1,74 @@
+"""verify: everything kept here, checked once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsl_node.commands.shared import RESULTS, Json, state_of
+from hsl_node.errors import UsageError
+from hsl_node.terminal import print_json, progress_bar
+from hsl_node.units import auc, table
+
+if TYPE_CHECKING:
+    from hsl_node.audit import Findings, RoundReport
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=RESULTS, epilog="Example: hsl-node verify --export audit")(verify)
+
+
+def verify(
+    context: typer.Context,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the signed documents for stock ssh-keygen; DIR/check.sh runs it."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check every manifest, receipt and checkpoint once more.
+
+    Signatures, digests, the chain from fusion to fusion; fusions whose inputs are still here are computed again. Exit
+    code 14: something is wrong, and is named.
+    """
+    from hsl_node import audit
+
+    if export is not None and export.exists():
+        raise UsageError(f"{export} exists already; nothing was written", remedy="name another folder")
+    found = audit.examine(state_of(context), progress_bar("rounds"))
+    if export is not None:
+        count = audit.export(found, export)
+    if json:
+        print_json(found.as_json())
+    else:
+        print(_text(found))
+        if export is not None:
+            print(f"wrote {count} documents: sh {export / 'check.sh'}")
+    audit.require_sound(found)
+
+
+def _text(found: Findings) -> str:
+    rows = [row for _, report in sorted(found.rounds.items()) for row in _rows(report)]
+    lines = [table(("round", "peer", "images", "AUC", "checkpoint", "fused"), rows, right=(0, 2, 3))] if rows else []
+    lines += ["", *(f"DEFECT  {defect}" for defect in found.defects)] if found.defects else []
+    lines += ["", f"{len(found.documents)} signed documents checked" + ("" if found.defects else ": all is as signed")]
+    return "\n".join(lines)
+
+
+def _rows(report: RoundReport) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for number, (peer, said) in enumerate(sorted(report.contributors.items())):
+        checkpoint = str(said["sha256"])[:12] if said["bytes"] else "statement"
+        value = said["auc"]
+        rows.append((str(report.round), peer, str(said["samples"]), auc(value if isinstance(value, float) else None),
+                     checkpoint, _fusion(report) if number == 0 else ""))  # fmt: skip
+    return rows
+
+
+def _fusion(report: RoundReport) -> str:
+    if report.fused is None:
+        return "not fused"
+    how = "computed again" if report.recomputed else "initial" if report.round == 0 else "as recorded"
+    return f"{report.fused[:12]} {how}"

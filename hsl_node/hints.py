@@ -1,0 +1,40 @@
+"""Which state directory is meant, and what our hints tell people to type for it. Loads fast."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.service
+STATE_VARIABLE = "HSL_NODE_STATE"
+
+
+def state_directory(given: Path | None) -> Path:
+    """What `--state` says, else the environment, else the usual place."""
+    return Path(given or os.environ.get(STATE_VARIABLE) or default_state()).absolute()
+
+
+def default_state() -> Path:
+    """Where a service installed by the systemd unit keeps its state; for everybody else a folder of their own."""
+    try:
+        if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
+            return SYSTEM_STATE
+    except PermissionError:
+        pass
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "hsl-node"
+
+
+def command(state: Path) -> str:
+    """How to call us for this state directory."""
+    return "hsl-node" if state == state_directory(None) else f"hsl-node --state {shlex.quote(str(state))}"
+
+
+def addressed(text: str, state: Path) -> str:
+    """A hint whose `hsl-node ...` in backticks can be copied as it stands, wherever the state directory is.
+
+    Hints are written in many files that don't know which one it is; they come through here on their way to a person.
+    """
+    return re.sub(r"`hsl-node (?!--)", lambda _: f"`{command(state)} ", text)

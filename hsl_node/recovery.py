@@ -1,0 +1,459 @@
+"""A node that may have lost something of its state asks its peers what it has signed, before it signs anything.
+
+Lost, or set back: a restored backup, a disk that is gone, a rolled back or cloned machine. Signing a round for the
+second time with other content looks like fraud to the peers and halts everybody. So such a node waits until all
+peers have answered, takes from them what it needs, and writes a state from which the round goes on (`recovered.py`).
+Every other node asks before each signature whoever can be reached: a set back that nobody noticed shows there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsl_node import config, identity, service
+from hsl_node.errors import (
+    Equivocation,
+    HslError,
+    KeyRefused,
+    LocalStateError,
+    PeerDataError,
+    TransportError,
+    UsageError,
+    escaped,
+)
+from hsl_node.intake import claim_of
+from hsl_node.sync import durable, keyring
+from hsl_node.sync import round as machine
+from hsl_node.sync.ask import ask, fetch_file, fetch_manifest
+from hsl_node.sync.durable import Step
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.names import INBOX, RECEIPTS, Digest, Kind, Peer, Round
+from hsl_node.sync.offer import Offer
+from hsl_node.sync.recovered import recovered, relied_on
+from hsl_node.sync.round import Claim, Phase
+from hsl_node.sync.store import Layout, Store
+from hsl_node.sync.tensors import sha256_of
+from hsl_node.sync.transport import OperationFailed, Patience, Transport, connect
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 8  # peers asked at a time
+RETRY_S = (1.0, 30.0)  # doubles; a peer that comes back and connects is asked at once
+KEY_REFUSED_WAIT_S = 300.0  # as a push waits: more looks like an attack
+TWICE_RETRY_S = 30.0
+LOOK_AGAIN = 3  # times, where a checkpoint of ours is promised to nobody: a peer may just be looking at it
+LOOK_AGAIN_S = 2.0
+BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must not hold up what the others wait for
+
+
+# ------------------------------------------------------------------ the mark in the journal
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Why this node must ask first, and whom it need not wait for."""
+
+    why: str
+    without: tuple[str, ...] = ()
+
+
+def set_mark(journal: Journal, mark: Mark) -> None:
+    journal.set_meta("recover", json.dumps({"why": mark.why, "without": mark.without}))
+
+
+def find_mark(journal: Journal) -> Mark | None:
+    content = json.loads(journal.meta("recover") or "null")
+    return Mark(content["why"], tuple(content["without"])) if content else None
+
+
+def machine_id() -> str:
+    """Tells one machine from another, no more; empty where the system has no such file (most containers)."""
+    with contextlib.suppress(OSError):
+        if text := Path("/etc/machine-id").read_text().strip():
+            return hashlib.sha256(f"hsl-node {text}".encode()).hexdigest()[:16]
+    return ""
+
+
+# ------------------------------------------------------------------ asking
+
+
+@dataclass(frozen=True)
+class Held:
+    """One verified manifest that somebody holds."""
+
+    manifest: Manifest
+    document: bytes
+
+    @property
+    def peer(self) -> Peer:
+        return Peer(self.manifest.peer)
+
+    @property
+    def sha256(self) -> Digest:
+        return Digest(self.manifest.sha256)
+
+
+def prepare(state: Path, without: tuple[str, ...] = ()) -> tuple[Peer, ...]:
+    """Mark the state directory: the next start asks these peers. Only keys, node.toml and federation.toml are needed.
+
+    Raises:
+        AlreadyRunning: stop the daemon first.
+        UsageError: `without` names no other peer.
+    """
+    node, federation = config.load_node(state), config.load_federation(state)
+    key = identity.load(identity.find_key(Layout(state).key)).public
+    keyring.require_mine(keyring.load(state, federation), node.name, key)
+    others = tuple(p for p in federation.peers if p != node.name)
+    for name in without:
+        if name not in others:
+            raise UsageError(f"{name!r} is not one of the other peers", remedy=f"they are: {', '.join(others)}")
+    store = Store(Layout(state))
+    try:
+        set_mark(store.journal, Mark("its operator said that state was lost or set back", without))
+    finally:
+        store.close()
+    return tuple(p for p in others if p not in without)
+
+
+class Recovery:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.waiting: dict[Peer, str] = {}  # peers that have not answered yet, and why
+        self._not_before: dict[Peer, float] = {}  # after a refused key
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    def due(self) -> Mark | None:
+        """Must this node ask before it goes on? Notices a journal that came to another machine."""
+        journal = self._node.journal
+        known, here = journal.meta("machine"), machine_id()
+        if find_mark(journal) is None and known and here and known != here and journal.state() is not None:
+            set_mark(journal, Mark("its journal was written on another machine"))
+        return find_mark(journal)
+
+    async def _asked(self, peer: Peer, patience: Patience = Patience()) -> Offer:
+        node = self._node
+        if time.monotonic() < self._not_before.get(peer, 0):
+            raise TransportError(f"{peer} refused our key; it is asked again later")
+        try:
+            async with self._slots, self._connected(peer, patience) as link:
+                return await ask(link, node.federation, peer=peer, me=node.me, keys=node.keyring.keys(peer))
+        except KeyRefused:
+            self._not_before[peer] = time.monotonic() + KEY_REFUSED_WAIT_S
+            raise
+
+    def _connected(
+        self, peer: Peer, patience: Patience = Patience()
+    ) -> contextlib.AbstractAsyncContextManager[Transport]:
+        node = self._node
+        card = node.federation.get(peer)
+        return connect(
+            card,
+            node.me,
+            node.identity,
+            client=node.config.client,
+            patience=patience,
+            host_keys=node.keyring.host_keys(card),
+        )
+
+    # -------------------------------------------------------------- before each signature
+
+    async def check(self) -> None:
+        """Does anybody hold a signature of ours that we don't know of, or see another process with our key?
+
+        Whoever cannot be reached is not waited for. Returns only when nobody objects.
+
+        Raises:
+            LocalStateError: this node was set back. The journal is marked: the next start asks everybody.
+        """
+        node = self._node
+        while True:
+            answers = await asyncio.gather(
+                *(self._asked(p, BEFORE_SIGNING) for p in node.others), return_exceptions=True
+            )
+            offers = [a for a in answers if isinstance(a, Offer)]
+            for answer in answers:
+                if isinstance(answer, Exception) and not isinstance(answer, HslError):
+                    log.error("asking broke", exc_info=answer)
+            signed = node.journal.last_signed()
+            known = -1 if signed is None else signed
+            for offer in offers:
+                if any(m.round > max(known, 0) for m in offer.of(node.me)) and await self._is_ours(offer, known):
+                    self._set_back(offer)
+            twice = sorted(offer.peer for offer in offers if offer.twice)
+            if not twice:
+                return node.alarms.settle("twice")
+            node.alarms.sound(
+                "twice",
+                f"another process with this node's key is at work, says {', '.join(twice)}: a clone, or a second copy "
+                "of the state directory. This node signs nothing more",
+                "stop the one that is not meant to run, then restart the other: it asks its peers and goes on",
+            )
+            await asyncio.sleep(TWICE_RETRY_S)
+
+    async def _is_ours(self, offer: Offer, known: Round) -> bool:
+        """A list is a peer's word; our own signature is proof."""
+        with contextlib.suppress(HslError):
+            async with self._connected(Peer(offer.peer), BEFORE_SIGNING) as link:
+                for listed in offer.of(self._node.me):
+                    if listed.round > max(known, 0):
+                        await fetch_manifest(link, listed, self._node.federation, self._node.keyring.chain(listed.peer))
+                        return True
+        return False
+
+    def _set_back(self, offer: Offer) -> None:
+        last = max(m.round for m in offer.of(self._node.me))
+        why = f"{offer.peer} holds its signed round {last}, of which its own journal knows nothing"
+        set_mark(self._node.journal, Mark(why))
+        raise LocalStateError(
+            f"this node was set back: {why}",
+            remedy="start it again: it asks all peers and goes on. If a second copy of it runs, stop that one first",
+        )
+
+    # -------------------------------------------------------------- recovering
+
+    async def run(self, initial: Digest, mark: Mark) -> None:
+        """Ask all peers; leave a journal and files from which the round goes on.
+
+        Raises:
+            Equivocation: two different manifests of one round carry this node's signature.
+            LocalStateError: what it started from is not what its own manifests say.
+        """
+        node = self._node
+        log.warning("recovering", extra={"reason": mark.why})
+        service.notify("READY=1", "STATUS=asking the peers what this node has signed")
+        asked = tuple(p for p in node.others if p not in mark.without)
+        self.waiting = dict.fromkeys(asked, "not asked yet")
+        self._tell(mark)
+        looks = 0
+        while True:
+            offers = {o.peer: o for o in await asyncio.gather(*(self._answer_of(p, mark) for p in asked))}
+            try:
+                held = await self._manifests(offers)
+                state, missing = await self._state(initial, offers, held)
+                if not missing or looks == LOOK_AGAIN:
+                    await self._bring(state, offers, held)
+                    break
+                looks += 1
+            except TransportError as exc:
+                log.warning("a recovery is begun again", extra={"reason": escaped(exc.message)})
+            await asyncio.sleep(LOOK_AGAIN_S)
+        self._write(state, initial, held, mark)
+        node.alarms.settle("recovering")
+        log.warning("recovered", extra={"round": state.round, "phase": str(state.phase), "base": state.base[:12]})
+
+    def _tell(self, mark: Mark) -> None:
+        names = "; ".join(f"{p} ({why})" for p, why in sorted(self.waiting.items())) or "nobody"
+        self._node.alarms.sound(
+            "recovering",
+            f"this node asks its peers what it has signed, since {mark.why}. It signs nothing before all have "
+            f"answered. Still to answer: {names}",
+            "see that those hospitals' nodes run. For one that cannot answer, after a word with that hospital: "
+            "hsl-node stop, then hsl-node recover --from-peers --without NAME",
+        )
+
+    async def _answer_of(self, peer: Peer, mark: Mark) -> Offer:
+        """Asked until it answers."""
+        wake, pause = self._node.delivery.awaited(peer), RETRY_S[0]
+        while True:
+            wake.clear()
+            try:
+                offer = await self._asked(peer)
+                if not offer.twice:
+                    self.waiting.pop(peer, None)
+                    self._tell(mark)
+                    return offer
+                why = "it sees another process with this node's key at work: stop that one"
+            except OperationFailed:
+                why = "its inbox offers nothing: another SFTP server, or an older hsl-node"
+            except HslError as exc:
+                why = escaped(exc.message)
+            except Exception as exc:  # whatever a peer's link does, it is no answer
+                log.exception("asking broke", extra={"peer": peer})
+                why = f"{type(exc).__name__}: {escaped(str(exc))}"
+            self.waiting[peer] = why
+            self._tell(mark)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await wake.wait()
+            if wake.is_set():
+                await asyncio.sleep(RETRY_S[0])  # two nodes must not wake each other at the speed of the network
+            pause = min(2 * pause, RETRY_S[1])
+
+    async def _manifests(self, offers: Mapping[str, Offer]) -> dict[str, Held]:
+        """Every verified manifest that the answers name, by the sha256 of the document; those of the journal too."""
+        node, held = self._node, {}
+        for row in node.journal.documents():
+            manifest = Manifest.model_validate(row["content"])
+            if manifest.federation == node.federation.digest:
+                held[hashlib.sha256(row["document"]).hexdigest()] = Held(manifest, row["document"])
+        for offer in offers.values():
+            wanted = [m for m in offer.manifests if m.document not in held and m.peer in node.federation.peers]
+            if not wanted:
+                continue
+            async with self._connected(Peer(offer.peer)) as link:
+                for listed in wanted:
+                    try:
+                        manifest, document = await fetch_manifest(
+                            link, listed, node.federation, node.keyring.chain(listed.peer)
+                        )
+                    except HslError as exc:
+                        if isinstance(exc, TransportError) and not isinstance(exc, OperationFailed):
+                            raise
+                        log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+                    else:
+                        held[listed.document] = Held(manifest, document)
+        self._require_one_signature(held.values())
+        return held
+
+    def _require_one_signature(self, held: Iterable[Held]) -> None:
+        first: dict[Round, Held] = {}
+        for one in held:
+            round = one.manifest.round
+            if one.peer != self._node.me or round == 0:
+                continue
+            before = first.setdefault(round, one)
+            if before.document != one.document:
+                for number, each in enumerate((before, one), start=1):
+                    self._node.store.keep_evidence(f"r{round:06d}_{one.peer}_own_{number}.manifest", each.document)
+                raise Equivocation(
+                    f"two different manifests of round {round} carry this node's signature: a clone or an old copy of "
+                    "it has signed one of them; both are in evidence/",
+                    remedy="find and stop the other copy; then agree with the other hospitals on a new federation",
+                )
+
+    async def _state(
+        self, initial: Digest, offers: Mapping[str, Offer], held: Mapping[str, Held]
+    ) -> tuple[machine.State, bool]:
+        """The state to go on from, its own files in place; and whether a checkpoint of mine is nowhere to be had."""
+        node = self._node
+        saved = node.journal.state()
+        claims: dict[Round, dict[Peer, Claim]] = {}
+        for one in held.values():
+            claims.setdefault(one.manifest.round, {})[one.peer] = claim_of(one.manifest)
+        mine = {round: of[node.me] for round, of in claims.items() if node.me in of}
+        signed = node.journal.last_signed()
+        if saved is not None and max(mine, default=-1) <= (-1 if signed is None else signed):
+            state = machine.from_json(saved)
+            if state.round > 0 and await self._is_whole(state):
+                return state, False
+        fresh = machine.State(me=node.me, peers=node.federation.peers, rounds=node.federation.plan.rounds, base=initial)
+        if not mine:
+            return fresh, False
+        last = max(mine)
+        if last <= 1 and mine[last].base != initial:
+            raise LocalStateError(
+                f"this node signed round {last} from weights {mine[last].base[:12]}, here they are {initial[:12]}",
+                remedy="install the hsl-node version and the backbone_weights file that it had before",
+            )
+        kept = set()
+        for round in (last - 1, last):
+            claim = mine.get(round)
+            if claim and not claim.statement and await self._get(claim.sha256, node.layout.outbox(round), offers):
+                kept.add(claim.sha256)
+        has_base = last < 2 or await self._get(mine[last].base, node.layout.fused(last - 1), offers)
+        at = {Peer(o.peer): _round_of(o, held.values()) for o in offers.values()}
+        state = recovered(fresh, claims, at, kept)
+        if not has_base and state.phase is not Phase.COLLECT:
+            raise LocalStateError(
+                f"no peer has the fused model of round {last - 1} ({mine[last].base[:12]}) any more",
+                remedy=f"copy it from a peer's backup to {node.layout.fused(last - 1)}, then start again",
+            )
+        return state, state.phase is Phase.TRAIN
+
+    async def _is_whole(self, state: machine.State) -> bool:
+        """Is everything there that the saved state relies on?"""
+        node = self._node
+        files: list[tuple[Path, str]] = []
+        for round, peer in relied_on(state):
+            row = node.journal.manifest(round, peer)
+            path = node.layout.outbox(round) if peer == node.me else node.layout.inbox(round, peer)
+            if row is None:
+                return False
+            if row["content"]["bytes"]:
+                files.append((path, row["sha256"]))
+        if state.phase is Phase.TRAIN:
+            files.append((node.layout.fused(state.round - 1), state.base))
+        return await asyncio.to_thread(lambda: all(_is(path, sha256) for path, sha256 in files))
+
+    async def _get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
+        """A file that is here already, or that a peer has. False: nobody has it."""
+        if await asyncio.to_thread(_is, target, sha256):
+            return True
+        for offer in offers.values():
+            if sha256 in offer.files:
+                try:
+                    async with self._connected(Peer(offer.peer)) as link:
+                        await fetch_file(link, sha256, self._node.known_schema().file_bytes, target)
+                    log.info("taken from a peer", extra={"peer": offer.peer, "sha256": sha256[:12]})
+                    return True
+                except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
+                    log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+        return False
+
+    async def _bring(self, state: machine.State, offers: Mapping[str, Offer], held: Mapping[str, Held]) -> None:
+        """What the others signed for this round and the next, into their inboxes here, as if they had just sent it.
+
+        They may have our receipt for it and not send it again. The usual intake checks, admits and answers it.
+        """
+        node = self._node
+        known = {(c.peer, c.round) for c in (*state.have.values(), *state.early.values())}
+        for one in held.values():
+            manifest, peer = one.manifest, one.peer
+            if peer == node.me or manifest.round < state.round - 1 or (peer, manifest.round) in known:
+                continue
+            if manifest.round == state.round - 1:
+                if not manifest.statement:  # not needed here: kept for its owner, should that one lose its disk next
+                    await self._get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
+                continue
+            home = node.intake.homes / peer
+            name = manifest.file_name()
+            data = home / INBOX / str(name.of(Kind.DATA))
+            if not manifest.statement and not await self._get(one.sha256, data, offers):
+                continue  # it recovers too: it will send it
+            (home / RECEIPTS / str(name.of(Kind.RECEIPT))).unlink(missing_ok=True)
+            await asyncio.to_thread(durable.write, home / INBOX / str(name), one.document, Step.RECOVERY_PLACE)
+
+    def _write(self, state: machine.State, initial: Digest, held: Mapping[str, Held], mark: Mark) -> None:
+        """All of it at once: before this the node has no state, after it the round goes on."""
+        node, journal = self._node, self._node.journal
+        with journal.transaction(Step.RECOVERY_STATE):
+            journal.set_meta("federation", node.federation.digest)
+            journal.set_meta("instance", secrets.token_hex(8))
+            journal.set_meta("machine", machine_id())
+            journal.set_meta("recover", "")
+            journal.record_fused(0, initial)
+            for one in held.values():
+                manifest = one.manifest
+                if one.peer == node.me:
+                    journal.record_signed(manifest.round, one.sha256, one.document)
+                    if manifest.round > 1:
+                        journal.record_fused(manifest.round - 1, Digest(manifest.base))
+                if one.peer == node.me or manifest.round < state.round:
+                    journal.record_manifest(manifest.round, one.peer, one.sha256, one.document, manifest.content())
+            journal.save_state(machine.to_json(state))
+            journal.record_phase(state.round, state.phase)
+            text = f"{mark.why}; goes on in round {state.round}, {state.phase}"
+            journal.note("warning", "recovered", text)
+
+
+def _round_of(offer: Offer, held: Iterable[Held]) -> Round:
+    """Where a peer is: what it says, or, where it recovers too, the last round that anybody has of it."""
+    return max([offer.round, *(h.manifest.round for h in held if h.peer == offer.peer)])
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.exists() and sha256_of(path) == sha256

@@ -1,0 +1,185 @@
+"""This node's own key, replaced in the midst of a run without losing a round; and the other side of that.
+
+    here                      rotate: new key, NAME.update signed by the old one; the old one goes on signing
+    every other peer          peer update NAME.update: the old and the new key both speak for NAME
+    here                      rotate --finish: asks every peer whether it lets the new key in, then uses it alone
+    every other peer          peer update --finish NAME: the new key alone
+
+Nothing is signed twice: what the old key has signed keeps that signature and counts while both keys do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsl_node import config, identity, keys, ping
+from hsl_node.config import fingerprint
+from hsl_node.enrol import write_new
+from hsl_node.errors import HslError, KeyRefused, NotInitialised, PeerDataError, UsageError
+from hsl_node.identity import MANIFEST_NAMESPACE, Identity
+from hsl_node.sync import durable, keyring
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.keyring import KeyUpdate
+from hsl_node.sync.names import Peer
+from hsl_node.sync.store import Layout
+from hsl_node.toml_file import read_text
+
+# ------------------------------------------------------------------ this node's key
+
+
+@dataclass(frozen=True)
+class Begun:
+    update: KeyUpdate
+    file: Path  # for every other peer
+    live: bool
+
+
+def begin(state: Path, key: Path | None = None) -> Begun:
+    """Make the new key and the update that announces it. Said again, it gives the same ones.
+
+    Raises:
+        NotInitialised: no key here; `key` says where it is.
+    """
+    node, federation = config.load_node(state), config.load_federation(state)
+    me, path = Peer(node.name), key or Layout(state).key
+    current, waiting = identity.load(path), _next(path)
+    keyring.require_mine(keyring.load(state, federation), me, current.public)
+    new = identity.load(waiting) if waiting.exists() else identity.generate(waiting)
+
+    def announced(ring: keyring.Keyring) -> keyring.Keyring:
+        if ring.overlap(me) is not None:
+            return ring
+        return ring.updating(keyring.sign_update(ring, me, current, new.public))
+
+    outcome = keys.change(state, announced)
+    update = outcome.keyring.overlap(me)
+    assert update is not None
+    documents = [a.document for a in outcome.keyring.file.update]
+    document = next(d for d in documents if keyring.parse_update(d) == update)
+    file = state / f"{me}.update"
+    write_new(file, document, replace=True)
+    return Begun(update, file, outcome.live)
+
+
+def finish(state: Path, key: Path | None = None, *, force: bool = False) -> bool:
+    """Use the new key alone. False: the daemon has to be started again to use it.
+
+    Raises:
+        UsageError: no change is under way.
+        KeyRefused: a peer does not let the new key in yet; nothing was changed, unless `force`.
+    """
+    node, federation = config.load_node(state), config.load_federation(state)
+    me, path = Peer(node.name), key or Layout(state).key
+    update = keyring.load(state, federation).overlap(me)
+    if update is None:
+        raise UsageError("no key change is under way", remedy="`hsl-node key rotate` begins one")
+    if identity.load(path).public != update.new:  # else: an earlier call was cut short after this
+        new = identity.load(_next(path))
+        if not force:
+            _require_welcome(state, new)
+        durable.rename(_next(path), path)  # the old private key is gone with this
+        durable.sync_folder(path.parent)
+    live = keys.change(state, lambda ring: ring.finishing(me)).live
+    card = config.card_text(federation.get(me).model_copy(update={"key": update.new}))
+    write_new(state / f"{me}.card", card, replace=True)
+    return live
+
+
+def _require_welcome(state: Path, new: Identity) -> None:
+    refused = [a for a in ping.ping(state, (), new) if a.exit_code]
+    if refused:
+        shown = "\n".join(f"  {a.peer}: {a.error}" for a in refused)
+        raise KeyRefused(
+            f"the new key {new.fingerprint} cannot log in everywhere yet; nothing was changed:\n{shown}",
+            remedy="each of them runs `hsl-node peer update` with this node's update file; then call this again. "
+            "--force leaves behind who is missing: it will refuse this node until it took the update",
+        )
+
+
+def _next(path: Path) -> Path:
+    return path.with_name(path.name + ".next")
+
+
+# ------------------------------------------------------------------ another peer's
+
+
+def read_update(state: Path, path: Path) -> KeyUpdate:
+    """An update file, fully checked against this node's keyring; nothing is changed.
+
+    Raises:
+        HslError: see `Keyring.check`.
+    """
+    ring = keyring.load(state, config.load_federation(state))
+    document = read_text(path)
+    ring.updating(document)
+    return keyring.parse_update(document)
+
+
+def take(state: Path, path: Path, said: str | None) -> keys.Outcome:
+    """From now on both keys speak for that peer, if `said` is the new key's fingerprint.
+
+    Raises:
+        UsageError: it is not.
+        HslError: see `Keyring.check`.
+    """
+    update = read_update(state, path)
+    if said != fingerprint(update.new):
+        raise UsageError(
+            f"nothing was changed: {said or 'no fingerprint'} given, the new key's is {fingerprint(update.new)}",
+            remedy=f"call {update.peer}, let them read it aloud, then: `hsl-node peer update {path} "
+            f"--fingerprint {fingerprint(update.new)}`",
+        )
+    return keys.change(state, lambda ring: ring.updating(read_text(path)))
+
+
+def end(state: Path, name: str) -> keys.Outcome:
+    """The old key of this peer counts no more.
+
+    Raises:
+        UsageError: no change of its key is under way here.
+        HslError: something that it signed with the old key may still be on its way to us, or the other way round.
+    """
+    ring = keyring.load(state, config.load_federation(state))
+    update = ring.overlap(name)
+    if update is None:
+        ring.finishing(name)  # raises, in its own words
+    assert update is not None
+    if (Layout(state).journal).exists():
+        _require_settled(state, Peer(name), update)
+    return keys.change(state, lambda ring: ring.finishing(name))
+
+
+def _require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
+    """Its newest manifest is signed with the new key, so all before are here; and nothing waits for a receipt."""
+    journal = Journal.read_only(Layout(state).journal)
+    try:
+        rounds = [m["round"] for m in journal.rows("manifests") if m["peer"] == peer]
+        newest = journal.manifest(max(rounds), peer) if rounds else None
+        owed = [r for r, p in (journal.state() or {}).get("owed", ()) if p == peer]
+    finally:
+        journal.close()
+    again = "call this again when it is: `hsl-node status` shows the round; until then both keys count"
+    if newest is not None:
+        try:
+            identity.verify(newest["document"], update.new, MANIFEST_NAMESPACE)
+        except PeerDataError:
+            raise HslError(
+                f"the last manifest of {peer} (round {newest['round']}) is signed with its old key: it has not "
+                "changed over, or nothing new of it has arrived since",
+                remedy=f"{peer} runs `hsl-node key rotate --finish`; {again}",
+            ) from None
+    if owed:
+        raise HslError(
+            f"round {owed[0]} is not delivered to {peer} yet: its receipt may be signed with the old key",
+            remedy=again,
+        )
+
+
+def require_key(state: Path, key: Path | None) -> None:
+    """Raises: NotInitialised: says where to look for the key under systemd."""
+    if key is None and not Layout(state).key.exists():
+        raise NotInitialised(
+            f"no node key at {Layout(state).key}",
+            remedy="where systemd hands it over (systemd/README.md), name it: --key /etc/credstore/node.key",
+        )

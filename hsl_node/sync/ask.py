@@ -1,0 +1,77 @@
+"""The asker's side of `offer.py`: fetch a peer's list and what it names. Nothing counts before its sha256 agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from hsl_node.config import Federation
+from hsl_node.errors import FederationMismatch, PeerDataError
+from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.sync import durable
+from hsl_node.sync.durable import Step
+from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, parse_manifest
+from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.offer import OFFER_MAX_BYTES, Listed, Offer, file_path, parse_offer, state_path
+from hsl_node.sync.transport import BLOCK_BYTES, Transport
+
+assert OFFER_MAX_BYTES <= BLOCK_BYTES  # one request, so one list
+
+
+async def ask(
+    link: Transport, federation: Federation, *, peer: Peer, me: Peer, keys: Sequence[str] | None = None
+) -> Offer:
+    """What the peer at the other end keeps for us, signed with one of `keys`; None: the federation file's.
+
+    Raises:
+        TransportError: the link broke; `OperationFailed`: its server offers nothing, as another program's does.
+        PeerDataError: the answer is not the peer's.
+    """
+    nonce = secrets.token_hex(8)
+    document = await link.read(state_path(nonce), 0, OFFER_MAX_BYTES)
+    return parse_offer(document, federation, peer=peer, asker=me, nonce=nonce, keys=keys)
+
+
+async def fetch_manifest(
+    link: Transport, listed: Listed, federation: Federation, keys: Sequence[str] | None = None
+) -> tuple[Manifest, bytes]:
+    """A signed manifest that a list names. `keys`: all that its peer ever had; None: the federation file's.
+
+    Raises:
+        PeerDataError: it is not what the list says, or not signed by whom it names.
+        FederationMismatch: of another federation.
+    """
+    document = await link.read(file_path(listed.document), 0, MANIFEST_MAX_BYTES)
+    if hashlib.sha256(document).hexdigest() != listed.document:
+        raise PeerDataError("a manifest is not the one that the list names", code="sha256")
+    trusted = (federation.get(listed.peer).key,) if keys is None else keys
+    manifest = parse_manifest(verify(document, trusted, MANIFEST_NAMESPACE))
+    if manifest.federation != federation.digest:
+        raise FederationMismatch(f"a manifest of federation {manifest.federation[:8]}")
+    if (manifest.peer, manifest.round, manifest.sha256) != (listed.peer, listed.round, listed.sha256):
+        raise PeerDataError("a manifest is about something else than the list says", code="manifest")
+    return manifest, document
+
+
+async def fetch_file(link: Transport, sha256: Digest, size: int, target: Path) -> None:
+    """A checkpoint or fused model of `size` bytes, to `target`, durably: whole, with this sha256, or not at all.
+
+    Raises:
+        TransportError, OperationFailed: see `ask`.
+        PeerDataError: it is something else.
+    """
+    digest = hashlib.sha256()
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with durable.replacing(target, Step.RECOVERY_FETCH, mode=0o600) as file:
+        while (at := file.tell()) < size and (block := await _read(link, sha256, at, size)):
+            digest.update(block)
+            await asyncio.to_thread(file.write, block)
+        if digest.hexdigest() != sha256:
+            raise PeerDataError(f"what is offered as {sha256[:12]} has sha256 {digest.hexdigest()[:12]}", code="sha256")
+
+
+async def _read(link: Transport, sha256: Digest, offset: int, size: int) -> bytes:
+    return await link.read(file_path(sha256), offset, min(BLOCK_BYTES, size - offset))

@@ -1,0 +1,284 @@
+"""Every step that must survive a power loss or kill -9, with the points at which a test kills the process. No torch.
+
+    with replacing(path, Step.FUSION_WRITE) as file:      temporary file, fsync, rename, fsync of the folder
+        file.write(...)
+
+Nothing else in the package calls fsync, rename or link (`tests/test_durable.py`). A failed fsync is never tried again:
+the kernel may have dropped the bytes already. `DiskFailed` ends the process; the journal makes the restart safe.
+
+Crash points: each `Step` has `NAME:before` and `NAME:after`, a written file also `NAME:renaming`, between fsync and
+rename. With HSL_CRASH_AT="NAME:before#2 /some/mark" in the environment when this module is loaded, the process kills
+itself at the second passage and leaves its id in the file `mark`; where that exists already nothing happens.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from hsl_node.errors import DiskFailed
+
+
+class Step(Enum):
+    """All durable steps: name, the files that take it, and whether it puts a written file into place."""
+
+    START_INITIAL = "start.initial", ("train/site.py",), True
+    START_JOURNAL = "start.journal", ("sync/journal.py",)
+    START_STATE = "start.state", ("node.py",)
+
+    TRAINER_DIGESTS = "trainer.digests", ("train/digests.py",), True
+    TRAINER_LEDGER = "trainer.ledger", ("train/ledger.py",), True
+    TRAINER_IMAGES = "trainer.images", ("train/cache.py",), True
+    TRAINER_BEST = "trainer.best", ("train/loop.py",), True
+    TRAINER_EPOCH = "trainer.epoch", ("train/checkpoint.py",), True
+    TRAINER_OUTBOX = "trainer.outbox", ("train/loop.py",), True
+
+    SENDER_SIGN = "sender.sign", ("node.py",)  # the promise: nothing is published before
+    SENDER_DELIVERED = "sender.delivered", ("node.py",)
+
+    RECEIVER_PART = "receiver.part", ("sync/home.py",)
+    RECEIVER_COMMIT = "receiver.commit", ("sync/home.py",)
+    RECEIVER_CLAIM = "receiver.claim", ("sync/claim.py",)
+    RECEIVER_VERIFIED = "receiver.verified", ("sync/receive.py",)
+    RECEIVER_ADMIT = "receiver.admit", ("sync/store.py",)
+    RECEIVER_RECORD = "receiver.record", ("node.py",)
+    RECEIVER_RECEIPT = "receiver.receipt", ("sync/receive.py",), True
+    RECEIVER_RELEASE = "receiver.release", ("sync/receive.py",)
+    RECEIVER_REFUSED = "receiver.refused", ("sync/receive.py",), True
+    RECEIVER_EVIDENCE = "receiver.evidence", ("sync/store.py",), True
+
+    FUSION_WRITE = "fusion.write", ("sync/fuse_files.py",), True
+    FUSION_RECORD = "fusion.record", ("node.py",)
+    FUSION_PRUNE = "fusion.prune", ("sync/store.py",)
+
+    JOURNAL_NOTE = "journal.note", ("sync/journal.py",)  # whatever else the journal keeps
+
+    INIT_KEY = "init.key", ("identity.py",), True
+    INIT_CARD = "init.card", ("enrol.py",), True
+    INIT_SETTINGS = "init.settings", ("enrol.py",), True
+    JOIN_SET_ASIDE = "join.set-aside", ("enrol.py",)
+    JOIN_ANCHOR = "join.anchor", ("enrol.py",), True
+    JOIN_FEDERATION = "join.federation", ("enrol.py",), True
+
+    RECOVERY_FETCH = "recovery.fetch", ("sync/ask.py",), True
+    RECOVERY_PLACE = "recovery.place", ("recovery.py",), True
+    RECOVERY_STATE = "recovery.state", ("recovery.py",)
+
+    BACKUP_WRITE = "backup.write", ("backup.py",), True
+    RESTORE_UNPACK = "restore.unpack", ("backup.py",), True
+    RESTORE_PLACE = "restore.place", ("backup.py",)
+
+    FILE_WEIGHTS = "file.weights", ("sync/tensors.py",), True  # anchor set, exported model
+    FILE_RESULT = "file.result", ("enrol.py", "train/files.py"), True  # for people: reports, predictions, cards
+
+    def __init__(self, label: str, places: tuple[str, ...], writes: bool = False) -> None:
+        self.label = label
+        self.places = places
+        self.points = tuple(
+            f"{label}:{w}" for w in (("before", "renaming", "after") if writes else ("before", "after"))
+        )
+
+
+POINTS = tuple(point for step in Step for point in step.points)
+
+
+class Disk:
+    """What the operating system does for us; a test puts one in its place that fails or forgets."""
+
+    def open(self, path: Path | str, flags: int, mode: int = 0o777, *, folder: int | None = None) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=folder)
+
+    def file(self, descriptor: int) -> BinaryIO:
+        return cast(BinaryIO, os.fdopen(descriptor, "w+b"))
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def rename(
+        self, old: Path | str, new: Path | str, *, old_folder: int | None = None, new_folder: int | None = None
+    ) -> None:
+        os.rename(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder)
+
+    def link(self, old: Path | str, new: Path | str) -> None:
+        os.link(old, new)
+
+    def unlink(self, path: Path | str, *, folder: int | None = None) -> None:
+        os.unlink(path, dir_fd=folder)
+
+    def mkdir(self, path: Path, mode: int) -> None:
+        os.mkdir(path, mode)
+
+
+disk = Disk()
+on_failure: Callable[[DiskFailed], object] = lambda error: None  # noqa: E731  (the daemon's way out, from any thread)
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def replacing(
+    path: Path | str,
+    step: Step,
+    *,
+    mode: int = 0o666,
+    folder: int | None = None,
+    shared: bool = False,
+    once: bool = False,
+) -> Iterator[BinaryIO]:
+    """Write a file that takes the place of `path` when the block ends without error, whole and durably.
+
+    `folder`: descriptor of the folder that `path` is a name in. `shared`: other processes may write the same file at
+    the same time. `once`: never over another file. After an error nothing of it is left; after a kill a temporary file,
+    which the next attempt replaces (`shared`: which stays).
+
+    Raises:
+        OSError: the disk is full, the folder is not ours; with `once` FileExistsError.
+        DiskFailed: an fsync failed.
+    """
+    where, name = os.path.split(path)
+    temporary = os.path.join(where, f".{name}.{secrets.token_hex(8)}.tmp" if shared else f"{name}.tmp")
+    with passing(step), _failing(f"{name} could not be written"):
+        if not shared:
+            with suppress(FileNotFoundError):
+                disk.unlink(temporary, folder=folder)
+        descriptor = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, folder=folder)
+        try:
+            with disk.file(descriptor) as file:
+                yield file
+                file.flush()
+                sync(file.fileno(), name)
+            _reached(step, "renaming")
+            if once:
+                disk.link(temporary, path)
+            else:
+                disk.rename(temporary, path, old_folder=folder, new_folder=folder)
+                temporary = ""
+        finally:
+            if temporary:
+                with suppress(OSError):
+                    disk.unlink(temporary, folder=folder)
+        sync_folder(folder if folder is not None else Path(where or "."))
+
+
+def write(path: Path | str, content: bytes, step: Step, *, mode: int = 0o666) -> None:
+    """See `replacing`."""
+    with replacing(path, step, mode=mode) as file:
+        file.write(content)
+
+
+def sync(descriptor: int, what: str) -> None:
+    """Make a file's bytes durable.
+
+    Raises:
+        DiskFailed
+    """
+    try:
+        disk.fsync(descriptor)
+    except OSError as exc:
+        raise disk_failed(f"{what} could not be made durable: {exc}") from exc
+
+
+def sync_folder(folder: Path | int) -> None:
+    """Make the names in a folder durable: what was renamed, made or removed there.
+
+    Raises:
+        DiskFailed
+    """
+    descriptor = disk.open(folder, os.O_RDONLY | os.O_DIRECTORY) if isinstance(folder, Path) else folder
+    try:
+        disk.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # a file system that keeps no folders in this sense has nothing to fail
+            raise disk_failed(f"fsync of the folder {folder} failed: {exc}") from exc
+    finally:
+        if isinstance(folder, Path):
+            os.close(descriptor)
+
+
+def rename(old: Path | str, new: Path | str, *, old_folder: int | None = None, new_folder: int | None = None) -> None:
+    """Atomic; durable after a `sync_folder` of both folders. Raises: OSError, DiskFailed."""
+    with _failing(f"{os.path.basename(new)} could not be moved into place"):
+        disk.rename(old, new, old_folder=old_folder, new_folder=new_folder)
+
+
+def make_folder(path: Path) -> None:
+    """A private folder, where there is none; durable after a `sync_folder` of its parent."""
+    with suppress(FileExistsError):
+        disk.mkdir(path, 0o700)
+
+
+def disk_failed(message: str) -> DiskFailed:
+    """The error to raise. Whatever becomes of it: the process has been told."""
+    error = DiskFailed(message, remedy="check the disk; the node goes on from its journal after a restart")
+    on_failure(error)
+    return error
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """A full disk may have room again; one that answers with an input/output error is at its end."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.EIO, errno.EROFS):
+            raise
+        raise disk_failed(f"{what}: {exc}") from exc
+
+
+# ---------------------------------------------------------------- crash points
+
+
+@contextmanager
+def passing(step: Step) -> Iterator[None]:
+    """The block is this durable step: a test may kill the process before and after it."""
+    _reached(step, "before")
+    yield
+    _reached(step, "after")
+
+
+def _reached(step: Step, where: str) -> None:
+    if _crash is not None and _crash.point == f"{step.label}:{where}":
+        _crash.passed()
+
+
+@dataclass
+class _Crash:
+    """Where this process is to die."""
+
+    point: str
+    left: int  # passages until then
+    mark: str
+
+    def passed(self) -> None:
+        self.left -= 1
+        if self.left:
+            return
+        try:
+            mark = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return
+        os.write(mark, str(os.getpid()).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _planned(text: str) -> _Crash | None:
+    """What HSL_CRASH_AT asks for. Raises: ValueError: no such point."""
+    if not text:
+        return None
+    where, _, mark = text.partition(" ")
+    point, _, count = where.partition("#")
+    if point not in POINTS or not mark:
+        raise ValueError(f"HSL_CRASH_AT={text!r}: not `POINT#COUNT FILE` with a point of {', '.join(POINTS)}")
+    return _Crash(point, int(count or 1), mark)
+
+
+_crash = _planned(os.environ.get("HSL_CRASH_AT", ""))

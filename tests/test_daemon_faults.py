@@ -1,0 +1,237 @@
+"""Real daemons whose trainer stops, whose clock jumps or whose disk is full: they say so, go on, and lose nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from cluster import WAIT_S, Cluster
+from test_daemon import final_digests
+
+from hsl_node.config import Plan
+from hsl_node.errors import NotRunning
+
+PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
+NAMES = ("ash", "birch")
+SLOW = ["--epoch-s", "0.5"]  # long enough to be caught in the act
+TEN_YEARS_S = 10 * 365 * 86_400
+SKEWED_CLOCK = """
+import os, sys, time
+_true = time.time
+def _skewed():
+    with open(os.path.join(sys.argv[1], "clock_offset")) as file:
+        return _true() + float(file.read())
+time.time = _skewed
+"""
+IMPATIENT = """
+from hsl_node import node, trainer
+node.NO_ROOM_RETRY_S = node.PULSE_S = 0.2
+trainer.BACKOFF_S = (0.2,)
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    with Cluster(tmp_path_factory.mktemp("undisturbed"), NAMES, PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        return final_digests(cluster)
+
+
+# ------------------------------------------------------------------ the trainer
+
+
+def test_threat_29_a_stopped_trainer_makes_the_node_degraded_and_a_killed_one_is_started_again(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    prelude = "from hsl_node import trainer; trainer.SILENT_S = 1.0"
+    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=prelude) as cluster:
+        cluster.start_all()
+        status = cluster.wait_until("ash", lambda s: s["state"] == "training" and s["epoch"], "in mid-epoch")
+        os.kill(status["trainer"]["pid"], signal.SIGSTOP)
+        status = cluster.wait_until("ash", lambda s: s["state"] == "degraded", "degraded")
+        (warning,) = [w for w in status["warnings"] if w["code"] == "trainer"]
+        assert "no sign of life" in warning["text"]
+        os.kill(status["trainer"]["pid"], signal.SIGCONT)
+        status = cluster.wait_until("ash", lambda s: s["round"] == 2 and s["state"] == "training", "round 2")
+        assert status["trainer"]["restarts"] == 0
+        os.kill(status["trainer"]["pid"], signal.SIGKILL)
+        cluster.wait_until("ash", lambda s: s["trainer"]["restarts"] == 1, "the trainer started again")
+        cluster.wait_finished()
+        assert final_digests(cluster) == undisturbed
+
+
+def test_threat_29_the_node_is_called_degraded_within_a_minute() -> None:
+    from hsl_node import trainer
+
+    assert trainer.SILENT_S < 60
+
+
+# ------------------------------------------------------------------ the clock
+
+
+def test_threat_24_clocks_ten_years_off_that_jump_in_mid_round_change_nothing(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=SKEWED_CLOCK) as cluster:
+
+        def set_clock(name: str, offset_s: float) -> None:
+            path = cluster.layout(name).state / "clock_offset"
+            path.with_suffix(".new").write_text(str(offset_s))
+            path.with_suffix(".new").replace(path)
+
+        set_clock("ash", TEN_YEARS_S)
+        set_clock("birch", -TEN_YEARS_S)
+        cluster.start_all()
+        status = cluster.wait_until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "round 1")
+        assert status["started"] > time.time() + TEN_YEARS_S / 2
+        set_clock("ash", -TEN_YEARS_S)
+        set_clock("birch", TEN_YEARS_S)
+        status = cluster.wait_until("birch", lambda s: s["round"] == 2 and s["state"] == "training", "round 2")
+        assert status["since"] > time.time() + TEN_YEARS_S / 2
+        set_clock("birch", 0)
+        cluster.wait_finished()
+        assert final_digests(cluster) == undisturbed
+
+
+# ------------------------------------------------------------------ the disk
+
+
+class Ward:
+    """Runs a cluster as systemd would: whoever leaves with the exit code of a failed disk is started again."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.exits = 0
+
+    def until(self, name: str, wanted: Callable[[dict], object], what: str) -> dict:  # type: ignore[type-arg]
+        end = time.monotonic() + WAIT_S
+        status: dict = {}  # type: ignore[type-arg]
+        while time.monotonic() < end:
+            self.tend()
+            with suppress(NotRunning):
+                status = self.cluster.status(name)
+                if wanted(status):
+                    return status
+            time.sleep(0.05)
+        raise AssertionError(f"{name} never came to: {what}; it says {status}\n{self.cluster.output(name)}")
+
+    def tend(self) -> None:
+        for name, process in list(self.cluster.processes.items()):
+            if (code := process.poll()) is not None:
+                assert code == 15, self.cluster.output(name)
+                self.exits += 1
+                self.cluster.start(name)
+
+    def told(self, name: str) -> None:
+        """Wait until the node says that its disk is full: as a warning, or by its exit code."""
+        before, end = self.exits, time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            self.tend()
+            if self.exits > before:
+                return
+            with suppress(NotRunning):
+                if any(w["code"] in ("room", "disk") for w in self.cluster.status(name)["warnings"]):
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"{name} never said that its disk is full\n{self.cluster.output(name)}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 320 MB: little more than what the inbox keeps in reserve."""
+    folder = tmp_path / "ash"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no small disk here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave not a byte."""
+    ballast = folder / "ballast"
+    with open(ballast, "wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(2**20)):
+            pass
+    disk = os.statvfs(folder)
+    assert disk.f_bavail == 0
+    return ballast
+
+
+@pytest.mark.parametrize("step", ["before the first round", "in training", "waiting for a peer"])
+def test_threat_21_a_full_disk_is_told_and_the_node_goes_on_once_there_is_room(
+    small_disk: Path, tmp_path: Path, undisturbed: dict[int, str], step: str
+) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=IMPATIENT) as cluster:
+        ward = Ward(cluster)
+        cluster.start("ash")
+        if step == "before the first round":
+            ward.until("ash", lambda s: s["phase"] == "agree", "waiting for birch's statement")
+        else:
+            cluster.start("birch")
+            ward.until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "training")
+        if step == "waiting for a peer":
+            os.kill(cluster.status("birch")["trainer"]["pid"], signal.SIGSTOP)
+            ward.until("ash", lambda s: s["waiting_for"] == ["birch"], "waiting for birch")
+        ballast = fill(small_disk)
+        ward.told("ash")
+        if step == "before the first round":
+            cluster.start("birch")
+            ward.until("birch", lambda s: s["peers"][0]["sent"]["retries"] > 0, "birch was not taken in")
+        elif step == "in training":
+            ward.until("ash", lambda s: s["trainer"]["restarts"] > 0 or ward.exits > 0, "it could not write")
+        else:
+            os.kill(cluster.status("birch")["trainer"]["pid"], signal.SIGCONT)
+            ward.until("birch", lambda s: s["peers"][0]["sent"]["retries"] > 0, "birch was not taken in")
+        assert cluster.status("birch")["round"] <= 2
+        ballast.unlink()
+        for name in NAMES:
+            ward.until(name, lambda s: s["state"] == "finished", "finished")
+        ward.until("ash", lambda s: not any(w["code"] in ("room", "disk") for w in s["warnings"]), "settled")
+        assert final_digests(cluster) == undisturbed
+
+
+def test_threat_21_a_start_on_a_full_disk_ends_with_the_exit_code_of_the_disk(
+    small_disk: Path, tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, prelude=IMPATIENT) as cluster:
+        ballast = fill(small_disk)
+        state = str(cluster.layout("ash").state)
+        command = [sys.executable, "-m", "hsl_node.cli", "--state", state, "start"]
+        first = subprocess.run(command, capture_output=True, text=True, timeout=60)  # its words need room elsewhere
+        assert first.returncode == 15, first.stderr
+        assert "disk" in first.stderr
+        ballast.unlink()
+        cluster.start_all()
+        cluster.wait_finished()
+        assert final_digests(cluster) == undisturbed
+
+
+def test_threat_21_a_limit_on_file_sizes_is_survived_like_a_full_disk(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=IMPATIENT) as cluster:
+        ward = Ward(cluster)
+        cluster.start_all()
+        ward.until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "training")
+        process = cluster.processes["ash"]
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        refused = lambda s: s["peers"][0]["sent"]["retries"] > 0  # noqa: E731
+        ward.until("birch", refused, "birch's checkpoint of 200 kB was not taken in")
+        with suppress(ProcessLookupError):  # it may have left by itself: its journal is larger than that too
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        for name in NAMES:
+            ward.until(name, lambda s: s["state"] == "finished", "finished")
+        assert final_digests(cluster) == undisturbed

@@ -1,0 +1,93 @@
+"""What hostile inputs found, one test each: the smallest input, and what became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import make_federation
+
+from hsl_node.config import Federation, NodeConfig, card_text, federation_text, load_card, load_plan
+from hsl_node.errors import ConfigError
+from hsl_node.toml_file import FILE_MAX_BYTES, PROBLEM_MAX_CHARS, PROBLEMS_MAX, read_toml
+
+MEMBERS = make_federation(2)
+MINUTE = pytest.mark.timeout(60)  # a bound for what would take hours; it takes two seconds
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "x.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, model: type[Federation] | type[NodeConfig] = Federation) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_toml(path, model)
+    return caught.value.message
+
+
+def test_a_number_of_5000_digits_in_a_card_is_refused(tmp_path: Path) -> None:
+    """Python reads no such number and says so with a bare ValueError."""
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_card(written(tmp_path, f"name = {'9' * 5000}\n"))
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_plan(written(tmp_path, f"rounds = {'9' * 5000}\n"))
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000], ids=["digits", "brackets"])
+def test_a_setting_on_the_command_line_that_no_parser_takes_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="rounds"):
+        load_plan(None, [f"rounds={value}"])
+
+
+@MINUTE
+def test_a_file_of_unknown_keys_is_refused_with_the_first_of_them_and_their_number(tmp_path: Path) -> None:
+    """Each was looked for in the whole file: 15 s of processor time for 31 KB, four times that for 62."""
+    count = 50_000
+    message = refusal(written(tmp_path, "".join(f"k{n} = 1\n" for n in range(count))))
+    lines = message.splitlines()
+    assert len(lines) == PROBLEMS_MAX + 1
+    assert ":1: unknown key 'k0'" in message
+    assert f"{count + 2 - PROBLEMS_MAX} more" in lines[-1]  # name and peer are missing, too
+
+
+@MINUTE
+@pytest.mark.parametrize(
+    "text",
+    ["{} = 1", "[{}]", "x = {{ {} = 1 }}", "[[{}]]"],
+    ids=["key", "table", "inline table", "array of tables"],
+)
+@pytest.mark.parametrize("part", ["a", '"a"', "'a'", " a "], ids=["bare", "quoted", "literal", "spaced"])
+def test_a_dotted_key_of_100_000_parts_is_refused_before_it_costs_anything(
+    tmp_path: Path, text: str, part: str
+) -> None:
+    """The standard library's reader needs time with the square of the parts: 10 s for 64 KB."""
+    assert "nested too deeply" in refusal(written(tmp_path, text.format(".".join([part] * 100_000))))
+
+
+def test_dots_in_texts_and_comments_are_no_parts_of_a_key(tmp_path: Path) -> None:
+    dots = "." * 200
+    text = f"# {dots}\n" + federation_text(MEMBERS.federation).replace('"primary task"', f'"a {dots[:100]} b"')
+    assert read_toml(written(tmp_path, text), Federation).plan.task == f"a {dots[:100]} b"
+    names = ", ".join(f'"{n}.png"' for n in range(500))
+    node = read_toml(written(tmp_path, f'name = "ash"\naddress = "a.b:1"\n[data]\nexclude = [{names}]\n'), NodeConfig)
+    assert len(node.data.exclude) == 500
+
+
+def test_a_file_larger_than_any_right_one_is_not_read(tmp_path: Path) -> None:
+    path = written(tmp_path, card_text(MEMBERS.federation.peer[0]))
+    load_card(path)
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(ConfigError, match=f"larger than {FILE_MAX_BYTES // 1024} KiB"):
+        load_card(path)
+
+
+@pytest.mark.parametrize(
+    "text", ['"\\u001b[31mred" = 1\n', "{} = 1\n".format("k" * 100_000), 'name = "{}"\n'.format("n" * 200_000)]
+)
+def test_what_stands_in_a_message_is_short_and_shows_no_control_characters(tmp_path: Path, text: str) -> None:
+    message = refusal(written(tmp_path, text))
+    assert all(len(line) <= len(str(tmp_path)) + 20 + PROBLEM_MAX_CHARS for line in message.splitlines())
+    assert all(c.isprintable() or c == "\n" for c in message)

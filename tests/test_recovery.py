@@ -1,0 +1,238 @@
+"""A node that lost its state, or was set back, goes on with the bytes of the undisturbed run (threat 12).
+
+Real daemons, real SFTP; the trainer is a stand-in. The pure part: test_recovered.py; the file: test_backup.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from cluster import _START as START
+from cluster import STAND_IN, Cluster, free_ports
+
+from hsl_node import backup, recovery
+from hsl_node.config import Plan
+from hsl_node.errors import NotRunning
+from hsl_node.sync.journal import Journal
+
+PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
+NAMES = ("ash", "birch", "cedar")
+KEPT = ("keys", "node.toml", "federation.toml", "log")
+LOST = 15  # exit code of a node that finds it was set back
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    with Cluster(tmp_path_factory.mktemp("undisturbed"), NAMES, PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        return cluster.fused("ash")
+
+
+def lose_disk(cluster: Cluster, name: str) -> None:
+    """Everything is gone but what an operator keeps elsewhere: keys and the two settings files."""
+    for path in cluster.layout(name).state.iterdir():
+        if path.name not in KEPT:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    cluster.layout(name).make()
+
+
+def require_same(cluster: Cluster, undisturbed: dict[int, str]) -> None:
+    """All rounds fused to the undisturbed digests everywhere, and nobody saw two signatures for one round."""
+    cluster.wait_finished()
+    for name in cluster.names:
+        assert cluster.fused(name) == undisturbed
+        assert not list((cluster.layout(name).state / "evidence").iterdir())
+
+
+def finished_after(cluster: Cluster, victim: str, harm: Callable[[str], None]) -> set[tuple[int, str]]:
+    """Do `harm` to the victim once in every round and phase that is seen of it; gives where it was done."""
+    done: set[tuple[int, str]] = set()
+    while True:
+        try:
+            status = cluster.status(victim)
+        except NotRunning:
+            time.sleep(0.01)
+            continue
+        if status["state"] == "finished":
+            return done
+        at = (status["round"], status["phase"])
+        if None not in at and at not in done:
+            done.add(at)
+            cluster.kill(victim)
+            harm(victim)
+            cluster.start(victim)
+
+
+@pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
+def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[int, str], client: str
+) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.15"], node={"client": client}) as cluster:
+
+        def harm(victim: str) -> None:
+            lose_disk(cluster, victim)
+            recovery.prepare(cluster.layout(victim).state)
+
+        cluster.start_all()
+        harmed = finished_after(cluster, "birch", harm)
+        assert {(r, "train") for r in (1, 2, 3)} <= harmed, harmed
+        require_same(cluster, undisturbed)
+        birch = Journal.read_only(cluster.layout("birch").journal)
+        assert {m["round"] for m in birch.rows("manifests") if m["peer"] == "birch"} == set(range(5))
+        birch.close()
+
+
+def test_threat_12_a_disk_lost_after_signing_fetches_the_checkpoint_and_brings_it_to_who_lacks_it(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """birch signs round 1 and reaches ash alone; its disk goes. cedar gets the same checkpoint later."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.5"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("birch", lambda s: s["round"] == 1 and s["phase"] == "train", "training round 1")
+        cluster.wait_until("cedar", lambda s: s["round"] == 1, "in round 1")
+        cluster.kill("cedar")
+        cluster.wait_until("ash", lambda s: received(s, "birch") == "verified" and s["round"] == 1, "has birch's")
+        document = signed(cluster, "birch", 1)
+        cluster.kill("birch")
+        lose_disk(cluster, "birch")
+        recovery.prepare(cluster.layout("birch").state)
+        cluster.start("birch")
+        status = cluster.wait_until("birch", lambda s: s["state"] == "recovering", "asking")
+        assert status["waiting_for"]
+        status = cluster.wait_until("birch", lambda s: s["waiting_for"] == ["cedar"], "waiting for cedar alone")
+        assert any("cedar" in w["text"] and w["code"] == "recovering" for w in status["warnings"])
+        cluster.start("cedar")
+        require_same(cluster, undisturbed)
+        assert signed(cluster, "birch", 1) == document, "the round was signed anew"
+
+
+def test_threat_12_a_disk_lost_while_fusing_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """Checkpoints so large that the fusion can be seen."""
+    plan = PLAN.model_copy(update={"rounds": 1})
+    trainer = ["--bytes", "12000000"]
+    with Cluster(tmp_path / "a", NAMES, plan, trainer=trainer) as cluster:
+        cluster.start_all()
+        cluster.wait_finished(0.1)
+        expected = cluster.fused("ash")
+    for attempt in range(20):
+        with Cluster(tmp_path / f"b{attempt}", NAMES, plan, trainer=trainer) as cluster:
+            cluster.start_all()
+            status = cluster.wait_until("birch", lambda s: s["phase"] == "fuse" or s["round"] == 2, "fusing", 0.002)
+            cluster.kill("birch")
+            if status["phase"] != "fuse":
+                continue  # it was not seen; another try
+            lose_disk(cluster, "birch")
+            recovery.prepare(cluster.layout("birch").state)
+            cluster.start("birch")
+            return require_same(cluster, expected)
+    raise AssertionError("no fusion was ever seen")
+
+
+def test_threat_12_two_disks_lost_at_once_end_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("birch", lambda s: s["round"] == 2 and s["phase"] == "collect", "round 2 signed")
+        for name in ("birch", "cedar"):
+            cluster.kill(name)
+            lose_disk(cluster, name)
+            recovery.prepare(cluster.layout(name).state)
+        for name in ("birch", "cedar"):
+            cluster.start(name)
+        require_same(cluster, undisturbed)
+
+
+def test_threat_12_an_old_backup_restored_ends_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
+    """Backup in round 1 beside the running daemon, the node lost in round 3."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("birch", lambda s: s["round"] == 1 and s["phase"] == "train", "round 1")
+        state, file = cluster.layout("birch").state, tmp_path / "birch.tar"
+        backup.backup(state, file)
+        cluster.wait_until("birch", lambda s: s["round"] == 3, "round 3")
+        cluster.kill("birch")
+        shutil.rmtree(state)
+        backup.restore(state, file)
+        cluster.start("birch")
+        require_same(cluster, undisturbed)
+
+
+def test_threat_12_a_machine_rolled_back_unnoticed_finds_out_before_it_signs(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """No command was given: a snapshot of round 1 is back. The daemon leaves, and its next start recovers."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("birch", lambda s: s["round"] == 1 and s["phase"] == "train", "round 1")
+        cluster.kill("birch")
+        state = cluster.layout("birch").state
+        shutil.copytree(state, tmp_path / "snapshot", symlinks=True, ignore=shutil.ignore_patterns("run"))
+        cluster.start("birch")
+        cluster.wait_until("birch", lambda s: s["round"] == 3, "round 3")
+        cluster.kill("birch")
+        shutil.rmtree(state)
+        shutil.copytree(tmp_path / "snapshot", state)
+        assert cluster.start("birch").wait(120) == LOST
+        assert "set back" in cluster.output("birch")
+        cluster.start("birch")
+        require_same(cluster, undisturbed)
+
+
+def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing_wrong_is_fused(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "1"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("cedar", lambda s: s["round"] == 1 and s["phase"] == "train", "round 1")
+        cluster.kill("cedar")
+        state, clone = cluster.layout("cedar").state, tmp_path / "clone"
+        shutil.copytree(state, clone, ignore=shutil.ignore_patterns("run"))
+        (clone / "run").mkdir()
+        settings: dict[str, Any] = {"name": "cedar", "address": cluster.federation.get("cedar").address}
+        settings["listen"] = f"127.0.0.1:{free_ports(1)[0]}"  # another machine
+        (clone / "node.toml").write_text(tomli_w.dumps(settings))
+        cluster.start("cedar")
+        twin = [sys.executable, "-c", START, str(clone), sys.executable, str(STAND_IN), "--state", str(clone)]
+        process = subprocess.Popen([*twin, "--epoch-s", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            status = cluster.wait_until("ash", lambda s: warned(s, "twice cedar"), "names the clone")
+            assert any("stop one" in w["fix"] for w in status["warnings"])
+        finally:
+            process.kill()
+            process.wait()
+        cluster.stop("cedar")
+        cluster.start("cedar")
+        cluster.wait_until("ash", lambda s: not warned(s, "twice cedar"), "one of them only")
+        try:
+            require_same(cluster, undisturbed)
+        except AssertionError:
+            if cluster.processes["cedar"].poll() != LOST:
+                raise
+            cluster.start("cedar")  # its twin had signed more than itself
+            require_same(cluster, undisturbed)
+
+
+def received(status: dict[str, Any], peer: str) -> str:
+    return str(next(p for p in status["peers"] if p["name"] == peer)["received"]["state"])
+
+
+def warned(status: dict[str, Any], code: str) -> bool:
+    return any(w["code"] == code for w in status["warnings"])
+
+
+def signed(cluster: Cluster, name: str, round: int) -> bytes:
+    journal = Journal.read_only(cluster.layout(name).journal)
+    try:
+        found = journal.signed(round)
+        assert found is not None
+        return found[1]
+    finally:
+        journal.close()

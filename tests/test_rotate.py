@@ -1,0 +1,321 @@
+"""A node's key is replaced in the midst of a run: no round is lost, old and new key both count until it is finished."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from boxes import inbox, on_loop
+from cluster import WAIT_S, Cluster
+from conftest import Members, make_federation
+
+from hsl_node import config, control, identity, keys, rotate
+from hsl_node.config import Plan, fingerprint
+from hsl_node.errors import (
+    FederationMismatch,
+    HslError,
+    KeyRefused,
+    NotRunning,
+    PeerDataError,
+    UsageError,
+)
+from hsl_node.identity import MANIFEST_NAMESPACE, Identity, verify
+from hsl_node.sync import keyring
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.keyring import Keyring, KeyringFile, sign_update
+from hsl_node.sync.names import Peer
+from hsl_node.sync.store import Layout
+from hsl_node.sync.transport import Client, connect
+
+NAMES = ("ash", "birch", "cedar")
+PLAN = Plan(method="fedavg", rounds=5, epochs_per_round=2, plateau_rounds=100)
+ASH, BIRCH = Peer("ash"), Peer("birch")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    with Cluster(tmp_path_factory.mktemp("undisturbed"), NAMES, PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        return cluster.fused("ash")
+
+
+def state(cluster: Cluster, name: str) -> Path:
+    return cluster.layout(name).state
+
+
+def signed_by(cluster: Cluster, at: str, key: str) -> set[int]:
+    """Rounds whose manifest of ash, as `at` keeps it, was signed with this key."""
+    journal = Journal.read_only(cluster.layout(at).journal)
+    try:
+        found = {m["round"]: journal.manifest(m["round"], ASH) for m in journal.rows("manifests") if m["peer"] == "ash"}
+    finally:
+        journal.close()
+    rounds = set()
+    for round, kept in found.items():
+        assert kept is not None
+        try:
+            verify(kept["document"], key, MANIFEST_NAMESPACE)
+            rounds.add(round)
+        except PeerDataError:
+            pass
+    return rounds
+
+
+def end_when_settled(cluster: Cluster, name: str) -> None:
+    """`peer update --finish`, as often as it says "not yet"."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            assert rotate.end(state(cluster, name), "ash").live
+            return
+        except UsageError:
+            raise
+        except HslError as exc:
+            assert "old key" in exc.message and time.monotonic() < deadline, exc
+            time.sleep(0.1)
+
+
+def test_a_key_is_replaced_in_mid_run_and_the_models_are_those_of_the_undisturbed_run(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """cedar holds training in round 2 while ash changes its key, so that the change falls into the run for certain."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.2"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("cedar", lambda s: s["round"] == 2, "round 2")
+        control.ask(state(cluster, "cedar"), "pause")
+        begun = rotate.begin(state(cluster, "ash"))
+        assert begun.live and rotate.begin(state(cluster, "ash")).update == begun.update, "said again: the same"
+        old, new = begun.update.old, begun.update.new
+
+        with pytest.raises(KeyRefused, match="birch"):
+            rotate.finish(state(cluster, "ash"))
+        for name in ("birch", "cedar"):
+            assert rotate.take(state(cluster, name), begun.file, fingerprint(new)).live
+            status = cluster.wait_until(name, lambda s: any(w["code"] == "keys ash" for w in s["warnings"]), "told")
+            assert fingerprint(new) in str(status["warnings"])
+        assert rotate.finish(state(cluster, "ash"))
+        assert cluster.status("ash")["fingerprint"] == fingerprint(new)
+        assert identity.load(cluster.layout("ash").key).public == new
+        with pytest.raises(HslError, match="old key"):
+            rotate.end(state(cluster, "birch"), "ash")  # nothing signed with the new key has arrived yet
+        control.ask(state(cluster, "cedar"), "resume")
+        for name in ("birch", "cedar"):
+            end_when_settled(cluster, name)
+            cluster.wait_until(name, lambda s: not any(w["code"] == "keys ash" for w in s["warnings"]), "settled")
+        cluster.wait_finished()
+        assert [cluster.fused(n) for n in NAMES] == [undisturbed] * 3
+        for name in ("birch", "cedar"):
+            before, after = signed_by(cluster, name, old), signed_by(cluster, name, new)
+            assert before and after and max(before) < min(after) and {1, 6} <= before | after
+            assert before | after == set(range(7)), "no round was lost"
+        assert len({s["federation"]["hash"] for s in map(cluster.status, NAMES)}) == 1
+        for name in NAMES:  # all of it lasts
+            assert cluster.stop(name) == 0
+            cluster.start(name)
+        cluster.wait_finished()
+
+
+def test_threat_16_a_key_nobody_was_told_of_is_refused_with_both_fingerprints_and_the_others_go_on(
+    tmp_path: Path,
+) -> None:
+    """ash changes its key and only birch knows; cedar refuses it, names both keys, and is in step once it is told."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.2"]) as cluster:
+        cluster.start_all()
+        cluster.wait_until("cedar", lambda s: s["round"] == 1, "round 1")
+        control.ask(state(cluster, "cedar"), "pause")
+        begun = rotate.begin(state(cluster, "ash"))
+        old, new = fingerprint(begun.update.old), fingerprint(begun.update.new)
+        rotate.take(state(cluster, "birch"), begun.file, new)
+        assert rotate.finish(state(cluster, "ash"), force=True)
+        control.ask(state(cluster, "cedar"), "resume")
+        status = cluster.wait_until("cedar", lambda s: "host key" in sent(s, "ash")["last_error"], "refused")
+        assert old in sent(status, "ash")["last_error"] and new in sent(status, "ash")["last_error"]
+        cluster.wait_until("birch", lambda s: s["round"] == 2, "birch has all of round 1, cedar's too, and goes on")
+        rotate.take(state(cluster, "cedar"), begun.file, new)
+        cluster.wait_until("cedar", lambda s: sent(s, "ash")["state"] == "done" or s["round"] > 1, "delivers at once")
+        assert cluster.stop("ash") == 0  # its own patience with a peer that refuses its key is 5 minutes
+        cluster.start("ash")
+        cluster.wait_finished()
+        assert len({tuple(cluster.fused(n).items()) for n in NAMES}) == 1
+
+
+def sent(status: dict, name: str) -> dict:  # type: ignore[type-arg]
+    return next(p["sent"] for p in status["peers"] if p["name"] == name)
+
+
+# ---------------------------------------------------------------- one connection
+
+
+@pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
+@on_loop
+async def test_either_host_key_of_the_overlap_is_taken_and_no_third(tmp_path: Path, client: Client) -> None:
+    first, second, third = stranger(), stranger(1), stranger(2)
+    async with inbox(tmp_path) as box:
+        card = box.members.federation.get("ash").model_copy(update={"address": f"127.0.0.1:{box.port}"})
+        me = box.members.identities[BIRCH]
+        for shown in (box.members.identities[ASH], first):
+            box.server.show(shown)  # for new connections; the port stays
+            async with connect(card, BIRCH, me, client=client, host_keys=(first.public, card.key)):
+                assert box.server.connected() == {BIRCH}
+        with pytest.raises(KeyRefused) as caught:
+            async with connect(card, BIRCH, me, client=client, host_keys=(second.public, third.public)):
+                raise AssertionError("a key that nobody pinned was taken")
+        for key in (first, second, third):
+            assert key.fingerprint in caught.value.message
+
+
+# ---------------------------------------------------------------- the chain of updates
+
+
+def stranger(number: int = 0) -> Identity:
+    return list(make_federation(8).identities.values())[5 + number]
+
+
+def announced(members: Members, ring: Keyring | None = None) -> tuple[Keyring, str]:
+    ring = ring or Keyring.of(members.federation)
+    return ring, sign_update(ring, BIRCH, members.identities[BIRCH], stranger().public)
+
+
+def test_both_keys_count_in_the_overlap_and_the_new_one_alone_after_it() -> None:
+    members = make_federation(3)
+    ring, document = announced(members)
+    old, new = members.federation.get("birch").key, stranger().public
+    taken = ring.updating(document)
+    assert (ring.keys(BIRCH), taken.keys(BIRCH), taken.finishing(BIRCH).keys(BIRCH)) == ((old,), (new, old), (new,))
+    assert taken.finishing(BIRCH).chain(BIRCH) == (new, old), "what the old key signed can still be checked"
+    assert taken.host_keys(members.federation.get("birch")) == (new, old)
+    assert taken.keys(ASH) == ring.keys(ASH)
+
+
+def test_the_federations_hash_is_that_of_the_file_whatever_happens_to_keys() -> None:
+    members = make_federation(3)
+    ring, document = announced(members)
+    assert ring.updating(document).federation.digest == members.federation.digest
+
+
+def test_a_second_change_follows_the_first_and_is_signed_by_its_key() -> None:
+    members = make_federation(3)
+    ring, document = announced(members)
+    ring = ring.updating(document).finishing(BIRCH)
+    forged = sign_update(ring, BIRCH, members.identities[BIRCH], stranger(1).public)
+    with pytest.raises(PeerDataError, match="its key here is"):
+        ring.updating(forged)
+    ring = ring.updating(sign_update(ring, BIRCH, stranger(), stranger(1).public))
+    assert ring.keys(BIRCH) == (stranger(1).public, stranger().public)
+    again = Keyring.of(members.federation, KeyringFile.model_validate(ring.file.model_dump(mode="json")))
+    assert again == ring, "read from its file"
+
+
+@pytest.mark.parametrize("signer", ["ash", "stranger"])
+def test_an_update_that_another_key_signed_is_refused(signer: str) -> None:
+    members = make_federation(3)
+    ring, _ = announced(members)
+    key = members.identities[ASH] if signer == "ash" else stranger()
+    content = {"version": 1, "federation": members.federation.digest, "peer": "birch", "number": 1,
+               "old": members.federation.get("birch").key, "new": stranger(1).public}  # fmt: skip
+    forged = key.sign(content, keyring.UPDATE_NAMESPACE).decode()
+    with pytest.raises(PeerDataError, match="signature"):
+        ring.updating(forged)
+
+
+def test_a_document_signed_for_another_purpose_is_no_update() -> None:
+    members = make_federation(3)
+    ring, document = announced(members)
+    line = json.loads(document.partition("\n")[0])
+    with pytest.raises(PeerDataError, match="signature"):
+        ring.updating(members.identities[BIRCH].sign(line, MANIFEST_NAMESPACE).decode())
+
+
+def test_an_update_of_another_federation_counts_nowhere_else() -> None:
+    other = Keyring.of(make_federation(3, name="another grove").federation)
+    members = make_federation(3)
+    ring, document = announced(members, other)
+    with pytest.raises(FederationMismatch, match="was made for"):
+        Keyring.of(members.federation).updating(document)
+    moved = Keyring.of(members.federation, ring.updating(document).file)
+    assert moved.keys(BIRCH) == (members.federation.get("birch").key,)
+
+
+def test_the_key_of_somebody_else_cannot_be_announced() -> None:
+    members = make_federation(3)
+    ring = Keyring.of(members.federation)
+    document = sign_update(ring, BIRCH, members.identities[BIRCH], members.federation.get("ash").key)
+    with pytest.raises(PeerDataError, match="is or was ash's"):
+        ring.updating(document)
+
+
+def test_one_number_has_one_update() -> None:
+    members = make_federation(3)
+    ring, document = announced(members)
+    second = sign_update(ring, BIRCH, members.identities[BIRCH], stranger(1).public)
+    taken = ring.updating(document)
+    with pytest.raises(UsageError, match="already"):
+        taken.updating(document)
+    with pytest.raises(UsageError, match="another one"):
+        taken.updating(second)
+
+
+@pytest.mark.parametrize("document", ["", "{}", "[]\n", '{"version": 1}\nx', "\x00", "x" * 100_000, "[" * 5000])
+def test_what_is_no_update_is_said_so(document: str) -> None:
+    with pytest.raises(PeerDataError, match="not a key update"):
+        Keyring.of(make_federation(3).federation).updating(document)
+
+
+def test_a_keyring_that_was_tampered_with_stops_the_start(tmp_path: Path) -> None:
+    """Whoever edits keyring.toml cannot make another key count: the chain's signatures are checked at every start."""
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        begun = rotate.begin(state(cluster, "ash"))
+        assert not begun.live
+        rotate.take(state(cluster, "birch"), begun.file, fingerprint(begun.update.new))
+        path = keyring.path_of(state(cluster, "birch"))
+        text = path.read_text()
+        assert text.count(begun.update.new) == 1
+        path.write_text(text.replace(begun.update.new, stranger().public))
+        assert cluster.start("birch").wait(60) == 14
+        path.write_text(text.replace("version = 1", "version = 1\nrevokked = []"))
+        assert cluster.start("birch").wait(60) == 78
+
+
+def test_nothing_is_taken_without_the_new_keys_fingerprint(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        begun = rotate.begin(state(cluster, "ash"))
+        for said in (None, "", fingerprint(begun.update.old)):
+            with pytest.raises(UsageError, match="nothing was changed"):
+                rotate.take(state(cluster, "birch"), begun.file, said)
+        assert not keyring.path_of(state(cluster, "birch")).exists()
+
+
+def test_an_old_key_that_was_replaced_does_not_start_a_node(tmp_path: Path) -> None:
+    """A backup brings the old key back: said at the start, not found out by refused logins."""
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        layout: Layout = cluster.layout("ash")
+        old = layout.key.read_bytes()
+        rotate.begin(layout.state)
+        with pytest.raises(NotRunning):
+            control.ask(layout.state, "keys")
+        assert not rotate.finish(layout.state, force=True)
+        card = config.load_card(layout.state / "ash.card")
+        assert card.key == identity.load(layout.key).public != cluster.federation.get("ash").key
+        layout.key.write_bytes(old)
+        assert cluster.start("ash").wait(60) == 17
+        assert "was replaced by" in cluster.output("ash")
+
+
+def test_a_finish_that_was_cut_short_after_the_key_changed_places_is_completed(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        layout = cluster.layout("ash")
+        begun = rotate.begin(layout.state)
+        layout.key.with_name("node_ed25519.next").rename(layout.key)  # and then the power failed
+        keyring.require_mine(keyring.load(layout.state, cluster.federation), "ash", begun.update.new)
+        rotate.finish(layout.state)  # asks nobody: the new key is the node's already
+        assert keyring.load(layout.state, cluster.federation).keys(ASH) == (begun.update.new,)
+
+
+def test_a_revoked_peers_change_is_not_listed_as_one() -> None:
+    members = make_federation(3)
+    ring, document = announced(members)
+    found = keys.warnings_of(ring.updating(document).revoking(BIRCH, "now"), BIRCH, ASH)
+    assert list(found) == ["revoked birch"]

@@ -1,0 +1,146 @@
+"""Threat 8: finite but poisoned weights. Real HSL training, small; the checkpoints go through the node's own fusion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster import Cluster
+from learning import blobs, site, small_plan
+
+from hsl_node import history, report
+from hsl_node.alarms import Alarms
+from hsl_node.config import Plan
+from hsl_node.poisoning import fuse_watched, record_fusion, record_validation, renew
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.tensors import read_schema, read_weights, sha256_of, write_weights
+from hsl_node.train.data import Dataset
+from hsl_node.train.loop import train_round, validated
+from hsl_node.train.methods import METHODS
+from hsl_node.train.scoring import open_model, validate
+from hsl_node.train.site import initial_weights
+
+ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
+SIZES = {ASH: 96, BIRCH: 48, CEDAR: 64}  # training images
+BRIGHTNESS = {ASH: 1.0, BIRCH: 0.7, CEDAR: 0.85}  # unlike machines
+ROUNDS = 4
+
+
+def hospital(peer: Peer, flipped: bool) -> Dataset:
+    train = SIZES[peer]
+    images, labels = blobs(train + 48, seed=train)
+    images = (images * BRIGHTNESS[peer]).astype(np.uint8)
+    labels = np.where(np.random.default_rng(train).random(len(labels)) < 0.1, 1 - labels, labels)  # no set is perfect
+    split = np.repeat(np.array([0, 1], np.int8), [train, 48])
+    return Dataset(images, 1 - labels if flipped else labels, split, tuple(f"{n:064x}" for n in range(len(images))))
+
+
+def federation(folder: Path, flipped: Peer | None = None) -> Journal:
+    """All rounds of three hospitals; gives the journal of ash."""
+    plan = small_plan(rounds=ROUNDS, epochs_per_round=2)
+    sites = {p: site(plan, hospital(p, flipped == p), p) for p in SIZES}
+    journal = Journal.create(folder / "journal.sqlite3")
+    initial_weights(folder, plan, METHODS[plan.method], folder / "fused0")
+    schema = read_schema(folder / "fused0")
+    for round in range(1, ROUNDS + 1):
+        base, out = folder / f"fused{round - 1}", folder / f"fused{round}"
+        paths = {p: folder / f"r{round}_{p}" for p in SIZES}
+        for peer, path in paths.items():
+            done = train_round(
+                sites[peer],
+                folder=folder / peer,
+                round=round,
+                base=base,
+                base_sha256=sha256_of(base),
+                out=path,
+                report=lambda _: None,
+            )
+            if peer == ASH and done.best is not None:
+                journal.record_manifest(round, ASH, done.best.sha256, b"", {"auc": done.best.validation.auc})
+        digest, figures = fuse_watched(plan.fusion, paths, SIZES, schema, base, out)
+        journal.record_fused(round, Digest(digest))
+        record_fusion(journal, round, figures)
+        event = validated(sites[ASH], round, validate(sites[ASH], open_model(out, plan, sites[ASH].machine)[1]))
+        journal.record_validation(round, event["auc"], event["loss"])
+        record_validation(journal, ASH, event)
+    return journal
+
+
+def alarms_of(journal: Journal) -> dict[str, str]:
+    alarms = Alarms()
+    renew(journal, alarms, ASH, sorted(SIZES))
+    return {a["code"]: a["text"] for a in alarms.listing()}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("honest")
+    federation(folder).close()
+    return folder
+
+
+def test_threat_08_unlike_but_honest_hospitals_raise_no_alarm(honest: Path) -> None:
+    journal = Journal.read_only(honest / "journal.sqlite3")
+    assert alarms_of(journal) == {}
+    assert journal.rows("notes") == []
+    assert all(len((journal.influence(r) or {})["peers"]) == 3 for r in range(1, ROUNDS + 1))
+    journal.close()
+
+
+@pytest.mark.parametrize("round", range(1, ROUNDS + 1))
+@pytest.mark.parametrize("culprit", SIZES)
+@pytest.mark.parametrize(("times", "sign"), [(100, "norm"), (-1, "points against the others'")])
+def test_threat_08_a_magnified_or_reversed_update_is_named_at_once(
+    tmp_path: Path, honest: Path, times: float, sign: str, culprit: Peer, round: int
+) -> None:
+    """Honest until this round; then the culprit sends base + times x (what it learned)."""
+    (tmp_path / "journal.sqlite3").write_bytes((honest / "journal.sqlite3").read_bytes())
+    paths = {p: honest / f"r{round}_{p}" for p in SIZES}
+    base, learned = read_weights(honest / f"fused{round - 1}"), read_weights(paths[culprit])
+    paths[culprit] = tmp_path / "poisoned"
+    sent = {n: base[n] + np.float32(times) * (w - base[n]) if w.dtype.kind == "f" else w for n, w in learned.items()}
+    write_weights(paths[culprit], sent)
+    schema = read_schema(paths[culprit])
+    _, figures = fuse_watched("mean", paths, SIZES, schema, honest / f"fused{round - 1}", tmp_path / "fused")
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    record_fusion(journal, round, figures)
+    found = alarms_of(journal)
+    journal.close()
+    assert list(found) == [f"influence {culprit}"]
+    assert sign in found[f"influence {culprit}"]
+
+
+@pytest.mark.parametrize("culprit", [BIRCH, ASH])
+def test_threat_08_a_peer_with_flipped_labels_is_named_by_the_fourth_round(tmp_path: Path, culprit: Peer) -> None:
+    """The smallest hospital and the largest; its own node is told as well."""
+    journal = federation(tmp_path, flipped=culprit)
+    found = alarms_of(journal)
+    journal.close()
+    assert list(found) == [f"influence {culprit}"]
+    assert "parts of its update point against the others'" in found[f"influence {culprit}"]
+
+
+def test_threat_08_daemons_name_the_culprit_everywhere_and_finish_with_one_model(tmp_path: Path) -> None:
+    """Loud in status, journal and history; nothing is stopped."""
+    plan = Plan(method="fedavg", fusion="median", rounds=2, epochs_per_round=2, plateau_rounds=100)
+    with Cluster(tmp_path, sorted(SIZES), plan) as cluster:
+        cluster.trainer = ["--times", "100"]
+        cluster.start(BIRCH)
+        cluster.trainer = ()
+        cluster.start(ASH)
+        cluster.start(CEDAR)
+        cluster.wait_finished()
+        digests = [cluster.fused(p) for p in SIZES]
+        assert digests[0] == digests[1] == digests[2]
+        for peer in SIZES:
+            warnings = [w for w in cluster.status(peer)["warnings"] if w["code"].startswith("influence")]
+            assert [w["code"] for w in warnings] == ["influence birch"]
+        rounds = history.rounds(cluster.layout(ASH).state)
+        assert [list(r["unusual"]) for r in rounds] == [["birch"], ["birch"]]
+        page = history.round_text(history.round_of(cluster.layout(ASH).state, 1))
+        assert "birch: its update has norm" in page
+        out = report.build(cluster.layout(ASH).state, tmp_path / "report.html").read_text()
+        assert out.count('class="bad" title="its update has norm') == 2
+        assert "round 1, birch: its update has norm" in out

@@ -1,0 +1,148 @@
+"""`hsl-node verify`: what is kept is checked once more; each damage is named; ssh-keygen confirms the export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from test_enrol import run
+from typer.testing import Result
+
+from hsl_node import audit, rotate
+from hsl_node.config import Plan, fingerprint
+from hsl_node.identity import MANIFEST_NAMESPACE, load
+from hsl_node.sync.names import Peer, Round
+from hsl_node.sync.store import Layout
+
+PLAN = Plan(method="fedavg", fusion="weighted_mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State directory of ash after a run of three rounds with birch, in which ash replaced its key before the start."""
+    with Cluster(tmp_path_factory.mktemp("run"), ("ash", "birch"), PLAN) as cluster:
+        ash, birch = (cluster.layout(n).state for n in ("ash", "birch"))
+        begun = rotate.begin(ash)
+        rotate.take(birch, begun.file, fingerprint(begun.update.new))
+        cluster.start_all()
+        cluster.wait_finished()
+        cluster.wait_until("ash", lambda s: all(p["sent"]["state"] == "done" for p in s["peers"]), "delivered")
+        for name in cluster.names:
+            assert cluster.stop(name) == 0
+        return ash
+
+
+def code(done: Result) -> int:
+    """What the process would exit with: `main` turns our errors into their codes."""
+    return getattr(done.exception, "exit_code", done.exit_code)
+
+
+@pytest.fixture
+def state(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "ash", ignore=shutil.ignore_patterns("*.sock")))
+
+
+def test_a_sound_node_is_found_sound_and_each_round_says_who_contributed(state: Path) -> None:
+    found = audit.examine(state)
+    assert found.defects == []
+    assert sorted(found.rounds) == [0, 1, 2, 3, 4]
+    for number in (1, 2, 3):
+        assert set(found.rounds[Round(number)].contributors) == {"ash", "birch"}
+    assert found.rounds[Round(3)].recomputed and found.rounds[Round(3)].files == 2
+    assert not found.rounds[Round(1)].recomputed, "its inputs are pruned by now"
+    assert len(found.documents) == 5 * 2 + 5  # manifests of both, receipts of birch
+    done = run("--state", str(state), "verify")
+    assert done.exit_code == 0 and "15 signed documents checked: all is as signed" in done.stdout
+    assert done.stdout.count("computed again") >= 1
+
+
+def test_stock_ssh_keygen_confirms_every_exported_document(state: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "audit"
+    done = run("--state", str(state), "verify", "--export", str(folder))
+    assert done.exit_code == 0
+    listed = [line.split() for line in (folder / "index").read_text().splitlines()]
+    assert len(listed) == 16  # and the key update
+    for signer, namespace, name in listed:
+        command = ["ssh-keygen", "-Y", "verify", "-f", str(folder / "allowed_signers"), "-I", signer, "-n", namespace]
+        with open(folder / name, "rb") as line:
+            checked = subprocess.run([*command, "-s", str(folder / f"{name}.sig")], stdin=line, capture_output=True)
+        assert checked.returncode == 0, (name, checked.stderr)
+        json.loads((folder / name).read_text())
+    assert subprocess.run(["sh", str(folder / "check.sh")]).returncode == 0
+    (folder / listed[0][2]).write_text("{}\n")
+    told = subprocess.run(["sh", str(folder / "check.sh")], capture_output=True, text=True)
+    assert told.returncode == 1 and told.stdout.startswith(f"BAD: {listed[0][2]}")
+    assert code(run("--state", str(state), "verify", "--export", str(folder))) == 2, "never over another export"
+
+
+def sql(state: Path, *commands: str) -> None:
+    with sqlite3.connect(state / "journal.sqlite3") as db:
+        for command in commands:
+            assert db.execute(command).rowcount > 0, command
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def other_manifest(state: Path) -> None:
+    """birch's manifest of round 2, altered and signed by ash: the signature is good, the signer wrong."""
+    key = load(Layout(state).key)
+    with sqlite3.connect(state / "journal.sqlite3") as db:
+        (text,) = db.execute("SELECT content FROM manifests WHERE round = 2 AND peer = 'birch'").fetchone()
+        content = json.loads(text) | {"samples": 999}
+        document = key.sign(content, MANIFEST_NAMESPACE)
+        db.execute("UPDATE manifests SET document = ?, content = ? WHERE round = 2 AND peer = 'birch'",
+                   (document, json.dumps(content)))  # fmt: skip
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a flipped bit in an input": (lambda s: flip_byte(Layout(s).inbox(Round(3), Peer("birch"))), "the file of birch"),
+    "a flipped bit in my checkpoint": (lambda s: flip_byte(Layout(s).outbox(Round(3))), "the file of ash"),
+    "a flipped bit in a fused model": (lambda s: flip_byte(Layout(s).fused(Round(3))), "the fused model has"),
+    "another fused digest": (
+        lambda s: sql(s, f"UPDATE fused SET sha256 = '{'a' * 64}' WHERE round = 2"), "stands on"),
+    "a manifest that another signed": (other_manifest, "round 2: manifest of birch: the signature does not verify"),
+    "a column changed": (
+        lambda s: sql(s, f"UPDATE manifests SET sha256 = '{'b' * 64}' WHERE round = 1 AND peer = 'birch'"),
+        "the journal's columns are not what was signed"),
+    "a manifest gone": (
+        lambda s: sql(s, "DELETE FROM manifests WHERE round = 2 AND peer = 'birch'"), "no valid manifest of birch"),
+    "a receipt of another round": (
+        lambda s: sql(s, "DELETE FROM receipts WHERE round = 1", "UPDATE receipts SET round = 1 WHERE round = 2"),
+        "round 1: receipt of birch: the journal's columns"),
+    "a receipt torn": (
+        lambda s: sql(s, "UPDATE receipts SET document = x'00' WHERE round = 1"), "round 1: receipt of birch"),
+    "what I signed changed": (
+        lambda s: sql(s, "UPDATE signed SET document = x'00' WHERE round = 2"), "what this node signed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_each_kind_of_damage_is_named_and_exits_14(state: Path, kind: str) -> None:
+    damage, words = DAMAGE[kind]
+    damage(state)
+    done = run("--state", str(state), "verify")
+    assert code(done) == 14
+    assert words in done.stdout, done.stdout
+    assert not json.loads(run("--state", str(state), "verify", "--json").stdout)["ok"]
+
+
+def test_a_peer_that_fused_something_else_is_named(state: Path) -> None:
+    """The inputs that birch's manifest of round 3 names are not those kept here: its own signature proves it."""
+    found = audit.examine(state)
+    manifests = {(d.round, d.signer): d for d in found.documents if d.namespace == MANIFEST_NAMESPACE}
+    swapped = {**manifests, (2, Peer("ash")): manifests[Round(1), Peer("ash")]}
+    fused = {r: str(report.fused) for r, report in found.rounds.items() if report.fused}
+    assert found.keyring is not None
+    defects = list(audit._chain(swapped, fused, found.keyring.federation))  # type: ignore[arg-type]
+    assert any("round 3: birch fused another input of ash" in d for d in defects)
+    assert list(audit._chain(manifests, fused, found.keyring.federation)) == []  # type: ignore[arg-type]
