@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo test test-slow check lint threats unit bench fuzz audit clean
+.PHONY: help venv demo test test-slow check lint threats mutations unit bench fuzz audit clean
 .DELETE_ON_ERROR:
 
 help:               ## this list
@@ -30,6 +30,9 @@ lint: $(INSTALLED)  ## format, lint, types
 
 threats: $(INSTALLED)  ## tests/README.md: which test answers which threat
 	$(BIN)/python tests/threat_table.py
+
+mutations: $(INSTALLED)  ## tests/MUTATIONS.md: each protection switched off, and which tests then fail; minutes
+	$(BIN)/python tests/mutations.py
 
 unit: $(INSTALLED)  ## the systemd unit: valid, and its exposure at most 1.5 of 10 (needs systemd-analyze)
 	@mkdir -p build/unit

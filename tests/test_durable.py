@@ -107,6 +107,26 @@ def test_every_point_has_a_name_of_its_own() -> None:
     assert {p.rpartition(":")[2] for p in POINTS} == {"before", "renaming", "after"}
 
 
+# ------------------------------------------------------------------ the system calls
+
+
+def test_threat_23_a_write_returns_only_after_the_system_has_synced_file_then_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tests put a disk of their own below the module; this one sees what the real one asks the system for."""
+    synced: list[tuple[str, str]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        content = "" if os.path.isdir(f"/proc/self/fd/{descriptor}") else os.pread(descriptor, 99, 0).decode()
+        synced.append((os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")), content))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    durable.write(tmp_path / "file", b"whole", Step.FILE_RESULT)
+    assert synced == [("file.tmp", "whole"), (tmp_path.name, "")]
+
+
 # ------------------------------------------------------------------ the trigger
 
 CODE = """
