@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutants import DISK, Mutant
+from mutants import DISK, RECEIPTS, Mutant
 
 MORE = {
     "receipt check": ("18", "Only the peer's own receipt about this very checkpoint ends its delivery."),
@@ -22,7 +22,7 @@ MORE_MUTANTS = (
         "        if says != (self._federation.digest, name.round, name.peer, name.sha256, self._card.name):",
         "        if False:",
         "test_push.py::test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing[sha256]",
-        ("test_push.py",),
+        RECEIPTS,
         "its signature",
     ),
     Mutant(

@@ -30,7 +30,7 @@ TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
 TABLE = TESTS / "MUTATIONS.md"
 COPIED = ("hsl_node", "tests", "benchmarks", "pyproject.toml")
-TEST_TIMEOUT_S = 100  # a daemon without a protection may wait for ever; the test then counts as failed
+TEST_TIMEOUT_S = 60  # a daemon without a protection may wait for ever; the test then counts as failed
 RUN_TIMEOUT_S = 1500
 # Imported once, in the process that the runs are forked from: a third of the time of a short one. Nothing of ours.
 PRELOADED = ["asyncssh", "hypothesis", "numpy", "paramiko", "pydantic", "pytest"]
@@ -129,9 +129,9 @@ HEAD = """\
 # Protections, each switched off
 
 Written by `make mutations`. Each row is a copy of the package with one protection switched off by a change in
-`mutants.py`, and the tests that failed then. A row without such a test would make the command fail; the same tests
-pass on the package as it is. *Row*: of the threats in [README.md](README.md). Only fast files that have to do with the
-protection are run, so more tests than these may notice.
+`mutants.py` or `mutants_more.py`, and the tests that failed then. A row without such a test would make the command
+fail; the same tests pass on the package as it is. *Row*: of the threats in [README.md](README.md). Only fast files that
+have to do with the protection are run, so more tests than these may notice.
 """
 
 
@@ -180,7 +180,7 @@ def main(wanted: Sequence[str]) -> int:
         print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
 
     files = sorted({test for mutant in chosen for test in mutant.tests})
-    say(f"as it is: {len(files)} files of tests")
+    say(f"as it is: {len(files)} files and tests")
     before = run(None, files)
     if before.broken or before.failed:
         say(f"these fail with every protection in place: {', '.join(before.failed)} {before.broken}")

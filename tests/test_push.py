@@ -500,7 +500,7 @@ def test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_
         receiver.verdict = lambda data: None
         receiver.put_receipt(**lie)
         task = pushing(receiver, parcel, transfer := Transfer(PEER))
-        await until(lambda: transfer.state == "waiting for receipt")
+        await until(lambda: task.done() or transfer.state == "waiting for receipt")
         await asyncio.sleep(0.3)
         assert not task.done()
         receiver.put_receipt()

@@ -62,6 +62,7 @@ and servers, `fuzz/` documents a little wrong (`make fuzz` searches longer), `si
 ## Threats
 
 What the node must withstand, and the tests that show it. Written by `make threats` from the names of the tests.
+Which of them fail when a protection is switched off: [MUTATIONS.md](MUTATIONS.md).
 """
 
 Test = tuple[int, str, str]  # (row, file, sentence)
