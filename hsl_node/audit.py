@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hsl_node import config
+from hsl_node import config, evidence
 from hsl_node.errors import HslError, PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, verify
 from hsl_node.sync import keyring
@@ -49,12 +49,22 @@ class RoundReport:
     recomputed: bool = False  # all inputs are still here, and the fusion gave the same bytes
 
 
+@dataclass(frozen=True)
+class ProofFound:
+    """Two manifests of one round, both with this peer's signature, checked again."""
+
+    round: Round
+    peer: Peer
+    manifests: tuple[str, str]  # their digests, as `inputs` name them
+
+
 @dataclass
 class Findings:
     node: str
     federation: str
     rounds: dict[Round, RoundReport] = field(default_factory=dict)
     documents: list[Document] = field(default_factory=list)
+    proofs: list[ProofFound] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
     keyring: Keyring | None = None
 
@@ -64,6 +74,7 @@ class Findings:
             "federation": self.federation,
             "ok": not self.defects,
             "defects": self.defects,
+            "equivocations": [vars(p) for p in self.proofs],
             "documents": len(self.documents),
             "rounds": [vars(r) for _, r in sorted(self.rounds.items())],
         }
@@ -87,6 +98,7 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
     finally:
         journal.close()
     manifests = {(d.round, d.signer): d for d in found.documents if isinstance(d.content, Manifest)}
+    _proofs(layout.state / "evidence", found)
     for number in sorted({r for r, _ in manifests} | fused.keys()):
         found.rounds[number] = report = RoundReport(number, fused.get(number))
         for (round, peer), document in manifests.items():
@@ -145,6 +157,21 @@ def _documents(journal: Journal, me: Peer, found: Findings) -> None:
         found.documents.append(
             Document(row["round"], Peer(row["receiver"]), RECEIPT_NAMESPACE, stem, document, receipt)
         )
+
+
+def _proofs(folder: Path, found: Findings) -> None:
+    """What is kept against peers that signed two things. Its documents join the others, for `export`."""
+    assert found.keyring is not None
+    for proof in evidence.kept(folder):
+        try:
+            both = evidence.require_proof(proof, found.keyring.chain(proof.peer), found.keyring.federation)
+        except HslError as exc:
+            found.defects.append(f"evidence/ against {proof.peer} in round {proof.round} proves nothing: {exc.message}")
+            continue
+        found.proofs.append(ProofFound(proof.round, proof.peer, (both[0].digest, both[1].digest)))
+        for path, document, manifest in zip(proof.paths, proof.documents(), both, strict=True):
+            stem = f"evidence_{path.name}"
+            found.documents.append(Document(proof.round, proof.peer, MANIFEST_NAMESPACE, stem, document, manifest))
 
 
 def _chain(

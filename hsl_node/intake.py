@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsl_node.errors import Equivocation, FederationMismatch, escaped
+from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.sync import receive
 from hsl_node.sync.limits import LOG_LINES_PER_MINUTE, LogLimit
 from hsl_node.sync.manifest import Manifest, content_digest
@@ -128,6 +128,7 @@ class Intake:
             ),
         )
         self._answer(arrival, "accepted", "")
+        node.proofs.wake()
 
     def _starts_elsewhere(self, arrival: Arrival) -> bool:
         """Before round 1: a peer that would start from another model is refused, and both sides are told."""
@@ -188,16 +189,7 @@ class Intake:
     def _prove(self, first: bytes, second: Arrival | Refusal) -> None:
         """Two signed, different manifests of one round: keep both."""
         assert second.manifest is not None and second.document is not None
-        node, peer, manifest = self._node, second.sender, second.manifest
-        stem = f"r{manifest.round:06d}_{peer}"
-        node.store.keep_evidence(f"{stem}_first.manifest", first)
-        path = node.store.keep_evidence(f"{stem}_second.manifest", second.document)  # two are proof; not hundreds
-        error = Equivocation(
-            f"{peer} signed two different manifests for round {manifest.round}; proof in {path.parent}",
-            remedy="call that hospital: its node was cloned, restored from an old backup, or taken over",
-        )
-        log.error("equivocation", extra={"peer": peer, "round": manifest.round})
-        node.alarms.sound(f"equivocation {peer}", error.message, error.remedy)
+        self._node.proofs.keep(first, second.manifest, second.document)
 
 
 def claim_of(manifest: Manifest) -> Claim:

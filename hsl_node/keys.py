@@ -1,7 +1,8 @@
 """Changing keys: cut a peer off, take its new key, change this node's own. Writes keyring.toml, then tells the daemon.
 
 The file is durable before the daemon acts on it, and a daemon that is down reads it at its next start: nothing here
-depends on whether it runs.
+depends on whether it runs. A command that was killed between the two is given again: it changes nothing, says so, and
+the daemon is told all the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hsl_node.config import Federation, fingerprint
 from hsl_node.enrol import write_new
 from hsl_node.errors import NotRunning, UsageError
 from hsl_node.sync import keyring
+from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout
@@ -45,12 +47,22 @@ def change(state: Path, made: Callable[[Keyring], Keyring]) -> Outcome:
         HslError: of `made`; nothing was changed. Or of the daemon, which has the file but could not act on it.
     """
     federation = config.load_federation(state)
-    with _one_at_a_time(state):
+    with told_again(state), _one_at_a_time(state):
         after = made(keyring.load(state, federation))
         content = after.file.model_dump(mode="json")
         text = HEAD + tomli_w.dumps(content, multiline_strings=True)
-        write_new(keyring.path_of(state), text, mode=0o600, replace=True)
+        write_new(keyring.path_of(state), text, mode=0o600, replace=True, step=Step.KEYS_RING)
     return Outcome(after, tell(state))
+
+
+@contextmanager
+def told_again(state: Path) -> Iterator[None]:
+    """Where it is as the operator wants it already: the call before may have ended before it told the daemon."""
+    try:
+        yield
+    except UsageError:
+        tell(state)
+        raise
 
 
 def tell(state: Path) -> bool:

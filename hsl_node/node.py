@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsl_node import __version__, config, identity, poisoning, service
+from hsl_node import __version__, config, identity, missing, poisoning, service
 from hsl_node.alarms import Alarms
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import serve
@@ -27,6 +27,7 @@ from hsl_node.intake import Intake, claim_of
 from hsl_node.keys import warnings_of
 from hsl_node.node_status import snapshot
 from hsl_node.offers import Offers
+from hsl_node.proof import Proofs
 from hsl_node.recovery import Recovery, machine_id
 from hsl_node.sync import durable, keyring
 from hsl_node.sync import round as machine
@@ -37,7 +38,7 @@ from hsl_node.sync.limits import Limits, Quota
 from hsl_node.sync.manifest import Manifest, parse_manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.plateau import plateaued
-from hsl_node.sync.round import Action, Arrived, Declare, Delivered, Fuse, Fused, Phase, Push, Train, Trained
+from hsl_node.sync.round import Action, Arrived, Declare, Delivered, Fuse, Fused, Phase, Proven, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store, paths_of
 from hsl_node.sync.tensors import Schema, read_schema, sha256_of
@@ -51,6 +52,7 @@ STARTING_S = 60.0  # what a start that is alive may take from each pulse on
 _COMMITS = {
     Trained: Step.SENDER_SIGN,
     Arrived: Step.RECEIVER_RECORD,
+    Proven: Step.RECEIVER_RECORD,
     Fused: Step.FUSION_RECORD,
     Delivered: Step.SENDER_DELIVERED,
 }
@@ -86,6 +88,7 @@ class Node:
         self.delivery = Delivery(self)
         self.offers = Offers(self)
         self.recovery = Recovery(self)
+        self.proofs = Proofs(self)
         self.paused = self.journal.meta("paused") == "1"
         self._running: dict[Action | str, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
@@ -128,6 +131,8 @@ class Node:
         if self.server is None:
             await self._open_inbox()
         self._spawn("look", self.recovery.check())
+        self._spawn("proofs", self.proofs.watch())
+        self._spawn("missing", missing.watch(self))
         for peer in self.others:
             self._spawn(f"intake {peer}", self.intake.watch(peer))
         service.notify("READY=1")
@@ -318,7 +323,8 @@ class Node:
         if signed is not None and signed[0] == sha256 and manifest.round > 0:
             # Signed before the state was lost, and trained again: there is one manifest of a round, the first.
             document = signed[1]
-            manifest = parse_manifest(identity.verify(document, self.identity.public, identity.MANIFEST_NAMESPACE))
+            keys = self.keyring.chain(self.me)  # the key may have been replaced since
+            manifest = parse_manifest(identity.verify(document, keys, identity.MANIFEST_NAMESPACE))
         else:
             document = self.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
         self.apply(
@@ -396,6 +402,7 @@ class Node:
     def _connected(self, peer: Peer) -> None:
         self.intake.last_seen[peer] = time.time()
         self.delivery.wake(peer)
+        self.proofs.connected(peer)
 
     def _seen_twice(self, peer: Peer, twice: bool) -> None:
         """Two processes with this peer's key take turns in connecting: see `sync/runs.py`."""

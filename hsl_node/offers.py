@@ -1,7 +1,8 @@
 """What this node keeps for a peer that may have lost its state: lists it, signed, and opens what the list names.
 
 Only what every peer was sent anyway: signed manifests, checkpoints of the rounds that are kept, fused models. And what
-the asker itself has delivered and nobody has looked at yet: it must not sign that round a second time.
+the asker itself has delivered and nobody has looked at yet: it must not sign that round a second time. Who waits, or
+doubts, asks too: see `proof.py` and `missing.py`.
 """
 
 from __future__ import annotations

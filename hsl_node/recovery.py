@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsl_node import config, identity, service
+from hsl_node import config, exports, identity, service
 from hsl_node.errors import (
     Equivocation,
     HslError,
@@ -32,13 +32,14 @@ from hsl_node.errors import (
     escaped,
 )
 from hsl_node.intake import claim_of
-from hsl_node.sync import durable, keyring
+from hsl_node.missing import place
+from hsl_node.sync import keyring
 from hsl_node.sync import round as machine
 from hsl_node.sync.ask import ask, fetch_file, fetch_manifest
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.manifest import Manifest
-from hsl_node.sync.names import INBOX, RECEIPTS, Digest, Kind, Peer, Round
+from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.recovered import recovered, relied_on
 from hsl_node.sync.round import Claim, Phase
@@ -107,22 +108,29 @@ class Held:
         return Digest(self.manifest.sha256)
 
 
-def prepare(state: Path, without: tuple[str, ...] = ()) -> tuple[Peer, ...]:
+def prepare(state: Path, without: tuple[str, ...] = (), documents: tuple[Path, ...] = ()) -> tuple[Peer, ...]:
     """Mark the state directory: the next start asks these peers. Only keys, node.toml and federation.toml are needed.
+
+    `documents`: folders of `hsl-node verify --export` at peers that cannot be asked: they know what we signed.
 
     Raises:
         AlreadyRunning: stop the daemon first.
-        UsageError: `without` names no other peer.
+        UsageError: `without` names no other peer, or `documents` holds nothing that this node signed.
+        PeerDataError, FederationMismatch: a document is not what its name says.
+        Equivocation: two different manifests of one round carry this node's signature.
     """
     node, federation = config.load_node(state), config.load_federation(state)
     key = identity.load(identity.find_key(Layout(state).key)).public
-    keyring.require_mine(keyring.load(state, federation), node.name, key)
+    ring = keyring.load(state, federation)
+    keyring.require_mine(ring, node.name, key)
     others = tuple(p for p in federation.peers if p != node.name)
     for name in without:
         if name not in others:
             raise UsageError(f"{name!r} is not one of the other peers", remedy=f"they are: {', '.join(others)}")
     store = Store(Layout(state))
     try:
+        for folder in documents:
+            exports.take(folder, store, ring, Peer(node.name))
         set_mark(store.journal, Mark("its operator said that state was lost or set back", without))
     finally:
         store.close()
@@ -144,18 +152,18 @@ class Recovery:
             set_mark(journal, Mark("its journal was written on another machine"))
         return find_mark(journal)
 
-    async def _asked(self, peer: Peer, patience: Patience = Patience()) -> Offer:
+    async def asked(self, peer: Peer, patience: Patience = Patience()) -> Offer:
         node = self._node
         if time.monotonic() < self._not_before.get(peer, 0):
             raise TransportError(f"{peer} refused our key; it is asked again later")
         try:
-            async with self._slots, self._connected(peer, patience) as link:
+            async with self._slots, self.connected(peer, patience) as link:
                 return await ask(link, node.federation, peer=peer, me=node.me, keys=node.keyring.keys(peer))
         except KeyRefused:
             self._not_before[peer] = time.monotonic() + KEY_REFUSED_WAIT_S
             raise
 
-    def _connected(
+    def connected(
         self, peer: Peer, patience: Patience = Patience()
     ) -> contextlib.AbstractAsyncContextManager[Transport]:
         node = self._node
@@ -182,7 +190,7 @@ class Recovery:
         node = self._node
         while True:
             answers = await asyncio.gather(
-                *(self._asked(p, BEFORE_SIGNING) for p in node.others), return_exceptions=True
+                *(self.asked(p, BEFORE_SIGNING) for p in node.others), return_exceptions=True
             )
             offers = [a for a in answers if isinstance(a, Offer)]
             for answer in answers:
@@ -207,7 +215,7 @@ class Recovery:
     async def _is_ours(self, offer: Offer, known: Round) -> bool:
         """A list is a peer's word; our own signature is proof."""
         with contextlib.suppress(HslError):
-            async with self._connected(Peer(offer.peer), BEFORE_SIGNING) as link:
+            async with self.connected(Peer(offer.peer), BEFORE_SIGNING) as link:
                 for listed in offer.of(self._node.me):
                     if listed.round > max(known, 0):
                         await fetch_manifest(link, listed, self._node.federation, self._node.keyring.chain(listed.peer))
@@ -271,7 +279,7 @@ class Recovery:
         while True:
             wake.clear()
             try:
-                offer = await self._asked(peer)
+                offer = await self.asked(peer)
                 if not offer.twice:
                     self.waiting.pop(peer, None)
                     self._tell(mark)
@@ -304,7 +312,7 @@ class Recovery:
             wanted = [m for m in offer.manifests if m.document not in held and m.peer in node.federation.peers]
             if not wanted:
                 continue
-            async with self._connected(Peer(offer.peer)) as link:
+            async with self.connected(Peer(offer.peer)) as link:
                 for listed in wanted:
                     try:
                         manifest, document = await fetch_manifest(
@@ -362,9 +370,9 @@ class Recovery:
         kept = set()
         for round in (last - 1, last):
             claim = mine.get(round)
-            if claim and not claim.statement and await self._get(claim.sha256, node.layout.outbox(round), offers):
+            if claim and not claim.statement and await self.get(claim.sha256, node.layout.outbox(round), offers):
                 kept.add(claim.sha256)
-        has_base = last < 2 or await self._get(mine[last].base, node.layout.fused(last - 1), offers)
+        has_base = last < 2 or await self.get(mine[last].base, node.layout.fused(last - 1), offers)
         at = {Peer(o.peer): _round_of(o, held.values()) for o in offers.values()}
         state = recovered(fresh, claims, at, kept)
         if not has_base and state.phase is not Phase.COLLECT:
@@ -389,14 +397,14 @@ class Recovery:
             files.append((node.layout.fused(state.round - 1), state.base))
         return await asyncio.to_thread(lambda: all(_is(path, sha256) for path, sha256 in files))
 
-    async def _get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
+    async def get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
         """A file that is here already, or that a peer has. False: nobody has it."""
         if await asyncio.to_thread(_is, target, sha256):
             return True
         for offer in offers.values():
             if sha256 in offer.files:
                 try:
-                    async with self._connected(Peer(offer.peer)) as link:
+                    async with self.connected(Peer(offer.peer)) as link:
                         await fetch_file(link, sha256, self._node.known_schema().file_bytes, target)
                     log.info("taken from a peer", extra={"peer": offer.peer, "sha256": sha256[:12]})
                     return True
@@ -417,22 +425,16 @@ class Recovery:
                 continue
             if manifest.round == state.round - 1:
                 if not manifest.statement:  # not needed here: kept for its owner, should that one lose its disk next
-                    await self._get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
+                    await self.get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
                 continue
-            home = node.intake.homes / peer
-            name = manifest.file_name()
-            data = home / INBOX / str(name.of(Kind.DATA))
-            if not manifest.statement and not await self._get(one.sha256, data, offers):
-                continue  # it recovers too: it will send it
-            (home / RECEIPTS / str(name.of(Kind.RECEIPT))).unlink(missing_ok=True)
-            await asyncio.to_thread(durable.write, home / INBOX / str(name), one.document, Step.RECOVERY_PLACE)
+            await place(node, manifest, one.document, offers)  # nobody has it: it recovers too, and will send it
 
     def _write(self, state: machine.State, initial: Digest, held: Mapping[str, Held], mark: Mark) -> None:
         """All of it at once: before this the node has no state, after it the round goes on."""
         node, journal = self._node, self._node.journal
         with journal.transaction(Step.RECOVERY_STATE):
             journal.set_meta("federation", node.federation.digest)
-            journal.set_meta("instance", secrets.token_hex(8))
+            journal.set_meta("instance", _instance_of(held.values(), node.me) or secrets.token_hex(8))
             journal.set_meta("machine", machine_id())
             journal.set_meta("recover", "")
             journal.record_fused(0, initial)
@@ -453,6 +455,14 @@ class Recovery:
 def _round_of(offer: Offer, held: Iterable[Held]) -> Round:
     """Where a peer is: what it says, or, where it recovers too, the last round that anybody has of it."""
     return max([offer.round, *(h.manifest.round for h in held if h.peer == offer.peer)])
+
+
+def _instance_of(held: Iterable[Held], me: Peer) -> str:
+    """The same as before: what was signed, reached only a peer that could not be asked and is trained again to the
+    same bytes, then is the same manifest again, and not a second one.
+    """
+    mine = [h.manifest for h in held if h.peer == me]
+    return max(mine, key=lambda m: m.round).instance if mine else ""
 
 
 def _is(path: Path, sha256: str) -> bool:

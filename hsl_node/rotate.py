@@ -19,6 +19,7 @@ from hsl_node.enrol import write_new
 from hsl_node.errors import HslError, KeyRefused, NotInitialised, PeerDataError, UsageError
 from hsl_node.identity import MANIFEST_NAMESPACE, Identity
 from hsl_node.sync import durable, keyring
+from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import KeyUpdate
 from hsl_node.sync.names import Peer
@@ -73,17 +74,18 @@ def finish(state: Path, key: Path | None = None, *, force: bool = False) -> bool
     me, path = Peer(node.name), key or Layout(state).key
     update = keyring.load(state, federation).overlap(me)
     if update is None:
-        raise UsageError("no key change is under way", remedy="`hsl-node key rotate` begins one")
+        with keys.told_again(state):
+            raise UsageError("no key change is under way", remedy="`hsl-node key rotate` begins one")
     if identity.load(path).public != update.new:  # else: an earlier call was cut short after this
         new = identity.load(_next(path))
         if not force:
             _require_welcome(state, new)
-        durable.rename(_next(path), path)  # the old private key is gone with this
-        durable.sync_folder(path.parent)
-    live = keys.change(state, lambda ring: ring.finishing(me)).live
+        with durable.passing(Step.KEYS_SWITCH):
+            durable.rename(_next(path), path)  # the old private key is gone with this
+            durable.sync_folder(path.parent)
     card = config.card_text(federation.get(me).model_copy(update={"key": update.new}))
     write_new(state / f"{me}.card", card, replace=True)
-    return live
+    return keys.change(state, lambda ring: ring.finishing(me)).live  # last: until then this can be called again
 
 
 def _require_welcome(state: Path, new: Identity) -> None:
@@ -112,7 +114,8 @@ def read_update(state: Path, path: Path) -> KeyUpdate:
     """
     ring = keyring.load(state, config.load_federation(state))
     document = read_text(path)
-    ring.updating(document)
+    with keys.told_again(state):
+        ring.updating(document)
     return keyring.parse_update(document)
 
 
@@ -142,10 +145,7 @@ def end(state: Path, name: str) -> keys.Outcome:
     """
     ring = keyring.load(state, config.load_federation(state))
     update = ring.overlap(name)
-    if update is None:
-        ring.finishing(name)  # raises, in its own words
-    assert update is not None
-    if (Layout(state).journal).exists():
+    if update is not None and (Layout(state).journal).exists():
         _require_settled(state, Peer(name), update)
     return keys.change(state, lambda ring: ring.finishing(name))
 

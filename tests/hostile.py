@@ -22,7 +22,7 @@ import asyncssh
 
 from hsl_node.config import Federation, canonical_json
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity, verify
-from hsl_node.sync.manifest import Receipt, parse_receipt
+from hsl_node.sync.manifest import Receipt, content_digest, parse_receipt
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
 
 # ---------------------------------------------------------------- a client
@@ -58,6 +58,10 @@ class Signed:
     content: Mapping[str, Any]
     document: bytes
     name: FileName
+
+    @property
+    def digest(self) -> Digest:
+        return content_digest(self.content)
 
 
 @dataclass(frozen=True)

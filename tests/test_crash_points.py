@@ -1,6 +1,7 @@
 """kill -9 at every named point of every durable step (`sync/durable.py`): what comes out is what it would have been.
 
-Real daemons with the stand-in trainer; the trainer's own steps with the real one; `init` and `join` as commands.
+Real daemons with the stand-in trainer; the trainer's own steps with the real one; `init`, `join`, `key` and `peer` as
+commands.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ import pytest
 from cluster import WAIT_S, Cluster
 from test_worker import state_of
 
-from hsl_node import backup, cli, config, enrol, identity, recovery
-from hsl_node.config import Plan
-from hsl_node.sync import durable
+from hsl_node import backup, cli, config, control, enrol, identity, recovery
+from hsl_node.config import Plan, fingerprint
+from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import POINTS, Step
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
@@ -46,6 +48,7 @@ WORKER = (
 )  # fmt: skip
 INIT = (Step.INIT_KEY, Step.INIT_CARD, Step.INIT_SETTINGS)
 JOIN = (Step.JOIN_SET_ASIDE, Step.JOIN_ANCHOR, Step.JOIN_FEDERATION)
+KEYS = (Step.KEYS_RING, Step.KEYS_SWITCH)
 RECOVERY = (Step.RECOVERY_FETCH, Step.RECOVERY_PLACE, Step.RECOVERY_STATE)
 BACKUP = (Step.BACKUP_WRITE,)
 RESTORE = (Step.RESTORE_UNPACK, Step.RESTORE_PLACE)
@@ -58,7 +61,8 @@ def points_of(*steps: Step) -> list[str]:
 
 def test_every_registered_point_is_reached_in_this_file() -> None:
     """Each test below fails where its point is not; together they leave none out."""
-    assert set(points_of(*IN_A_DAEMON, *WORKER, *INIT, *JOIN, *RECOVERY, *BACKUP, *RESTORE, *FILES)) == set(POINTS)
+    reached = points_of(*IN_A_DAEMON, *WORKER, *INIT, *JOIN, *KEYS, *RECOVERY, *BACKUP, *RESTORE, *FILES)
+    assert set(reached) == set(POINTS)
 
 
 # ------------------------------------------------------------------ a federation of daemons
@@ -86,10 +90,11 @@ def digests_at_the_end(cluster: Cluster) -> dict[int, str]:
 
 def killed_at(cluster: Cluster, point: str, mark: Path) -> None:
     """Run ash until it, or its trainer, has killed itself there; a trainer is started again by its daemon."""
-    if point in Step.RECEIVER_REFUSED.points:
+    name = point.partition("#")[0]
+    if name in Step.RECEIVER_REFUSED.points:
         deliver_rubbish(cluster)
     process = cluster.start("ash", HSL_CRASH_AT=f"{point} {mark}")
-    in_the_trainer = any(point in step.points for step in IN_THE_TRAINER)
+    in_the_trainer = any(name in step.points for step in IN_THE_TRAINER)
     end = time.monotonic() + WAIT_S
     while not mark.exists() or (process.poll() is None and not in_the_trainer):
         assert process.poll() in (None, -signal.SIGKILL), f"{point}: ash ended otherwise\n{cluster.output('ash')}"
@@ -317,6 +322,109 @@ def test_a_file_is_there_whole_or_not_at_all(
         assert fresh(body, state) == 0
         assert (state / name).read_bytes() == expected
         assert [p for p in (state / name).parent.iterdir() if p.name.endswith(".tmp")] == []
+
+
+# ------------------------------------------------------------------ keys
+
+
+@dataclass
+class Killed:
+    """A command of one node, killed at points one after the other; with what it left, it is given again."""
+
+    fresh: Callable[..., int | None]
+    cluster: Cluster
+    folder: Path  # of the marks
+
+    def at(self, name: str, *words: str, points: list[str], then: Callable[[], object] = lambda: None) -> None:
+        for point in points:
+            mark = self.folder / f"mark{sum(1 for _ in self.folder.glob('mark*'))}"
+            ended = self.run(name, *words, crash=f"{point} {mark}")
+            assert (ended, mark.exists()) == (-signal.SIGKILL, True), (words, point)
+            then()
+
+    def run(self, name: str, *words: str, crash: str = "") -> int | None:
+        return self.fresh(command, "--state", str(self.cluster.layout(name).state), *words, crash=crash)
+
+
+def held_in_round_1(cluster: Cluster) -> None:
+    """birch holds training, so that all that follows falls into the run for certain; ash waits for it."""
+    cluster.start("birch")
+    cluster.wait_until("birch", lambda s: s["phase"] is not None, "there")
+    control.ask(cluster.layout("birch").state, "pause")
+    cluster.start("ash")
+    cluster.wait_until("ash", lambda s: s["round"] == 1 and s["waiting_for"] == ["birch"], "waiting for birch")
+
+
+def test_a_key_change_killed_at_every_point_and_given_again_ends_with_the_same_bytes(
+    tmp_path: Path, fresh: Callable[..., int | None], undisturbed: dict[int, str]
+) -> None:
+    """Each command at both ends dies at each of its points; ash's daemon too, between them."""
+    with federation_in(tmp_path / "nodes", 2) as cluster:
+        held_in_round_1(cluster)
+        killed = Killed(fresh, cluster, tmp_path)
+        ash = cluster.layout("ash")
+        killed.at("ash", "key", "rotate", points=points_of(Step.INIT_KEY, Step.KEYS_RING, Step.FILE_RESULT))
+        assert killed.run("ash", "key", "rotate") == 0
+        new = keyring.load(ash.state, cluster.federation).newest("ash")
+        old = cluster.federation.get("ash").key
+
+        take = ("peer", "update", str(ash.state / "ash.update"), "--fingerprint", fingerprint(new))
+        killed.at("birch", *take, points=points_of(Step.KEYS_RING))
+        assert killed.run("birch", *take) == 2  # it was taken; only the daemon did not know yet
+        cluster.wait_until("birch", lambda s: any(w["code"] == "keys ash" for w in s["warnings"]), "told")
+
+        def restart() -> None:
+            assert identity.load(ash.key).public in (old, new)
+            cluster.kill("ash")
+            cluster.start("ash")
+            cluster.wait_until("ash", lambda s: s["round"] == 1, "up again")
+
+        finish = ("key", "rotate", "--finish")
+        killed.at("ash", *finish, points=points_of(Step.KEYS_SWITCH, Step.FILE_RESULT), then=restart)
+        killed.at("ash", *finish, points=points_of(Step.KEYS_RING))
+        assert killed.run("ash", *finish) == 2  # done already
+        assert cluster.status("ash")["fingerprint"] == fingerprint(new)
+        assert config.load_card(ash.state / "ash.card").key == identity.load(ash.key).public == new
+        assert keyring.load(ash.state, cluster.federation).keys("ash") == (new,)
+        assert sorted(p.name for p in ash.key.parent.iterdir()) == [ash.key.name]
+
+        control.ask(cluster.layout("birch").state, "resume")
+        assert digests_at_the_end(cluster) == undisturbed
+        end = ("peer", "update", "--finish", "ash")
+        killed.at("birch", *end, points=points_of(Step.KEYS_RING))
+        assert any(w["code"] == "keys ash" for w in cluster.status("birch")["warnings"])
+        assert killed.run("birch", *end) == 2
+        assert not any(w["code"] == "keys ash" for w in cluster.status("birch")["warnings"])
+        assert killed.run("ash", "verify") == killed.run("birch", "verify") == 0
+
+
+def test_a_revocation_killed_at_every_point_and_given_again_holds_and_so_does_its_end(
+    tmp_path: Path, fresh: Callable[..., int | None], undisturbed: dict[int, str]
+) -> None:
+    """What was written and not told yet is told by the second call, which else would leave the peer its access."""
+    with federation_in(tmp_path / "nodes", 2) as cluster:
+        held_in_round_1(cluster)
+        killed = Killed(fresh, cluster, tmp_path)
+
+        def is_revoked(status: dict[str, Any]) -> bool:
+            return bool(next(p["revoked"] for p in status["peers"] if p["name"] == "birch"))
+
+        killed.at("ash", "peer", "revoke", "birch", points=points_of(Step.KEYS_RING))
+        assert not is_revoked(cluster.status("ash")), "the call before died before it could say so"
+        assert killed.run("ash", "peer", "revoke", "birch") == 2  # revoked already
+        assert is_revoked(cluster.status("ash"))
+
+        undo = ("peer", "revoke", "birch", "--undo", "--fingerprint", cluster.federation.get("birch").fingerprint)
+        killed.at("ash", *undo, points=points_of(Step.KEYS_RING))
+        assert is_revoked(cluster.status("ash"))
+        assert killed.run("ash", *undo) == 2
+        assert not is_revoked(cluster.status("ash"))
+
+        assert cluster.stop("birch") == 0  # its own patience with a refused key is 5 minutes
+        cluster.start("birch")
+        cluster.wait_until("birch", lambda s: s["phase"] is not None, "up again")
+        control.ask(cluster.layout("birch").state, "resume")
+        assert digests_at_the_end(cluster) == undisturbed
 
 
 # ------------------------------------------------------------------ backup, restore, recover

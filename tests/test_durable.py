@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,48 @@ def test_a_path_is_never_renamed_by_itself() -> None:
     movers = ("backup", "enrol", "rotate", "sync.claim", "sync.home", "sync.store")
     ours |= {(f"hsl_node.{m}", "durable.rename") for m in movers}
     assert {r for r in renamed if r[1] not in remote} <= ours
+
+
+def test_every_durable_operation_stands_in_a_block_that_names_its_step() -> None:
+    """A rename, a removal or an fsync that is a step of its own, outside any `passing`, would have no crash point."""
+    outside, inside = [], 0
+    for module, tree in sources().items():
+        if module == OURS:
+            continue
+        blocks = [
+            (node.lineno, node.end_lineno or 0)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.With)
+            and any("passing(" in (text := name_of(item.context_expr)) or "replacing(" in text for item in node.items)
+        ]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and re.fullmatch(
+                r"durable\.(rename|sync|disk\.(rename|unlink|link))", name_of(node.func)
+            ):
+                if any(first <= node.lineno <= last for first, last in blocks):
+                    inside += 1
+                else:
+                    outside.append((module, node.lineno, name_of(node.func)))
+    assert outside == [] and inside >= 8
+
+
+# Who writes under the name that files for people share, and what.
+FOR_PEOPLE = {
+    "hsl_node.commands.federation": "the federation file to be mailed",
+    "hsl_node.demo_setup": "the demo's settings, made again with the demo",
+    "hsl_node.report": "a report",
+    "hsl_node.results": "predictions, evaluations",
+    "hsl_node.rotate": "the update to be mailed, the card",
+}
+
+
+def test_what_the_node_itself_reads_again_is_not_written_under_the_name_of_files_for_people() -> None:
+    found = {
+        module
+        for module, call in calls()
+        if name_of(call.func).rpartition(".")[2] == "write_new" and "step" not in {k.arg for k in call.keywords}
+    }
+    assert found == set(FOR_PEOPLE), "give it a step in sync/durable.py, or a reason here"
 
 
 def test_nothing_else_writes_a_file_that_must_last() -> None:

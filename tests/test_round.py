@@ -20,6 +20,7 @@ from hsl_node.sync.round import (
     Fuse,
     Fused,
     Phase,
+    Proven,
     Push,
     State,
     Train,
@@ -458,6 +459,25 @@ def test_a_halted_node_still_learns_who_the_culprit_is():
     assert "birch" not in state.reason
     state = after(state, Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
     assert "birch fused the same checkpoints into other bytes" in state.reason
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_threat_11_proof_that_was_fetched_halts_the_node_where_the_others_can_be_told(mine):
+    """Before my checkpoint is signed at once; after it with the next round, which its full set begins."""
+    state = replace(START, phase=Phase.TRAIN, round=1)
+    if mine:
+        state, _ = step(state, Trained(checkpoint(ASH)))
+    state, actions = step(state, Proven(CEDAR, 1))
+    assert "cedar signed two different manifests for round 1" in state.reason
+    assert (state.phase is Phase.HALTED) != mine
+    assert not any(isinstance(a, Train) for a in actions)
+    again, _ = step(state, Proven(CEDAR, 1))
+    assert again == state, "said twice"
+
+
+def test_proof_that_comes_after_the_end_stops_nothing():
+    state = replace(START, phase=Phase.FINISHED, round=3)
+    assert step(state, Proven(CEDAR, 3))[0] == state
 
 
 def test_a_halted_node_names_a_peer_whose_second_face_comes_later():

@@ -87,6 +87,10 @@ def recover(
         list[str] | None,
         typer.Option("--without", metavar="PEER", help="Don't wait for this one; after a word with that hospital."),
     ] = None,
+    documents: Annotated[
+        list[Path] | None,
+        typer.Option("--documents", metavar="DIR", help="What it knows of us: `verify --export` there, sent by hand."),
+    ] = None,
 ) -> None:
     """Go on after the disk was lost, from what the peers keep.
 
@@ -98,6 +102,16 @@ def recover(
     if not from_peers:
         raise UsageError("where from?", remedy="hsl-node recover --from-peers")
     state = state_of(context)
-    asked = recovery.prepare(state, tuple(without or ()))
-    print(f"The next start asks {', '.join(asked) or 'nobody'} and signs nothing before all have answered.")
+    asked = recovery.prepare(state, tuple(without or ()), tuple(documents or ()))
+    if asked:
+        print(f"The next start asks {', '.join(asked)} and signs nothing before all have answered.")
+    else:
+        print("The next start asks nobody: it goes on from what is here alone.")
+    if without and not documents:
+        names = ", ".join(without)
+        print(f"Not asked: {names}. What this node signed and only {names} holds, it will sign a second time. If that")
+        print(
+            f"comes out otherwise than before, {names} has proof against this node, and all halt. To be sure, get the"
+        )
+        print("folder that hsl-node verify --export DIR makes there, and say this again with --documents DIR.")
     print(f"Make sure that no other copy of this node runs. Then: {command(state)} start")

@@ -13,7 +13,7 @@ from hsl_node.terminal import print_json, progress_bar
 from hsl_node.units import auc, table
 
 if TYPE_CHECKING:
-    from hsl_node.audit import Findings, RoundReport
+    from hsl_node.audit import Findings, ProofFound, RoundReport
 
 
 def register(app: typer.Typer) -> None:
@@ -30,8 +30,8 @@ def verify(
 ) -> None:
     """Check every manifest, receipt and checkpoint once more.
 
-    Signatures, digests, the chain from fusion to fusion; fusions whose inputs are still here are computed again. Exit
-    code 14: something is wrong, and is named.
+    Signatures, digests, the chain from fusion to fusion; fusions whose inputs are still here are computed again. Proof
+    that a peer signed two things is shown, and exported too. Exit code 14: something is wrong, and is named.
     """
     from hsl_node import audit
 
@@ -52,9 +52,15 @@ def verify(
 def _text(found: Findings) -> str:
     rows = [row for _, report in sorted(found.rounds.items()) for row in _rows(report)]
     lines = [table(("round", "peer", "images", "AUC", "checkpoint", "fused"), rows, right=(0, 2, 3))] if rows else []
+    lines += ["", *(_accusation(proof) for proof in found.proofs)] if found.proofs else []
     lines += ["", *(f"DEFECT  {defect}" for defect in found.defects)] if found.defects else []
     lines += ["", f"{len(found.documents)} signed documents checked" + ("" if found.defects else ": all is as signed")]
     return "\n".join(lines)
+
+
+def _accusation(proof: ProofFound) -> str:
+    first, second = (digest[:12] for digest in proof.manifests)
+    return f"PROOF   round {proof.round}: {proof.peer} signed two different manifests, {first} and {second}"
 
 
 def _rows(report: RoundReport) -> list[tuple[str, ...]]:

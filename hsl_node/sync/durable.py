@@ -68,8 +68,11 @@ class Step(Enum):
     JOIN_ANCHOR = "join.anchor", ("enrol.py",), True
     JOIN_FEDERATION = "join.federation", ("enrol.py",), True
 
+    KEYS_RING = "keys.ring", ("keys.py",), True
+    KEYS_SWITCH = "keys.switch", ("rotate.py",)  # the new private key takes the old one's place
+
     RECOVERY_FETCH = "recovery.fetch", ("sync/ask.py",), True
-    RECOVERY_PLACE = "recovery.place", ("recovery.py",), True
+    RECOVERY_PLACE = "recovery.place", ("missing.py",), True
     RECOVERY_STATE = "recovery.state", ("recovery.py",)
 
     BACKUP_WRITE = "backup.write", ("backup.py",), True

@@ -106,7 +106,15 @@ class Delivered:
     round: Round
 
 
-Event = Trained | Arrived | Fused | Delivered
+@dataclass(frozen=True)
+class Proven:
+    """Two different manifests of one round, both signed by `peer`, lie in evidence/: see `proof.py`."""
+
+    peer: Peer
+    round: Round
+
+
+Event = Trained | Arrived | Fused | Delivered | Proven
 
 # ------------------------------------------------------------------ actions: what to do
 
@@ -181,6 +189,13 @@ def _next(state: State, event: Event) -> State:
             return _advance(replace(state, phase=Phase.COLLECT) if state.phase is Phase.TRAIN else state)
         case _, Trained(claim) if state.have.get(state.me) == claim:
             return state  # said twice
+
+        case Phase.FINISHED, Proven():
+            return state  # the model is agreed on by all
+        case Phase.HALTED, Proven(peer, round):
+            return _halt(state, _proven(peer, round))
+        case _, Proven(peer, round):
+            return _object(state, _proven(peer, round))
 
         case Phase.HALTED, Arrived(claim) if claim.round == state.round:
             return _learn_more(state, claim)
@@ -314,6 +329,10 @@ def _two_faces(known: Claim, claim: Claim) -> str:
     return (
         f"{claim.peer} signed two different {what} for round {claim.round}: the first manifest is {known.manifest[:12]}"
     )
+
+
+def _proven(peer: Peer, round: Round) -> str:
+    return f"{peer} signed two different manifests for round {round}: both are in evidence/"
 
 
 def _object(state: State, reason: str) -> State:

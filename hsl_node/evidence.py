@@ -1,0 +1,69 @@
+"""Proof that a peer signed two different manifests for one round: both documents, side by side in evidence/.
+
+    r000007_cedar_first.manifest      what this node had        r000007_cedar_second.manifest      what differs from it
+
+Anybody who has the federation file can check it, with stock ssh-keygen too (`hsl-node verify --export`). A document
+without the peer's signature, or about something else, proves nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsl_node.config import Federation
+from hsl_node.errors import PeerDataError
+from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.sync.manifest import Manifest, parse_manifest
+from hsl_node.sync.names import PEER_PATTERN, Peer, Round
+
+_FIRST = re.compile(rf"(r([0-9]{{6}})_({PEER_PATTERN}))_(first|own_1)\.manifest", re.ASCII)
+_OTHER = {"first": "second", "own_1": "own_2"}  # own: found while recovering
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Two documents of one peer and round, as they lie in evidence/."""
+
+    round: Round
+    peer: Peer
+    paths: tuple[Path, Path]
+
+    def documents(self) -> tuple[bytes, bytes]:
+        first, second = self.paths
+        return first.read_bytes(), second.read_bytes()
+
+
+def names(round: Round, peer: Peer) -> tuple[str, str]:
+    """Of the two files."""
+    stem = f"r{round:06d}_{peer}"
+    return f"{stem}_first.manifest", f"{stem}_second.manifest"
+
+
+def kept(folder: Path) -> list[Proof]:
+    """What a node has collected, unchecked, in the order of the rounds."""
+    found = []
+    for path in sorted(folder.glob("*.manifest")):
+        if match := _FIRST.fullmatch(path.name):
+            other = path.with_name(f"{match[1]}_{_OTHER[match[4]]}.manifest")
+            if other.exists():
+                found.append(Proof(int(match[2]), Peer(match[3]), (path, other)))
+    return found
+
+
+def require_proof(proof: Proof, keys: Sequence[str], federation: Federation) -> tuple[Manifest, Manifest]:
+    """Check a proof. `keys`: all that the peer ever had.
+
+    Raises:
+        PeerDataError: it is none: not this peer's signature, another federation, round or peer, or twice the same.
+    """
+    first, second = (parse_manifest(verify(d, keys, MANIFEST_NAMESPACE)) for d in proof.documents())
+    for manifest in (first, second):
+        about = (manifest.federation, manifest.round, manifest.peer)
+        if about != (federation.digest, proof.round, proof.peer):
+            raise PeerDataError("a document of it is about something else", code="evidence")
+    if first.digest == second.digest or proof.round == 0:
+        raise PeerDataError("both documents say the same, or may differ: it is no proof", code="evidence")
+    return first, second

@@ -1,0 +1,69 @@
+"""What a peer that cannot be asked knows of this node, carried by hand: the folder of `verify --export` made there.
+
+Each document carries this node's own signature, so nobody has to be believed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
+from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.sync.keyring import Keyring
+from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, content_digest, parse_manifest
+from hsl_node.sync.names import Peer
+from hsl_node.sync.store import Store
+
+
+def take(folder: Path, store: Store, ring: Keyring, me: Peer) -> int:
+    """Put into the journal what `me` signed, as the peer of that folder holds it; gives the count.
+
+    Raises:
+        UsageError: nothing there was signed by this node.
+        PeerDataError: a document is not what its name says.
+        FederationMismatch: of another federation.
+        Equivocation: the journal holds another manifest of the same round.
+    """
+    found = [
+        (path, int(match[1]))
+        for path in sorted(folder.glob("*.manifest"))
+        if (match := re.fullmatch(rf"r([0-9]{{6}})_{re.escape(me)}\.manifest", path.name, re.ASCII))
+    ]
+    if not found:
+        raise UsageError(
+            f"{folder} holds no manifest of {me}", remedy="ask that hospital for the folder of `verify --export` there"
+        )
+    for path, round in found:
+        document = _read(path) + _read(path.with_name(path.name + ".sig"))
+        manifest = parse_manifest(verify(document, ring.chain(me), MANIFEST_NAMESPACE))
+        if manifest.federation != ring.federation.digest:
+            raise FederationMismatch(
+                f"{path.name} is of federation {manifest.federation[:8]}, ours is {ring.federation.fed8}",
+                remedy="ask for an export of this federation",
+            )
+        if (manifest.peer, manifest.round) != (me, round):
+            raise PeerDataError(f"{path.name} is about something else than its name says", code="name")
+        _record(store, me, manifest, document)
+    return len(found)
+
+
+def _record(store: Store, me: Peer, manifest: Manifest, document: bytes) -> None:
+    known = store.journal.manifest(manifest.round, me)
+    if known is None:
+        store.journal.record_manifest(manifest.round, me, manifest.sha256, document, manifest.content())
+    elif manifest.round > 0 and content_digest(known["content"]) != manifest.digest:
+        for number, each in enumerate((known["document"], document), start=1):
+            store.keep_evidence(f"r{manifest.round:06d}_{me}_own_{number}.manifest", each)
+        raise Equivocation(
+            f"two different manifests of round {manifest.round} carry this node's signature: both are in evidence/",
+            remedy="find and stop the other copy of this node; then agree with the other hospitals on a new federation",
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MANIFEST_MAX_BYTES)
+    except OSError as exc:
+        raise UsageError(f"{path} cannot be read: {exc.strerror}", remedy="take the whole folder") from exc

@@ -1,0 +1,205 @@
+"""Two manifests of one peer for one round, brought together from the sites where they lie, so that each has the proof.
+
+    `inputs` of a peer's manifest name another one of NAME than the one here ──┐
+    this node waits for a peer, which may have stopped for what it alone saw ──┼─► ask it for its list (`offer.py`),
+    this node has halted, perhaps because another did                        ──┘   read what differs from ours
+                                                                                            │
+      evidence/ has both, NAME is named, the round machine is told  ◄── signed by NAME ─────┘
+
+What is not signed by NAME proves nothing against it; a peer that names such a manifest and cannot show it is named
+itself. A peer whose inbox is another program's server cannot be asked: it asks us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hsl_node import evidence
+from hsl_node.errors import Equivocation, HslError, TransportError, escaped
+from hsl_node.recovery import BEFORE_SIGNING
+from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.manifest import Manifest, content_digest
+from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.round import Phase, Proven
+from hsl_node.sync.transport import OperationFailed
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0  # a peer that is waited for this long is asked; usually it trains
+AFTER_CONNECT_S = 5.0  # it is there, and still nothing arrived
+PAUSE_S = (15.0, 600.0)  # between two questions to one peer; doubles
+LOOK_S = 5.0
+FETCHED_MAX = 16  # of one list; a hostile one names hundreds
+SAME_MAX = 1000
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """`holder` has signed that it fused another manifest of `peer` than the one here."""
+
+    holder: Peer
+    peer: Peer
+    round: Round
+    digest: Digest
+
+
+class Proofs:
+    """One for each daemon."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._wake = asyncio.Event()
+        self._due: dict[Peer, float] = {}  # when to ask whom, monotonic
+        self._pause: dict[Peer, float] = {}
+        self._disputes: frozenset[Dispute] = frozenset()
+        self._proven: set[tuple[Round, Peer]] = set()
+        self._same: set[str] = set()  # documents that differ from ours in nothing but the signature
+
+    def wake(self) -> None:
+        """Something has arrived that may contradict what is here."""
+        self._wake.set()
+
+    def connected(self, peer: Peer) -> None:
+        """A peer that is waited for is there: ask it soon, if nothing arrives."""
+        if peer in self._due and self._pause.get(peer, PAUSE_S[0]) <= PAUSE_S[0]:
+            self._due[peer] = min(self._due[peer], time.monotonic() + AFTER_CONNECT_S)
+
+    async def watch(self) -> None:
+        """For ever."""
+        for proof in evidence.kept(self._node.layout.state / "evidence"):
+            self._proven.add((proof.round, proof.peer))
+            self._name(proof.peer, proof.round)
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            self._look(now)
+            for peer in sorted(p for p, due in self._due.items() if due <= now):
+                pause = self._pause[peer] = min(2 * self._pause.get(peer, PAUSE_S[0] / 2), PAUSE_S[1])
+                await self._ask(peer)
+                self._due[peer] = time.monotonic() + pause
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
+
+    def _look(self, now: float) -> None:
+        """Whom to ask, and when."""
+        node, state = self._node, self._node.known_state()
+        disputes = frozenset(self._disputed())
+        at_once = {d.holder for d in disputes - self._disputes}
+        self._disputes = disputes
+        concerned = {d.holder for d in disputes}
+        if state.phase is Phase.HALTED:
+            concerned |= set(node.others)
+        elif state.me in state.have:
+            concerned |= set(state.missing)
+        concerned = {p for p in concerned if not node.keyring.is_revoked(p)} - {node.me}
+        for gone in self._due.keys() - concerned:
+            del self._due[gone]
+            self._pause.pop(gone, None)
+        for peer in concerned:
+            soon = peer in at_once or (peer not in self._due and state.phase is Phase.HALTED)
+            self._due[peer] = now if soon else self._due.get(peer, now + PATIENCE_S)
+        for peer in node.others:
+            if not any(d.holder == peer for d in disputes):
+                node.alarms.settle(f"unproven {peer}")
+
+    def _disputed(self) -> list[Dispute]:
+        """From the journal alone, so a restart forgets none."""
+        journal, state, found = self._node.journal, self._node.known_state(), []
+        for round in range(max(2, state.round - 1), state.round + 2):
+            here = {p: journal.manifest(round - 1, p) for p in state.peers}
+            for holder in self._node.others:
+                row = journal.manifest(round, holder)
+                for peer, ours in here.items():
+                    named = row["content"]["inputs"].get(peer) if row else None
+                    if named is None or ours is None or (round - 1, peer) in self._proven:
+                        continue
+                    if named != content_digest(ours["content"]):
+                        found.append(Dispute(holder, peer, round - 1, Digest(named)))
+        return found
+
+    async def _ask(self, holder: Peer) -> None:
+        try:
+            offer = await self._compare(holder)
+        except HslError as exc:  # down, or another program's server: what is disputed stays so
+            log.info("not compared", extra={"peer": holder, "reason": escaped(exc.message)})
+            return
+        except Exception:  # whatever a peer's link does, it is no answer
+            log.exception("comparing broke", extra={"peer": holder})
+            return
+        open_ = [d for d in self._disputes if d.holder == holder and (d.round, d.peer) not in self._proven]
+        if open_ and not offer.recovering:
+            one = min(open_, key=lambda d: (d.round, d.peer))
+            self._node.alarms.sound(
+                f"unproven {holder}",
+                f"{holder} says that it fused another manifest of {one.peer} for round {one.round} than the one here, "
+                f"and shows none that {one.peer} signed: nothing is proven against {one.peer}",
+                f"call {holder} and {one.peer}: compare `hsl-node round show {one.round}` at the three sites",
+            )
+
+    async def _compare(self, holder: Peer) -> Offer:
+        """Read what the peer holds otherwise than this node.
+
+        Raises:
+            TransportError: it cannot be asked now; `OperationFailed`: not at all.
+            PeerDataError: its answer is not its own.
+        """
+        node = self._node
+        offer = await node.recovery.asked(holder, BEFORE_SIGNING)
+        wanted = [listed for listed in offer.manifests if self._differs(listed)]
+        disputed = {(d.round, d.peer) for d in self._disputes}
+        wanted.sort(key=lambda m: ((m.round, m.peer) not in disputed, -m.round))
+        if not wanted:
+            return offer
+        async with node.recovery.connected(holder, BEFORE_SIGNING) as link:
+            for listed in wanted[:FETCHED_MAX]:
+                ours = node.journal.manifest(listed.round, Peer(listed.peer))
+                if ours is None or (listed.round, listed.peer) in self._proven:
+                    continue
+                # Who stole a key that is revoked here can sign a second manifest at any time: that proves nothing.
+                keys = [k for k in node.keyring.chain(listed.peer) if not node.keyring.revokes(k)]
+                try:
+                    manifest, document = await fetch_manifest(link, listed, node.federation, keys)
+                except HslError as exc:
+                    if isinstance(exc, TransportError) and not isinstance(exc, OperationFailed):
+                        raise
+                    log.warning("proves nothing", extra={"peer": holder, "reason": escaped(exc.message)})
+                    continue
+                if manifest.digest != content_digest(ours["content"]):
+                    self.keep(ours["document"], manifest, document)
+                    node.apply(Proven(Peer(manifest.peer), manifest.round))
+                elif len(self._same) < SAME_MAX:
+                    self._same.add(listed.document)
+        return offer
+
+    def _differs(self, listed: Listed) -> bool:
+        if listed.round == 0 or listed.peer not in self._node.federation.peers or listed.document in self._same:
+            return False  # the opening statement may be corrected
+        ours = self._node.journal.manifest(listed.round, Peer(listed.peer))
+        return ours is not None and hashlib.sha256(ours["document"]).hexdigest() != listed.document
+
+    def keep(self, first: bytes, manifest: Manifest, second: bytes) -> None:
+        """Two manifests of one round, both verified, that differ: keep both, name who signed them."""
+        round, peer = manifest.round, Peer(manifest.peer)
+        for name, document in zip(evidence.names(round, peer), (first, second), strict=True):
+            self._node.store.keep_evidence(name, document)  # the first two are proof; not hundreds
+        self._proven.add((round, peer))
+        log.error("equivocation", extra={"peer": peer, "round": round})
+        self._name(peer, round)
+
+    def _name(self, peer: Peer, round: Round) -> None:
+        error = Equivocation(
+            f"{peer} signed two different manifests for round {round}; proof in {self._node.layout.state / 'evidence'}",
+            remedy="call that hospital: its node was cloned, restored from an old backup, or taken over",
+        )
+        self._node.alarms.sound(f"equivocation {peer}", error.message, error.remedy)

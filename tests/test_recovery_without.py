@@ -1,0 +1,246 @@
+"""`recover --without PEER`: a peer that cannot be asked, since OpenSSH is its inbox, and what may be signed then.
+
+Real daemons; cedar's inbox is a real sshd, which can offer nothing. See test_recovery.py for peers that can be asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from cluster import Cluster
+from sshd import Sshd
+from test_enrol import run
+from test_equivocation import warned
+from test_recovery import LOST, NAMES, PLAN, lose_disk, received, require_same, signed
+from test_verify import code
+
+from hsl_node import control, evidence, identity, recovery, rotate
+from hsl_node.config import Federation, federation_text, fingerprint
+from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
+from hsl_node.identity import MANIFEST_NAMESPACE
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import Peer
+
+SLOW = ["--epoch-s", "0.4"]
+OTHERWISE = [*SLOW, "--times", "1.5"]  # a trainer that comes to other bytes than before
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    with Cluster(tmp_path_factory.mktemp("undisturbed"), NAMES, PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        return cluster.fused("ash")
+
+
+@contextmanager
+def with_a_plain_inbox(folder: Path) -> Iterator[Cluster]:
+    """ash and birch with embedded inboxes, cedar's is OpenSSH with a folder for each sender."""
+    with Cluster(folder / "nodes", NAMES, PLAN, trainer=SLOW) as cluster:
+        homes = folder / "homes"
+        for sender in ("ash", "birch"):
+            for name in ("parts", "inbox", "receipts"):
+                (homes / sender / name).mkdir(parents=True)
+        accepted = "\n".join(cluster.federation.get(n).key for n in ("ash", "birch"))
+        with Sshd(folder / "sshd", accepts=accepted, home=homes) as server:
+            place = {"address": f"127.0.0.1:{server.port}", "host_key": server.host_key, "user": server.user}
+            card = cluster.federation.get("cedar").model_copy(update={**place, "root": "{sender}"})
+            cards = tuple(card if p.name == "cedar" else p for p in cluster.federation.peer)
+            cluster.federation = Federation.model_validate(
+                {**cluster.federation.model_dump(), "peer": [p.model_dump() for p in cards]}
+            )
+            for name in NAMES:
+                (cluster.layout(name).state / "federation.toml").write_text(federation_text(cluster.federation))
+            settings = {
+                "name": "cedar",
+                "address": card.address,
+                "inbox": {"kind": "directory", "directory": str(homes)},
+            }
+            (cluster.layout("cedar").state / "node.toml").write_text(tomli_w.dumps(settings))
+            yield cluster
+
+
+def test_threat_12_a_lost_disk_beside_a_peer_that_cannot_be_asked_ends_with_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """It waits for cedar's answer, and says why none will come; told to do without, it takes all from ash."""
+    with with_a_plain_inbox(tmp_path) as cluster:
+        held_in_round_2(cluster)
+        resume(cluster, "birch", "cedar")
+        cluster.wait_until("birch", lambda s: s["waiting_for"] == ["ash"], "has cedar's, and has signed")
+        cluster.wait_until("ash", lambda s: has(s, 2, "birch", "cedar"), "ash has both")
+        cluster.kill("birch")
+        lose_disk(cluster, "birch")
+        state = cluster.layout("birch").state
+        recovery.prepare(state)
+        cluster.start("birch")
+        cluster.wait_until("birch", lambda s: "offers nothing" in told(s, "recovering"), "says why")
+        status = cluster.wait_until("birch", lambda s: s["waiting_for"] == ["cedar"], "waiting for cedar alone")
+        assert "--without" in next(w["fix"] for w in status["warnings"] if w["code"] == "recovering")
+        assert cluster.stop("birch") == 0
+        done = run("--state", str(state), "recover", "--from-peers", "--without", "cedar")
+        assert done.exit_code == 0
+        assert "asks ash and signs nothing" in done.stdout and "Not asked: cedar" in done.stdout
+        cluster.start("birch")
+        resume(cluster, "ash")
+        require_same(cluster, undisturbed)
+
+
+def held_in_round_2(cluster: Cluster) -> None:
+    """All have fused round 1; nobody trains before it is resumed."""
+    cluster.start("cedar")
+    cluster.wait_until("cedar", lambda s: s["phase"] is not None, "up")
+    control.ask(cluster.layout("cedar").state, "pause")
+    for name in ("ash", "birch"):
+        cluster.start(name)
+    for name in ("ash", "birch"):  # they have signed round 1: nothing is under way that a pause could undo
+        cluster.wait_until(name, lambda s: s["round"] == 1 and s["waiting_for"] == ["cedar"], "waiting for cedar")
+        control.ask(cluster.layout(name).state, "pause")
+    resume(cluster, "cedar")
+    for name in ("cedar", "ash", "birch"):
+        cluster.wait_until(name, lambda s: s["round"] == 2, "round 2")
+        control.ask(cluster.layout(name).state, "pause")
+
+
+def resume(cluster: Cluster, *names: str) -> None:
+    for name in names:
+        cluster.wait_until(name, lambda s: True, "up")
+        control.ask(cluster.layout(name).state, "resume")
+
+
+def only_cedar_has_round_2(cluster: Cluster) -> bytes:
+    """birch signs round 2, cedar alone takes it, and birch took cedar's; its disk is lost. Gives the manifest."""
+    held_in_round_2(cluster)
+    cluster.kill("ash")
+    resume(cluster, "birch", "cedar")
+    for name, other in (("birch", "cedar"), ("cedar", "birch")):
+        cluster.wait_until(
+            name, lambda s, p=other: has(s, 2, p) and s["waiting_for"] == ["ash"], "each has the other's"
+        )  # type: ignore[misc]
+    document = signed(cluster, "birch", 2)
+    cluster.kill("birch")
+    lose_disk(cluster, "birch")
+    return document
+
+
+def come_back(cluster: Cluster) -> None:
+    """ash and birch start."""
+    cluster.start("ash")
+    resume(cluster, "ash")
+    cluster.start("birch")
+
+
+def test_threat_12_what_only_an_unasked_peer_holds_is_signed_again_to_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """Nobody can tell birch of its round 2. It trains it once more; manifest and checkpoint are those of before."""
+    with with_a_plain_inbox(tmp_path) as cluster:
+        before = only_cedar_has_round_2(cluster)
+        recovery.prepare(cluster.layout("birch").state, ("cedar",))
+        come_back(cluster)
+        require_same(cluster, undisturbed)
+        assert signed(cluster, "birch", 2) == before
+
+
+def test_threat_12_where_it_trains_to_other_bytes_the_unasked_peer_has_proof_and_all_halt(tmp_path: Path) -> None:
+    """The price of --without, as README says it: loud, and nobody goes on with two different models."""
+    with with_a_plain_inbox(tmp_path) as cluster:
+        before = only_cedar_has_round_2(cluster)
+        recovery.prepare(cluster.layout("birch").state, ("cedar",))
+        cluster.trainer = OTHERWISE
+        come_back(cluster)
+        cluster.wait_until("cedar", lambda s: warned(s, "equivocation birch"), "named")
+        (proof,) = evidence.kept(cluster.layout("cedar").state / "evidence")
+        assert (
+            proof.documents() == (before, signed(cluster, "birch", 2)) and proof.documents()[0] != proof.documents()[1]
+        )
+        for name in NAMES:
+            cluster.wait_until(name, lambda s: s["reason"], "halts")
+        assert all(max(cluster.fused(n)) <= 2 for n in NAMES)
+
+
+@pytest.mark.parametrize("case", ["the same bytes", "other bytes", "the same bytes and another key"])
+def test_threat_12_with_the_export_of_the_unasked_peer_nothing_is_signed_twice(
+    tmp_path: Path, undisturbed: dict[int, str], case: str
+) -> None:
+    """cedar's operator mails what cedar holds. The same bytes again: the run goes on. Others: birch refuses to sign."""
+    with with_a_plain_inbox(tmp_path) as cluster:
+        before = only_cedar_has_round_2(cluster)
+        export = tmp_path / "mailed"
+        assert run("--state", str(cluster.layout("cedar").state), "verify", "--export", str(export)).exit_code == 0
+        state = cluster.layout("birch").state
+        words = ("recover", "--from-peers", "--without", "cedar", "--documents", str(export))
+        assert run("--state", str(state), *words).exit_code == 0
+        if "another key" in case:  # what the old one signed is neither signed anew nor given up
+            begun = rotate.begin(state)
+            for name in ("ash", "cedar"):
+                rotate.take(cluster.layout(name).state, begun.file, fingerprint(begun.update.new))
+            rotate.finish(state, force=True)
+            with open(tmp_path / "sshd" / "keys", "a") as keys:  # as `inbox provision` there, run again, would
+                keys.write(begun.update.new + "\n")
+        cluster.trainer = OTHERWISE if case == "other bytes" else SLOW
+        come_back(cluster)
+        if case != "other bytes":
+            require_same(cluster, undisturbed)
+        else:
+            assert cluster.processes["birch"].wait(120) == LOST
+            assert "refusing to sign" in cluster.output("birch")
+            assert not list((cluster.layout("cedar").state / "evidence").iterdir())
+        assert signed(cluster, "birch", 2) == before
+
+
+def test_an_export_that_is_not_of_this_node_or_contradicts_it_is_refused(tmp_path: Path) -> None:
+    with Cluster(tmp_path / "nodes", ("ash", "birch"), PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        for name in cluster.names:
+            assert cluster.stop(name) == 0
+        birch, export = cluster.layout("birch").state, tmp_path / "export"
+        assert run("--state", str(cluster.layout("ash").state), "verify", "--export", str(export)).exit_code == 0
+        path = export / "r000002_birch.manifest"
+        content, key = json.loads(path.read_text()), identity.load(cluster.layout("birch").key)
+        stranger = identity.load(cluster.layout("ash").key)
+
+        def replaced(signer: identity.Identity, **changes: Any) -> None:
+            line, _, signature = signer.sign({**content, **changes}, MANIFEST_NAMESPACE).partition(b"\n")
+            path.write_bytes(line + b"\n")
+            path.with_name(path.name + ".sig").write_bytes(signature)
+
+        def refused(error: type[Exception]) -> None:
+            with pytest.raises(error):
+                recovery.prepare(birch, ("ash",), (export,))
+
+        for change, error in (
+            (lambda: replaced(stranger), PeerDataError),
+            (lambda: replaced(key, round=3), PeerDataError),
+            (lambda: replaced(key, federation="0" * 64), FederationMismatch),
+            (lambda: replaced(key, samples=77), Equivocation),
+        ):
+            change()
+            refused(error)
+            journal = Journal.read_only(cluster.layout("birch").journal)
+            assert recovery.find_mark(journal) is None, "nothing was changed"
+            assert journal.manifest(2, Peer("birch"))["content"] == content  # type: ignore[index]
+            journal.close()
+        assert [p.peer for p in evidence.kept(birch / "evidence")] == ["birch"]
+        replaced(key)
+        assert recovery.prepare(birch, ("ash",), (export,)) == ()
+        done = run("--state", str(birch), "recover", "--from-peers", "--without", "ash")
+        assert "asks nobody" in done.stdout
+        (tmp_path / "empty").mkdir()
+        done = run("--state", str(birch), "recover", "--from-peers", "--documents", str(tmp_path / "empty"))
+        assert code(done) == UsageError.exit_code
+
+
+def has(status: dict[str, Any], round: int, *peers: str) -> bool:
+    return status["round"] == round and all(received(status, p) == "verified" for p in peers)
+
+
+def told(status: dict[str, Any], warning: str) -> str:
+    return "; ".join(w["text"] for w in status["warnings"] if w["code"] == warning)
