@@ -56,7 +56,7 @@ class Intake:
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 await asyncio.to_thread(self._sweep, peer)
-            for item in await asyncio.to_thread(self._scan, peer, node.software()):
+            for item in await asyncio.to_thread(self._scan, peer, node.work.software()):
                 if node.keyring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
                     break
                 match item:
@@ -138,7 +138,7 @@ class Intake:
             return False
         text = (
             f"initial weights differ: {peer} {manifest.base[:12]} ({escaped(manifest.software)}), "
-            f"{node.me} {state.base[:12]} ({node.software()})"
+            f"{node.me} {state.base[:12]} ({node.work.software()})"
         )
         node.alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
         self._answer(arrival, "initial", text)

@@ -51,8 +51,8 @@ def snapshot(node: Node) -> dict[str, Any]:
         "phase": str(state.phase) if state else None,
         "reason": state.reason if state else "",
         "epoch": _epoch(node),
-        "busy": node.busy,
-        "fusing": node.fusing or None,
+        "busy": node.work.busy,
+        "fusing": node.work.fusing or None,
         "peers": [_peer(node, p) for p in node.others],
         "waiting_for": waiting,
         "waiting_since": since if waiting else None,
@@ -90,7 +90,7 @@ def _word(node: Node, trainer: str) -> str:
 
 
 def _epoch(node: Node) -> dict[str, Any] | None:
-    progress = node.epoch
+    progress = node.work.epoch
     if progress is None:
         return None
     return {

@@ -32,8 +32,8 @@ def _skewed():
 time.time = _skewed
 """
 IMPATIENT = """
-from hsl_node import node, trainer
-node.NO_ROOM_RETRY_S = node.PULSE_S = 0.2
+from hsl_node import pulse, trainer, work
+work.NO_ROOM_RETRY_S = pulse.PULSE_S = 0.2
 trainer.BACKOFF_S = (0.2,)
 """
 

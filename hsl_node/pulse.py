@@ -1,0 +1,53 @@
+"""The daemon's heartbeat: systemd's watchdog, its status line, and an eye on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from hsl_node import service
+from hsl_node.sync.limits import Quota
+from hsl_node.sync.round import Phase
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+PULSE_S = 5.0  # watchdog, systemd's status line
+STARTING_S = 60.0  # what a start that is alive may take from each pulse on
+
+
+class Pulse:
+    """One for each daemon."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def beat(self) -> None:
+        """Tell systemd that the loop lives, and what the node is doing."""
+        while True:
+            service.notify("WATCHDOG=1", f"STATUS={self._headline()}")
+            if self._node.state is None:  # a first start decodes all images, however long that takes
+                service.notify(service.extend(STARTING_S))
+            self._watch_room()
+            await asyncio.sleep(min(PULSE_S, service.watchdog_interval_s() or PULSE_S))
+
+    def _watch_room(self) -> None:
+        """Below its reserve our inbox takes nothing any more; the peers only learn that it failed, so say it here."""
+        disk = os.statvfs(self._node.layout.state)
+        free, least = disk.f_bavail * disk.f_frsize, Quota.reserve_bytes
+        if self._node.schema is not None:
+            least += self._node.schema.file_bytes
+        if free >= least:
+            return self._node.alarms.settle("room")
+        text = f"{free / 1e6:.0f} MB free: no checkpoint of a peer is taken in below {least / 1e6:.0f} MB"
+        self._node.alarms.sound("room", text, "free some space; the node goes on by itself")
+
+    def _headline(self) -> str:
+        """One line for `systemctl status`."""
+        state = self._node.state
+        if state is None:
+            return "starting"
+        training = 0 < state.round <= state.rounds and state.phase is not Phase.FINISHED
+        waiting = f", waiting for {', '.join(state.missing)}" if state.me in state.have and state.missing else ""
+        return str(state.phase) + (f", round {state.round} of {state.rounds}" if training else "") + waiting

@@ -1,0 +1,215 @@
+"""What a node computes for its federation: trains, fuses, validates, and signs what it made.
+
+Its coroutines perform actions of the round machine (`sync/round.py`), and tell it what came of them (`Node.apply`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import TYPE_CHECKING, Any
+
+from hsl_node import __version__, identity, poisoning
+from hsl_node.errors import LocalStateError
+from hsl_node.intake import claim_of
+from hsl_node.sync import round as machine
+from hsl_node.sync.manifest import Manifest, parse_manifest
+from hsl_node.sync.names import Digest, Round
+from hsl_node.sync.plateau import plateaued
+from hsl_node.sync.round import Declare, Fuse, Fused, Phase, Train, Trained
+from hsl_node.sync.store import paths_of
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+log = logging.getLogger(__name__)
+
+NO_ROOM_RETRY_S = 30.0
+
+
+class Work:
+    """One for each daemon."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.epoch: dict[str, Any] | None = None  # live progress of the trainer
+        self.busy: dict[str, Any] | None = None
+        self.fusing = 0.0  # share done
+
+    async def declare(self, action: Declare) -> None:
+        node = self._node
+        samples = int(node.journal.meta("samples") or 0)
+        if action.round > 0:  # the opening statement may be corrected
+            await node.recovery.check()
+        self._publish(self._manifest(action.round, Digest(action.base), 0, samples, None, node.known_state()))
+
+    async def train(self, action: Train) -> None:
+        node = self._node
+        await self._wait_for_room()
+        try:
+            event = await node.trainer.run(
+                {
+                    "job": "train",
+                    "round": action.round,
+                    "base": str(node.layout.fused(action.round - 1)),
+                    "base_sha256": action.base,
+                    "out": str(node.layout.outbox(action.round)),
+                }
+            )
+        finally:
+            self.epoch = self.busy = None
+        await node.recovery.check()
+        self._publish(
+            self._manifest(
+                action.round,
+                Digest(event["sha256"]),
+                event["bytes"],
+                event["samples"],
+                event["auc"],
+                node.known_state(),
+            )
+        )
+
+    def _manifest(
+        self, round: Round, sha256: Digest, size: int, samples: int, auc: float | None, state: machine.State
+    ) -> Manifest:
+        node = self._node
+        plan = node.federation.plan
+        aucs = [*node.journal.my_aucs(node.me, round), auc]
+        return Manifest(
+            federation=node.federation.digest,
+            round=round,
+            peer=node.me,
+            sha256=sha256,
+            bytes=size,
+            base=state.base,
+            inputs={str(p): str(d) for p, d in state.inputs.items()},
+            samples=samples,
+            auc=auc,
+            plateau=plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
+            halted=state.phase is Phase.HALTED,
+            anchor=node.federation.anchor.fingerprint if node.federation.anchor else None,
+            schema=node.known_schema().digest,
+            instance=node.journal.meta("instance") or "",
+            software=self.software(),
+        )
+
+    def _publish(self, manifest: Manifest) -> None:
+        """Promise it durably: from here on this round has one checkpoint of mine. The pushes follow from the state."""
+        node = self._node
+        sha256 = Digest(manifest.sha256)
+        signed = node.journal.signed(manifest.round)
+        if signed is not None and signed[0] == sha256 and manifest.round > 0:
+            # Signed before the state was lost, and trained again: there is one manifest of a round, the first.
+            document = signed[1]
+            keys = node.keyring.chain(node.me)  # the key may have been replaced since
+            manifest = parse_manifest(identity.verify(document, keys, identity.MANIFEST_NAMESPACE))
+        else:
+            document = node.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
+        node.apply(
+            Trained(claim_of(manifest)),
+            lambda: node.journal.record_signed(manifest.round, sha256, document),
+            lambda: node.journal.record_manifest(manifest.round, node.me, sha256, document, manifest.content()),
+        )
+
+    async def fuse(self, action: Fuse) -> None:
+        node, state = self._node, self._node.known_state()
+        samples = {p: c.samples for p, c in state.have.items()}
+        paths = paths_of(node.layout, action.round, node.me, state.peers)
+
+        def progress(share: float) -> None:
+            self.fusing = share
+
+        while True:
+            try:
+                digest, figures = await asyncio.to_thread(
+                    poisoning.fuse_watched,
+                    node.federation.plan.fusion,
+                    paths,
+                    samples,
+                    node.known_schema(),
+                    node.layout.fused(action.round - 1),
+                    node.layout.fused(action.round),
+                    progress,
+                )
+                break
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                node.alarms.sound("disk", f"no room for the fused model: {exc.strerror}", "free some space")
+                await asyncio.sleep(NO_ROOM_RETRY_S)
+        node.alarms.settle("disk")
+        self.fusing = 0.0
+        log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
+        node.apply(
+            Fused(action.round, digest),
+            lambda: node.journal.record_fused(action.round, digest),
+            lambda: poisoning.record_fusion(node.journal, action.round, figures),
+        )
+        poisoning.renew(node.journal, node.alarms, node.me, state.peers)
+        best = node.journal.best_fused()
+        await asyncio.to_thread(
+            node.store.prune, node.known_state().round, frozenset({0} | ({best[0]} if best else set()))
+        )
+
+    def last_to_validate(self) -> Round | None:
+        """The last fusion has no next round to be validated in."""
+        node, state = self._node, self._node.known_state()
+        if state.phase not in (Phase.AGREE, Phase.FINISHED) or state.round == 0:
+            return None
+        done = {r["round"]: r["validated"] for r in node.journal.rows("fused")}
+        return None if done.get(state.round - 1) else state.round - 1
+
+    async def validate_last(self) -> None:
+        node = self._node
+        round = self.last_to_validate()
+        if round is not None:
+            await node.trainer.run({"job": "validate", "round": round, "base": str(node.layout.fused(round))})
+        self.busy = None
+        await node.trainer.stop()  # nothing more to train: give the memory back
+
+    async def _wait_for_room(self) -> None:
+        node = self._node
+        while True:
+            try:
+                node.store.require_room(node.known_schema().file_bytes, len(node.federation.peers))
+                return node.alarms.settle("disk")
+            except LocalStateError as exc:
+                node.alarms.sound("disk", exc.message, exc.remedy)
+                await asyncio.sleep(NO_ROOM_RETRY_S)
+
+    # ------------------------------------------------------------------ the trainer's word
+
+    def event(self, event: dict[str, Any]) -> None:
+        with self._node.journal.transaction():
+            self._record(event)
+
+    def _record(self, event: dict[str, Any]) -> None:
+        node = self._node
+        match event.get("event"):
+            case "initialised":
+                node.journal.set_meta("samples", str(event["images"]["train"]))
+                node.journal.set_meta("torch", str(event["versions"]["torch"]))
+                node.journal.set_meta("device", str(event["device"]))
+                for number, text in enumerate(event.get("warnings", ())):
+                    node.alarms.sound(f"data {number}", text, "look at `hsl-node data check`")
+            case "progress":
+                self.epoch = event
+                self.busy = None
+            case "busy":
+                self.busy = event
+            case "epoch":
+                node.journal.record_epoch(event["round"], event["epoch"], event)
+                log.info("epoch", extra={k: event.get(k) for k in ("round", "epoch", "auc", "validation_loss")})
+            case "validated":
+                node.journal.record_validation(event["round"], event["auc"], event.get("loss"))
+                log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
+                poisoning.record_validation(node.journal, node.me, event)
+                poisoning.renew(node.journal, node.alarms, node.me, node.federation.peers)
+            case _:
+                pass
+
+    def software(self) -> str:
+        """Versions that decide what is computed, for manifests and for people."""
+        return f"hsl-node {__version__}, torch {self._node.journal.meta('torch') or 'unknown'}"[:80]
