@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import tomli_w
+from ports import free_ports
 
 from hsl_node import identity
 from hsl_node.config import AnchorCard, Federation, PeerCard, Plan, federation_text
@@ -44,15 +44,6 @@ except HslError as exc:
     sys.exit(exc.exit_code)
 """
 WAIT_S = 240  # a bound for a broken run; never what decides a test
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now; held open together so that no two are the same."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 class Cluster:

@@ -33,6 +33,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background ignores Ctrl-C, as its children would
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Several tests run at once, each with its daemons: threads that wait for each other made one of them six times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 NAMES = ("ash", "birch", "cedar", "durmast", "elm", "fir", "gorse", "hazel")  # already in sorted order
 REPOSITORY = Path(__file__).resolve().parent.parent
 

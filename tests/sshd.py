@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from ports import free_ports
 
 REQUESTS = "open,close,read,write,lstat,fstat,stat,opendir,readdir,realpath,rename,remove,mkdir,fsync,statvfs,limits"
 _login_works = False
@@ -51,7 +52,7 @@ class Sshd:
 
     def start(self) -> None:
         for _ in range(5):  # the free port may be taken by the time sshd wants it
-            self.port = _free_port()
+            (self.port,) = free_ports(1)
             config = self.folder / "config"
             config.write_text(self._config())
             with open(self.folder / "log", "wb") as log:
@@ -161,8 +162,3 @@ def _below(pid: int) -> list[int]:
 
 def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

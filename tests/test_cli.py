@@ -24,6 +24,7 @@ import pytest
 import typer
 from cluster import Cluster
 from PIL import Image
+from ports import free_ports
 from test_enrol import federation_file, made, run
 
 from hsl_node import config, doctor, enrol, errors, history, identity, logs
@@ -388,8 +389,7 @@ def two(tmp_path: Path, images: Path) -> tuple[Path, Path]:
     """ash and birch, enrolled with each other, on free ports."""
     states = []
     for name in ("ash", "birch"):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_ports(1)[0]}"
         enrol.init(tmp_path / name, name=name, address=address, listen=address, data=images)
         states.append(tmp_path / name)
     path = federation_file(tmp_path, *states, classes=("benign", "malignant"))

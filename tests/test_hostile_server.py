@@ -212,7 +212,7 @@ def test_threat_18_a_lie_delays_a_delivery_and_never_ends_it(
     liar: type[Liar], client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it lies nothing counts as delivered; when it stops, the very bytes arrive."""
-    monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 1.0)
+    monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.3)
     parcel, manifest = parcel_of(tmp_path, DATA)
     receiver = Receiver(tmp_path, manifest, parcel.name)
     for folder in ("parts", "inbox", "receipts"):

@@ -17,6 +17,7 @@ from typing import Literal
 import asyncssh
 import pytest
 from conftest import FederationOf, Members
+from ports import free_ports
 
 from hsl_node.config import Federation
 from hsl_node.errors import ConfigError, UsageError
@@ -182,8 +183,7 @@ def server(federation_of: FederationOf, tmp_path: Path) -> Iterator[tuple[Member
         pytest.skip("makes system accounts: set HSL_TEST_ACCOUNTS=1 as root on a machine to throw away")
     if any(path.exists() for path in (SSHD_CONFIG, KEYS, HOST_KEY)):
         pytest.skip("this machine is somebody's inbox already")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     members = federation_of(3, addresses={"ash": f"127.0.0.1:{port}"})
     homes = Path("/srv/hsl-test")
     subprocess.run(["useradd", "--system", "--user-group", "hsl-node"], check=True)

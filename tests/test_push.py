@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import itertools
 import random
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,7 @@ import pytest
 from conftest import make_federation
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_ports
 from proxy import Proxy
 
 from hsl_node.config import PeerCard
@@ -697,8 +697,7 @@ def test_the_wait_grows_to_a_minute_and_is_drawn_over_its_whole_range(failures: 
 
 def test_a_peer_that_shows_itself_is_tried_at_once(tmp_path: Path) -> None:
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         wake = asyncio.Event()
         task = pushing(receiver, parcel, transfer := Transfer(PEER), port=port, wake=wake, rng=Patient())
         for _ in range(4):  # 1 s, 2 s, 4 s, 8 s: each wait is cut short

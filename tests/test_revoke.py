@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, free_ports
+from cluster import Cluster
 from conftest import make_federation
+from ports import free_ports
 from proxy import Proxy
 
 from hsl_node import keys, provision

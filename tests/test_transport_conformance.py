@@ -16,6 +16,7 @@ from typing import Any
 import asyncssh
 import pytest
 from conftest import make_federation
+from ports import free_ports
 from proxy import Proxy
 from sshd import REQUESTS, Sshd
 
@@ -374,8 +375,7 @@ def test_threat_15_neither_the_agent_nor_the_users_ssh_files_are_used(
 
 def test_a_peer_that_does_not_listen_cannot_be_reached(client: Client) -> None:
     async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{port}"})
         with pytest.raises(TransportError, match="cannot be reached"):
             async with connect(card, ME, MEMBERS.identities[ME], client=client):
