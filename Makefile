@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo test test-slow check lint threats mutations unit bench fuzz audit clean
+.PHONY: help venv demo test test-slow check lint threats mutations unit bench chaos fuzz audit clean
 .DELETE_ON_ERROR:
 
 help:               ## this list
@@ -46,6 +46,11 @@ unit: $(INSTALLED)  ## the systemd unit: valid, and its exposure at most 1.5 of 
 bench: $(INSTALLED)  ## exchange and training step; figures go into benchmarks/README.md
 	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/train_step.py
+
+CHAOS_SIMULATED ?= 500
+CHAOS_DAEMONS ?= 25
+chaos: $(INSTALLED)  ## federations under random kills, cuts and disk faults; SEED=... repeats a run, failures in build/chaos
+	$(BIN)/python tests/chaos.py --simulated $(CHAOS_SIMULATED) --daemons $(CHAOS_DAEMONS) $(if $(SEED),--seed $(SEED))
 
 FUZZ_S ?= 60
 fuzz: $(INSTALLED)  ## fuzz each parser of foreign bytes for FUZZ_S seconds; findings in build/fuzz/findings

@@ -217,3 +217,22 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
         with pytest.raises(ConfigError, match=str(box.port)):
             await box.server.start("127.0.0.1", box.port)
+
+
+@on_loop
+async def test_threat_12_a_login_that_nobody_lives_to_use_makes_no_second_process(tmp_path: Path) -> None:
+    """The last packet of a killed node's login may come after its successor has logged in."""
+    async with inbox(tmp_path) as box:
+        told: list[bool] = []
+        box.server._on_twice = lambda peer, twice: told.append(twice)
+
+        async def log_in(run: str, *, asks: bool = True) -> None:
+            async with box.connect(BIRCH, client_version=f"hsl1_{run * 16}") as connection:
+                if asks:
+                    await connection.start_sftp_client()
+
+        for run, asks in (("a", True), ("b", True), ("a", False), ("b", True)):
+            await log_in(run, asks=asks)
+        assert told == [False] * 3
+        await log_in("a")
+        assert told[3:] == [True], "it asks for something, so it lives"

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from asyncssh.sftp import SFTPError
 from boxes import ASH, BIRCH, CEDAR, DATA, DATA_BYTES, SHA, inbox, on_loop, put
+from faulty_disk import FaultyDisk
 
+from hsl_node.sync import durable
 from hsl_node.sync.names import Kind
 
 # ---------------------------------------------------------------- the honest way
@@ -187,6 +189,21 @@ async def test_threat_23_a_failed_fsync_ends_the_process(tmp_path: Path, monkeyp
                 await file.fsync()
         (error,) = box.fatal
         assert error.exit_code == 15
+
+
+@on_loop
+async def test_threat_23_a_disk_that_fails_in_a_commit_ends_the_process_and_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with inbox(tmp_path) as box, box.sftp() as client:
+        disk = FaultyDisk("rename", 1, errno.EIO)
+        monkeypatch.setattr(durable, "disk", disk)
+        with pytest.raises(SFTPError):
+            await put(client, box.name(), DATA)
+        assert disk.fired
+        (error,) = box.fatal
+        assert error.exit_code == 15
+        assert "disk failed" in caplog.text and "bug in the inbox" not in caplog.text
 
 
 @on_loop

@@ -157,8 +157,7 @@ class InboxFS(asyncssh.SFTPServer):
         except PeerDataError as exc:
             self._refuse("fsync", b"", exc)
         except DiskFailed as exc:
-            self._link.disk_failed(exc)
-            raise OSError(errno.EIO, "the disk failed") from exc
+            self._disk_failed(exc)
 
     def stat(self, path: bytes) -> asyncssh.SFTPAttrs:
         try:
@@ -187,6 +186,8 @@ class InboxFS(asyncssh.SFTPServer):
             await self._home.commit(old, new)
         except PeerDataError as exc:
             self._refuse("rename", oldpath + b" " + newpath, exc)
+        except DiskFailed as exc:
+            self._disk_failed(exc)
         if new.kind is Kind.MANIFEST or self._home.awaits(new.of(Kind.MANIFEST)):
             self._link.committed(new)
 
@@ -219,6 +220,10 @@ class InboxFS(asyncssh.SFTPServer):
     def _refuse(self, operation: str, path: bytes, error: PeerDataError) -> NoReturn:
         self._link.refused(operation, path.decode("latin-1"), error)
         raise asyncssh.SFTPPermissionDenied(f"{error.code}: {error.message}") from error
+
+    def _disk_failed(self, error: DiskFailed) -> NoReturn:
+        self._link.disk_failed(error)
+        raise OSError(errno.EIO, "the disk failed") from error
 
     # ------------------------------------------------------------ what nobody needs
 

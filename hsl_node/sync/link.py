@@ -32,6 +32,7 @@ class Link(asyncssh.SSHServer):
         self.source = ""
         self.peer: Peer | None = None
         self.key: bytes | None = None
+        self.login = 0  # its place among the logins of this peer
         self.sessions = 0
         self.handles = 0
         self.handles_max = server.limits.handles_per_connection
@@ -41,6 +42,7 @@ class Link(asyncssh.SSHServer):
         self._writable = asyncio.Event()
         self._writable.set()
         self._filesystems: set[InboxFS] = set()
+        self._answered = False
 
     # ------------------------------------------------------------ coming and going
 
@@ -148,6 +150,9 @@ class Link(asyncssh.SSHServer):
 
     def active(self) -> None:
         self.last_request = time.monotonic()
+        if not self._answered and self.peer is not None:
+            self._answered = True
+            self.server.answered(self, self.peer)
 
     async def writable(self) -> None:
         await self._writable.wait()

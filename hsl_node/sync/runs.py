@@ -2,6 +2,9 @@
 
 Every process of the daemon has a nonce. A lock keeps two of them off one state directory, but not off two copies of
 it, on two machines. A process that was followed by another one has ended; if it comes back, both live.
+
+A login alone proves little: its last packet may arrive, held up by the network, when its process is dead and the
+next one has logged in. So a login counts once its client has answered it, at the place where it stood among them.
 """
 
 from __future__ import annotations
@@ -13,18 +16,24 @@ class Runs:
     """The processes of one peer, as they connected."""
 
     def __init__(self) -> None:
-        self._known: list[str] = []  # the newest last
+        self._logins = 0
+        self._spans: dict[str, tuple[int, int]] = {}  # process -> its first and its last login that count
         self.contested: set[str] = set()  # these take turns
 
-    def seen(self, run: str) -> bool:
-        """It connected. Is it one of two that take turns?"""
-        if run in self._known:
-            later = self._known[self._known.index(run) + 1 :]
-            if later:
-                self.contested |= {run, *later}
-                self._known.remove(run)
-                self._known.append(run)
-        else:
-            self._known = [*self._known, run][-RUNS_MAX:]
-        self.contested &= set(self._known)
+    def login(self) -> int:
+        """Somebody logged in: its place in the order."""
+        self._logins += 1
+        return self._logins
+
+    def seen(self, run: str, login: int) -> bool:
+        """That login was this process's, which lived on after it. Is it one of two that take turns?"""
+        first, last = self._spans.pop(run, (login, login))
+        first, last = min(first, login), max(last, login)
+        between = {other for other, span in self._spans.items() if span[0] < last and first < span[1]}
+        if between:
+            self.contested |= {run, *between}
+        self._spans[run] = (first, last)
+        newest = sorted(self._spans, key=lambda r: self._spans[r][1])[-RUNS_MAX:]
+        self._spans = {r: self._spans[r] for r in newest}
+        self.contested &= set(newest)
         return run in self.contested

@@ -237,9 +237,13 @@ class InboxServer:
             oldest.abort()
         self._count_strangers()
         self.note(peer, "peer connected", logging.INFO, peer=peer, source=link.source)
-        if link.run:
-            self._on_twice(peer, self._runs.setdefault(peer, Runs()).seen(link.run))
+        link.login = self._runs.setdefault(peer, Runs()).login()
         self.on_connect(peer)
+
+    def answered(self, link: Link, peer: Peer) -> None:
+        """It made a request: its process was alive after the login."""
+        if link.run:
+            self._on_twice(peer, self._runs[peer].seen(link.run, link.login))
 
     def leave(self, link: Link) -> None:
         if link in self._links:
