@@ -29,7 +29,7 @@ from typing import IO, Any
 from hsl_node import __version__, config, identity, toml_file
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.errors import ConfigError, LocalStateError, UsageError
-from hsl_node.recovery import Mark, set_mark
+from hsl_node.recover_mark import Mark, set_mark
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal

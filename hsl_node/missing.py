@@ -69,10 +69,10 @@ def _lost(node: Node) -> tuple[Peer, ...]:
 
 async def _fetch(node: Node, giver: Peer, lost: tuple[Peer, ...]) -> None:
     round = node.known_state().round
-    offer = await node.recovery.asked(giver)
+    offer = await node.asking.offer_of(giver)
     for listed in offer.manifests:
         if listed.round == round and listed.peer in lost:
-            async with node.recovery.connected(giver) as link:
+            async with node.asking.connected(giver) as link:
                 keys = node.keyring.keys(listed.peer)
                 manifest, document = await fetch_manifest(link, listed, node.federation, keys)
             if await place(node, manifest, document, {giver: offer}):
@@ -87,7 +87,7 @@ async def place(node: Node, manifest: Manifest, document: bytes, offers: Mapping
     home = node.intake.homes / manifest.peer
     name = manifest.file_name()
     data = home / INBOX / str(name.of(Kind.DATA))
-    if not manifest.statement and not await node.recovery.get(name.sha256, data, offers):
+    if not manifest.statement and not await node.asking.get(name.sha256, data, offers):
         return False
     (home / RECEIPTS / str(name.of(Kind.RECEIPT))).unlink(missing_ok=True)
     await asyncio.to_thread(durable.write, home / INBOX / str(name), document, Step.RECOVERY_PLACE)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsl_node import config, identity, missing, poisoning, service
+from hsl_node import config, identity, missing, poisoning, recover_mark, service
 from hsl_node.alarms import Alarms
+from hsl_node.asking import Asking
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import serve
 from hsl_node.delivery import Delivery
@@ -27,7 +28,7 @@ from hsl_node.node_status import snapshot
 from hsl_node.offers import Offers
 from hsl_node.proof import Proofs
 from hsl_node.pulse import Pulse
-from hsl_node.recovery import Recovery, machine_id
+from hsl_node.recovery import Recovery
 from hsl_node.sync import durable, keyring
 from hsl_node.sync import round as machine
 from hsl_node.sync.durable import Step
@@ -80,6 +81,7 @@ class Node:
         self.intake = Intake(self)
         self.delivery = Delivery(self)
         self.offers = Offers(self)
+        self.asking = Asking(self)
         self.recovery = Recovery(self)
         self.proofs = Proofs(self)
         self.paused = self.journal.meta("paused") == "1"
@@ -114,16 +116,16 @@ class Node:
             await self.trainer.run({"job": "init"})
         self.schema = read_schema(initial)
         digest = await asyncio.to_thread(sha256_of, initial)
-        mark = self.recovery.due()
-        if mark is not None:
+        due = recover_mark.due(self.journal)
+        if due is not None:
             self._require_same_federation()
             await self._open_inbox()  # whoever lost its state too is answered meanwhile
-            await self.recovery.run(digest, mark)
+            await self.recovery.run(digest, due)
         self.state = self._load_state(digest)
         poisoning.renew(self.journal, self.alarms, self.me, self.federation.peers)
         if self.server is None:
             await self._open_inbox()
-        self._spawn("look", self.recovery.check())
+        self._spawn("look", self.asking.check())
         self._spawn("proofs", self.proofs.watch())
         self._spawn("missing", missing.watch(self))
         for peer in self.others:
@@ -146,7 +148,7 @@ class Node:
         saved = self.journal.state()
         new = machine.State(me=self.me, peers=self.federation.peers, rounds=self.federation.plan.rounds, base=initial)
         if self.journal.meta("machine") is None:
-            self.journal.set_meta("machine", machine_id())
+            self.journal.set_meta("machine", recover_mark.machine_id())
         if saved is not None and self.journal.meta("federation") == self.federation.digest:
             state = machine.from_json(saved)
             if state.round > 0 or state.base == initial:

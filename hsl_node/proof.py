@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hsl_node import evidence
+from hsl_node.asking import BEFORE_SIGNING
 from hsl_node.errors import Equivocation, HslError, TransportError, escaped
-from hsl_node.recovery import BEFORE_SIGNING
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.names import Digest, Peer, Round
@@ -155,13 +155,13 @@ class Proofs:
             PeerDataError: its answer is not its own.
         """
         node = self._node
-        offer = await node.recovery.asked(holder, BEFORE_SIGNING)
+        offer = await node.asking.offer_of(holder, BEFORE_SIGNING)
         wanted = [listed for listed in offer.manifests if self._differs(listed)]
         disputed = {(d.round, d.peer) for d in self._disputes}
         wanted.sort(key=lambda m: ((m.round, m.peer) not in disputed, -m.round))
         if not wanted:
             return offer
-        async with node.recovery.connected(holder, BEFORE_SIGNING) as link:
+        async with node.asking.connected(holder, BEFORE_SIGNING) as link:
             for listed in wanted[:FETCHED_MAX]:
                 ours = node.journal.manifest(listed.round, Peer(listed.peer))
                 if ours is None or (listed.round, listed.peer) in self._proven:

@@ -3,7 +3,8 @@
 Lost, or set back: a restored backup, a disk that is gone, a rolled back or cloned machine. Signing a round for the
 second time with other content looks like fraud to the peers and halts everybody. So such a node waits until all
 peers have answered, takes from them what it needs, and writes a state from which the round goes on (`recovered.py`).
-Every other node asks before each signature whoever can be reached: a set back that nobody noticed shows there.
+Every other node asks before each signature whoever can be reached (`asking.py`): a set back that nobody noticed shows
+there.
 """
 
 from __future__ import annotations
@@ -11,85 +12,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import secrets
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsl_node import config, exports, identity, service
+from hsl_node import service
+from hsl_node.asking import holds
 from hsl_node.errors import (
     Equivocation,
     HslError,
-    KeyRefused,
     LocalStateError,
-    PeerDataError,
     TransportError,
-    UsageError,
     escaped,
 )
 from hsl_node.intake import claim_of
 from hsl_node.missing import place
-from hsl_node.sync import keyring
+from hsl_node.recover_mark import Mark, machine_id
 from hsl_node.sync import round as machine
-from hsl_node.sync.ask import ask, fetch_file, fetch_manifest
+from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.durable import Step
-from hsl_node.sync.journal import Journal
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.recovered import recovered, relied_on
 from hsl_node.sync.round import Claim, Phase
-from hsl_node.sync.store import Layout, Store
-from hsl_node.sync.tensors import sha256_of
-from hsl_node.sync.transport import OperationFailed, Patience, Transport, connect
+from hsl_node.sync.transport import OperationFailed
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 8  # peers asked at a time
 RETRY_S = (1.0, 30.0)  # doubles; a peer that comes back and connects is asked at once
-KEY_REFUSED_WAIT_S = 300.0  # as a push waits: more looks like an attack
-TWICE_RETRY_S = 30.0
 LOOK_AGAIN = 3  # times, where a checkpoint of ours is promised to nobody: a peer may just be looking at it
 LOOK_AGAIN_S = 2.0
-BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must not hold up what the others wait for
-
-
-# ------------------------------------------------------------------ the mark in the journal
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Why this node must ask first, and whom it need not wait for."""
-
-    why: str
-    without: tuple[str, ...] = ()
-
-
-def set_mark(journal: Journal, mark: Mark) -> None:
-    journal.set_meta("recover", json.dumps({"why": mark.why, "without": mark.without}))
-
-
-def find_mark(journal: Journal) -> Mark | None:
-    content = json.loads(journal.meta("recover") or "null")
-    return Mark(content["why"], tuple(content["without"])) if content else None
-
-
-def machine_id() -> str:
-    """Tells one machine from another, no more; empty where the system has no such file (most containers)."""
-    with contextlib.suppress(OSError):
-        if text := Path("/etc/machine-id").read_text().strip():
-            return hashlib.sha256(f"hsl-node {text}".encode()).hexdigest()[:16]
-    return ""
-
-
-# ------------------------------------------------------------------ asking
 
 
 @dataclass(frozen=True)
@@ -108,130 +67,10 @@ class Held:
         return Digest(self.manifest.sha256)
 
 
-def prepare(state: Path, without: tuple[str, ...] = (), documents: tuple[Path, ...] = ()) -> tuple[Peer, ...]:
-    """Mark the state directory: the next start asks these peers. Only keys, node.toml and federation.toml are needed.
-
-    `documents`: folders of `hsl-node verify --export` at peers that cannot be asked: they know what we signed.
-
-    Raises:
-        AlreadyRunning: stop the daemon first.
-        UsageError: `without` names no other peer, or `documents` holds nothing that this node signed.
-        PeerDataError, FederationMismatch: a document is not what its name says.
-        Equivocation: two different manifests of one round carry this node's signature.
-    """
-    node, federation = config.load_node(state), config.load_federation(state)
-    key = identity.load(identity.find_key(Layout(state).key)).public
-    ring = keyring.load(state, federation)
-    keyring.require_mine(ring, node.name, key)
-    others = tuple(p for p in federation.peers if p != node.name)
-    for name in without:
-        if name not in others:
-            raise UsageError(f"{name!r} is not one of the other peers", remedy=f"they are: {', '.join(others)}")
-    store = Store(Layout(state))
-    try:
-        for folder in documents:
-            exports.take(folder, store, ring, Peer(node.name))
-        set_mark(store.journal, Mark("its operator said that state was lost or set back", without))
-    finally:
-        store.close()
-    return tuple(p for p in others if p not in without)
-
-
 class Recovery:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.waiting: dict[Peer, str] = {}  # peers that have not answered yet, and why
-        self._not_before: dict[Peer, float] = {}  # after a refused key
-        self._slots = asyncio.Semaphore(AT_ONCE)
-
-    def due(self) -> Mark | None:
-        """Must this node ask before it goes on? Notices a journal that came to another machine."""
-        journal = self._node.journal
-        known, here = journal.meta("machine"), machine_id()
-        if find_mark(journal) is None and known and here and known != here and journal.state() is not None:
-            set_mark(journal, Mark("its journal was written on another machine"))
-        return find_mark(journal)
-
-    async def asked(self, peer: Peer, patience: Patience = Patience()) -> Offer:
-        node = self._node
-        if time.monotonic() < self._not_before.get(peer, 0):
-            raise TransportError(f"{peer} refused our key; it is asked again later")
-        try:
-            async with self._slots, self.connected(peer, patience) as link:
-                return await ask(link, node.federation, peer=peer, me=node.me, keys=node.keyring.keys(peer))
-        except KeyRefused:
-            self._not_before[peer] = time.monotonic() + KEY_REFUSED_WAIT_S
-            raise
-
-    def connected(
-        self, peer: Peer, patience: Patience = Patience()
-    ) -> contextlib.AbstractAsyncContextManager[Transport]:
-        node = self._node
-        card = node.federation.get(peer)
-        return connect(
-            card,
-            node.me,
-            node.identity,
-            client=node.config.client,
-            patience=patience,
-            host_keys=node.keyring.host_keys(card),
-        )
-
-    # -------------------------------------------------------------- before each signature
-
-    async def check(self) -> None:
-        """Does anybody hold a signature of ours that we don't know of, or see another process with our key?
-
-        Whoever cannot be reached is not waited for. Returns only when nobody objects.
-
-        Raises:
-            LocalStateError: this node was set back. The journal is marked: the next start asks everybody.
-        """
-        node = self._node
-        while True:
-            answers = await asyncio.gather(
-                *(self.asked(p, BEFORE_SIGNING) for p in node.others), return_exceptions=True
-            )
-            offers = [a for a in answers if isinstance(a, Offer)]
-            for answer in answers:
-                if isinstance(answer, Exception) and not isinstance(answer, HslError):
-                    log.error("asking broke", exc_info=answer)
-            signed = node.journal.last_signed()
-            known = -1 if signed is None else signed
-            for offer in offers:
-                if any(m.round > max(known, 0) for m in offer.of(node.me)) and await self._is_ours(offer, known):
-                    self._set_back(offer)
-            twice = sorted(offer.peer for offer in offers if offer.twice)
-            if not twice:
-                return node.alarms.settle("twice")
-            node.alarms.sound(
-                "twice",
-                f"another process with this node's key is at work, says {', '.join(twice)}: a clone, or a second copy "
-                "of the state directory. This node signs nothing more",
-                "stop the one that is not meant to run, then restart the other: it asks its peers and goes on",
-            )
-            await asyncio.sleep(TWICE_RETRY_S)
-
-    async def _is_ours(self, offer: Offer, known: Round) -> bool:
-        """A list is a peer's word; our own signature is proof."""
-        with contextlib.suppress(HslError):
-            async with self.connected(Peer(offer.peer), BEFORE_SIGNING) as link:
-                for listed in offer.of(self._node.me):
-                    if listed.round > max(known, 0):
-                        await fetch_manifest(link, listed, self._node.federation, self._node.keyring.chain(listed.peer))
-                        return True
-        return False
-
-    def _set_back(self, offer: Offer) -> None:
-        last = max(m.round for m in offer.of(self._node.me))
-        why = f"{offer.peer} holds its signed round {last}, of which its own journal knows nothing"
-        set_mark(self._node.journal, Mark(why))
-        raise LocalStateError(
-            f"this node was set back: {why}",
-            remedy="start it again: it asks all peers and goes on. If a second copy of it runs, stop that one first",
-        )
-
-    # -------------------------------------------------------------- recovering
 
     async def run(self, initial: Digest, mark: Mark) -> None:
         """Ask all peers; leave a journal and files from which the round goes on.
@@ -279,7 +118,7 @@ class Recovery:
         while True:
             wake.clear()
             try:
-                offer = await self.asked(peer)
+                offer = await self._node.asking.offer_of(peer)
                 if not offer.twice:
                     self.waiting.pop(peer, None)
                     self._tell(mark)
@@ -312,7 +151,7 @@ class Recovery:
             wanted = [m for m in offer.manifests if m.document not in held and m.peer in node.federation.peers]
             if not wanted:
                 continue
-            async with self.connected(Peer(offer.peer)) as link:
+            async with node.asking.connected(Peer(offer.peer)) as link:
                 for listed in wanted:
                     try:
                         manifest, document = await fetch_manifest(
@@ -370,9 +209,9 @@ class Recovery:
         kept = set()
         for round in (last - 1, last):
             claim = mine.get(round)
-            if claim and not claim.statement and await self.get(claim.sha256, node.layout.outbox(round), offers):
+            if claim and not claim.statement and await node.asking.get(claim.sha256, node.layout.outbox(round), offers):
                 kept.add(claim.sha256)
-        has_base = last < 2 or await self.get(mine[last].base, node.layout.fused(last - 1), offers)
+        has_base = last < 2 or await node.asking.get(mine[last].base, node.layout.fused(last - 1), offers)
         at = {Peer(o.peer): _round_of(o, held.values()) for o in offers.values()}
         state = recovered(fresh, claims, at, kept)
         if not has_base and state.phase is not Phase.COLLECT:
@@ -395,22 +234,7 @@ class Recovery:
                 files.append((path, row["sha256"]))
         if state.phase is Phase.TRAIN:
             files.append((node.layout.fused(state.round - 1), state.base))
-        return await asyncio.to_thread(lambda: all(_is(path, sha256) for path, sha256 in files))
-
-    async def get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
-        """A file that is here already, or that a peer has. False: nobody has it."""
-        if await asyncio.to_thread(_is, target, sha256):
-            return True
-        for offer in offers.values():
-            if sha256 in offer.files:
-                try:
-                    async with self.connected(Peer(offer.peer)) as link:
-                        await fetch_file(link, sha256, self._node.known_schema().file_bytes, target)
-                    log.info("taken from a peer", extra={"peer": offer.peer, "sha256": sha256[:12]})
-                    return True
-                except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
-                    log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
-        return False
+        return await asyncio.to_thread(lambda: all(holds(path, sha256) for path, sha256 in files))
 
     async def _bring(self, state: machine.State, offers: Mapping[str, Offer], held: Mapping[str, Held]) -> None:
         """What the others signed for this round and the next, into their inboxes here, as if they had just sent it.
@@ -425,7 +249,7 @@ class Recovery:
                 continue
             if manifest.round == state.round - 1:
                 if not manifest.statement:  # not needed here: kept for its owner, should that one lose its disk next
-                    await self.get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
+                    await node.asking.get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
                 continue
             await place(node, manifest, one.document, offers)  # nobody has it: it recovers too, and will send it
 
@@ -463,7 +287,3 @@ def _instance_of(held: Iterable[Held], me: Peer) -> str:
     """
     mine = [h.manifest for h in held if h.peer == me]
     return max(mine, key=lambda m: m.round).instance if mine else ""
-
-
-def _is(path: Path, sha256: str) -> bool:
-    return path.exists() and sha256_of(path) == sha256

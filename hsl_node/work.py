@@ -41,7 +41,7 @@ class Work:
         node = self._node
         samples = int(node.journal.meta("samples") or 0)
         if action.round > 0:  # the opening statement may be corrected
-            await node.recovery.check()
+            await node.asking.check()
         self._publish(self._manifest(action.round, Digest(action.base), 0, samples, None, node.known_state()))
 
     async def train(self, action: Train) -> None:
@@ -59,7 +59,7 @@ class Work:
             )
         finally:
             self.epoch = self.busy = None
-        await node.recovery.check()
+        await node.asking.check()
         self._publish(
             self._manifest(
                 action.round,

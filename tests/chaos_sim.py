@@ -180,7 +180,7 @@ class World:
             "hsl_node.sync.journal.disk_failed": _disk_failed,
             "hsl_node.sync.part.Part.write": watch_parts(rng),
             "hsl_node.sync.push.connect": lambda *args, **more: Connected(net, *args, **more),
-            "hsl_node.recovery.connect": lambda *args, **more: Connected(net, *args, **more),
+            "hsl_node.asking.connect": lambda *args, **more: Connected(net, *args, **more),
             "hsl_node.sync.transport.BLOCK_BYTES": BLOCK_BYTES,
             "hsl_node.sync.deliver.BLOCK_BYTES": BLOCK_BYTES,
             "hsl_node.node.Trainer": StandIn,

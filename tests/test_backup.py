@@ -13,7 +13,7 @@ import pytest
 from cluster import Cluster
 from typer.testing import CliRunner
 
-from hsl_node import backup, config, enrol, identity, recovery
+from hsl_node import backup, config, enrol, identity, recover_mark
 from hsl_node.cli import main
 from hsl_node.commands.app import app
 from hsl_node.config import Plan
@@ -57,7 +57,7 @@ def test_what_is_restored_is_what_was_there_and_is_marked(lived: Path, tmp_path:
     assert (tmp_path / "new" / "keys" / "node_ed25519").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
     store = Store(Layout(tmp_path / "new"))
-    mark = recovery.find_mark(store.journal)
+    mark = recover_mark.find_mark(store.journal)
     assert mark is not None and "restored from a backup" in mark.why
     assert store.journal.last_signed() == 3
     store.close()

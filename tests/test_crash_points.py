@@ -21,7 +21,7 @@ import pytest
 from cluster import WAIT_S, Cluster
 from test_worker import state_of
 
-from hsl_node import backup, cli, config, control, enrol, identity, recovery
+from hsl_node import backup, cli, config, control, enrol, identity, recover_mark
 from hsl_node.config import Plan, fingerprint
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import POINTS, Step
@@ -440,7 +440,7 @@ def test_a_recovery_killed_at_every_point_goes_on_at_the_next_start(tmp_path: Pa
             for path in state.iterdir():
                 if path.name not in ("keys", "node.toml", "federation.toml", "log"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            recovery.prepare(state)
+            recover_mark.prepare(state)
             killed_at(cluster, point, tmp_path / f"mark{number}")
             cluster.start("ash")
             assert digests_at_the_end(cluster) == expected, point
@@ -493,5 +493,5 @@ def test_a_restore_killed_anywhere_and_given_again_is_a_restore(
     for name in ("node.toml", "federation.toml", backup.KEY):
         assert (state / name).read_bytes() == (saved[0] / name).read_bytes()
     journal = Journal.read_only(Layout(state).journal)
-    assert recovery.find_mark(journal) is not None
+    assert recover_mark.find_mark(journal) is not None
     journal.close()

@@ -20,7 +20,7 @@ from cluster import _START as START
 from cluster import STAND_IN, WAIT_S, Cluster
 from ports import free_ports
 
-from hsl_node import backup, control, recovery
+from hsl_node import backup, control, recover_mark
 from hsl_node.config import Plan
 from hsl_node.errors import NotRunning
 from hsl_node.sync.durable import Step
@@ -83,7 +83,7 @@ def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
 
         def harm(victim: str) -> None:
             lose_disk(cluster, victim)
-            recovery.prepare(cluster.layout(victim).state)
+            recover_mark.prepare(cluster.layout(victim).state)
 
         cluster.start_all()
         harmed = finished_after(cluster, "birch", harm)
@@ -112,7 +112,7 @@ def test_threat_12_a_disk_lost_after_signing_fetches_the_checkpoint_and_brings_i
         document = signed(cluster, "birch", 1)
         cluster.kill("birch")
         lose_disk(cluster, "birch")
-        recovery.prepare(cluster.layout("birch").state)
+        recover_mark.prepare(cluster.layout("birch").state)
         cluster.start("birch")
         status = cluster.wait_until("birch", lambda s: s["state"] == "recovering", "asking")
         assert status["waiting_for"]
@@ -138,7 +138,7 @@ def test_threat_12_a_disk_lost_while_fusing_ends_with_the_same_bytes(
             assert process.wait(WAIT_S) == -signal.SIGKILL, f"{point}\n{cluster.output('birch')}"
             assert mark.read_text() == str(process.pid), "the daemon died, not its trainer"
             lose_disk(cluster, "birch")
-            recovery.prepare(cluster.layout("birch").state)
+            recover_mark.prepare(cluster.layout("birch").state)
         cluster.start("birch")
         require_same(cluster, undisturbed)
 
@@ -150,7 +150,7 @@ def test_threat_12_two_disks_lost_at_once_end_with_the_same_bytes(tmp_path: Path
         for name in ("birch", "cedar"):
             cluster.kill(name)
             lose_disk(cluster, name)
-            recovery.prepare(cluster.layout(name).state)
+            recover_mark.prepare(cluster.layout(name).state)
         for name in ("birch", "cedar"):
             cluster.start(name)
         require_same(cluster, undisturbed)

@@ -20,7 +20,7 @@ from test_equivocation import warned
 from test_recovery import LOST, NAMES, PLAN, lose_disk, received, require_same, signed
 from test_verify import code
 
-from hsl_node import control, evidence, identity, recovery, rotate
+from hsl_node import control, evidence, identity, recover_mark, rotate
 from hsl_node.config import Federation, federation_text, fingerprint
 from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
 from hsl_node.identity import MANIFEST_NAMESPACE
@@ -78,7 +78,7 @@ def test_threat_12_a_lost_disk_beside_a_peer_that_cannot_be_asked_ends_with_the_
         cluster.kill("birch")
         lose_disk(cluster, "birch")
         state = cluster.layout("birch").state
-        recovery.prepare(state)
+        recover_mark.prepare(state)
         cluster.start("birch")
         cluster.wait_until("birch", lambda s: "offers nothing" in told(s, "recovering"), "says why")
         status = cluster.wait_until("birch", lambda s: s["waiting_for"] == ["cedar"], "waiting for cedar alone")
@@ -142,7 +142,7 @@ def test_threat_12_what_only_an_unasked_peer_holds_is_signed_again_to_the_same_b
     """Nobody can tell birch of its round 2. It trains it once more; manifest and checkpoint are those of before."""
     with with_a_plain_inbox(tmp_path) as cluster:
         before = only_cedar_has_round_2(cluster)
-        recovery.prepare(cluster.layout("birch").state, ("cedar",))
+        recover_mark.prepare(cluster.layout("birch").state, ("cedar",))
         come_back(cluster)
         require_same(cluster, undisturbed)
         assert signed(cluster, "birch", 2) == before
@@ -152,7 +152,7 @@ def test_threat_12_where_it_trains_to_other_bytes_the_unasked_peer_has_proof_and
     """The price of --without, as README says it: loud, and nobody goes on with two different models."""
     with with_a_plain_inbox(tmp_path) as cluster:
         before = only_cedar_has_round_2(cluster)
-        recovery.prepare(cluster.layout("birch").state, ("cedar",))
+        recover_mark.prepare(cluster.layout("birch").state, ("cedar",))
         cluster.trainer = OTHERWISE
         come_back(cluster)
         cluster.wait_until("cedar", lambda s: warned(s, "equivocation birch"), "named")
@@ -214,7 +214,7 @@ def test_an_export_that_is_not_of_this_node_or_contradicts_it_is_refused(tmp_pat
 
         def refused(error: type[Exception]) -> None:
             with pytest.raises(error):
-                recovery.prepare(birch, ("ash",), (export,))
+                recover_mark.prepare(birch, ("ash",), (export,))
 
         for change, error in (
             (lambda: replaced(stranger), PeerDataError),
@@ -225,12 +225,12 @@ def test_an_export_that_is_not_of_this_node_or_contradicts_it_is_refused(tmp_pat
             change()
             refused(error)
             journal = Journal.read_only(cluster.layout("birch").journal)
-            assert recovery.find_mark(journal) is None, "nothing was changed"
+            assert recover_mark.find_mark(journal) is None, "nothing was changed"
             assert journal.manifest(2, Peer("birch"))["content"] == content  # type: ignore[index]
             journal.close()
         assert [p.peer for p in evidence.kept(birch / "evidence")] == ["birch"]
         replaced(key)
-        assert recovery.prepare(birch, ("ash",), (export,)) == ()
+        assert recover_mark.prepare(birch, ("ash",), (export,)) == ()
         done = run("--state", str(birch), "recover", "--from-peers", "--without", "ash")
         assert "asks nobody" in done.stdout
         (tmp_path / "empty").mkdir()

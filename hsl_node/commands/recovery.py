@@ -97,12 +97,12 @@ def recover(
     Only keys, node.toml and federation.toml are needed. Also after a machine was rolled back. The next start asks all
     peers, fetches what they keep of this node and of themselves, and goes on bit for bit where the federation waits.
     """
-    from hsl_node import recovery
+    from hsl_node import recover_mark
 
     if not from_peers:
         raise UsageError("where from?", remedy="hsl-node recover --from-peers")
     state = state_of(context)
-    asked = recovery.prepare(state, tuple(without or ()), tuple(documents or ()))
+    asked = recover_mark.prepare(state, tuple(without or ()), tuple(documents or ()))
     if asked:
         print(f"The next start asks {', '.join(asked)} and signs nothing before all have answered.")
     else:
