@@ -1,14 +1,18 @@
-"""A peer's checkpoint that was taken here before this node lost its state, so that its sender will not send it again.
+"""A peer's checkpoint that is at other peers and not on its way here: taken before this node lost its state, say.
 
-A sender delivers older rounds first and goes on when it has our receipt. So whoever has brought its manifest of the
-next round, while that of this round is not here, has a receipt of ours that we know nothing of. A recovery takes such
-checkpoints from the peers (`recovery.py`); but nobody else may have had it then, or its sender could not be asked.
+    its sender's manifest of the next round is here     it sends older rounds first, so it has a receipt that we forgot
+    anybody's manifest of the next round is here,       that one has fused it; its sender may think that we are
+    and nothing has come for a minute                   checking what it sent before the loss, and send it much later
+
+A recovery takes such checkpoints from the peers (`recovery.py`); but nobody else may have had it then, or its sender
+could not be asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -27,14 +31,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
+PATIENCE_S = 60.0  # a checkpoint that is being checked, or between two attempts, comes by itself
 PAUSE_S = (4.0, 600.0)  # between two times that all are asked; doubles
 
 
 async def watch(node: Node) -> None:
-    """For ever: fetch what will not be sent again from whoever has it."""
-    pause = PAUSE_S[0]
+    """For ever: fetch what is not on its way from whoever has it."""
+    pause, since = PAUSE_S[0], dict[Peer, float]()
     while True:
-        lost = _lost(node)
+        now, elsewhere = time.monotonic(), _elsewhere(node)
+        since = {p: since.get(p, now) for p in elsewhere}
+        lost = tuple(p for p, certain in elsewhere.items() if certain or now - since[p] >= PATIENCE_S)
         for peer in node.others:
             if peer not in lost:
                 node.alarms.settle(f"lost {peer}")
@@ -45,8 +52,7 @@ async def watch(node: Node) -> None:
         for peer in lost:
             node.alarms.sound(
                 f"lost {peer}",
-                f"the checkpoint of {peer} was taken here before this node lost its state, and {peer} will not send it "
-                "again: the other peers are asked for it",
+                f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it",
                 "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
             )
         for giver in node.others:
@@ -60,11 +66,14 @@ async def watch(node: Node) -> None:
         pause = min(2 * pause, PAUSE_S[1])
 
 
-def _lost(node: Node) -> tuple[Peer, ...]:
+def _elsewhere(node: Node) -> dict[Peer, bool]:
+    """Whom this node waits for though others have fused it; True: it will not be sent again."""
     state = node.known_state()
-    if state.phase is Phase.HALTED or state.me not in state.have:
-        return ()
-    return tuple(p for p in state.missing if p in state.early and not node.keyring.is_revoked(p))
+    if state.phase is Phase.HALTED or state.me not in state.have or not state.early:
+        return {}
+    coming = node.server.incoming() if node.server else {}
+    missing = (p for p in state.missing if p not in coming and not node.keyring.is_revoked(p))
+    return {p: p in state.early for p in missing}
 
 
 async def _fetch(node: Node, giver: Peer, lost: tuple[Peer, ...]) -> None:

@@ -28,6 +28,7 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Peer
 
 SLOW = ["--epoch-s", "0.4"]
+HURRY = "import hsl_node.missing as m; m.PATIENCE_S = 1.0"
 OTHERWISE = [*SLOW, "--times", "1.5"]  # a trainer that comes to other bytes than before
 
 
@@ -42,7 +43,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 @contextmanager
 def with_a_plain_inbox(folder: Path) -> Iterator[Cluster]:
     """ash and birch with embedded inboxes, cedar's is OpenSSH with a folder for each sender."""
-    with Cluster(folder / "nodes", NAMES, PLAN, trainer=SLOW) as cluster:
+    with Cluster(folder / "nodes", NAMES, PLAN, trainer=SLOW, prelude=HURRY) as cluster:
         homes = folder / "homes"
         for sender in ("ash", "birch"):
             for name in ("parts", "inbox", "receipts"):
