@@ -60,6 +60,8 @@ async def watch(node: Node) -> None:
                 await _fetch(node, giver, lost)
             except HslError as exc:
                 log.info("not asked", extra={"peer": giver, "reason": escaped(exc.message)})
+            except OSError as exc:  # no room, say; a disk that fails in a sync ends the process (`durable.py`)
+                log.warning("not taken", extra={"peer": giver, "reason": str(exc)})
             except Exception:  # whatever a peer's link does, it is no answer
                 log.exception("asking broke", extra={"peer": giver})
         await asyncio.sleep(pause)

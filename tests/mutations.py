@@ -9,8 +9,11 @@ A copy holds package, tests and what those read; it alone is on the path of the 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -19,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from mutants import TEN, TEN_MUTANTS, Mutant, apply
@@ -76,29 +80,53 @@ def copied(mutant: Mutant | None) -> Iterator[Path]:
 
 def run(mutant: Mutant | None, tests: Sequence[str]) -> Outcome:
     """Run tests (`file` or `file::name`) against a copy of the package, in a process of their own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     with copied(mutant) as copy:
-        receiving, sending = context.Pipe(duplex=False)
-        output = copy / "output.txt"
-        output.touch()
-        process = context.Process(target=_in_child, args=(str(copy), list(tests), str(output), sending))
-        process.start()
-        sending.close()
-        try:
-            outcome = receiving.recv() if receiving.poll(RUN_TIMEOUT_S) else Outcome((), (), "took too long")
-        except EOFError:
+        output, result = copy / "output.txt", copy / "outcome.pickle"
+        host = _host()
+        host.send((str(copy), list(tests), str(output), str(result)))
+        process = host.recv()
+        late = not host.poll(RUN_TIMEOUT_S)
+        if late:
+            os.killpg(process, signal.SIGKILL)  # with the daemons it started
+        host.recv()  # it has ended
+        if late:
+            outcome = Outcome((), (), "took too long")
+        elif result.exists():
+            outcome = pickle.loads(result.read_bytes())  # noqa: S301  # our own process wrote it
+        else:
             outcome = Outcome((), (), "the process of the tests died")
-        process.join(10)
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)  # with the daemons it started
-            process.join()
         if outcome.broken:
             return Outcome(outcome.failed, outcome.passed, f"{outcome.broken}\n{output.read_text()[-3000:]}")
         return outcome
 
 
-def _in_child(copy: str, tests: list[str], output: str, sending) -> None:  # type: ignore[no-untyped-def]
+@functools.cache
+def _host() -> Connection:
+    """A process that has imported much and nothing of ours, from which each run is forked; it ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_serve, args=(there,), daemon=True).start()
+    there.close()
+    return here
+
+
+def _serve(requests: Connection) -> None:
+    for name in PRELOADED:
+        importlib.import_module(name)
+    while True:
+        request = requests.recv()
+        process = os.fork()
+        if process == 0:
+            try:
+                _in_child(*request)
+            finally:
+                os._exit(0)
+        requests.send(process)
+        os.waitpid(process, 0)
+        requests.send(None)
+
+
+def _in_child(copy: str, tests: list[str], output: str, result: str) -> None:
     """Forked from a process that has imported nothing of ours."""
     os.setsid()
     with open(output, "wb") as file:
@@ -120,7 +148,7 @@ def _in_child(copy: str, tests: list[str], output: str, sending) -> None:  # typ
     problem = "" if code in (0, 1) else f"pytest ended with {code!r}: no test was run"
     if not Path(str(hsl_node.__file__)).is_relative_to(copy):
         problem = f"the tests ran against {hsl_node.__file__}"
-    sending.send(Outcome(tuple(recorder.failed), tuple(recorder.passed), problem))
+    Path(result).write_bytes(pickle.dumps(Outcome(tuple(recorder.failed), tuple(recorder.passed), problem)))
 
 
 # ------------------------------------------------------------------ the table
