@@ -58,11 +58,11 @@ fuzz: $(INSTALLED)  ## fuzz each parser of foreign bytes for FUZZ_S seconds; fin
 	  $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_S)
 
-audit:              ## known advisories against constraints.txt; asks a service on the network, so it is in no other target
+audit:              ## known advisories against constraints.txt; a package that the service does not know fails; in no other target
 	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && \
 	  build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; } || \
 	  { echo 'pip-audit could not be installed: this target needs the network.' >&2; rm -rf build/audit; exit 1; }
-	build/audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:              ## remove what tests, tools and the demo left; .venv stays
 	rm -rf build dist hsl-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
