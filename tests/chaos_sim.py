@@ -249,8 +249,8 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         life, said = OWNER.get(), record.getMessage()
-        if life is not None and life.dead:
-            return
+        if (life is not None and life.dead) or asyncio._get_running_loop() is None:
+            return  # a killed process, or what was under way at the end and is thrown away: no word of a node
         names = ("peer", "round", "phase", "sha256", "code", "reason", "text")
         fields = [f"{n}={getattr(record, n)}" for n in names if hasattr(record, n)]
         self._world.say(str(life or ""), f"{said} {' '.join(fields)}"[:300])
