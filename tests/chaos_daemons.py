@@ -28,7 +28,7 @@ from conftest import NAMES
 from proxy import Proxy
 
 from hsl_node.config import Plan
-from hsl_node.errors import HslError
+from hsl_node.errors import HslError, NotInitialised
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.round import Phase, from_json
@@ -217,10 +217,11 @@ def judge(cluster: Cluster, right: dict[int, str]) -> list[str]:
     problems = []
     for name in cluster.names:
         layout = cluster.layout(name)
-        if not layout.journal.exists():
+        try:
+            journal = Journal.read_only(layout.journal)
+        except NotInitialised:
             problems.append(f"{name} has not finished: it has no journal")
             continue
-        journal = Journal.read_only(layout.journal)
         content, fused = journal.state(), {r["round"]: r["sha256"] for r in journal.rows("fused")}
         journal.close()
         state = from_json(content) if content else None

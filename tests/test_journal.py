@@ -193,6 +193,17 @@ def test_a_reader_never_makes_a_journal(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_journal_whose_first_start_was_killed_is_none_yet(tmp_path):
+    db = sqlite3.connect(tmp_path / "j")
+    db.execute("PRAGMA journal_mode = WAL")  # as `create` does before it makes the tables
+    db.close()
+    assert (tmp_path / "j").stat().st_size > 0
+    with pytest.raises(NotInitialised):
+        Journal.read_only(tmp_path / "j")
+    Journal.create(tmp_path / "j").save_state({"round": 1})
+    assert Journal.read_only(tmp_path / "j").state() == {"round": 1}
+
+
 @pytest.mark.parametrize("opener", [Journal.create, Journal.read_only])
 @pytest.mark.parametrize("content", ["garbage", "another database", "another version"])
 def test_what_is_no_journal_of_ours_is_named(tmp_path, opener, content):

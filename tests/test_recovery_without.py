@@ -162,8 +162,9 @@ def test_threat_12_where_it_trains_to_other_bytes_the_unasked_peer_has_proof_and
             proof.documents() == (before, signed(cluster, "birch", 2)) and proof.documents()[0] != proof.documents()[1]
         )
         for name in NAMES:
-            cluster.wait_until(name, lambda s: s["reason"], "halts")
-        assert all(max(cluster.fused(n)) <= 2 for n in NAMES)
+            cluster.wait_until(name, lambda s: s["state"] == "halted", "halts")
+        # Who had signed round 3 before the proof came fuses it too, and halts then: the same set, so the same model.
+        assert len({digest for n in NAMES if (digest := cluster.fused(n).get(3))}) <= 1
 
 
 @pytest.mark.parametrize("case", ["the same bytes", "other bytes", "the same bytes and another key"])

@@ -53,7 +53,7 @@ class Journal:
             path.chmod(0o600)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before the action that relies on it
-            if not db.execute("SELECT name FROM sqlite_master").fetchall():
+            if _is_empty(db):
                 with passing(Step.START_JOURNAL):
                     db.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', '{VERSION}'); COMMIT;")
             return cls(db)._of_our_version(path)
@@ -62,11 +62,16 @@ class Journal:
 
     @classmethod
     def read_only(cls, path: Path) -> Journal:
+        """Raises: NotInitialised, LocalStateError."""
+        never = NotInitialised(f"no journal at {path}", remedy="the node has not been started here yet")
         if not path.exists():
-            raise NotInitialised(f"no journal at {path}", remedy="the node has not been started here yet")
+            raise never
         try:
             uri = f"{path.absolute().as_uri()}?mode=ro"  # quoted: a folder may be called 100%, a?b or a#b
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
+            if _is_empty(db):  # its first start is making it, or was killed there and will make it
+                db.close()
+                raise never
             return cls(db)._of_our_version(path)
         except sqlite3.Error as exc:
             raise _broken(path, exc) from exc
@@ -297,6 +302,10 @@ class Journal:
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
         row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
         return row
+
+
+def _is_empty(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
 
 
 def _broken(path: Path, exc: sqlite3.Error) -> LocalStateError:
