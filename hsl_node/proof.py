@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from hsl_node import evidence
 from hsl_node.asking import BEFORE_SIGNING
-from hsl_node.errors import Equivocation, HslError, TransportError, escaped
+from hsl_node.errors import Equivocation, HslError, PeerDataError, TransportError, escaped
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.names import Digest, Peer, Round
@@ -77,8 +77,7 @@ class Proofs:
     async def watch(self) -> None:
         """For ever."""
         for proof in evidence.kept(self._node.layout.state / "evidence"):
-            self._proven.add((proof.round, proof.peer))
-            self._name(proof.peer, proof.round)
+            self._remember(proof)
         while True:
             self._wake.clear()
             now = time.monotonic()
@@ -90,6 +89,19 @@ class Proofs:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wake.wait()
+
+    def _remember(self, proof: evidence.Proof) -> None:
+        """From before a restart, which may have come before the journal had the word of it."""
+        node, peer, round = self._node, proof.peer, proof.round
+        try:
+            evidence.require_proof(proof, node.keyring.chain(peer), node.federation)
+        except PeerDataError as exc:
+            log.warning("proves nothing", extra={"peer": peer, "round": round, "reason": escaped(exc.message)})
+            return
+        self._proven.add((round, peer))
+        self._name(peer, round)
+        if peer != node.me and round >= node.known_state().round - 1:
+            node.apply(Proven(peer, round))
 
     def _look(self, now: float) -> None:
         """Whom to ask, and when."""

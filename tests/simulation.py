@@ -26,6 +26,7 @@ from hsl_node.sync.round import (
     Fuse,
     Fused,
     Phase,
+    Proven,
     Push,
     State,
     Train,
@@ -97,6 +98,7 @@ class Disk:
     mine: dict[Round, Claim] = field(default_factory=dict)  # signed manifests
     inbox: dict[tuple[Round, Peer], Digest] = field(default_factory=dict)  # checkpoint files
     claims: dict[tuple[Round, Peer], Claim] = field(default_factory=dict)  # verified manifests of the others
+    evidence: set[tuple[Round, Peer]] = field(default_factory=set)  # of which two lie there, signed by one peer
 
 
 @dataclass
@@ -116,7 +118,8 @@ Choice = tuple[Any, ...]  # a function and what to call it with
 class World:
     """`careless`: nodes save some time after they have published, not before. Wrong on purpose.
 
-    `lie(receiver, claim)` is what `culprit` sends instead of the truth; `fusion` is how a peer fuses.
+    `lie(receiver, claim)` is what `culprit` sends instead of the truth; `fusion` is how a peer fuses. `compare`: nodes
+    read each other's manifests at any moment, as proof.py does where it has reason to.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class World:
         lie: Callable[[Peer, Claim], Sequence[Claim]] = honest_claims,
         fusion: Callable[[Peer, Contributions], Digest] = weighted_fusion,
         disks_fail: bool = False,
+        compare: bool = False,
     ) -> None:
         self.rounds = rounds
         self.plateau_from = plateau_from or {}
@@ -138,8 +142,8 @@ class World:
         self.published: dict[tuple[Peer, Round], set[Digest]] = defaultdict(set)  # digests of manifests
         self.fused: dict[Round, dict[Peer, Digest]] = defaultdict(dict)
         self.named: dict[Peer, Round] = {}  # the round in which a peer first names the culprit
-        self.crashes = self.losses = 0
-        self.disks_fail = disks_fail
+        self.crashes = self.losses = self.proofs = 0
+        self.disks_fail, self.compare = disks_fail, compare
         self.nodes: dict[Peer, Node] = {}
         for me in peers:
             state = State(me=me, peers=tuple(sorted(peers)), rounds=rounds, base=INITIAL)
@@ -161,6 +165,8 @@ class World:
             found.append((self._crash, me))
             if self.disks_fail and not any(n.lost for n in self.nodes.values()):
                 found.append((self._lose, me))
+            if self.compare:
+                found += [(self._prove, me, *one) for one in sorted(self._differing(me))]
         for message in {m.key: m for m in self.network}.values():
             found.append((self._deliver, message))
             found.append((self.network.append, message))  # it comes twice
@@ -178,7 +184,8 @@ class World:
     def settle(self) -> World:
         """No more faults: everybody runs, every message arrives, until nothing is left to do."""
         for _ in range(100):
-            if not self.network and all(n.state is not None and n.saved and not n.work for n in self.nodes.values()):
+            resting = all(n.state is not None and n.saved and not n.work for n in self.nodes.values())
+            if resting and not self.network and not self._prove_all():
                 return self
             for me in sorted(self.nodes, key=lambda p: self.nodes[p].lost):  # it needs the others' answers
                 node = self.nodes[me]
@@ -277,6 +284,31 @@ class World:
         self.nodes[me].disk = Disk("")
         self.nodes[me].lost = True
         self.losses += 1
+
+    def _differing(self, me: Peer) -> set[tuple[Round, Peer]]:
+        """What another honest node holds otherwise than this one; an opening statement may be corrected."""
+        mine = self.nodes[me].disk
+        others = [n for p, n in self.nodes.items() if p not in (me, self.culprit) and n.state is not None]
+        return {
+            key
+            for other in others
+            for key, claim in other.disk.claims.items()
+            if me != self.culprit and key[0] > 0 and key not in mine.evidence
+            if key in mine.claims and mine.claims[key].manifest != claim.manifest
+        }
+
+    def _prove_all(self) -> bool:
+        """Who has halted asks all the others."""
+        halted = [p for p, n in self.nodes.items() if self.compare and n.state and n.state.phase is Phase.HALTED]
+        found = [(me, *one) for me in halted for one in sorted(self._differing(me))]
+        for proof in found:
+            self._prove(*proof)
+        return bool(found)
+
+    def _prove(self, me: Peer, round: Round, peer: Peer) -> None:
+        self.nodes[me].disk.evidence.add((round, peer))
+        self.proofs += 1
+        self._handle(me, Proven(peer, round))
 
     def _all_answer(self, me: Peer) -> bool:
         return all(n.state is not None for p, n in self.nodes.items() if p != me)

@@ -74,6 +74,28 @@ def test_threat_11_a_halt_told_to_one_and_a_checkpoint_to_the_other_is_proven_to
         assert sorted(cluster.fused("ash")) == [0] and sorted(cluster.fused("birch")) == [0, 1]
 
 
+@pytest.mark.parametrize("valid", [True, False])
+def test_threat_22_a_proof_whose_finder_was_killed_before_its_journal_had_the_word_halts_it(
+    tmp_path: Path, valid: bool
+) -> None:
+    with Cluster(tmp_path, (*HONEST, CULPRIT), PLAN, trainer=TRAINER) as cluster:
+        begin(cluster)
+        first, second = (face(cluster, value)[0].document for value in (1.0, 2.0))
+        cluster.kill("ash")
+        folder = cluster.layout("ash").state / "evidence"
+        for name, document in zip(evidence.names(1, Peer(CULPRIT)), (first, second if valid else first), strict=True):
+            (folder / name).write_bytes(document)
+        cluster.start("ash")
+        if valid:
+            status = cluster.wait_until("ash", lambda s: s["reason"], "objects")
+            assert f"{CULPRIT} signed two different manifests for round 1" in status["reason"]
+            assert warned(status, f"equivocation {CULPRIT}")
+        else:
+            until_logged(cluster, "ash", "proves nothing")
+            status = cluster.wait_until("ash", lambda s: s["phase"] == "collect", "goes on")
+            assert not status["reason"] and not warned(status, f"equivocation {CULPRIT}")
+
+
 @pytest.mark.parametrize("kind", ["another's signature", "changed after signing", "no signature", "says the same"])
 def test_threat_11_an_innocent_peer_is_not_framed_by_what_it_never_signed(tmp_path: Path, kind: str) -> None:
     """birch is played by the test, server included: it names another manifest of cedar, and shows a forged one."""
@@ -202,6 +224,10 @@ def begin(cluster: Cluster, culprit: str = CULPRIT, honest: tuple[str, ...] = HO
     for name in honest:
         genuine = {**signed(cluster, name, 0), "peer": culprit}
         deliver(at(cluster, name, culprit).manifest(genuine), None, cluster, name, culprit)
+
+
+def until_logged(cluster: Cluster, name: str, words: str) -> None:
+    cluster.wait_until(name, lambda s: words in cluster.output(name), f"says: {words}")
 
 
 def warned(status: dict[str, Any], warning: str) -> bool:
