@@ -39,11 +39,11 @@ def serving(state: Path, handler: control.Handler = echo) -> Iterator[None]:
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(60)
         yield
     finally:
         leave.set()
-        thread.join(20)
+        thread.join(60)
 
 
 def test_a_request_gets_the_handlers_answer(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + address[1:] if address[0] == "@" else address)
-        sock.settimeout(10)
+        sock.settimeout(60)
         yield sock
 
 
