@@ -9,15 +9,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsl_node.errors import HslError, KeyRefused, LocalStateError, PeerDataError, TransportError, escaped
+from hsl_node.errors import (
+    FederationMismatch,
+    HslError,
+    KeyRefused,
+    LocalStateError,
+    PeerDataError,
+    TransportError,
+    escaped,
+)
+from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.recover_mark import Mark, set_mark
 from hsl_node.sync.ask import ask, fetch_file, fetch_manifest
 from hsl_node.sync.names import Digest, Peer, Round
-from hsl_node.sync.offer import Offer
+from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.tensors import sha256_of
 from hsl_node.sync.transport import OperationFailed, Patience, Transport, connect
 
@@ -28,7 +37,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 8  # peers asked at a time
 KEY_REFUSED_WAIT_S = 300.0  # as a push waits: more looks like an attack
-TWICE_RETRY_S = 30.0
+RETRY_S = (2.0, 30.0)  # doubles: what a peer said must be settled before a signature
 BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must not hold up what the others wait for
 
 
@@ -66,9 +75,13 @@ class Asking:
         )
 
     async def get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
-        """A file that is here already, or that a peer has. False: nobody has it."""
+        """A file that is here already, or that a peer has. False: nobody has it.
+
+        Raises: TransportError: nobody else has it, and the link to one that has broke.
+        """
         if await asyncio.to_thread(holds, target, sha256):
             return True
+        broke: TransportError | None = None
         for offer in offers.values():
             if sha256 in offer.files:
                 try:
@@ -78,6 +91,11 @@ class Asking:
                     return True
                 except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
                     log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+                except TransportError as exc:
+                    log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+                    broke = exc
+        if broke is not None:
+            raise broke
         return False
 
     # -------------------------------------------------------------- before each signature
@@ -85,12 +103,14 @@ class Asking:
     async def check(self) -> None:
         """Does anybody hold a signature of ours that we don't know of, or see another process with our key?
 
-        Whoever cannot be reached is not waited for. Returns only when nobody objects.
+        Whoever cannot be reached is not waited for, but who has listed such a signature must show it, or list it no
+        more. Returns only when nobody objects.
 
         Raises:
             LocalStateError: this node was set back. The journal is marked: the next start asks everybody.
         """
-        node = self._node
+        node, pause = self._node, RETRY_S[0]
+        unread: dict[Peer, Round] = {}
         while True:
             answers = await asyncio.gather(
                 *(self.offer_of(p, BEFORE_SIGNING) for p in node.others), return_exceptions=True
@@ -102,28 +122,72 @@ class Asking:
             signed = node.journal.last_signed()
             known = -1 if signed is None else signed
             for offer in offers:
-                if any(m.round > max(known, 0) for m in offer.of(node.me)) and await self._is_ours(offer, known):
-                    self._set_back(offer)
+                unread.pop(Peer(offer.peer), None)
+                if not (newer := [m for m in offer.of(node.me) if m.round > max(known, 0)]):
+                    continue
+                try:
+                    is_ours = await self._is_ours(offer, newer)
+                except HslError as exc:
+                    log.warning("not read", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+                    unread[Peer(offer.peer)] = max(m.round for m in newer)
+                else:
+                    if is_ours:
+                        self._set_back(offer)
+            unread = {p: r for p, r in unread.items() if not node.keyring.is_revoked(p)}
             twice = sorted(offer.peer for offer in offers if offer.twice)
-            if not twice:
-                return node.alarms.settle("twice")
-            node.alarms.sound(
+            if not self._object(twice, unread):
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_S[1])
+
+    def _object(self, twice: Sequence[str], unread: Mapping[Peer, Round]) -> bool:
+        """Tell what stands against a signature now; False: nothing."""
+        alarms = self._node.alarms
+        if twice:
+            alarms.sound(
                 "twice",
                 f"another process with this node's key is at work, says {', '.join(twice)}: a clone, or a second copy "
                 "of the state directory. This node signs nothing more",
                 "stop the one that is not meant to run, then restart the other: it asks its peers and goes on",
             )
-            await asyncio.sleep(TWICE_RETRY_S)
+        else:
+            alarms.settle("twice")
+        if unread:
+            what = "; ".join(f"{peer} (round {round})" for peer, round in sorted(unread.items()))
+            alarms.sound(
+                "not shown",
+                f"a peer lists a signature of this node that its own journal does not know, and does not show it: "
+                f"{what}. This node signs nothing before that is settled",
+                "see that the hospital's node runs and can be reached; if it goes on, call that hospital",
+            )
+        else:
+            alarms.settle("not shown")
+        return bool(twice or unread)
 
-    async def _is_ours(self, offer: Offer, known: Round) -> bool:
-        """A list is a peer's word; our own signature is proof."""
-        with contextlib.suppress(HslError):
-            async with self.connected(Peer(offer.peer), BEFORE_SIGNING) as link:
-                for listed in offer.of(self._node.me):
-                    if listed.round > max(known, 0):
-                        await fetch_manifest(link, listed, self._node.federation, self._node.keyring.chain(listed.peer))
-                        return True
+    async def _is_ours(self, offer: Offer, newer: Sequence[Listed]) -> bool:
+        """A list is a peer's word; our own signature is proof.
+
+        Raises: TransportError, KeyRefused: it cannot be read now.
+        """
+        async with self.connected(Peer(offer.peer), BEFORE_SIGNING) as link:
+            for listed in newer:
+                try:
+                    await fetch_manifest(link, listed, self._node.federation, self._my_keys())
+                    return True
+                except (PeerDataError, FederationMismatch) as exc:
+                    log.warning("proves nothing", extra={"peer": offer.peer, "reason": escaped(exc.message)})
         return False
+
+    def _my_keys(self) -> tuple[str, ...]:
+        """Those that can have signed what is newer than the journal. Whoever finds a replaced key may sign anything."""
+        node = self._node
+        last = node.journal.last_signed()
+        document = None if last is None else node.journal.signed(last)
+        with contextlib.suppress(PeerDataError):
+            if document is not None:
+                verify(document[1], node.keyring.newest(node.me), MANIFEST_NAMESPACE)
+                return node.keyring.keys(node.me)
+        return node.keyring.chain(node.me)
 
     def _set_back(self, offer: Offer) -> None:
         last = max(m.round for m in offer.of(self._node.me))

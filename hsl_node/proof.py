@@ -178,8 +178,8 @@ class Proofs:
                 ours = node.journal.manifest(listed.round, Peer(listed.peer))
                 if ours is None or (listed.round, listed.peer) in self._proven:
                     continue
-                # Who stole a key that is revoked here can sign a second manifest at any time: that proves nothing.
-                keys = [k for k in node.keyring.chain(listed.peer) if not node.keyring.revokes(k)]
+                # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
+                keys = node.keyring.keys(listed.peer)
                 try:
                     manifest, document = await fetch_manifest(link, listed, node.federation, keys)
                 except HslError as exc:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import secrets
@@ -23,17 +24,21 @@ from hsl_node import service
 from hsl_node.asking import holds
 from hsl_node.errors import (
     Equivocation,
+    FederationMismatch,
     HslError,
     LocalStateError,
+    PeerDataError,
     TransportError,
     escaped,
 )
+from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.intake import claim_of
 from hsl_node.missing import place
 from hsl_node.recover_mark import Mark, machine_id
 from hsl_node.sync import round as machine
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.durable import Step
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
@@ -57,6 +62,7 @@ class Held:
 
     manifest: Manifest
     document: bytes
+    replaced: bool = False  # signed with a key that this peer has replaced since
 
     @property
     def peer(self) -> Peer:
@@ -67,10 +73,25 @@ class Held:
         return Digest(self.manifest.sha256)
 
 
+class HeldUp(TransportError):
+    """One peer keeps the recovery from going on; the operator must know which, and why."""
+
+    def __init__(self, peer: str, why: str) -> None:
+        super().__init__(why)
+        self.peer = Peer(peer)
+
+
 class Recovery:
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.waiting: dict[Peer, str] = {}  # peers that have not answered yet, and why
+        self._mark = Mark("")
+        self._unanswered: dict[Peer, str] = {}  # and why
+        self._held_up: dict[Peer, str] = {}  # who has answered and still keeps us waiting
+
+    @property
+    def waiting(self) -> dict[Peer, str]:
+        """For whom, and why."""
+        return {**self._held_up, **self._unanswered}
 
     async def run(self, initial: Digest, mark: Mark) -> None:
         """Ask all peers; leave a journal and files from which the round goes on.
@@ -79,40 +100,51 @@ class Recovery:
             Equivocation: two different manifests of one round carry this node's signature.
             LocalStateError: what it started from is not what its own manifests say.
         """
-        node = self._node
+        node, self._mark = self._node, mark
         log.warning("recovering", extra={"reason": mark.why})
         service.notify("READY=1", "STATUS=asking the peers what this node has signed")
         asked = tuple(p for p in node.others if p not in mark.without)
-        self.waiting = dict.fromkeys(asked, "not asked yet")
-        self._tell(mark)
+        self._unanswered = dict.fromkeys(asked, "not asked yet")
+        self._tell()
         looks = 0
         while True:
-            offers = {o.peer: o for o in await asyncio.gather(*(self._answer_of(p, mark) for p in asked))}
+            offers = {o.peer: o for o in await asyncio.gather(*(self._answer_of(p) for p in asked))}
             try:
-                held = await self._manifests(offers)
+                held = await self.manifests(offers)
                 state, missing = await self._state(initial, offers, held)
                 if not missing or looks == LOOK_AGAIN:
                     await self._bring(state, offers, held)
                     break
                 looks += 1
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                node.alarms.sound("disk", f"no room for what the peers keep for this node: {exc}", "free some space")
             except TransportError as exc:
                 log.warning("a recovery is begun again", extra={"reason": escaped(exc.message)})
+                if isinstance(exc, HeldUp):
+                    self._hold_up(exc.peer, exc.message)
             await asyncio.sleep(LOOK_AGAIN_S)
         self._write(state, initial, held, mark)
         node.alarms.settle("recovering")
+        node.alarms.settle("disk")
         log.warning("recovered", extra={"round": state.round, "phase": str(state.phase), "base": state.base[:12]})
 
-    def _tell(self, mark: Mark) -> None:
+    def _hold_up(self, peer: Peer, why: str) -> None:
+        self._held_up[peer] = why
+        self._tell()
+
+    def _tell(self) -> None:
         names = "; ".join(f"{p} ({why})" for p, why in sorted(self.waiting.items())) or "nobody"
         self._node.alarms.sound(
             "recovering",
-            f"this node asks its peers what it has signed, since {mark.why}. It signs nothing before all have "
+            f"this node asks its peers what it has signed, since {self._mark.why}. It signs nothing before all have "
             f"answered. Still to answer: {names}",
             "see that those hospitals' nodes run. For one that cannot answer, after a word with that hospital: "
             "hsl-node stop, then hsl-node recover --from-peers --without NAME",
         )
 
-    async def _answer_of(self, peer: Peer, mark: Mark) -> Offer:
+    async def _answer_of(self, peer: Peer) -> Offer:
         """Asked until it answers."""
         wake, pause = self._node.delivery.awaited(peer), RETRY_S[0]
         while True:
@@ -120,8 +152,8 @@ class Recovery:
             try:
                 offer = await self._node.asking.offer_of(peer)
                 if not offer.twice:
-                    self.waiting.pop(peer, None)
-                    self._tell(mark)
+                    self._unanswered.pop(peer, None)
+                    self._tell()
                     return offer
                 why = "it sees another process with this node's key at work: stop that one"
             except OperationFailed:
@@ -131,8 +163,8 @@ class Recovery:
             except Exception as exc:  # whatever a peer's link does, it is no answer
                 log.exception("asking broke", extra={"peer": peer})
                 why = f"{type(exc).__name__}: {escaped(str(exc))}"
-            self.waiting[peer] = why
-            self._tell(mark)
+            self._unanswered[peer] = why
+            self._tell()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await wake.wait()
@@ -140,31 +172,84 @@ class Recovery:
                 await asyncio.sleep(RETRY_S[0])  # two nodes must not wake each other at the speed of the network
             pause = min(2 * pause, RETRY_S[1])
 
-    async def _manifests(self, offers: Mapping[str, Offer]) -> dict[str, Held]:
-        """Every verified manifest that the answers name, by the sha256 of the document; those of the journal too."""
+    async def manifests(self, offers: Mapping[str, Offer]) -> dict[str, Held]:
+        """Every verified manifest that the answers name, by the sha256 of the document; those of the journal too.
+
+        Raises:
+            Equivocation: two different ones of one round carry this node's signature.
+            HeldUp: a peer does not give what it lists, or what it gives does not fit what another one signed.
+        """
         node, held = self._node, {}
         for row in node.journal.documents():
             manifest = Manifest.model_validate(row["content"])
             if manifest.federation == node.federation.digest:
                 held[hashlib.sha256(row["document"]).hexdigest()] = Held(manifest, row["document"])
         for offer in offers.values():
-            wanted = [m for m in offer.manifests if m.document not in held and m.peer in node.federation.peers]
+            await self._read(offer, held)
+        counting = self._counting(held)
+        self._require_one_signature(counting.values())
+        for one in counting.values():
+            self._require_fitting(one, counting, offers)
+        return counting
+
+    async def _read(self, offer: Offer, held: dict[str, Held]) -> None:
+        """Raises: HeldUp: this peer's link broke, or it does not give a signature of this node that it lists."""
+        node, ring, peer = self._node, self._node.keyring, Peer(offer.peer)
+        wanted = [m for m in offer.manifests if m.document not in held and m.peer in node.federation.peers]
+        try:
             if not wanted:
-                continue
-            async with node.asking.connected(Peer(offer.peer)) as link:
-                for listed in wanted:
+                return
+            async with node.asking.connected(peer) as link:
+                for done, listed in enumerate(wanted):
+                    self._hold_up(peer, f"its list is being read: {done} of {len(wanted)}")
                     try:
                         manifest, document = await fetch_manifest(
-                            link, listed, node.federation, node.keyring.chain(listed.peer)
+                            link, listed, node.federation, ring.chain(listed.peer)
                         )
-                    except HslError as exc:
-                        if isinstance(exc, TransportError) and not isinstance(exc, OperationFailed):
-                            raise
-                        log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+                    except OperationFailed as exc:  # it has restarted since, say: the list was of its last life
+                        if listed.peer == node.me:  # what this node may have signed is never passed over
+                            raise HeldUp(
+                                peer, f"it lists this node's signature of round {listed.round}, and does not give it"
+                            ) from exc
+                        log.warning("not taken", extra={"peer": peer, "reason": escaped(exc.message)})
+                    except (PeerDataError, FederationMismatch) as exc:
+                        log.warning("not taken", extra={"peer": peer, "reason": escaped(exc.message)})
                     else:
-                        held[listed.document] = Held(manifest, document)
-        self._require_one_signature(held.values())
-        return held
+                        held[listed.document] = Held(manifest, document, _replaced(document, ring, listed.peer))
+        except HeldUp:
+            raise
+        except HslError as exc:
+            raise HeldUp(peer, f"its list could not be read: {escaped(exc.message)}") from exc
+        finally:
+            self._held_up.pop(peer, None)
+
+    @staticmethod
+    def _counting(held: Mapping[str, Held]) -> dict[str, Held]:
+        """Without what a replaced key says of a round for which the key of today has signed."""
+        today = {(h.peer, h.manifest.round) for h in held.values() if not h.replaced}
+        return {d: h for d, h in held.items() if not h.replaced or (h.peer, h.manifest.round) not in today}
+
+    def _require_fitting(self, mine: Held, held: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
+        """Whoever finds a replaced key on an old disk can sign anything. What I signed fits what the others signed.
+
+        Raises:
+            HeldUp: it does not; a person must find out who says something wrong.
+        """
+        round = mine.manifest.round - 1
+        if mine.peer != self._node.me or not mine.replaced or round < 1:
+            return
+        for offer in offers.values():
+            named = mine.manifest.inputs.get(offer.peer)
+            theirs = {h.manifest.digest for h in held.values() if (h.peer, h.manifest.round) == (offer.peer, round)}
+            if named not in theirs and not offer.recovering:
+                document = next((d for d, h in held.items() if h is mine), "")
+                givers = sorted(o.peer for o in offers.values() if any(m.document == document for m in o.manifests))
+                raise HeldUp(
+                    offer.peer,
+                    f"its manifest of round {round} is not the one that this node's signature of round {round + 1} "
+                    f"names, which {' and '.join(givers) or 'this node'} keeps and which was made with a key that has "
+                    "been replaced since: one of them is wrong, or somebody has that key",
+                )
 
     def _require_one_signature(self, held: Iterable[Held]) -> None:
         first: dict[Round, Held] = {}
@@ -173,7 +258,7 @@ class Recovery:
             if one.peer != self._node.me or round == 0:
                 continue
             before = first.setdefault(round, one)
-            if before.document != one.document:
+            if before.manifest.digest != one.manifest.digest:
                 for number, each in enumerate((before, one), start=1):
                     self._node.store.keep_evidence(f"r{round:06d}_{one.peer}_own_{number}.manifest", each.document)
                 raise Equivocation(
@@ -245,12 +330,15 @@ class Recovery:
         known = {(c.peer, c.round) for c in (*state.have.values(), *state.early.values())}
         for one in held.values():
             manifest, peer = one.manifest, one.peer
-            if peer == node.me or manifest.round < state.round - 1 or (peer, manifest.round) in known:
+            # A peer is at most one round ahead. Whoever lists a hundred more must not fill this disk.
+            if peer == node.me or (peer, manifest.round) in known or abs(manifest.round - state.round) > 1:
                 continue
             if manifest.round == state.round - 1:
-                if not manifest.statement:  # not needed here: kept for its owner, should that one lose its disk next
+                pinned = state.inputs.get(peer) == manifest.digest
+                if pinned and not manifest.statement:  # kept for its owner, should that one lose its disk next
                     await node.asking.get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
                 continue
+            known.add((peer, manifest.round))  # another one of that round proves something, and needs no checkpoint
             await place(node, manifest, one.document, offers)  # nobody has it: it recovers too, and will send it
 
     def _write(self, state: machine.State, initial: Digest, held: Mapping[str, Held], mark: Mark) -> None:
@@ -274,6 +362,15 @@ class Recovery:
             journal.record_phase(state.round, state.phase)
             text = f"{mark.why}; goes on in round {state.round}, {state.phase}"
             journal.note("warning", "recovered", text)
+
+
+def _replaced(document: bytes, ring: Keyring, peer: str) -> bool:
+    """Signed with a key that counts no more, though nobody has revoked it."""
+    try:
+        verify(document, ring.keys(peer), MANIFEST_NAMESPACE)
+    except PeerDataError:
+        return True
+    return False
 
 
 def _round_of(offer: Offer, held: Iterable[Held]) -> Round:

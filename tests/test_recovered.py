@@ -7,7 +7,7 @@ from dataclasses import replace
 from test_round import ASH, BIRCH, CEDAR, FUSED1, START, checkpoint, sha, statement
 
 from hsl_node.sync.recovered import recovered, relied_on
-from hsl_node.sync.round import Phase, Push, Train, from_json, to_json, todo
+from hsl_node.sync.round import Arrived, Phase, Proven, Push, Train, Trained, from_json, step, to_json, todo
 from hsl_node.sync.runs import RUNS_MAX, Runs
 
 INPUTS = {p: sha(p, 1) for p in (ASH, BIRCH, CEDAR)}
@@ -41,6 +41,24 @@ def test_a_signed_checkpoint_that_nobody_has_is_trained_again_from_the_same_base
     state = recovered(START, {2: {ASH: MINE2}}, AT2, ())
     assert todo(state) == (Train(2, FUSED1),)
     assert state.inputs == INPUTS
+
+
+def test_who_signed_a_round_whose_checkpoint_is_gone_states_nothing_else_for_it() -> None:
+    """A peer halts meanwhile: a statement of mine would be my second manifest of that round."""
+    state = recovered(START, {2: {ASH: MINE2}}, AT2, ())
+    state, actions = step(state, Arrived(statement(BIRCH, 2, FUSED1, INPUTS, halted=True)))
+    assert state.phase is Phase.HALTED and actions == ()
+    assert from_json(to_json(state)) == state and todo(from_json(to_json(state))) == ()
+
+
+def test_who_signed_a_round_whose_checkpoint_is_gone_trains_it_whatever_it_learns() -> None:
+    """The others may have what it signed, and fuse it: it fuses too, and halts in the next round."""
+    state = recovered(START, {2: {ASH: MINE2}}, AT2, ())
+    state, actions = step(state, Proven(CEDAR, 2))
+    assert "cedar signed two" in state.reason and actions == (Train(2, FUSED1),)
+    state, actions = step(state, Trained(MINE2))
+    assert state.phase is Phase.COLLECT and not state.signed
+    assert actions == (Push(2, BIRCH), Push(2, CEDAR))
 
 
 def test_the_statement_after_the_last_planned_round_is_the_end() -> None:

@@ -23,6 +23,7 @@ from ports import free_ports
 from hsl_node import backup, control, recover_mark
 from hsl_node.config import Plan
 from hsl_node.errors import NotRunning
+from hsl_node.logs import log_path
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
 
@@ -224,6 +225,46 @@ def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing
                 raise
             cluster.start("cedar")  # its twin had signed more than itself
             require_same(cluster, undisturbed)
+
+
+def test_threat_12_a_giver_that_restarts_before_its_list_is_read_is_asked_again(tmp_path: Path) -> None:
+    """birch waits for cedar; ash, which has answered, is restarted and has forgotten what its answer named.
+
+    birch's trainer gives other bytes now: what it signed before must come from ash, or it would sign two.
+    """
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        for name in ("birch", "cedar"):
+            cluster.start(name)
+            cluster.wait_until(name, lambda s: s["phase"] is not None, "up")
+            control.ask(cluster.layout(name).state, "pause")
+        cluster.start("ash")
+        for name in NAMES:
+            cluster.wait_until(name, lambda s: s["round"] == 1, "in round 1, where two of three are paused")
+        cluster.kill("cedar")
+        control.ask(cluster.layout("birch").state, "resume")
+        cluster.wait_until("ash", lambda s: received(s, "birch") == "verified" and s["round"] == 1, "has birch's")
+        before = signed(cluster, "birch", 1)
+        cluster.kill("birch")
+        lose_disk(cluster, "birch")
+        recover_mark.prepare(cluster.layout("birch").state)
+        cluster.trainer = ["--times", "1.5"]
+        cluster.start("birch")
+        cluster.trainer = []
+        cluster.wait_until("birch", lambda s: s["waiting_for"] == ["cedar"], "has ash's answer")
+        cluster.kill("ash")
+        cluster.start("ash")
+        cluster.wait_until("ash", lambda s: s["round"] == 1, "up again")
+        cluster.start("cedar")
+        control_when_up(cluster, "cedar", "resume")
+        cluster.wait_finished()
+        assert signed(cluster, "birch", 1) == before
+        assert not any(list((cluster.layout(n).state / "evidence").iterdir()) for n in NAMES)
+        assert "does not give it" in log_path(cluster.layout("birch").state).read_text()
+
+
+def control_when_up(cluster: Cluster, name: str, word: str) -> None:
+    cluster.wait_until(name, lambda s: True, "up")
+    control.ask(cluster.layout(name).state, word)
 
 
 def has_signed_round_2(status: dict[str, Any]) -> bool:

@@ -480,6 +480,12 @@ def test_proof_that_comes_after_the_end_stops_nothing():
     assert step(state, Proven(CEDAR, 3))[0] == state
 
 
+def test_a_second_closing_statement_after_the_end_stops_nothing():
+    known = statement(CEDAR, 3, FUSED1, INPUTS1)
+    state = replace(START, phase=Phase.FINISHED, round=3, base=FUSED1, have={CEDAR: known})
+    assert step(state, Arrived(signed(replace(known, samples=7))))[0] == state
+
+
 def test_a_halted_node_names_a_peer_whose_second_face_comes_later():
     birch = checkpoint(BIRCH, 2, FUSED1, INPUTS1)
     state = after(second_round(), Arrived(birch), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))

@@ -43,7 +43,7 @@ def recovered(
     elif claim.sha256 in kept:
         state = replace(state, phase=Phase.COLLECT)
     else:
-        return replace(state, phase=Phase.TRAIN, owed=_owed(fresh, mine, at, kept, last - 1))
+        return replace(state, phase=Phase.TRAIN, signed=True, owed=_owed(fresh, mine, at, kept, last - 1))
     return replace(state, have={me: claim}, owed=_owed(fresh, mine, at, kept, last))
 
 

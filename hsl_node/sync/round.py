@@ -68,6 +68,7 @@ class State:
     have: Mapping[Peer, Claim] = field(default_factory=dict)  # verified claims of this round, mine included
     early: Mapping[Peer, Claim] = field(default_factory=dict)  # of the next one: a peer is at most one ahead
     owed: frozenset[tuple[Round, Peer]] = frozenset()  # deliveries without a receipt, of this and the last round
+    signed: bool = False  # in TRAIN after a loss: this round is signed, its checkpoint gone; only the same bytes may go
     reason: str = ""  # why HALTED, or why it will be on entering the next round; names who
 
     @property
@@ -158,7 +159,7 @@ def todo(state: State) -> tuple[Action, ...]:
     """Everything that is to be done in this state. A restart begins here."""
     pushes = tuple(Push(round, peer) for round, peer in sorted(state.owed))
     match state.phase:
-        case Phase.AGREE | Phase.HALTED if state.me not in state.have:
+        case Phase.AGREE | Phase.HALTED if state.me not in state.have and not state.signed:
             return (Declare(state.round, state.base), *pushes)
         case Phase.TRAIN:
             return (Train(state.round, state.base), *pushes)
@@ -185,13 +186,15 @@ def _next(state: State, event: Event) -> State:
 
         case ((Phase.TRAIN | Phase.AGREE | Phase.HALTED), Trained(claim)) if _is_mine(state, claim):
             others = {(state.round, p) for p in state.peers if p != state.me}
-            state = replace(state, have={**state.have, state.me: claim}, owed=state.owed | others)
+            state = replace(state, have={**state.have, state.me: claim}, owed=state.owed | others, signed=False)
             return _advance(replace(state, phase=Phase.COLLECT) if state.phase is Phase.TRAIN else state)
         case _, Trained(claim) if state.have.get(state.me) == claim:
             return state  # said twice
 
         case Phase.FINISHED, Proven():
             return state  # the model is agreed on by all
+        case Phase.FINISHED, Arrived(claim) if claim.round == state.round:
+            return state  # said twice, or in other words: of no consequence any more
         case Phase.HALTED, Proven(peer, round):
             return _halt(state, _proven(peer, round))
         case _, Proven(peer, round):
@@ -341,7 +344,7 @@ def _object(state: State, reason: str) -> State:
     My signature for this round may stand under a checkpoint already. The others would then fuse it, go on, and wait
     for the next one for ever. So I fuse too and halt in the next round, with a statement that lists what I fused.
     """
-    if state.round == 0 or (state.phase in (Phase.COLLECT, Phase.FUSE) and state.me in state.have):
+    if state.round == 0 or state.signed or (state.phase in (Phase.COLLECT, Phase.FUSE) and state.me in state.have):
         return replace(state, reason=_joined(state.reason, reason))
     return _halt(state, reason)
 

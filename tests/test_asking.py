@@ -1,0 +1,182 @@
+"""Before a node signs, it asks whether anybody holds a signature of its own that its journal does not know.
+
+The peer is the test, behind a real inbox server; of the daemon there is what asks. Real daemons: test_recovery.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from conftest import FederationOf, Members
+from hostile import until
+from ports import free_ports
+
+from hsl_node import asking
+from hsl_node.alarms import Alarms
+from hsl_node.asking import Asking
+from hsl_node.errors import LocalStateError
+from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.keyring import Keyring
+from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.server import InboxServer
+from hsl_node.sync.transport import Patience
+
+ME, BIRCH = Peer("ash"), Peer("birch")
+
+
+class Site:
+    """ash was set back to round 4; birch lists ash's manifest of round 7. What it does with `document` is `answer`."""
+
+    def __init__(self, members: Members, port: int, folder: Path) -> None:
+        self.members, self.port, self.reads = members, port, 0
+        self.document = members.identities[ME].sign(manifest(members, 7).content(), MANIFEST_NAMESPACE)
+        self.shown: bytes | None = self.document  # None: it lists it and cannot open it
+        self.listing = True
+        self.journal = Journal.create(folder / "journal.sqlite3")
+        self.journal.record_signed(4, Digest("a" * 64), b"document")
+        self.folder = folder
+        self.alarms = Alarms()
+
+    def offer(self, asker: Peer, name: str, twice: bool) -> int:
+        if len(name) == 64:
+            self.reads += 1
+            if self.shown is None:
+                raise FileNotFoundError("not on the list")
+            return in_memory(self.shown)
+        listed = Listed(peer=ME, round=7, sha256="7" * 64, document=hashlib.sha256(self.document).hexdigest())
+        content = Offer(
+            federation=self.members.federation.digest, peer=BIRCH, asker=asker, nonce=name, recovering=False, round=7,
+            phase="collect", twice=False, manifests=[listed] if self.listing else [], files=[],
+        ).content()  # fmt: skip
+        return in_memory(self.members.identities[BIRCH].sign(content, OFFER_NAMESPACE))
+
+    async def start(self) -> None:
+        self.server = InboxServer(
+            identity=self.members.identities[BIRCH], federation=self.members.federation, me=BIRCH, data_bytes=1000,
+            homes=self.folder / "homes", on_commit=lambda peer: None, on_connect=lambda peer: None, offer=self.offer,
+        )  # fmt: skip
+        await self.server.start("127.0.0.1", self.port)
+
+    async def __aenter__(self) -> Site:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.server.stop()
+        self.journal.close()
+
+    def asking(self) -> Counting:
+        federation = self.members.federation
+        node: Any = SimpleNamespace(
+            me=ME, others=(BIRCH,), federation=federation, identity=self.members.identities[ME], journal=self.journal,
+            alarms=self.alarms, config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(federation),
+        )  # fmt: skip
+        return Counting(node)
+
+
+class Counting(Asking):
+    asked = 0
+
+    async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
+        self.asked += 1
+        return await super().offer_of(peer, patience)
+
+
+def manifest(members: Members, round: int) -> Manifest:
+    return Manifest(
+        federation=members.federation.digest, round=round, peer=ME, sha256="7" * 64, bytes=1000, base="b" * 64,
+        inputs={ME: "c" * 64, BIRCH: "d" * 64}, samples=10, auc=0.5, plateau=False, halted=False, anchor=None,
+        schema="e" * 64, instance="f" * 16, software="test",
+    )  # fmt: skip
+
+
+def in_memory(content: bytes) -> int:
+    descriptor = os.memfd_create("offer")
+    os.write(descriptor, content)
+    return descriptor
+
+
+@pytest.fixture
+def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(asking, "RETRY_S", (0.01, 0.02))
+    (port,) = free_ports(1)
+    return Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(120):
+            await story()
+
+    asyncio.run(main())
+
+
+def test_threat_12_a_signature_that_is_shown_stops_the_node(site: Site) -> None:
+    async def story() -> None:
+        async with site:
+            with pytest.raises(LocalStateError, match="this node was set back"):
+                await site.asking().check()
+            assert site.journal.meta("recover")
+
+    run(story)
+
+
+def test_threat_12_a_signature_that_is_listed_and_cannot_be_read_is_waited_for(site: Site) -> None:
+    """A link that breaks between the list and the proof must not let the node sign a round again."""
+
+    async def story() -> None:
+        async with site:
+            site.shown = None
+            check = asyncio.create_task(site.asking().check())
+            await until(lambda: site.reads >= 3)
+            assert not check.done() and "not shown" in site.alarms
+            site.shown = site.document
+            with pytest.raises(LocalStateError, match="this node was set back"):
+                await check
+
+    run(story)
+
+
+def test_threat_12_who_listed_a_signature_and_is_gone_is_waited_for_too(site: Site) -> None:
+    async def story() -> None:
+        async with site:
+            site.shown = None
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await until(lambda: "not shown" in site.alarms)
+            await site.server.stop()
+            before = asks.asked
+            await until(lambda: asks.asked > before + 3)
+            assert not check.done() and "not shown" in site.alarms
+            site.listing = False
+            await site.start()
+            await check
+            assert "not shown" not in site.alarms
+
+    run(story)
+
+
+@pytest.mark.parametrize("shown", [b"", b"nonsense", "by another"])
+def test_threat_12_what_this_node_never_signed_does_not_stop_it(site: Site, shown: bytes | str) -> None:
+    async def story() -> None:
+        async with site:
+            key = site.members.identities[BIRCH]
+            site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
+            if shown != "by another":
+                site.shown = cast(bytes, shown)
+            else:
+                site.document = site.shown  # the list names it rightly
+            await site.asking().check()
+            assert site.reads and not site.journal.meta("recover")
+
+    run(story)

@@ -1,0 +1,293 @@
+"""What a node that lost its state believes of its peers' lists: whoever lies in one is named, and frames nobody.
+
+The peers are the test, each behind a real SFTP server; of the daemon there is what asks.
+Real daemons: test_recovery.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import asyncssh
+import pytest
+from conftest import FederationOf, Members
+from hostile import AnyKey
+from ports import free_ports
+
+from hsl_node.alarms import Alarms
+from hsl_node.asking import Asking
+from hsl_node.errors import Equivocation
+from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
+from hsl_node.recovery import HeldUp, Recovery
+from hsl_node.sync.keyring import Accepted, Keyring, KeyringFile, sign_update
+from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.store import Layout, Store
+
+ME, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
+CUT = b"cut the link here"
+
+
+class Giver:
+    """A peer's inbox, of which only offer/ is read: lists what it is told to, and gives it, or not."""
+
+    def __init__(self, members: Members, name: Peer, round: int) -> None:
+        self.members, self.name, self.round = members, name, round
+        self.listed: list[Listed] = []
+        self.documents: dict[str, bytes] = {}
+
+    def list(self, manifest: Manifest, document: bytes, gives: bytes | None = b"") -> None:
+        """`gives`: something else instead of the document; None: nothing."""
+        sha256 = hashlib.sha256(document).hexdigest()
+        self.listed.append(Listed(peer=manifest.peer, round=manifest.round, sha256=manifest.sha256, document=sha256))
+        if gives is not None:
+            self.documents[sha256] = gives or document
+
+    def offer(self, nonce: str = "0" * 16) -> Offer:
+        return Offer(
+            federation=self.members.federation.digest, peer=self.name, asker=ME, nonce=nonce, recovering=False,
+            round=self.round, phase="collect", twice=False, manifests=self.listed, files=[],
+        )  # fmt: skip
+
+    def read(self, name: str, connection: asyncssh.SSHServerConnection) -> bytes:
+        if name.endswith(".state"):
+            return self.members.identities[self.name].sign(self.offer(name[:16]).content(), OFFER_NAMESPACE)
+        content = self.documents.get(name)
+        if content is None:
+            raise asyncssh.SFTPNoSuchFile("not on the list")
+        if content == CUT:
+            connection.abort()
+        return content
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        giver = self
+
+        class Files(asyncssh.SFTPServer):
+            def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
+                return [giver.read(path.decode().rpartition("/")[2], self.channel.get_connection())]
+
+            def read(self, file: Any, offset: int, size: int) -> bytes:
+                return bytes(file[0][offset : offset + size])
+
+            def close(self, file: object) -> None: ...
+
+        port = int(self.members.federation.get(self.name).address.rpartition(":")[2])
+        key = self.members.identities[self.name].key
+        server = await asyncssh.listen(
+            "127.0.0.1", port, server_factory=AnyKey, server_host_keys=[key], sftp_factory=Files, config=None
+        )
+        try:
+            yield
+        finally:
+            server.close()
+            await server.wait_closed()
+
+
+class Site:
+    """ash has lost its state; birch and cedar are in round 4."""
+
+    def __init__(self, members: Members, folder: Path, keyring: Keyring) -> None:
+        self.members = members
+        self.givers = {p: Giver(members, p, 4) for p in (BIRCH, CEDAR)}
+        layout = Layout(folder)
+        layout.make()
+        self.evidence = layout.state / "evidence"
+        self.alarms = Alarms()
+        store = Store(layout)
+        node: Any = SimpleNamespace(
+            me=ME, others=(BIRCH, CEDAR), federation=members.federation, identity=members.identities[ME],
+            journal=store.journal, alarms=self.alarms, config=SimpleNamespace(client="asyncssh"),
+            keyring=keyring, layout=layout, store=store,
+        )  # fmt: skip
+        node.asking = Asking(node)
+        self.recovery = Recovery(cast(Any, node))
+
+    def manifest(self, peer: Peer, round: int, inputs: Mapping[str, str] = {}, samples: int = 10) -> Manifest:
+        return Manifest(
+            federation=self.members.federation.digest, round=round, peer=peer, sha256=str(round) * 64, bytes=1000,
+            base="b" * 64, inputs=dict(inputs), samples=samples, auc=0.5, plateau=False, halted=False, anchor=None,
+            schema="e" * 64, instance="f" * 16, software="test",
+        )  # fmt: skip
+
+    async def asked(self) -> Mapping[str, Any]:
+        offers = {str(p): g.offer() for p, g in self.givers.items()}
+        async with self.givers[BIRCH].serving(), self.givers[CEDAR].serving():
+            return await self.recovery.manifests(offers)
+
+
+@pytest.fixture
+def members(federation_of: FederationOf) -> Members:
+    ports = free_ports(2)
+    return federation_of(3, addresses={p: f"127.0.0.1:{n}" for p, n in zip((BIRCH, CEDAR), ports, strict=True)})
+
+
+@pytest.fixture
+def site(members: Members, tmp_path: Path) -> Site:
+    return Site(members, tmp_path / "state", Keyring.of(members.federation))
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(120):
+            await story()
+
+    asyncio.run(main())
+
+
+def by(identity: Identity, manifest: Manifest) -> bytes:
+    return identity.sign(manifest.content(), MANIFEST_NAMESPACE)
+
+
+@pytest.mark.parametrize(
+    ("gives", "why"),
+    [(None, "does not give it"), (CUT, "its list could not be read")],
+    ids=["nothing", "a broken link"],
+)
+def test_threat_12_a_signature_of_ours_that_is_listed_and_not_given_holds_us_up_and_names_who(
+    site: Site, gives: bytes | None, why: str
+) -> None:
+    async def story() -> None:
+        mine = site.manifest(ME, 4)
+        site.givers[CEDAR].list(mine, by(site.members.identities[ME], mine), gives)
+        with pytest.raises(HeldUp, match=why) as held_up:
+            await site.asked()
+        assert held_up.value.peer == CEDAR
+        site.givers[CEDAR].documents = {
+            m.document: by(site.members.identities[ME], mine) for m in site.givers[CEDAR].listed
+        }
+        assert [h.manifest for h in (await site.asked()).values()] == [mine]
+
+    run(story)
+
+
+def test_while_a_long_list_is_read_the_status_says_whose_it_is(site: Site) -> None:
+    async def story() -> None:
+        seen = []
+        for round in range(1, 4):
+            theirs = site.manifest(CEDAR, round)
+            site.givers[CEDAR].list(theirs, by(site.members.identities[CEDAR], theirs))
+        read = site.givers[CEDAR].read
+
+        def watched(name: str, connection: asyncssh.SSHServerConnection) -> bytes:
+            seen.append(site.recovery.waiting.get(CEDAR, ""))
+            assert any(CEDAR in a["text"] for a in site.alarms.listing())
+            return read(name, connection)
+
+        site.givers[CEDAR].read = watched  # type: ignore[method-assign]
+        await site.asked()
+        assert seen == [f"its list is being read: {n} of 3" for n in range(3)]
+        assert not site.recovery.waiting
+
+    run(story)
+
+
+def test_threat_12_our_own_manifest_in_another_spelling_is_no_second_signature(site: Site) -> None:
+    async def story() -> None:
+        mine = site.manifest(ME, 4)
+        document = by(site.members.identities[ME], mine)
+        line, _, armour = document.partition(b"\n")
+        site.givers[BIRCH].list(mine, document)
+        site.givers[CEDAR].list(mine, line + b"\n" + b"\n".join(armour.split(b"\n")) + b"\n\n")
+        assert {h.manifest.digest for h in (await site.asked()).values()} == {mine.digest}
+        assert not list(site.evidence.iterdir())
+
+    run(story)
+
+
+def test_threat_12_two_manifests_that_we_signed_are_found(site: Site) -> None:
+    async def story() -> None:
+        for giver, samples in ((BIRCH, 10), (CEDAR, 11)):
+            mine = site.manifest(ME, 4, samples=samples)
+            site.givers[giver].list(mine, by(site.members.identities[ME], mine))
+        with pytest.raises(Equivocation):
+            await site.asked()
+        assert len(list(site.evidence.iterdir())) == 2
+
+    run(story)
+
+
+# ------------------------------------------------------------------ a key that was replaced, in the wrong hands
+
+
+class Replaced:
+    """ash has replaced its key, in round 3, and lost its disk later. cedar has found the old one."""
+
+    def __init__(self, members: Members, folder: Path) -> None:
+        self.old = members.identities[ME]
+        self.new = Identity(asyncssh.generate_private_key("ssh-ed25519"))
+        ring = Keyring.of(members.federation)
+        update = sign_update(ring, ME, self.old, self.new.public)
+        self.ring = Keyring.of(members.federation, KeyringFile(update=(Accepted(document=update, finished=True),)))
+        self.site = Site(members, folder, self.ring)
+        self.before = {p: self.site.manifest(p, 3) for p in (ME, BIRCH, CEDAR)}
+        for peer in (BIRCH, CEDAR):
+            self.site.givers[peer].list(self.before[peer], by(members.identities[peer], self.before[peer]))
+
+    def inputs(self) -> dict[str, str]:
+        return {p: m.digest for p, m in self.before.items()}
+
+
+@pytest.fixture
+def replaced(members: Members, tmp_path: Path) -> Replaced:
+    return Replaced(members, tmp_path / "state")
+
+
+def test_threat_17_what_was_signed_before_the_key_was_replaced_still_counts(replaced: Replaced) -> None:
+    async def story() -> None:
+        mine = replaced.site.manifest(ME, 4, replaced.inputs())
+        replaced.site.givers[BIRCH].list(mine, by(replaced.old, mine))
+        assert mine in [h.manifest for h in (await replaced.site.asked()).values()]
+
+    run(story)
+
+
+def test_threat_17_a_replaced_key_says_nothing_of_a_round_that_the_new_one_signed(replaced: Replaced) -> None:
+    async def story() -> None:
+        mine = replaced.site.manifest(ME, 4, replaced.inputs())
+        forged = replaced.site.manifest(ME, 4, replaced.inputs(), samples=99)
+        replaced.site.givers[BIRCH].list(mine, by(replaced.new, mine))
+        replaced.site.givers[CEDAR].list(forged, by(replaced.old, forged))
+        found = [h.manifest for h in (await replaced.site.asked()).values()]
+        assert mine in found and forged not in found
+        assert not list(replaced.site.evidence.iterdir())
+
+    run(story)
+
+
+def test_threat_17_a_round_forged_with_a_replaced_key_is_not_gone_on_from(replaced: Replaced) -> None:
+    """It names manifests of a round before, as birch never signed them. Loud, with both names."""
+
+    async def story() -> None:
+        forged = replaced.site.manifest(ME, 6, {p: "9" * 64 for p in (ME, BIRCH, CEDAR)})
+        replaced.site.givers[CEDAR].list(forged, by(replaced.old, forged))
+        with pytest.raises(
+            HeldUp, match="which cedar keeps and which was made with a key that has been replaced"
+        ) as up:
+            await replaced.site.asked()
+        assert up.value.peer == BIRCH
+
+    run(story)
+
+
+def test_threat_17_a_node_does_not_take_itself_for_set_back_by_its_replaced_key(replaced: Replaced) -> None:
+    """The live daemon, that is: its journal knows a round signed with the new key."""
+
+    async def story() -> None:
+        site, now = replaced.site, replaced.site.manifest(ME, 4, replaced.inputs())
+        journal = site.recovery._node.journal
+        forged = site.manifest(ME, 6)
+        site.givers[CEDAR].list(forged, by(replaced.old, forged))
+        journal.record_signed(4, Digest(now.sha256), by(replaced.new, now))
+        async with site.givers[BIRCH].serving(), site.givers[CEDAR].serving():
+            await site.recovery._node.asking.check()
+        assert not journal.meta("recover") and not site.alarms.listing()
+
+    run(story)
