@@ -28,6 +28,8 @@ def outcomes() -> list[chaos_sim.Outcome]:
 def test_threat_22_simulated_federations_under_chaos_end_with_the_bytes_of_undisturbed_ones(
     outcomes: list[chaos_sim.Outcome],
 ) -> None:
+    for failed in (o for o in outcomes if o.problems):
+        print(f"seed {failed.seed}:", *failed.log[-300:], sep="\n")  # else nobody could say why
     assert {o.seed: o.problems for o in outcomes if o.problems} == {}
     assert [o.seed for o in outcomes] == list(SEEDS)
 
