@@ -40,6 +40,14 @@ def say(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
+def held(file: Path | None, round: int) -> bool:
+    """Whether that file is there and names this round, or an earlier one."""
+    try:
+        return file is not None and round >= int(file.read_text())
+    except FileNotFoundError:
+        return False
+
+
 def leave_with_parent() -> None:
     """The daemon died: so do we, whatever we are doing."""
     while os.getppid() == PARENT:
@@ -54,6 +62,9 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--epoch-s", type=float, default=0.0, help="length of a pretended epoch")
+    parser.add_argument(
+        "--hold", type=Path, help="file with a number: no epoch ends from that round on while it is there"
+    )
     parser.add_argument("--seed", type=int, help="initial weights other than the plan's")
     parser.add_argument("--times", type=float, default=1.0, help="multiplies what a round learned: a poisoner")
     args = parser.parse_args()
@@ -78,8 +89,12 @@ def main() -> None:
                 round, out = job["round"], Path(job["out"])
                 say(event="validated", round=round - 1, auc=0.5, loss=0.7)
                 for epoch in range(1, args.epochs + 1):
+                    progress = {"round": round, "epoch": epoch, "batch": 1, "batches": 1, "images_per_s": 1.0}
+                    say(event="progress", **progress)
                     time.sleep(args.epoch_s)
-                    say(event="progress", round=round, epoch=epoch, batch=1, batches=1, images_per_s=1.0)
+                    while held(args.hold, round):
+                        time.sleep(0.05)
+                        say(event="progress", **progress)  # as between two batches: it is not silent
                     say(event="epoch", round=round, epoch=epoch, auc=0.5, validation_loss=0.7, loss_primary=0.7,
                         loss_anchor=0.7, learning_rate=1e-3, seconds=args.epoch_s)  # fmt: skip
                 rng = np.random.default_rng(seed_of(me, round, job["base_sha256"]))

@@ -44,6 +44,8 @@ except HslError as exc:
     sys.exit(exc.exit_code)
 """
 WAIT_S = 240  # a bound for a broken run; never what decides a test
+# How long it takes to act on what was seen. With 1.5 every test must still pass, as on a very busy machine.
+SLOW_POLL_S = float(os.environ.get("HSL_TEST_SLOW_POLL", "0"))
 
 
 class Cluster:
@@ -103,6 +105,8 @@ class Cluster:
                 str(STAND_IN),
                 "--state",
                 state,
+                "--hold",
+                str(self.hold_file(name)),
                 *self.trainer,
             ]
         with open(self.layout(name).state / "log" / "output.txt", "ab") as output:
@@ -114,6 +118,25 @@ class Cluster:
     def start_all(self) -> None:
         for name in self.names:
             self.start(name)
+
+    def hold(self, name: str, round: int = 1) -> None:
+        """Its stand-in trainer ends no epoch of this round or a later one until `release`, however long that is."""
+        file = self.hold_file(name)
+        file.with_suffix(".new").write_text(str(round))
+        file.with_suffix(".new").replace(file)
+
+    def release(self, name: str) -> None:
+        self.hold_file(name).unlink()
+
+    def hold_file(self, name: str) -> Path:
+        return self.root / f"{name}.hold"  # not in its state directory, which some tests lose
+
+    def crash(self, name: str, point: str) -> None:
+        """Start it, and wait until the daemon has killed itself at this point of `sync/durable.py`."""
+        mark = self.root / f"crash{sum(1 for _ in self.root.glob('crash*'))}"
+        process = self.start(name, HSL_CRASH_AT=f"{point} {mark}")
+        assert process.wait(WAIT_S) == -signal.SIGKILL, f"{point}\n{self.output(name)}"
+        assert mark.read_text() == str(process.pid), "the daemon died, not its trainer"
 
     def kill(self, name: str) -> None:
         """SIGKILL: nothing is saved that was not saved."""
@@ -129,6 +152,7 @@ class Cluster:
     def status(self, name: str) -> dict[str, Any]:
         """Raises: NotRunning."""
         status: dict[str, Any] = ask(self.layout(name).state, "status")["status"]
+        time.sleep(SLOW_POLL_S)
         return status
 
     def wait_until(

@@ -6,11 +6,8 @@ Real daemons, real SFTP; the trainer is a stand-in. The pure part: test_recovere
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,11 @@ import pytest
 import tomli_w
 from cluster import _START as START
 from cluster import STAND_IN, WAIT_S, Cluster
+from every_phase import falls_in_every_phase, has
 from ports import free_ports
 
 from hsl_node import backup, control, recover_mark
 from hsl_node.config import Plan
-from hsl_node.errors import NotRunning
 from hsl_node.logs import log_path
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
@@ -57,38 +54,17 @@ def require_same(cluster: Cluster, undisturbed: dict[int, str]) -> None:
         assert not list((cluster.layout(name).state / "evidence").iterdir())
 
 
-def finished_after(cluster: Cluster, victim: str, harm: Callable[[str], None]) -> set[tuple[int, str]]:
-    """Do `harm` to the victim once in every round and phase that is seen of it; gives where it was done."""
-    done: set[tuple[int, str]] = set()
-    while True:
-        time.sleep(0.01)  # else the asking takes a core from the daemons
-        try:
-            status = cluster.status(victim)
-        except NotRunning:
-            continue
-        if status["state"] == "finished":
-            return done
-        at = (status["round"], status["phase"])
-        if None not in at and at not in done:
-            done.add(at)
-            cluster.kill(victim)
-            harm(victim)
-            cluster.start(victim)
-
-
 @pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
 def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str], client: str
 ) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.15"], node={"client": client}) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN, node={"client": client}) as cluster:
 
         def harm(victim: str) -> None:
             lose_disk(cluster, victim)
             recover_mark.prepare(cluster.layout(victim).state)
 
-        cluster.start_all()
-        harmed = finished_after(cluster, "birch", harm)
-        assert {(r, "train") for r in (1, 2, 3)} <= harmed, harmed
+        assert len(falls_in_every_phase(cluster, "birch", harm)) == 11
         require_same(cluster, undisturbed)
         birch = Journal.read_only(cluster.layout("birch").journal)
         assert {m["round"] for m in birch.rows("manifests") if m["peer"] == "birch"} == set(range(5))
@@ -133,11 +109,8 @@ def test_threat_12_a_disk_lost_while_fusing_ends_with_the_same_bytes(
     with Cluster(tmp_path, NAMES, PLAN) as cluster:
         cluster.start("ash")
         cluster.start("cedar")
-        for number, point in enumerate(Step.FUSION_WRITE.points):
-            mark = tmp_path / f"mark{number}"
-            process = cluster.start("birch", HSL_CRASH_AT=f"{point} {mark}")
-            assert process.wait(WAIT_S) == -signal.SIGKILL, f"{point}\n{cluster.output('birch')}"
-            assert mark.read_text() == str(process.pid), "the daemon died, not its trainer"
+        for point in Step.FUSION_WRITE.points:
+            cluster.crash("birch", point)
             lose_disk(cluster, "birch")
             recover_mark.prepare(cluster.layout("birch").state)
         cluster.start("birch")
@@ -145,29 +118,33 @@ def test_threat_12_a_disk_lost_while_fusing_ends_with_the_same_bytes(
 
 
 def test_threat_12_two_disks_lost_at_once_end_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        cluster.hold("ash", 2)  # so that nobody gets beyond it meanwhile
         cluster.start_all()
-        cluster.wait_until("birch", has_signed_round_2, "round 2 signed")
+        for name, other in (("birch", "cedar"), ("cedar", "birch")):
+            cluster.wait_until(name, lambda s, p=other: has(s, 2, p) and s["waiting_for"] == ["ash"], "2 signed")  # type: ignore[misc]
         for name in ("birch", "cedar"):
             cluster.kill(name)
             lose_disk(cluster, name)
             recover_mark.prepare(cluster.layout(name).state)
         for name in ("birch", "cedar"):
             cluster.start(name)
+        cluster.release("ash")
         require_same(cluster, undisturbed)
 
 
 def test_threat_12_an_old_backup_restored_ends_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
     """Backup in round 1 beside the running daemon, the node lost in round 3."""
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
-        cluster.start_all()
-        cluster.wait_until("birch", lambda s: s["round"] == 1 and s["phase"] == "train", "round 1")
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        training_round_1(cluster, "birch")
         state, file = cluster.layout("birch").state, tmp_path / "birch.tar"
         backup.backup(state, file)
+        cluster.hold("birch", 3)
         cluster.wait_until("birch", lambda s: s["round"] == 3, "round 3")
         cluster.kill("birch")
         shutil.rmtree(state)
         backup.restore(state, file)
+        cluster.release("birch")
         cluster.start("birch")
         require_same(cluster, undisturbed)
 
@@ -176,18 +153,19 @@ def test_threat_12_a_machine_rolled_back_unnoticed_finds_out_before_it_signs(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
     """No command was given: a snapshot of round 1 is back. The daemon leaves, and its next start recovers."""
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
-        cluster.start_all()
-        cluster.wait_until("birch", lambda s: s["round"] == 1 and s["phase"] == "train", "round 1")
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        training_round_1(cluster, "birch")
         cluster.kill("birch")
         state = cluster.layout("birch").state
         shutil.copytree(state, tmp_path / "snapshot", symlinks=True, ignore=shutil.ignore_patterns("run"))
+        cluster.hold("birch", 3)
         cluster.start("birch")
         cluster.wait_until("birch", lambda s: s["round"] == 3, "round 3")
         cluster.kill("birch")
         shutil.rmtree(state)
         shutil.copytree(tmp_path / "snapshot", state)
-        assert cluster.start("birch").wait(120) == LOST
+        cluster.release("birch")
+        assert cluster.start("birch").wait(WAIT_S) == LOST
         assert "set back" in cluster.output("birch")
         cluster.start("birch")
         require_same(cluster, undisturbed)
@@ -196,9 +174,10 @@ def test_threat_12_a_machine_rolled_back_unnoticed_finds_out_before_it_signs(
 def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing_wrong_is_fused(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "1"]) as cluster:
-        cluster.start_all()
-        cluster.wait_until("cedar", lambda s: s["round"] == 1 and s["phase"] == "train", "round 1")
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        training_round_1(cluster, "cedar")
+        # Then the next process connects to ash once, to ask before it signs: when it has, and its twin has, is certain.
+        cluster.wait_until("cedar", lambda s: not owed(cluster, "cedar"), "its statement delivered")
         cluster.kill("cedar")
         state, clone = cluster.layout("cedar").state, tmp_path / "clone"
         shutil.copytree(state, clone, ignore=shutil.ignore_patterns("run"))
@@ -206,10 +185,16 @@ def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing
         settings: dict[str, Any] = {"name": "cedar", "address": cluster.federation.get("cedar").address}
         settings["listen"] = f"127.0.0.1:{free_ports(1)[0]}"  # another machine
         (clone / "node.toml").write_text(tomli_w.dumps(settings))
+        before = seen(cluster.status("ash"), "cedar")
         cluster.start("cedar")
+        status = cluster.wait_until("ash", lambda s: seen(s, "cedar") > before, "cedar is there")
         twin = [sys.executable, "-c", START, str(clone), sys.executable, str(STAND_IN), "--state", str(clone)]
-        process = subprocess.Popen([*twin, "--epoch-s", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        twin += ["--hold", str(cluster.hold_file("cedar"))]
+        process = subprocess.Popen(twin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
+            first = seen(status, "cedar")
+            cluster.wait_until("ash", lambda s: seen(s, "cedar") > first, "its twin too")
+            cluster.release("cedar")  # both of them: now they take turns
             status = cluster.wait_until("ash", lambda s: warned(s, "twice cedar"), "names the clone")
             assert any("stop one" in w["fix"] for w in status["warnings"])
         finally:
@@ -267,13 +252,19 @@ def control_when_up(cluster: Cluster, name: str, word: str) -> None:
     control.ask(cluster.layout(name).state, word)
 
 
-def has_signed_round_2(status: dict[str, Any]) -> bool:
-    round = status["round"] or 0
-    return round > 2 or (round == 2 and status["phase"] != "train")
+def training_round_1(cluster: Cluster, name: str) -> None:
+    """All are up; this one goes on when its trainer is released, or held in a later round."""
+    cluster.hold(name)
+    cluster.start_all()
+    cluster.wait_until(name, lambda s: s["round"] == 1, "round 1")
 
 
 def received(status: dict[str, Any], peer: str) -> str:
     return str(next(p for p in status["peers"] if p["name"] == peer)["received"]["state"])
+
+
+def seen(status: dict[str, Any], peer: str) -> float:
+    return float(next(p for p in status["peers"] if p["name"] == peer)["last_seen"] or 0)
 
 
 def warned(status: dict[str, Any], code: str) -> bool:
@@ -286,5 +277,16 @@ def signed(cluster: Cluster, name: str, round: int) -> bytes:
         found = journal.signed(round)
         assert found is not None
         return found[1]
+    finally:
+        journal.close()
+
+
+def owed(cluster: Cluster, name: str) -> list[Any]:
+    """The deliveries for which its journal has no receipt."""
+    journal = Journal.read_only(cluster.layout(name).journal)
+    try:
+        state = journal.state()
+        assert state is not None
+        return list(state["owed"])
     finally:
         journal.close()
