@@ -10,11 +10,11 @@ import itertools
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from every_phase import falls_in_every_phase
 
 from hsl_node.config import AnchorCard, Plan
 from hsl_node.errors import NotRunning
@@ -51,16 +51,14 @@ def test_three_daemons_finish_all_rounds_with_the_same_bytes(tmp_path: Path, und
 
 def test_every_exchange_leaves_manifest_and_receipt_in_the_journal(tmp_path: Path) -> None:
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
-        cluster.start_all()
-        cluster.wait_finished()
-        cluster.wait_until("ash", lambda s: all(p["sent"]["state"] == "done" for p in s["peers"]), "all delivered")
+        cluster.finish_in_step("ash", "birch")
         assert cluster.stop("ash") == 0
         journal = Journal.read_only(cluster.layout("ash").journal)
         manifests = {(m["round"], m["peer"]) for m in journal.rows("manifests")}
         receipts = {(r["round"], r["receiver"], r["code"]) for r in journal.rows("receipts")}
         journal.close()
     assert manifests == set(itertools.product(range(5), ("ash", "birch")))
-    assert {(r, "birch", "accepted") for r in (0, 4)} <= receipts
+    assert receipts == {(r, "birch", "accepted") for r in range(5)}
 
 
 @pytest.mark.parametrize("victim", NAMES)
@@ -68,24 +66,9 @@ def test_threat_22_kill_9_in_every_phase_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str], victim: str
 ) -> None:
     """One peer is killed and restarted again and again, each time in another round or phase."""
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.15"]) as cluster:
-        cluster.start_all()
-        killed: set[tuple[int, str]] = set()
-        while True:
-            time.sleep(0.01)  # else the asking takes a core from the daemons
-            try:
-                status = cluster.status(victim)
-            except NotRunning:
-                continue
-            if status["state"] == "finished":
-                break
-            at = (status["round"], status["phase"])
-            if None not in at and at not in killed:
-                killed.add(at)
-                cluster.kill(victim)
-                cluster.start(victim)
-        cluster.wait_finished()
-        assert len(killed) >= 4, f"the kills did not happen: {killed}"
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        killed = falls_in_every_phase(cluster, victim)
+        assert len(killed) == 9 and {phase for _, phase in killed} == {"agree", "train", "collect", "fuse"}
         assert final_digests(cluster) == undisturbed
 
 
@@ -104,12 +87,14 @@ def test_waiting_names_the_missing_peer_and_goes_on_when_it_comes(tmp_path: Path
 
 
 def test_sigterm_leaves_cleanly_and_the_next_start_goes_on(tmp_path: Path, undisturbed: dict[int, str]) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"]) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        cluster.hold("birch", 2)
         cluster.start_all()
         cluster.wait_until("birch", lambda s: s["round"] == 2 and s["phase"] == "train", "training round 2")
         assert cluster.stop("birch") == 0
         with pytest.raises(NotRunning):
             cluster.status("birch")
+        cluster.release("birch")
         cluster.start("birch")
         cluster.wait_finished()
         assert final_digests(cluster) == undisturbed
@@ -158,18 +143,13 @@ def test_threat_28_other_initial_weights_are_named_on_both_sides_and_no_round_st
     """The plan is the same, the model that a peer starts from is not: nobody trains, both say why."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
         cluster.start("ash")
-        state = str(cluster.layout("birch").state)
         other = cluster.trainer
         cluster.trainer = ["--bytes", "200000", "--tensors", "12", "--seed", "99"]
         cluster.start("birch")
         cluster.trainer = other
         for name, peer in (("ash", "birch"), ("birch", "ash")):
-            status = cluster.wait_until(
-                name,
-                lambda s, p=peer: any(p in w["text"] for w in s["warnings"]),
-                "a warning",  # type: ignore[misc]
-            )
-            assert any("initial weights differ" in w["text"] for w in status["warnings"]), (state, status["warnings"])
+            says = lambda w, p=peer: p in w["text"] and "initial weights differ" in w["text"]  # noqa: E731
+            status = cluster.wait_until(name, lambda s, f=says: any(map(f, s["warnings"])), "says why")  # type: ignore[misc]
             assert status["round"] == 0
 
 

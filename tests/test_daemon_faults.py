@@ -21,7 +21,6 @@ from hsl_node.errors import NotRunning
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
 NAMES = ("ash", "birch")
-SLOW = ["--epoch-s", "0.5"]  # long enough to be caught in the act
 TEN_YEARS_S = 10 * 365 * 86_400
 SKEWED_CLOCK = """
 import os, sys, time
@@ -53,7 +52,8 @@ def test_threat_29_a_stopped_trainer_makes_the_node_degraded_and_a_killed_one_is
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
     prelude = "from hsl_node import trainer; trainer.SILENT_S = 1.0"
-    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=prelude) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN, prelude=prelude) as cluster:
+        cluster.hold("ash")
         cluster.start_all()
         status = cluster.wait_until("ash", lambda s: s["state"] == "training" and s["epoch"], "in mid-epoch")
         os.kill(status["trainer"]["pid"], signal.SIGSTOP)
@@ -61,10 +61,13 @@ def test_threat_29_a_stopped_trainer_makes_the_node_degraded_and_a_killed_one_is
         (warning,) = [w for w in status["warnings"] if w["code"] == "trainer"]
         assert "no sign of life" in warning["text"]
         os.kill(status["trainer"]["pid"], signal.SIGCONT)
+        cluster.wait_until("ash", lambda s: s["state"] == "training", "training again")
+        cluster.hold("ash", 2)
         status = cluster.wait_until("ash", lambda s: s["round"] == 2 and s["state"] == "training", "round 2")
         assert status["trainer"]["restarts"] == 0
         os.kill(status["trainer"]["pid"], signal.SIGKILL)
         cluster.wait_until("ash", lambda s: s["trainer"]["restarts"] == 1, "the trainer started again")
+        cluster.release("ash")
         cluster.wait_finished()
         assert final_digests(cluster) == undisturbed
 
@@ -81,7 +84,7 @@ def test_threat_29_the_node_is_called_degraded_within_a_minute() -> None:
 def test_threat_24_clocks_ten_years_off_that_jump_in_mid_round_change_nothing(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=SKEWED_CLOCK) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN, prelude=SKEWED_CLOCK) as cluster:
 
         def set_clock(name: str, offset_s: float) -> None:
             path = cluster.layout(name).state / "clock_offset"
@@ -90,14 +93,18 @@ def test_threat_24_clocks_ten_years_off_that_jump_in_mid_round_change_nothing(
 
         set_clock("ash", TEN_YEARS_S)
         set_clock("birch", -TEN_YEARS_S)
+        cluster.hold("ash")
+        cluster.hold("birch", 2)
         cluster.start_all()
         status = cluster.wait_until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "round 1")
         assert status["started"] > time.time() + TEN_YEARS_S / 2
         set_clock("ash", -TEN_YEARS_S)
         set_clock("birch", TEN_YEARS_S)
+        cluster.release("ash")
         status = cluster.wait_until("birch", lambda s: s["round"] == 2 and s["state"] == "training", "round 2")
         assert status["since"] > time.time() + TEN_YEARS_S / 2
         set_clock("birch", 0)
+        cluster.release("birch")
         cluster.wait_finished()
         assert final_digests(cluster) == undisturbed
 
@@ -174,26 +181,28 @@ def fill(folder: Path) -> Path:
 def test_threat_21_a_full_disk_is_told_and_the_node_goes_on_once_there_is_room(
     small_disk: Path, tmp_path: Path, undisturbed: dict[int, str], step: str
 ) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=IMPATIENT) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN, prelude=IMPATIENT) as cluster:
         ward = Ward(cluster)
+        held = "birch" if step == "waiting for a peer" else "ash"
+        cluster.hold(held)
         cluster.start("ash")
         if step == "before the first round":
             ward.until("ash", lambda s: s["phase"] == "agree", "waiting for birch's statement")
         else:
             cluster.start("birch")
-            ward.until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "training")
+            if step == "in training":
+                ward.until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "training")
         if step == "waiting for a peer":
-            os.kill(cluster.status("birch")["trainer"]["pid"], signal.SIGSTOP)
             ward.until("ash", lambda s: s["waiting_for"] == ["birch"], "waiting for birch")
         ballast = fill(small_disk)
         ward.told("ash")
+        cluster.release(held)
         if step == "before the first round":
             cluster.start("birch")
             ward.until("birch", lambda s: s["peers"][0]["sent"]["retries"] > 0, "birch was not taken in")
         elif step == "in training":
             ward.until("ash", lambda s: s["trainer"]["restarts"] > 0 or ward.exits > 0, "it could not write")
         else:
-            os.kill(cluster.status("birch")["trainer"]["pid"], signal.SIGCONT)
             ward.until("birch", lambda s: s["peers"][0]["sent"]["retries"] > 0, "birch was not taken in")
         assert cluster.status("birch")["round"] <= 2
         ballast.unlink()
@@ -222,12 +231,14 @@ def test_threat_21_a_start_on_a_full_disk_ends_with_the_exit_code_of_the_disk(
 def test_threat_21_a_limit_on_file_sizes_is_survived_like_a_full_disk(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, trainer=SLOW, prelude=IMPATIENT) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN, prelude=IMPATIENT) as cluster:
         ward = Ward(cluster)
+        cluster.hold("ash")
         cluster.start_all()
         ward.until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "training")
         process = cluster.processes["ash"]
         _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        cluster.release("ash")
         # Its journal is larger than that too: whichever ash writes first, that or birch's checkpoint of 200 kB.
         met = lambda s: ward.exits > 0 or s["peers"][0]["sent"]["retries"] > 0  # noqa: E731
         ward.until("birch", met, "nothing met the limit")

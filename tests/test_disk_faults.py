@@ -379,14 +379,18 @@ def test_a_daemon_whose_fsync_fails_exits_15_and_goes_on_after_a_restart(
 
 def test_a_daemon_whose_journal_fails_exits_15_though_only_the_trainer_had_something_to_say(tmp_path: Path) -> None:
     """The kernel lets no file grow beyond the journal's log: SQLite sees an I/O error in recording an epoch."""
-    with Cluster(tmp_path, ("ash", "birch"), PLAN, trainer=["--epoch-s", "1", "--bytes", "20000"]) as cluster:
+    with Cluster(tmp_path, ("ash", "birch"), PLAN, trainer=["--bytes", "20000"]) as cluster:
+        for name in cluster.names:
+            cluster.hold(name)
         cluster.start("birch")
         process = cluster.start("ash")
         cluster.wait_until("ash", lambda s: s["phase"] == "train", "training")
         log = cluster.layout("ash").state / "journal.sqlite3-wal"
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (log.stat().st_size, resource.RLIM_INFINITY))
+        cluster.release("ash")
         assert process.wait(60) == 15, cluster.output("ash")
         assert "the journal cannot be written: disk I/O error" in cluster.output("ash")
+        cluster.release("birch")
         cluster.start("ash")
         cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")

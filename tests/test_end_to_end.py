@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster import Cluster
+from cluster import WAIT_S, Cluster
 from PIL import Image
 
 from hsl_node.config import AnchorCard, Plan
@@ -18,6 +19,20 @@ from hsl_node.train import anchor as anchors
 
 CANARY = "Erika-Mustermann"
 NAMES = ("ash", "birch", "cedar")
+# A daemon that kills itself in round 1 as its trainer says how far it is, and the next time after the first epoch.
+DIES_TWICE = """
+import os, signal, sys
+from pathlib import Path
+from hsl_node.work import Work
+_heard = Work.event
+def heard(self, event):
+    _heard(self, event)
+    mark = Path(sys.argv[1]) / "log" / f"died at {event['event']}"
+    if event.get("round") == 1 and event["event"] in ("progress", "epoch") and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+Work.event = heard
+"""
 PLAN = Plan(
     classes=("dark", "bright"), rounds=2, epochs_per_round=2, image_size=16, batch_size=8, backbone="tiny", experts=3,
     plateau_rounds=100,
@@ -96,16 +111,15 @@ def test_threat_22_a_daemon_killed_in_mid_epoch_ends_with_the_same_bytes(
     tmp_path: Path, hospital: Path, undisturbed: dict[int, str]
 ) -> None:
     with cluster_of(tmp_path, hospital) as cluster:
-        cluster.start_all()
-        trainer = cluster.wait_until(
-            "birch", lambda s: s["trainer"]["state"] == "working" and s["round"] == 1, "training"
-        )
-        cluster.kill("birch")
-        _wait_gone(trainer["trainer"]["pid"])
-        cluster.start("birch")
-        journal_path = cluster.layout("birch").journal
-        cluster.wait_until("birch", lambda s: _epochs(journal_path) == 1, "one epoch of two done")
-        cluster.kill("birch")
+        cluster.start("ash")
+        cluster.start("cedar")
+        cluster.prelude = DIES_TWICE
+        for died_at, epochs in (("progress", 0), ("epoch", 1)):
+            assert cluster.start("birch").wait(WAIT_S) == -signal.SIGKILL, cluster.output("birch")
+            log = cluster.layout("birch").state / "log"
+            assert (log / f"died at {died_at}").exists()
+            assert _epochs(cluster.layout("birch").journal) == epochs  # of two
+            _wait_gone(_trainers(log / "hsl-node.log")[-1])
         cluster.start("birch")
         cluster.wait_finished()
         assert [cluster.fused(n) for n in NAMES] == [undisturbed] * 3
@@ -119,9 +133,15 @@ def _epochs(path: Path) -> int:
         journal.close()
 
 
+def _trainers(log: Path) -> list[int]:
+    """The processes that the daemon has started as trainers."""
+    events = map(json.loads, log.read_text().splitlines())
+    return [e["pid"] for e in events if e["event"] == "trainer started"]
+
+
 def _wait_gone(pid: int) -> None:
     """The trainer leaves when its daemon is gone."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + WAIT_S
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < end, "the trainer outlived its daemon"
         time.sleep(0.05)

@@ -154,11 +154,11 @@ async def test_an_answer_counts_only_for_its_question_its_asker_and_with_its_pee
 def test_threat_12_a_real_list_names_what_every_peer_was_sent_and_nothing_of_another_peers_home(tmp_path: Path) -> None:
     """And a manifest of the asker that nobody has looked at yet."""
     plan = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
-    with Cluster(tmp_path, ("ash", "birch", "cedar"), plan, trainer=["--epoch-s", "0.2"]) as cluster:
+    with Cluster(tmp_path, ("ash", "birch", "cedar"), plan) as cluster:
+        cluster.hold("cedar", 2)  # nobody gets beyond round 2
         cluster.start_all()
-        cluster.wait_until("ash", lambda s: s["round"] == 2 and s["phase"] == "train", "training round 2")
-        cluster.kill("cedar")  # nobody gets beyond round 2
-        cluster.wait_until("ash", lambda s: s["waiting_for"] == ["cedar"], "waiting for cedar")
+        cluster.wait_until("ash", lambda s: s["round"] == 2 and s["waiting_for"] == ["cedar"], "waiting for cedar")
+        cluster.kill("cedar")
         cluster.stop("birch")
         state = cluster.layout("ash").state
         fed8 = cluster.federation.fed8

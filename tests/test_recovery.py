@@ -64,7 +64,7 @@ def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
             lose_disk(cluster, victim)
             recover_mark.prepare(cluster.layout(victim).state)
 
-        assert len(falls_in_every_phase(cluster, "birch", harm)) == 11
+        assert len(falls_in_every_phase(cluster, "birch", harm)) == 9
         require_same(cluster, undisturbed)
         birch = Journal.read_only(cluster.layout("birch").journal)
         assert {m["round"] for m in birch.rows("manifests") if m["peer"] == "birch"} == set(range(5))

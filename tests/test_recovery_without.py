@@ -13,23 +13,23 @@ from typing import Any
 
 import pytest
 import tomli_w
-from cluster import Cluster
+from cluster import WAIT_S, Cluster
+from every_phase import has
 from sshd import Sshd
 from test_enrol import run
 from test_equivocation import warned
-from test_recovery import LOST, NAMES, PLAN, lose_disk, received, require_same, signed
+from test_recovery import LOST, NAMES, PLAN, lose_disk, require_same, signed
 from test_verify import code
 
-from hsl_node import control, evidence, identity, recover_mark, rotate
+from hsl_node import evidence, identity, recover_mark, rotate
 from hsl_node.config import Federation, federation_text, fingerprint
 from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
 from hsl_node.identity import MANIFEST_NAMESPACE
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Peer
 
-SLOW = ["--epoch-s", "0.4"]
 HURRY = "import hsl_node.missing as m; m.PATIENCE_S = 1.0"
-OTHERWISE = [*SLOW, "--times", "1.5"]  # a trainer that comes to other bytes than before
+OTHERWISE = ["--times", "1.5"]  # a trainer that comes to other bytes than before
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 @contextmanager
 def with_a_plain_inbox(folder: Path) -> Iterator[Cluster]:
     """ash and birch with embedded inboxes, cedar's is OpenSSH with a folder for each sender."""
-    with Cluster(folder / "nodes", NAMES, PLAN, trainer=SLOW, prelude=HURRY) as cluster:
+    with Cluster(folder / "nodes", NAMES, PLAN, prelude=HURRY) as cluster:
         homes = folder / "homes"
         for sender in ("ash", "birch"):
             for name in ("parts", "inbox", "receipts"):
@@ -73,7 +73,7 @@ def test_threat_12_a_lost_disk_beside_a_peer_that_cannot_be_asked_ends_with_the_
     """It waits for cedar's answer, and says why none will come; told to do without, it takes all from ash."""
     with with_a_plain_inbox(tmp_path) as cluster:
         held_in_round_2(cluster)
-        resume(cluster, "birch", "cedar")
+        release(cluster, "birch", "cedar")
         cluster.wait_until("birch", lambda s: s["waiting_for"] == ["ash"], "has cedar's, and has signed")
         cluster.wait_until("ash", lambda s: has(s, 2, "birch", "cedar"), "ash has both")
         cluster.kill("birch")
@@ -89,37 +89,29 @@ def test_threat_12_a_lost_disk_beside_a_peer_that_cannot_be_asked_ends_with_the_
         assert done.exit_code == 0
         assert "asks ash and signs nothing" in done.stdout and "Not asked: cedar" in done.stdout
         cluster.start("birch")
-        resume(cluster, "ash")
+        release(cluster, "ash")
         require_same(cluster, undisturbed)
 
 
 def held_in_round_2(cluster: Cluster) -> None:
-    """All have fused round 1; nobody trains before it is resumed."""
-    cluster.start("cedar")
-    cluster.wait_until("cedar", lambda s: s["phase"] is not None, "up")
-    control.ask(cluster.layout("cedar").state, "pause")
-    for name in ("ash", "birch"):
-        cluster.start(name)
-    for name in ("ash", "birch"):  # they have signed round 1: nothing is under way that a pause could undo
-        cluster.wait_until(name, lambda s: s["round"] == 1 and s["waiting_for"] == ["cedar"], "waiting for cedar")
-        control.ask(cluster.layout(name).state, "pause")
-    resume(cluster, "cedar")
-    for name in ("cedar", "ash", "birch"):
+    """All have fused round 1; none goes on before it is released."""
+    for name in NAMES:
+        cluster.hold(name, 2)
+    cluster.start_all()
+    for name in NAMES:
         cluster.wait_until(name, lambda s: s["round"] == 2, "round 2")
-        control.ask(cluster.layout(name).state, "pause")
 
 
-def resume(cluster: Cluster, *names: str) -> None:
+def release(cluster: Cluster, *names: str) -> None:
     for name in names:
-        cluster.wait_until(name, lambda s: True, "up")
-        control.ask(cluster.layout(name).state, "resume")
+        cluster.release(name)
 
 
 def only_cedar_has_round_2(cluster: Cluster) -> bytes:
     """birch signs round 2, cedar alone takes it, and birch took cedar's; its disk is lost. Gives the manifest."""
     held_in_round_2(cluster)
     cluster.kill("ash")
-    resume(cluster, "birch", "cedar")
+    release(cluster, "birch", "cedar")
     for name, other in (("birch", "cedar"), ("cedar", "birch")):
         cluster.wait_until(
             name, lambda s, p=other: has(s, 2, p) and s["waiting_for"] == ["ash"], "each has the other's"
@@ -133,7 +125,7 @@ def only_cedar_has_round_2(cluster: Cluster) -> bytes:
 def come_back(cluster: Cluster) -> None:
     """ash and birch start."""
     cluster.start("ash")
-    resume(cluster, "ash")
+    release(cluster, "ash")
     cluster.start("birch")
 
 
@@ -186,12 +178,12 @@ def test_threat_12_with_the_export_of_the_unasked_peer_nothing_is_signed_twice(
             rotate.finish(state, force=True)
             with open(tmp_path / "sshd" / "keys", "a") as keys:  # as `inbox provision` there, run again, would
                 keys.write(begun.update.new + "\n")
-        cluster.trainer = OTHERWISE if case == "other bytes" else SLOW
+        cluster.trainer = OTHERWISE if case == "other bytes" else []
         come_back(cluster)
         if case != "other bytes":
             require_same(cluster, undisturbed)
         else:
-            assert cluster.processes["birch"].wait(120) == LOST
+            assert cluster.processes["birch"].wait(WAIT_S) == LOST
             assert "refusing to sign" in cluster.output("birch")
             assert not list((cluster.layout("cedar").state / "evidence").iterdir())
         assert signed(cluster, "birch", 2) == before
@@ -238,10 +230,6 @@ def test_an_export_that_is_not_of_this_node_or_contradicts_it_is_refused(tmp_pat
         (tmp_path / "empty").mkdir()
         done = run("--state", str(birch), "recover", "--from-peers", "--documents", str(tmp_path / "empty"))
         assert code(done) == UsageError.exit_code
-
-
-def has(status: dict[str, Any], round: int, *peers: str) -> bool:
-    return status["round"] == round and all(received(status, p) == "verified" for p in peers)
 
 
 def told(status: dict[str, Any], warning: str) -> str:

@@ -82,10 +82,11 @@ def test_a_key_is_replaced_in_mid_run_and_the_models_are_those_of_the_undisturbe
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
     """cedar holds training in round 2 while ash changes its key, so that the change falls into the run for certain."""
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.2"]) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        cluster.hold("cedar", 2)
         cluster.start_all()
+        cluster.wait_until("ash", lambda s: s["round"] == 2 and s["waiting_for"] == ["cedar"], "round 2 signed")
         cluster.wait_until("cedar", lambda s: s["round"] == 2, "round 2")
-        control.ask(state(cluster, "cedar"), "pause")
         begun = rotate.begin(state(cluster, "ash"))
         assert begun.live and rotate.begin(state(cluster, "ash")).update == begun.update, "said again: the same"
         old, new = begun.update.old, begun.update.new
@@ -101,7 +102,7 @@ def test_a_key_is_replaced_in_mid_run_and_the_models_are_those_of_the_undisturbe
         assert identity.load(cluster.layout("ash").key).public == new
         with pytest.raises(HslError, match="old key"):
             rotate.end(state(cluster, "birch"), "ash")  # nothing signed with the new key has arrived yet
-        control.ask(state(cluster, "cedar"), "resume")
+        cluster.release("cedar")
         for name in ("birch", "cedar"):
             end_when_settled(cluster, name)
             cluster.wait_until(name, lambda s: not any(w["code"] == "keys ash" for w in s["warnings"]), "settled")
@@ -122,15 +123,15 @@ def test_threat_16_a_key_nobody_was_told_of_is_refused_with_both_fingerprints_an
     tmp_path: Path,
 ) -> None:
     """ash changes its key and only birch knows; cedar refuses it, names both keys, and is in step once it is told."""
-    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.2"]) as cluster:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        cluster.hold("cedar")
         cluster.start_all()
         cluster.wait_until("cedar", lambda s: s["round"] == 1, "round 1")
-        control.ask(state(cluster, "cedar"), "pause")
         begun = rotate.begin(state(cluster, "ash"))
         old, new = fingerprint(begun.update.old), fingerprint(begun.update.new)
         rotate.take(state(cluster, "birch"), begun.file, new)
         assert rotate.finish(state(cluster, "ash"), force=True)
-        control.ask(state(cluster, "cedar"), "resume")
+        cluster.release("cedar")
         status = cluster.wait_until("cedar", lambda s: "host key" in sent(s, "ash")["last_error"], "refused")
         assert old in sent(status, "ash")["last_error"] and new in sent(status, "ash")["last_error"]
         cluster.wait_until("birch", lambda s: s["round"] == 2, "birch has all of round 1, cedar's too, and goes on")

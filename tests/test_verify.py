@@ -30,9 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ash, birch = (cluster.layout(n).state for n in ("ash", "birch"))
         begun = rotate.begin(ash)
         rotate.take(birch, begun.file, fingerprint(begun.update.new))
-        cluster.start_all()
-        cluster.wait_finished()
-        cluster.wait_until("ash", lambda s: all(p["sent"]["state"] == "done" for p in s["peers"]), "delivered")
+        cluster.finish_in_step("ash", "birch")
         for name in cluster.names:
             assert cluster.stop(name) == 0
         return ash
