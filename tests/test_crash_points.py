@@ -151,6 +151,41 @@ def test_a_daemon_killed_once_at_a_point_ends_with_the_same_bytes(
         assert digests_at_the_end(cluster) == undisturbed
 
 
+def test_what_a_daemon_had_signed_when_it_was_killed_is_what_it_delivers(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """Killed right after the signature of round 1, before anybody was told: the very same document goes out."""
+    with federation_in(tmp_path, 2) as cluster:
+        cluster.start("birch")
+        killed_at(cluster, f"{Step.SENDER_SIGN.points[-1]}#2", tmp_path / "mark")  # the first is its statement
+        before = documents(cluster, "ash", 1)
+        assert before["signed"] == before["ash"]
+        assert "ash" not in documents(cluster, "birch", 1)
+        cluster.trainer = ["--seed", "99", "--times", "1.5", *TRAINER]  # would give other bytes
+        cluster.hold("ash", 2)
+        cluster.start("ash")
+        cluster.wait_until("birch", lambda s: s["round"] == 2 and s["phase"] == "collect", "round 1 fused")
+        cluster.kill("ash")
+        cluster.trainer = TRAINER
+        cluster.release("ash")
+        cluster.start("ash")
+        assert digests_at_the_end(cluster) == undisturbed
+        after = documents(cluster, "ash", 1)
+        assert (after["signed"], after["ash"]) == (before["signed"], before["ash"])
+        assert documents(cluster, "birch", 1)["ash"] == before["signed"]
+
+
+def documents(cluster: Cluster, name: str, round: int) -> dict[str, bytes]:
+    """The manifests of a round in this node's journal, by peer; and what it has `signed` itself."""
+    journal = Journal.read_only(cluster.layout(name).journal)
+    try:
+        found = {p: row["document"] for p in NAMES if (row := journal.manifest(round, Peer(p)))}
+        signed = journal.signed(round)
+        return found | ({"signed": signed[1]} if signed else {})
+    finally:
+        journal.close()
+
+
 # ------------------------------------------------------------------ one process, begun by a fork
 
 

@@ -24,7 +24,7 @@ from hsl_node.study import phantoms
 from hsl_node.sync.names import parse_peer
 
 WAIT_S = 120  # a bound for a broken run; never what decides a test
-SHORT = ("--rounds", "1", "--epochs", "1", "--image-size", "16", "--method", "fedavg", "--backbone", "tiny")
+LONG = ("--rounds", "200", "--epochs", "1", "--image-size", "16", "--method", "fedavg", "--backbone", "tiny")
 
 
 def nothing_runs(_state: Path) -> None:
@@ -231,7 +231,7 @@ def test_demo_trains_compares_and_reports_and_leaves_no_process(
 def test_interrupted_demo_ends_every_process_and_the_next_one_replaces_it(tmp_path: Path) -> None:
     target = tmp_path / "d"
     data = two_sites(tmp_path / "images")
-    command = [sys.executable, "-m", "hsl_node.cli", "demo", "--out", str(target), *SHORT]
+    command = [sys.executable, "-m", "hsl_node.cli", "demo", "--out", str(target), *LONG]
     command += ["--data", str(data), "--group-by", "device"]
     with open(tmp_path / "output", "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)

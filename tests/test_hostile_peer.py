@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import io
 import itertools
 import json
 import os
 import struct
+import sys
+import termios
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -161,7 +164,14 @@ async def unread_answers(cedar: Hostile) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(3):
                 await writer.drain()
+        await until(lambda: unread(connection) > 3000)  # one answer at least has come, however slow the daemon is
         connection.abort()
+
+
+def unread(connection: Any) -> int:
+    """Bytes that lie in our kernel."""
+    count = fcntl.ioctl(connection._transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(count, sys.byteorder)
 
 
 async def endless_packet(cedar: Hostile) -> None:

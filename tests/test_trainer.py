@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import until
 
 from hsl_node import trainer as module
 from hsl_node.errors import ConfigError
@@ -95,21 +96,29 @@ def test_what_trying_again_cannot_mend_comes_back_as_the_trainers_own_error(tmp_
     asyncio.run(story())
 
 
+INITIALISES_AND_HANGS = """
+import json, sys, time
+print(json.dumps({"event": "initialised", "round": None}), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("limit", ["SILENT_S", "KILL_SILENT_S"])
 def test_threat_29_a_silent_trainer_is_called_silent_and_later_restarted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENT_S", 0.05)
-    monkeypatch.setattr(module, "KILL_SILENT_S", 0.5)
+    """One limit is short at a time, so that what it leads to is there to be seen for as long as that takes."""
+    monkeypatch.setattr(module, limit, 0.2)
 
     async def story() -> None:
-        trainer = trainer_of(tmp_path, "import time; time.sleep(600)")
+        trainer = trainer_of(tmp_path, INITIALISES_AND_HANGS)
         job = asyncio.create_task(trainer.run(JOB))
-        seen = set()
-        while trainer.restarts == 0:
-            seen.add(trainer.status()["state"])
-            await asyncio.sleep(0.01)
-        assert "silent" in seen
-        assert "no sign of life" in trainer.last_error
+        if limit == "SILENT_S":
+            await until(lambda: trainer.status()["state"] == "silent")
+            assert trainer.restarts == 0
+        else:
+            await _restarted(trainer)
+            assert "no sign of life" in trainer.last_error
         job.cancel()
         await asyncio.gather(job, return_exceptions=True)
 
@@ -117,5 +126,4 @@ def test_threat_29_a_silent_trainer_is_called_silent_and_later_restarted(
 
 
 async def _restarted(trainer: Trainer) -> None:
-    while trainer.restarts == 0:  # noqa: ASYNC110 (it is watched from outside, as status does)
-        await asyncio.sleep(0.01)
+    await until(lambda: trainer.restarts > 0)
