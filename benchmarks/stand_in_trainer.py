@@ -67,6 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, help="initial weights other than the plan's")
     parser.add_argument("--times", type=float, default=1.0, help="multiplies what a round learned: a poisoner")
+    parser.add_argument("--fragile", action="store_true", help="diverges from a fused model beyond 1e5")
     args = parser.parse_args()
     me, plan = load_node(args.state).name, load_federation(args.state).plan
     threading.Thread(target=leave_with_parent, daemon=True).start()
@@ -87,6 +88,10 @@ def main() -> None:
                 )  # fmt: skip
             case "train":
                 round, out = job["round"], Path(job["out"])
+                if args.fragile and max(abs(w).max() for w in read_weights(Path(job["base"])).values()) > 1e5:
+                    text = f"the fused model of round {round - 1} is spoilt: the model's output is not a finite number"
+                    say(event="error", error="Diverged", message=text, remedy="a lower learning_rate", exit_code=78)
+                    continue
                 say(event="validated", round=round - 1, auc=0.5, loss=0.7)
                 for epoch in range(1, args.epochs + 1):
                     progress = {"round": round, "epoch": epoch, "batch": 1, "batches": 1, "images_per_s": 1.0}

@@ -14,7 +14,8 @@ HslError                      1   something we name, with what to do now
 ├─ WaitTimeout               16   a wait with a limit ran out
 ├─ FederationMismatch        17   peers run different plans, anchors, models or fused weights
 ├─ ConfigError               78   the operator's files: node.toml, federation.toml, data, anchor
-│  └─ DataError              78   the hospital's images or their table
+│  ├─ DataError              78   the hospital's images or their table
+│  └─ Diverged               78   training, or a model, gives no finite numbers; the daemon stays up
 ├─ TrainerError               1   the trainer process failed; it is restarted with back-off
 └─ UnexpectedEvent            1   a bug in the round machine; carries the last events
 """
@@ -101,6 +102,10 @@ class ConfigError(HslError):
 
 
 class DataError(ConfigError):
+    pass
+
+
+class Diverged(ConfigError):
     pass
 
 

@@ -74,7 +74,7 @@ def _word(node: Node, trainer: str) -> str:
         return "degraded" if trainer in ("silent", "restarting") else "starting"
     if state.phase is Phase.HALTED:
         return "halted"
-    if trainer in ("silent", "restarting") or state.reason:
+    if trainer in ("silent", "restarting") or state.reason or "diverged" in node.alarms:
         return "degraded"
     match state.phase:
         case Phase.TRAIN:

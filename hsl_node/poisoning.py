@@ -107,6 +107,12 @@ def renew(journal: Journal, alarms: Alarms, me: Peer, peers: Sequence[Peer]) -> 
             alarms.settle(code)
 
 
+def named_in(journal: Journal, round: Round) -> str:
+    """Whose update was unlike the others' in this fusion, and how; empty: nobody's."""
+    record = journal.influence(round)
+    return "; ".join(f"{peer}: {text}" for peer, text in record["unusual"].items()) if record else ""
+
+
 # ------------------------------------------------------------------ the validation gate
 
 

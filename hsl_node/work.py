@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from hsl_node import __version__, identity, poisoning
-from hsl_node.errors import LocalStateError
+from hsl_node.errors import Diverged, LocalStateError
 from hsl_node.intake import claim_of
 from hsl_node.sync import round as machine
 from hsl_node.sync.manifest import Manifest, parse_manifest
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_ROOM_RETRY_S = 30.0
+DIVERGED = (
+    "nothing more is computed; `hsl-node pause`, then `hsl-node resume` tries again. Where the fused model is spoilt, "
+    'all hospitals see the same: agree on a new plan, with fusion = "median" or without the peer that is named. Where '
+    "only this site's training is, look at its data; else agree on a lower learning_rate"
+)
 
 
 class Work:
@@ -48,14 +53,15 @@ class Work:
         node = self._node
         await self._wait_for_room()
         try:
-            event = await node.trainer.run(
+            event = await self._run(
                 {
                     "job": "train",
                     "round": action.round,
                     "base": str(node.layout.fused(action.round - 1)),
                     "base_sha256": action.base,
                     "out": str(node.layout.outbox(action.round)),
-                }
+                },
+                base=Round(action.round - 1),
             )
         finally:
             self.epoch = self.busy = None
@@ -70,6 +76,27 @@ class Work:
                 node.known_state(),
             )
         )
+
+    async def _run(self, job: dict[str, Any], base: Round) -> dict[str, Any]:
+        """A job of the trainer, on the fused model of round `base`. One that gives no finite numbers is over, but not
+        the daemon: it stays reachable, says so, and the operator may have it tried again.
+
+        Raises:
+            HslError: what only the operator's files can mend.
+        """
+        node = self._node
+        node.alarms.settle("diverged")
+        try:
+            return await node.trainer.run(job)
+        except Diverged as exc:
+            self.epoch = self.busy = None
+            fault = poisoning.named_in(node.journal, base)
+            text = exc.message + (f". In the fusion that it began with: {fault}" if fault else "")
+            node.alarms.sound("diverged", text, DIVERGED)
+            node.journal.note("error", "diverged", text)
+            await node.trainer.stop()
+            await asyncio.Event().wait()  # until `pause`, or the end
+            raise
 
     def _manifest(
         self, round: Round, sha256: Digest, size: int, samples: int, auc: float | None, state: machine.State
@@ -165,7 +192,8 @@ class Work:
         node = self._node
         round = self.last_to_validate()
         if round is not None:
-            await node.trainer.run({"job": "validate", "round": round, "base": str(node.layout.fused(round))})
+            job = {"job": "validate", "round": round, "base": str(node.layout.fused(round))}
+            await self._run(job, base=round)
         self.busy = None
         await node.trainer.stop()  # nothing more to train: give the memory back
 

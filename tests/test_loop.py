@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hsl_node.errors import ConfigError, DataError, LocalStateError
-from hsl_node.sync.tensors import read_weights, sha256_of
+from hsl_node.errors import ConfigError, DataError, Diverged, LocalStateError
+from hsl_node.sync.tensors import MAGNITUDE_MAX, check_file, read_weights, schema_of, sha256_of, write_weights
 from hsl_node.train import checkpoint, loop
 from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, epoch_pairs, normalise, upload
 from hsl_node.train.checkpoint import RoundState, Validation
@@ -229,6 +229,24 @@ def test_a_loss_that_is_not_a_number_names_the_epoch_and_the_remedy(
     with pytest.raises(ConfigError, match="round 1, epoch 1") as caught:
         run(replace(site, method=spoilt), tmp_path)
     assert "learning_rate" in caught.value.remedy
+
+
+def test_threat_08_a_spoilt_fused_model_is_named_as_the_cause(tmp_path: Path) -> None:
+    """Every value passes the intake; together they overflow."""
+    weights = read_weights(base_of(learning.site(), tmp_path)[0])
+    huge = {n: np.full_like(w, MAGNITUDE_MAX) if w.dtype.kind == "f" else w for n, w in weights.items()}
+    digest = write_weights(tmp_path / "base", huge)
+    check_file(tmp_path / "base", schema_of(huge), sha256=digest)
+    with pytest.raises(Diverged, match="the fused model of round 1 is spoilt"):
+        run(learning.site(), tmp_path, round=2, base=tmp_path / "base", base_sha256=digest)
+
+
+def test_threat_08_weights_that_no_peer_would_take_are_not_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsl_node.sync.tensors.MAGNITUDE_MAX", 1e-3)
+    with pytest.raises(Diverged, match=r"round 1, epoch 1.*no peer would take it"):
+        run(learning.site(), tmp_path)
 
 
 def test_a_hospital_without_training_images_is_told_so(tmp_path: Path) -> None:

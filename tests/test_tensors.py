@@ -20,6 +20,7 @@ from hsl_node.errors import PeerDataError
 from hsl_node.sync.tensors import (
     DTYPES,
     HEADER_MAX_BYTES,
+    MAGNITUDE_MAX,
     TENSORS_MAX,
     Schema,
     check_file,
@@ -369,6 +370,31 @@ def test_threat_07_a_bad_value_in_the_last_chunk_of_a_large_tensor_is_found(tmp_
     schema = schema_of({"w": big})
     big[-1] = np.nan
     require_refused(tmp_path / "x", schema, write_weights(tmp_path / "x", {"w": big}), code="nonfinite")
+
+
+@pytest.mark.parametrize("value", [1e38, -1e38, 1.01 * MAGNITUDE_MAX])
+@pytest.mark.parametrize("name", [n for n, a in FLOATS.items() if a.dtype.itemsize > 2 and a.dtype.kind == "f"])
+def test_threat_08_a_value_beyond_all_honest_ones_is_refused_and_the_tensor_named(tmp_path, name, value):
+    weights = {n: a.copy() for n, a in FLOATS.items()}
+    weights[name][(-1,) * weights[name].ndim] = value
+    sha256 = write_weights(tmp_path / "x", weights)
+    with pytest.raises(PeerDataError, match=name) as refusal:
+        check_file(tmp_path / "x", schema_of(FLOATS), sha256=sha256)
+    assert refusal.value.code == "magnitude"
+
+
+def test_threat_08_a_negative_variance_is_refused(tmp_path):
+    """Finite, and small: but BatchNorm takes its square root."""
+    weights = {"e.bn1.running_var": np.array([1, -1e-3], np.float32)}
+    sha256 = write_weights(tmp_path / "x", weights)
+    require_refused(tmp_path / "x", schema_of(weights), sha256, code="magnitude")
+
+
+def test_large_counters_and_honest_statistics_pass(tmp_path):
+    big = {"bn.num_batches_tracked": np.array(2**60), "bn.running_var": np.array([0, 4.5e7], np.float32)}
+    weights = {**big, "w": np.array([-MAGNITUDE_MAX, MAGNITUDE_MAX])}
+    sha256 = write_weights(tmp_path / "x", weights)
+    check_file(tmp_path / "x", schema_of(weights), sha256=sha256)
 
 
 def test_a_wrong_hash_is_reported_before_what_the_wrong_bytes_hold(tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cluster import Cluster
 from learning import blobs, site, small_plan
 
-from hsl_node import history, report
+from hsl_node import control, history, report
 from hsl_node.alarms import Alarms
 from hsl_node.config import Plan
 from hsl_node.poisoning import fuse_watched, record_fusion, record_validation, renew
@@ -120,6 +121,81 @@ def test_threat_08_a_peer_with_flipped_labels_is_named_by_the_fourth_round(tmp_p
     journal.close()
     assert list(found) == [f"influence {culprit}"]
     assert "parts of its update point against the others'" in found[f"influence {culprit}"]
+
+
+def test_threat_08_a_checkpoint_beyond_all_bounds_reaches_no_fusion_and_ends_no_daemon(tmp_path: Path) -> None:
+    """birch hands out finite values of 1e38: refused by name, with a receipt."""
+    plan = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=1, plateau_rounds=100)
+    with Cluster(tmp_path, sorted(SIZES), plan) as cluster:
+        cluster.trainer = ["--times", "1e37"]
+        cluster.start(BIRCH)
+        cluster.trainer = ["--fragile"]
+        cluster.start(ASH)
+        cluster.start(CEDAR)
+        for peer in (ASH, CEDAR):
+            status = cluster.wait_until(
+                peer, lambda s: any(w["code"] == "refused birch" for w in s["warnings"]), "refused"
+            )
+            assert "(magnitude)" in next(w["text"] for w in status["warnings"] if w["code"] == "refused birch")
+            status = cluster.wait_until(peer, lambda s: s["waiting_for"] == ["birch"], "waits for birch alone")
+            assert status["last_fused"] is None
+        received = {p["name"]: p for p in cluster.status(BIRCH)["peers"]}
+        assert set(received) == {ASH, CEDAR}
+        cluster.wait_until(
+            BIRCH, lambda s: all(p["receipt"] == "round 1: magnitude" for p in s["peers"]), "told by both"
+        )
+
+
+def test_threat_08_a_fused_model_that_overflows_ends_no_daemon_and_names_the_poisoner(tmp_path: Path) -> None:
+    """Within the bound, and still too much. The daemons stay, at each start, and go on when they are told to."""
+    plan = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=1, plateau_rounds=100)
+    with Cluster(tmp_path, sorted(SIZES), plan) as cluster:
+        cluster.trainer = ["--times", "1e7"]
+        cluster.start(BIRCH)
+        cluster.trainer = ["--fragile"]
+        cluster.start(ASH)
+        cluster.start(CEDAR)
+        for peer in (ASH, CEDAR):
+            status = cluster.wait_until(peer, lambda s: s["state"] == "degraded", "degraded")
+            require_named(status)
+        assert cluster.stop(ASH) == 0
+        cluster.start(ASH)
+        require_named(cluster.wait_until(ASH, lambda s: s["state"] == "degraded", "degraded again"))
+        assert cluster.stop(ASH) == 0
+        cluster.trainer = []
+        cluster.start(ASH)
+        cluster.wait_until(ASH, lambda s: s["round"] == 2 and s["phase"] == "collect", "trained, once it could")
+
+
+def test_threat_08_a_job_that_diverged_is_tried_again_by_pause_and_resume(tmp_path: Path) -> None:
+    plan = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=1, plateau_rounds=100)
+    with Cluster(tmp_path, sorted(SIZES)[:2], plan, trainer=["--fragile"]) as cluster:
+        cluster.start(ASH)
+        cluster.trainer = ["--times", "1e7"]
+        cluster.start(BIRCH)
+        cluster.wait_until(ASH, lambda s: s["state"] == "degraded", "degraded")
+        for op in ("pause", "resume"):
+            control.ask(cluster.layout(ASH).state, op)
+        cluster.wait_until(
+            ASH,
+            lambda s: sum(n["code"] == "diverged" for n in notes(cluster)) >= 2 and s["state"] == "degraded",
+            "again",
+        )
+
+
+def notes(cluster: Cluster) -> list[dict[str, object]]:
+    journal = Journal.read_only(cluster.layout(ASH).journal)
+    try:
+        return journal.rows("notes")
+    finally:
+        journal.close()
+
+
+def require_named(status: dict[str, Any]) -> None:
+    warning = next(w for w in status["warnings"] if w["code"] == "diverged")
+    assert "the fused model of round 1 is spoilt" in warning["text"]
+    assert "birch: its update has norm" in warning["text"]
+    assert "hsl-node resume" in warning["fix"]
 
 
 def test_threat_08_daemons_name_the_culprit_everywhere_and_finish_with_one_model(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ Weights = Mapping[str, Array]  # name -> array, dtype kept
 
 HEADER_MAX_BYTES = 1024 * 1024  # a ResNet50 MMoE has 700 tensors and a 75 KiB header
 TENSORS_MAX = 10_000
+# The same for all, or one peer would take what another refuses. Weights stay below 10; the variances that BatchNorm
+# keeps, squares, came to 12 at the default learning rate, to 2e5 at 0.1, to 4e7 at 1, the highest that a plan may have.
+MAGNITUDE_MAX = 1e9
 CHUNK_BYTES = 1024 * 1024  # a chunk stays in the processor's cache; larger ones are no faster
 DTYPES = {
     "F64": "<f8",
@@ -148,7 +151,7 @@ def check_file(path: Path, schema: Schema, *, sha256: str, known_sha256: str | N
     `known_sha256` spares the second read where this process itself received and hashed the bytes.
 
     Raises:
-        PeerDataError: code `size`, `header`, `sha256` or `nonfinite`.
+        PeerDataError: code `size`, `header`, `sha256`, `nonfinite` or `magnitude`.
     """
     size = path.stat().st_size
     if size != schema.file_bytes:
@@ -161,19 +164,33 @@ def check_file(path: Path, schema: Schema, *, sha256: str, known_sha256: str | N
             parse_header(header)  # says what is malformed, if it is
             raise PeerDataError("names, dtypes or shapes are not those of this model", code="header")
         digest = hashlib.sha256(header)
-        bad = ""
+        bad: PeerDataError | None = None
         for spec in schema.tensors:
             for chunk in _chunks(file, spec):
                 if known_sha256 is None:
                     digest.update(chunk.data)
-                if chunk.dtype.kind == "f" and not np.isfinite(chunk).all():
-                    bad = bad or spec.name
+                bad = bad or fault(spec.name, chunk)
         if known_sha256 is None and digest.hexdigest() != sha256:
             raise PeerDataError(
                 f"file has sha256 {digest.hexdigest()[:12]}, manifest says {sha256[:12]}", code="sha256"
             )
     if bad:
-        raise PeerDataError(f"tensor {bad!r} holds NaN or infinity", code="nonfinite")
+        raise bad
+
+
+def fault(name: str, values: Array) -> PeerDataError | None:
+    """Why these values of a tensor are not to be fused: code `nonfinite` or `magnitude`. Counters may be any."""
+    if values.dtype.kind != "f":
+        return None
+    low, high = float(values.min()), float(values.max())  # NaN where a value is
+    if not math.isfinite(low) or not math.isfinite(high):
+        return PeerDataError(f"tensor {name!r} holds NaN or infinity", code="nonfinite")
+    if max(-low, high) > MAGNITUDE_MAX:
+        worst = max(-low, high)
+        return PeerDataError(f"tensor {name!r} holds {worst:.3g}, beyond {MAGNITUDE_MAX:.0e}", code="magnitude")
+    if low < 0 and name.endswith("running_var"):  # its square root is taken
+        return PeerDataError(f"tensor {name!r} holds a negative variance, {low:.3g}", code="magnitude")
+    return None
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> Digest:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hsl_node.errors import ConfigError, DataError, LocalStateError
+from hsl_node.errors import DataError, Diverged, LocalStateError
 from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest
-from hsl_node.sync.tensors import read_weights, sha256_of, write_weights
+from hsl_node.sync.tensors import fault, read_weights, sha256_of, write_weights
 from hsl_node.train import checkpoint
 from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload, upload_labels
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
@@ -33,6 +33,7 @@ from hsl_node.train.weights import load_weights, to_weights
 
 log = logging.getLogger(__name__)
 
+LOWER = 'training diverged: agree on a lower learning_rate, or on precision = "float32"'
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -62,7 +63,7 @@ def train_round(
 
     Raises:
         DataError: no training images.
-        ConfigError: the loss is not a finite number.
+        Diverged: a loss or an output is not a finite number, or a weight is one that no peer would take.
         LocalStateError: `base` is not the file it should be, or the disk fails.
     """
     epochs = epochs or site.plan.epochs_per_round
@@ -196,7 +197,7 @@ def _open_round(
     elif round > 1:
         log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
     load_weights(learner.model, read_weights(base), site.method.shared(learner.model))
-    worth = validate(site, learner.model, ticker(report, f"validating the weights of round {round - 1}"))
+    worth = worth_of(site, learner.model, round - 1, report)
     report(validated(site, round - 1, worth))
     machine = site.machine
     return learner, RoundState(
@@ -228,6 +229,9 @@ def _after_epoch(
     state = replace(state, best=Best(epoch, found, sha256="", bytes=0))
     path = checkpoint.best_path(folder, state)
     weights = to_weights(learner.model, site.method.shared(learner.model))
+    bad = next(filter(None, (fault(name, array) for name, array in weights.items())), None)
+    if bad is not None:
+        raise Diverged(f"{bad.message} (round {state.round}, epoch {epoch}): no peer would take it", remedy=LOWER)
     digest = write_weights(path, weights, Step.TRAINER_BEST)
     return replace(state, best=Best(epoch, found, digest, path.stat().st_size))
 
@@ -274,10 +278,20 @@ def _batch(site: Site, p: Indices, a: Indices) -> Batch:
 
 def _require_finite(total: torch.Tensor, round: int, epoch: int, batch: int) -> None:
     if not bool(torch.isfinite(total).all()):
-        raise ConfigError(
-            f"the loss is not a finite number (round {round}, epoch {epoch}, batch {batch})",
-            remedy='training diverged: agree on a lower learning_rate, or on precision = "float32"',
-        )
+        raise Diverged(f"the loss is not a finite number (round {round}, epoch {epoch}, batch {batch})", remedy=LOWER)
+
+
+def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Validation:
+    """Validate the fused model of `round`.
+
+    Raises:
+        Diverged: it gives no finite numbers, here as at every other peer.
+    """
+    try:
+        return validate(site, model, ticker(report, f"validating the weights of round {round}"))
+    except Diverged as exc:
+        what = f"the fused model of round {round}" if round else "the initial model"
+        raise Diverged(f"{what} is spoilt: {exc.message}", remedy=exc.remedy) from exc
 
 
 def validated(site: Site, round: int, found: Validation) -> dict[str, Any]:

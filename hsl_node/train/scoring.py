@@ -7,6 +7,7 @@ image alone. `anchor_pairing="random"` gives the published behaviour, to measure
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsl_node.config import Plan
-from hsl_node.errors import ConfigError
+from hsl_node.errors import ConfigError, Diverged
 from hsl_node.sync.tensors import read_weights
 from hsl_node.train import metrics
 from hsl_node.train.backbone import use_precision
@@ -108,6 +109,8 @@ def validate(site: Site, model: nn.Module, tick: Tick = no_tick) -> Validation:
     logits = forward(site.method, model, site.dataset.images, where, embedding, site.machine, tick)
     labels = site.dataset.labels[where]
     loss = primary_loss(logits, torch.from_numpy(labels)).item()
+    if not math.isfinite(loss):
+        raise _spoilt("validation loss")
     return Validation(metrics.measure(labels, as_probabilities(logits)).auc, loss)
 
 
@@ -151,7 +154,7 @@ def forward(
     """Primary logits (N, C) of the images at `where`, on the CPU.
 
     Raises:
-        ConfigError: a logit is not a finite number: the weights are spoilt.
+        Diverged: a logit is not a finite number: the weights are spoilt.
     """
     reference = None if embedding is None else embedding.to(machine.device)
 
@@ -161,11 +164,15 @@ def forward(
 
     found = _run(model, logits, images, where, machine, tick)
     if not bool(torch.isfinite(found).all()):
-        raise ConfigError(
-            "the model's output is not a finite number",
-            remedy="training diverged: use a lower learning_rate in the plan, and look at the loss in `hsl-node logs`",
-        )
+        raise _spoilt("output")
     return found
+
+
+def _spoilt(what: str) -> Diverged:
+    return Diverged(
+        f"the model's {what} is not a finite number",
+        remedy="training diverged: use a lower learning_rate in the plan, and look at the loss in `hsl-node logs`",
+    )
 
 
 def as_probabilities(logits: Tensor) -> NDArray[np.float32]:

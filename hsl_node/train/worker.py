@@ -29,9 +29,9 @@ from typing import IO, Any
 from hsl_node.errors import DiskFailed, HslError, TrainerError
 from hsl_node.train import site as opening
 from hsl_node.train.lock import hold_lock
-from hsl_node.train.loop import Report, train_round, validated
+from hsl_node.train.loop import Report, train_round, validated, worth_of
 from hsl_node.train.method import Site
-from hsl_node.train.scoring import open_model, validate
+from hsl_node.train.scoring import open_model
 from hsl_node.train.sources import SPLIT_NAMES, TRAIN
 from hsl_node.train.throttle import ticker
 
@@ -107,8 +107,7 @@ class Worker:
 
     def _validate(self, round: int, base: Path) -> None:
         _, model = open_model(base, self.site.plan, self.site.machine)
-        found = validate(self.site, model, ticker(self.report, f"validating the weights of round {round}"))
-        self.report(validated(self.site, round, found))
+        self.report(validated(self.site, round, worth_of(self.site, model, round, self.report)))
 
 
 def main(argv: list[str] | None = None) -> int:
