@@ -13,8 +13,8 @@ from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.sync import receive
 from hsl_node.sync.limits import LOG_LINES_PER_MINUTE, LogLimit
 from hsl_node.sync.manifest import Manifest, content_digest
-from hsl_node.sync.names import Digest, Peer
-from hsl_node.sync.receive import Arrival, Refusal
+from hsl_node.sync.names import Digest, FileName, Peer
+from hsl_node.sync.receive import Arrival, Refusal, Repeat
 from hsl_node.sync.round import Arrived, Claim
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 RESCAN_S = 30.0  # the embedded inbox announces every arrival; this is the safety net
 RESCAN_DIRECTORY_S = 1.0  # an inbox that another server writes has to be looked at
+AGAIN_S = 1.0  # before the next look, where the last one found what is known; an honest sender seldom repeats itself
+ACCEPTED_MAX = 8  # documents remembered per sender, the newest
 SWEEP_S = 3600.0  # how often forgotten parts are collected
 
 
@@ -37,6 +39,7 @@ class Intake:
         self.last_seen: dict[Peer, float] = {}
         self._wake = {p: asyncio.Event() for p in node.others}
         self._lines = LogLimit(LOG_LINES_PER_MINUTE)  # in log and journal
+        self._accepted: dict[Peer, dict[str, tuple[bytes, Manifest, str]]] = {p: {} for p in node.others}
 
     def wake(self, *peers: Peer) -> None:
         """Look into these inboxes now; no peer named: all of them."""
@@ -56,20 +59,26 @@ class Intake:
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 await asyncio.to_thread(self._sweep, peer)
+            again = False
             for item in await asyncio.to_thread(self._scan, peer, node.work.software()):
                 if node.keyring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
                     break
                 match item:
                     case Arrival():
-                        await self._arrived(item)
+                        again |= await self._arrived(item)
                     case Refusal():
-                        self._refused(item)
+                        again |= self._refused(item)
+                    case Repeat():
+                        again = True
+                        self._repeated(item)
+            if again:
+                await asyncio.sleep(AGAIN_S)
             with contextlib.suppress(TimeoutError):
                 # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with what it waits for.
                 async with asyncio.timeout(RESCAN_S if self._foreign is None else RESCAN_DIRECTORY_S):
                     await wake.wait()
 
-    def _scan(self, peer: Peer, software: str) -> list[Arrival | Refusal]:
+    def _scan(self, peer: Peer, software: str) -> list[Arrival | Refusal | Repeat]:
         node = self._node
         return receive.scan(
             peer,
@@ -82,6 +91,7 @@ class Intake:
             me=node.me,
             take_digest=node.server.take_digest if node.server else (lambda p, name: None),
             kept=self._kept,
+            accepted=self._known,
             software=software,
             foreign=self._foreign is not None,
             keyring=node.keyring,
@@ -101,11 +111,25 @@ class Intake:
         path = self._node.layout.inbox(manifest.round, Peer(manifest.peer))
         return path if path.exists() else None
 
-    async def _arrived(self, arrival: Arrival) -> None:
+    def _known(self, name: FileName, document: bytes) -> Manifest | None:
+        """What was accepted by these bytes and a receipt of our present key, if its checkpoint is still here."""
+        node = self._node
+        accepted, manifest, key = self._accepted[name.peer].get(str(name), (b"", None, ""))
+        if manifest is None or accepted != document or key != node.identity.public:
+            return None
+        passed = manifest.statement or manifest.round < node.known_state().round
+        return manifest if passed or self._kept(manifest) else None
+
+    def _repeated(self, repeat: Repeat) -> None:
+        if not receive.answered(repeat.sender, repeat.manifest, homes=self.homes):
+            self._answer(repeat, "accepted", "")
+
+    async def _arrived(self, arrival: Arrival) -> bool:
+        """Take it. Gives whether its sender had told us of this round before."""
         node, peer, manifest = self._node, arrival.sender, arrival.manifest
         self.last_seen[peer] = time.time()
         if self._starts_elsewhere(arrival):
-            return
+            return False
         node.alarms.settle(f"setup {peer}")
         node.alarms.settle(f"refused {peer}")
         known = node.journal.manifest(manifest.round, peer)
@@ -114,13 +138,13 @@ class Intake:
             if arrival.data is not None:
                 arrival.data.unlink(missing_ok=True)
             node.apply(Arrived(claim_of(manifest)))  # halts
-            return self._answer(arrival, "equivocation", "two different manifests were signed for this round")
+            self._answer(arrival, "equivocation", "two different manifests were signed for this round")
+            return True
         if arrival.data is not None:
             await asyncio.to_thread(node.store.admit, arrival.data, manifest.round, peer)
-        log.info(
-            "checkpoint verified",
-            extra={"peer": peer, "round": manifest.round, "bytes": manifest.bytes, "sha256": manifest.sha256},
-        )
+        if self._lines.allows(f"{peer} (arrivals)"):
+            told = {"peer": peer, "round": manifest.round, "bytes": manifest.bytes, "sha256": manifest.sha256}
+            log.info("checkpoint verified", extra=told)
         node.apply(
             Arrived(claim_of(manifest)),
             lambda: node.journal.record_manifest(
@@ -129,6 +153,7 @@ class Intake:
         )
         self._answer(arrival, "accepted", "")
         node.proofs.wake()
+        return known is not None
 
     def _starts_elsewhere(self, arrival: Arrival) -> bool:
         """Before round 1: a peer that would start from another model is refused, and both sides are told."""
@@ -144,20 +169,22 @@ class Intake:
         self._answer(arrival, "initial", text)
         return True
 
-    def _refused(self, refusal: Refusal) -> None:
-        """Say why to our operator, and to the sender where its signature held."""
+    def _refused(self, refusal: Refusal) -> bool:
+        """Say why to our operator, and to the sender where its signature held. Gives whether it was accepted once."""
         node, peer, manifest, error = self._node, refusal.sender, refusal.manifest, refusal.error
         if manifest is not None and refusal.code == "round":
             if manifest.round > node.known_state().round:
-                return  # not yet ours: it stays, and the next scan after the window moved takes it
+                return False  # not yet ours: it stays, and the next scan after the window moved takes it
             known = node.journal.manifest(manifest.round, peer)
             if known is not None and content_digest(known["content"]) == manifest.digest:  # our receipt was lost
-                return self._answer(refusal, "accepted", "")
+                self._answer(refusal, "accepted", "")
+                return True
             if known is not None and manifest.round > 0:
                 self._prove(known["document"], refusal)
             elif known is not None:
                 fix = "restore its state directory from backup, or start a new federation: this one has begun"
-                return node.alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
+                node.alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
+                return False
         if self._lines.allows(peer):
             told = {"peer": peer, "file": refusal.name, "code": refusal.code, "reason": escaped(error.message)}
             log.warning("refused", extra=told)
@@ -172,8 +199,9 @@ class Intake:
             node.alarms.sound(f"refused {peer}", text, fix)
         if manifest is not None:
             self._answer(refusal, refusal.code, error.message)
+        return False
 
-    def _answer(self, item: Arrival | Refusal, code: str, text: str) -> None:
+    def _answer(self, item: Arrival | Refusal | Repeat, code: str, text: str) -> None:
         assert item.manifest is not None
         receive.answer(
             item.sender,
@@ -185,6 +213,13 @@ class Intake:
             code=code,
             text=text,
         )
+        accepted, name = self._accepted[item.sender], str(item.manifest.file_name())
+        if code != "accepted":
+            accepted.pop(name, None)  # its receipt says something else now
+        elif not isinstance(item, Repeat) and item.document is not None:
+            accepted[name] = (item.document, item.manifest, self._node.identity.public)
+            for oldest in list(accepted)[:-ACCEPTED_MAX]:
+                del accepted[oldest]
 
     def _prove(self, first: bytes, second: Arrival | Refusal) -> None:
         """Two signed, different manifests of one round: keep both."""

@@ -37,7 +37,7 @@ from hsl_node.sync.manifest import (
     require_same_setup,
 )
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round, parse_file_name
-from hsl_node.sync.plain_files import open_folder, open_plain, unlink
+from hsl_node.sync.plain_files import exists, open_folder, open_plain, unlink
 from hsl_node.sync.tensors import Schema, check_file
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,14 @@ class Refusal:
         return self.error.code if isinstance(self.error, PeerDataError) else "setup"
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """A manifest that was accepted before, byte for byte; its checkpoint is kept. Not looked at again."""
+
+    sender: Peer
+    manifest: Manifest
+
+
 def scan(
     sender: Peer,
     *,
@@ -90,22 +98,26 @@ def scan(
     me: Peer,
     take_digest: Callable[[Peer, str], Digest | None] = lambda peer, name: None,
     kept: Callable[[Manifest], Path | None] = lambda manifest: None,
+    accepted: Callable[[FileName, bytes], Manifest | None] = lambda name, document: None,
     software: str = "",
     foreign: bool = True,
     keyring: Keyring | None = None,
-) -> list[Arrival | Refusal]:
+) -> list[Arrival | Refusal | Repeat]:
     """Everything in the sender's inbox/ that is complete, checked.
 
     A manifest whose data is not there yet waits, and so does data without manifest. A manifest one round beyond the
-    window is reported but stays: it becomes acceptable. Everything else that is refused is removed.
+    window is reported but stays: it becomes acceptable. Everything else that is refused is removed. `accepted` knows
+    documents that need no second look: checking a large checkpoint costs its receiver more than its sender.
 
     Raises:
         LocalStateError: our own disk or permissions.
     """
     assert sender != me
     keys = (keyring or Keyring.of(federation)).keys(sender)
-    context = _Context(sender, claimed, federation, current, schema, anchor, take_digest, kept, software, foreign, keys)
-    found: list[Arrival | Refusal] = []
+    context = _Context(
+        sender, claimed, federation, current, schema, anchor, take_digest, kept, accepted, software, foreign, keys
+    )
+    found: list[Arrival | Refusal | Repeat] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
         (claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
         manifests, junk = [], 0
@@ -175,6 +187,17 @@ def answer(
                 durable.disk.unlink(str(name), folder=inbox)
 
 
+def answered(sender: Peer, manifest: Manifest, *, homes: Path) -> bool:
+    """Let go of a manifest whose receipt still lies there. False: it has to be answered anew."""
+    name = manifest.file_name()
+    with _ours(f"receipts of {sender}"), open_folder(homes, sender, RECEIPTS) as folder:
+        if not exists(str(name.of(Kind.RECEIPT)), folder):
+            return False
+        with open_folder(homes, sender, INBOX) as inbox:
+            unlink(str(name), inbox)
+    return True
+
+
 def collect_parts(
     sender: Peer, *, homes: Path, claimed: Path, current: Round, now: float, max_age_s: float = PART_MAX_AGE_S
 ) -> int:
@@ -215,18 +238,22 @@ class _Context:
     anchor: str | None
     take_digest: Callable[[Peer, str], Digest | None]
     kept: Callable[[Manifest], Path | None]
+    accepted: Callable[[FileName, bytes], Manifest | None]
     software: str
     foreign: bool
     keys: tuple[str, ...]  # that may sign for the sender
 
 
-def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | None:
+def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | Repeat | None:
     """Check one manifest and its data. None: the data is not there yet."""
     document: bytes | None = None
     manifest: Manifest | None = None
     data: Path | None = None
     try:
         document = _read_document(inbox, name)
+        if (repeated := context.accepted(name, document)) is not None:
+            unlink(str(name.of(Kind.DATA)), inbox)
+            return Repeat(context.sender, repeated)
         line = verify(document, context.keys, MANIFEST_NAMESPACE)
         manifest = parse_manifest(line)
         check(manifest, name, context.federation, context.sender, context.current)
