@@ -6,7 +6,7 @@ import asyncio
 import functools
 import hashlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +78,15 @@ class Box:
 
 
 @asynccontextmanager
-async def inbox(tmp_path: Path, **limits: Any) -> AsyncIterator[Box]:
-    members = make_federation(3)
+async def inbox(
+    tmp_path: Path,
+    *,
+    addresses: Mapping[str, str] = {},
+    lot: random.Random = random.SystemRandom(),
+    **limits: Any,
+) -> AsyncIterator[Box]:
+    """`addresses`: of the federation file. `lot` draws who makes room."""
+    members = make_federation(3, addresses=addresses)
     homes = tmp_path / "homes"
     tmp_path.mkdir(exist_ok=True)
     box = Box(None, 0, members, homes)  # type: ignore[arg-type]
@@ -94,6 +101,7 @@ async def inbox(tmp_path: Path, **limits: Any) -> AsyncIterator[Box]:
         on_connect=box.connects.append,
         on_fatal=box.fatal.append,
         limits=Limits(**limits),
+        lot=lot,
     )
     box.port = await box.server.start("127.0.0.1", 0)
     try:

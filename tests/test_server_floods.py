@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import time
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import asyncssh
 import pytest
 from asyncssh.packet import Byte, String, UInt32, UInt64
 from asyncssh.sftp import SFTPError
-from boxes import BIRCH, CEDAR, DATA, DATA_BYTES, SHA, inbox, on_loop, put, until
+from boxes import ASH, BIRCH, CEDAR, DATA, DATA_BYTES, SHA, Box, inbox, on_loop, put, until
+from hostile import log_in as connect
 
-from hsl_node.sync.link import UNSENT_MAX_BYTES, _source
+from hsl_node.sync.link import UNSENT_MAX_BYTES, source_of
 
 # ---------------------------------------------------------------- floods (threats 4, 5)
 
@@ -122,7 +125,7 @@ async def test_threat_04_sessions_opened_and_closed_leave_nothing_behind(tmp_pat
      ("fe80::1%eth0", "fe80::2", True)],
 )  # fmt: skip
 def test_threat_05_a_source_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, same: bool) -> None:
-    assert (_source(one) == _source(other)) == same
+    assert (source_of(one) == source_of(other)) == same
 
 
 @on_loop
@@ -247,6 +250,113 @@ async def test_threat_05_strangers_are_capped_in_total_as_well(tmp_path: Path) -
         await box.honest()
         assert box.server.counters.unauthenticated <= 5
         for _, writer in silent:
+            writer.close()
+
+
+class Newest(random.Random):
+    """A lot that falls on the last; `crowds` tells among how many."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.crowds: list[int] = []
+
+    def choice(self, seq: Any) -> Any:
+        self.crowds.append(len(seq))
+        return seq[-1]
+
+
+ELSEWHERE = {name: f"{name}.example.org:2222" for name in ("ash", "birch", "cedar")}
+
+
+@on_loop
+async def test_threat_05_a_source_that_a_peer_logged_in_from_has_places_of_its_own(tmp_path: Path) -> None:
+    """cedar's line is slow: a hundred strangers of as many sources come between its connection and its login."""
+    async with inbox(tmp_path, addresses=ELSEWHERE, strangers=8, sweep_s=3600) as box:
+        await box.honest()
+        async with slow_login(box) as login, flood(box, 100):
+            await until(lambda: box.server.counters.evicted == 92)
+            assert await login() == "logged in"
+
+
+@on_loop
+async def test_threat_05_the_address_of_the_federation_file_has_them_from_the_start(tmp_path: Path) -> None:
+    """The daemon was just started, so nobody logged in yet."""
+    addresses = ELSEWHERE | {"cedar": "127.0.0.1:9"}
+    async with (
+        inbox(tmp_path, addresses=addresses, strangers=8, sweep_s=3600) as box,
+        slow_login(box) as login,
+        flood(box, 100),
+    ):
+        await until(lambda: box.server.counters.evicted == 92)
+        assert await login() == "logged in"
+
+
+@on_loop
+async def test_threat_05_who_makes_room_is_drawn_by_lot_among_the_busiest_sources(tmp_path: Path) -> None:
+    """Nobody has logged in yet. The oldest is as good as the newest; here the lot always falls on the newest."""
+    lot = Newest()
+    async with (
+        inbox(tmp_path, addresses=ELSEWHERE, lot=lot, strangers=8, sweep_s=3600) as box,
+        slow_login(box) as login,
+        flood(box, 4, "127.0.9.1"),
+        flood(box, 10),
+    ):
+        await until(lambda: box.server.counters.evicted == 7)
+        assert lot.crowds == [4, 3, 2, 9, 9, 9, 9]
+        assert await login() == "logged in"
+
+
+@asynccontextmanager
+async def slow_login(box: Box) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """A connection of cedar's from 127.0.0.1 that the inbox has taken; the login goes on when it is called for."""
+    go, there = asyncio.Event(), asyncio.Event()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ours, theirs = await asyncio.open_connection("127.0.0.1", box.port)
+        await until(lambda: box.server.counters.unauthenticated == 1)
+        there.set()
+        await go.wait()
+        await asyncio.gather(carry(reader, theirs), carry(ours, writer))
+
+    async def log_in() -> str:
+        key = box.members.identities[CEDAR].key
+        host_key = box.members.identities[ASH].key.convert_to_public()
+        async with connect(proxy.sockets[0].getsockname()[1], CEDAR, key, host_key):
+            return "logged in"
+
+    proxy = await asyncio.start_server(held, "127.0.0.1", 0)
+    task = asyncio.create_task(log_in())
+    await there.wait()
+
+    def login() -> Awaitable[str]:
+        go.set()
+        return task
+
+    try:
+        yield login
+    finally:
+        task.cancel()
+        proxy.close()
+
+
+@asynccontextmanager
+async def flood(box: Box, count: int, source: str = "") -> AsyncIterator[None]:
+    """Silent connections, each from a source of its own, or all from one."""
+    writers = []
+    for number in range(count):
+        address = source or f"127.0.{1 + number // 200}.{1 + number % 200}"
+        _, writer = await asyncio.open_connection("127.0.0.1", box.port, local_addr=(address, 0))
+        writers.append(writer)
+    try:
+        yield
+    finally:
+        for writer in writers:
             writer.close()
 
 

@@ -12,6 +12,7 @@ from hsl_node.sync.names import Peer
 
 log = logging.getLogger(__name__)
 
+SOURCES_PER_PEER = 4  # two gateways with two kinds of address
 LOG_LINES_PER_MINUTE = 20  # enough to see what is going on; the counters count on
 
 
@@ -30,7 +31,7 @@ class Limits:
 
     login_timeout_s: float = 20
     login_attempts: int = 4
-    strangers: int = 64  # unauthenticated connections in total
+    strangers: int = 64  # unauthenticated connections in total, and as many from sources that peers logged in from
     strangers_per_source: int = 16  # per IPv4 address or IPv6 /64; hospitals may share one gateway
     connections_per_peer: int = 2  # the live one and one that the network has forgotten
     sessions_per_peer: int = 2
@@ -43,6 +44,20 @@ class Limits:
     offer_files_per_hour: int = 160  # bytes of so many checkpoints: own, of 63 others for two rounds, and again
     log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer or source; the counters count on
     quota: Quota = field(default_factory=Quota)
+
+
+class Sources:
+    """From where each peer logged in, the newest few: a hostile one can't fill the table."""
+
+    def __init__(self) -> None:
+        self._of: dict[Peer, list[str]] = {}
+
+    def add(self, peer: Peer, source: str) -> None:
+        before = [s for s in self._of.get(peer, ()) if s != source]
+        self._of[peer] = [*before, source][-SOURCES_PER_PEER:]
+
+    def __contains__(self, source: str) -> bool:
+        return any(source in sources for sources in self._of.values())
 
 
 class Allowance:

@@ -48,7 +48,7 @@ class Link(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self.conn = conn
-        self.source = _source(str(conn.get_extra_info("peername", ("",))[0]))
+        self.source = source_of(str(conn.get_extra_info("peername", ("",))[0]))
         # asyncssh ignores the transport's back-pressure: a client that never reads would grow our memory without end.
         self._transport = conn._transport
         assert self._transport is not None
@@ -235,7 +235,7 @@ class Session(SSHServerStreamSession[bytes]):
         return False
 
 
-def _source(address: str) -> str:
+def source_of(address: str) -> str:
     """Who opens connections, as far as an address tells: one IPv4 address, or one IPv6 /64."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -1,8 +1,8 @@
 """The embedded SFTP inbox: who may connect, how often and how fast. What they may do there is in `inbox_fs.py`.
 
 A peer is recognised by its verified key alone; the user name must then be that peer's name. Unauthenticated
-connections are cheap to open, so they are capped by making room: the oldest of the busiest source goes first, which
-lets an honest peer in even while its own address floods us.
+connections are cheap to open, so they are capped by making room: one of the busiest sources' goes, drawn by lot. The
+oldest would be whoever has a slow line. Sources that a peer logged in from have places of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,14 +21,14 @@ from pathlib import Path
 import asyncssh
 from asyncssh.kex import get_kex_algs
 
-from hsl_node.config import Federation, fingerprint
+from hsl_node.config import Federation, fingerprint, split_address
 from hsl_node.errors import ConfigError, LocalStateError, PeerDataError, escaped
 from hsl_node.identity import Identity
 from hsl_node.sync.algorithms import CIPHERS, KEY_EXCHANGES, MACS
 from hsl_node.sync.home import Home
 from hsl_node.sync.keyring import Keyring
-from hsl_node.sync.limits import Allowance, Counters, Limits, LogLimit
-from hsl_node.sync.link import Link
+from hsl_node.sync.limits import Allowance, Counters, Limits, LogLimit, Sources
+from hsl_node.sync.link import Link, source_of
 from hsl_node.sync.names import Digest, FileName, Peer, is_digest
 from hsl_node.sync.part import OpenFile
 from hsl_node.sync.runs import Runs
@@ -69,6 +70,7 @@ class InboxServer:
         offer: Callable[[Peer, str, bool], int] | None = None,
         limits: Limits = Limits(),
         keyring: Keyring | None = None,
+        lot: random.Random = random.SystemRandom(),
     ) -> None:
         """`on_commit(peer)`: a manifest lies in its inbox/; `on_fatal`: our disk failed, the process must end.
 
@@ -93,6 +95,10 @@ class InboxServer:
         self._peer_of: dict[bytes, Peer] = {}
         self._home: dict[Peer, Home] = {}
         self._links: list[Link] = []  # oldest first
+        self._lot = lot
+        self._sources = Sources()  # at first, those that the federation file gives as addresses
+        for card in federation.peer:
+            self._sources.add(Peer(card.name), source_of(split_address(card.address)[0]))
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="inbox")
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -213,20 +219,25 @@ class InboxServer:
         return self._home[peer]
 
     def admit(self, new: Link) -> None:
-        """A stranger knocks. Above the caps, the oldest stranger of its source, or of the busiest one, is sent away."""
+        """A stranger knocks. Above the caps, one stranger of its source, or of the busiest ones, is sent away.
+
+        Where a peer logged in from there before, only its like is: who never logged in competes with its own.
+        """
         self._links.append(new)
-        strangers = [link for link in self._links if link.peer is None]
+        familiar = new.source in self._sources
+        strangers = [k for k in self._links if k.peer is None and (k.source in self._sources) == familiar]
         sources = Counter(link.source for link in strangers)
-        crowd = None
+        crowd: list[Link] = []
         if sources[new.source] > self.limits.strangers_per_source:
-            crowd = new.source
+            crowd = [link for link in strangers if link.source == new.source]
         elif len(strangers) > self.limits.strangers:
-            crowd = sources.most_common(1)[0][0]
-        if crowd is not None:
-            oldest = next(link for link in strangers if link.source == crowd)
+            crowd = [link for link in strangers if sources[link.source] == max(sources.values())]
+        if crowd:
+            drawn = self._lot.choice(crowd)
             self.counters.evicted += 1
-            self.note(crowd, "unauthenticated connection closed to make room", source=crowd)
-            oldest.abort()
+            # One budget for all: sources are as cheap as connections.
+            self.note("strangers", "unauthenticated connection closed to make room", source=drawn.source)
+            drawn.abort()
         self._count_strangers()
 
     def welcome(self, link: Link, peer: Peer) -> None:
@@ -235,6 +246,7 @@ class InboxServer:
         for oldest in mine[: max(0, len(mine) + 1 - self.limits.connections_per_peer)]:
             self.note(peer, "older connection closed for a newer one", peer=peer)
             oldest.abort()
+        self._sources.add(peer, link.source)
         self._count_strangers()
         self.note(peer, "peer connected", logging.INFO, peer=peer, source=link.source)
         link.login = self._runs.setdefault(peer, Runs()).login()
