@@ -78,13 +78,13 @@ class Offers:
         for row in node.journal.offered((asker, node.me), max(0, round - 2), ROUNDS_MAX):
             digest = _add(listed, row, row["document"])
             places[digest] = InJournal(row["round"], Peer(row["peer"]))
-            path = self._checkpoint(row["round"], Peer(row["peer"]))
-            if row["round"] >= round - 1 and path.exists():
-                places[row["sha256"]] = path
-        for row in node.journal.rows("fused"):
-            path = node.layout.fused(row["round"])
-            if row["round"] > 0 and path.exists():
-                places[row["sha256"]] = path
+            if row["round"] >= round - 1:
+                path = self._checkpoint(row["round"], Peer(row["peer"]))
+                if path.exists():
+                    places[row["sha256"]] = path
+        kept = node.layout.fused_files()  # few, however many rounds there were
+        for fused, sha256 in node.journal.fused_digests([r for r in kept if r > 0]).items():
+            places[sha256] = kept[fused]
         for row, document, manifest, data in self._unseen(asker):
             places.setdefault(_add(listed, row, document), manifest)
             if data is not None:

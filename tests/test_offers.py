@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import cProfile
 import hashlib
 import os
+import pstats
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import asyncssh
 import pytest
@@ -12,13 +16,17 @@ from asyncssh.constants import FXF_APPEND, FXF_CREAT, FXF_EXCL, FXF_READ, FXF_TR
 from asyncssh.sftp import SFTPError, SFTPNoSuchFile, SFTPPermissionDenied
 from boxes import ASH, BIRCH, CEDAR, DATA, DATA_BYTES, Box, inbox, on_loop, tree
 from cluster import Cluster
+from conftest import make_federation
 
 from hsl_node import identity
 from hsl_node.config import Plan
 from hsl_node.errors import PeerDataError
+from hsl_node.offers import Offers
 from hsl_node.sync.ask import ask
+from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
 from hsl_node.sync.offer import Offer, file_path, parse_offer, state_path
+from hsl_node.sync.store import Layout
 from hsl_node.sync.transport import connect
 
 NONCE = "0123456789abcdef"
@@ -149,6 +157,43 @@ async def test_an_answer_counts_only_for_its_question_its_asker_and_with_its_pee
         with pytest.raises(PeerDataError):
             as_manifest = ash.sign(offer.content(), identity.MANIFEST_NAMESPACE)
             parse_offer(as_manifest, federation, peer=ASH, asker=BIRCH, nonce=NONCE)
+
+
+def test_threat_04_a_list_costs_no_more_after_ten_thousand_rounds(tmp_path: Path) -> None:
+    """Counted in calls: files looked at and rows read are those that are kept or listed."""
+    calls = [calls_of_a_list(tmp_path / str(rounds), rounds) for rounds in (400, 2000)]
+    assert calls[1] < 1.05 * calls[0]
+
+
+def calls_of_a_list(folder: Path, rounds: int) -> int:
+    """Function calls that one list takes, after so many rounds of three peers."""
+    members = make_federation(3)
+    layout = Layout(folder)
+    layout.make()
+    journal = Journal.create(layout.journal)
+    with journal.transaction():
+        for round in range(rounds):
+            journal.record_fused(round, Digest(f"{round:064x}"))
+            for peer in members.peers:
+                digest = Digest(hashlib.sha256(f"{peer} {round}".encode()).hexdigest())
+                journal.record_manifest(round, peer, digest, digest.encode(), {})
+    for kept in (rounds - 2, rounds - 1):
+        layout.fused(kept).write_bytes(b"model")
+    state = SimpleNamespace(round=rounds - 1, phase="train")
+    node: Any = SimpleNamespace(
+        state=state, journal=journal, me=ASH, layout=layout, federation=members.federation,
+        identity=members.identities[ASH], intake=SimpleNamespace(homes=layout.homes),
+    )  # fmt: skip
+    offers = Offers(node)
+    os.close(offers.open(BIRCH, NONCE, False))  # what is imported late
+    profile = cProfile.Profile()
+    descriptor = profile.runcall(offers.open, BIRCH, NONCE, False)
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(0)
+        offer = parse_offer(file.read(), members.federation, peer=ASH, asker=BIRCH, nonce=NONCE)
+    assert {f"{kept:064x}" for kept in (rounds - 2, rounds - 1)} <= set(offer.files)
+    journal.close()
+    return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
 def test_threat_12_a_real_list_names_what_every_peer_was_sent_and_nothing_of_another_peers_home(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,11 @@ class Journal:
             f"SELECT * FROM manifests WHERE round >= ? AND peer NOT IN ({marks})", (since, *everything_of)
         ).fetchall()
         return [dict(row) for row in rows]
+
+    def fused_digests(self, rounds: Sequence[Round]) -> dict[Round, Digest]:
+        marks = ",".join("?" * len(rounds))
+        found = self._db.execute(f"SELECT round, sha256 FROM fused WHERE round IN ({marks})", tuple(rounds))
+        return {row["round"]: Digest(row["sha256"]) for row in found}
 
     def documents(self) -> list[dict[str, Any]]:
         """All verified manifests: signed `document` and decoded `content`."""

@@ -40,7 +40,7 @@ class Limits:
     progress_s: float = 120  # an unfinished transfer must bring `progress_bytes` in this time, or the link is cut;
     progress_bytes: int = 64 * 1024  # 64 peers on one 4 Mbit/s line get fifteen times as much each
     sweep_s: float = 5
-    offers_per_minute: int = 600  # lists of what is kept for a peer, each made anew; a node asks before each signature
+    offers_per_minute: int = 240  # lists of what is kept for a peer, 15 ms each; a node asks before each signature
     offer_files_per_hour: int = 160  # bytes of so many checkpoints: own, of 63 others for two rounds, and again
     log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer or source; the counters count on
     quota: Quota = field(default_factory=Quota)

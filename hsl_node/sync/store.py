@@ -60,6 +60,10 @@ class Layout:
         """Round 0: the initial weights."""
         return self.state / "fused" / f"r{round:06d}.safetensors"
 
+    def fused_files(self) -> dict[Round, Path]:
+        """The fused models whose files are there."""
+        return {_round_of(path): path for path in (self.state / "fused").glob("r*.safetensors")}
+
     def make(self) -> None:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state.chmod(0o700)
