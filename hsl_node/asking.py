@@ -27,6 +27,7 @@ from hsl_node.recover_mark import Mark, set_mark
 from hsl_node.sync.ask import ask, fetch_file, fetch_manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.runs import ALONE_S, believed
 from hsl_node.sync.tensors import sha256_of
 from hsl_node.sync.transport import OperationFailed, Patience, Transport, connect
 
@@ -48,6 +49,8 @@ class Asking:
         self._node = node
         self._not_before: dict[Peer, float] = {}  # after a refused key
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._saying: dict[Peer, float] = {}  # who says that our key is at work twice, since when
+        self.held_by: tuple[Peer, ...] = ()  # whose word keeps us from signing at this moment
 
     async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
         node = self._node
@@ -134,24 +137,37 @@ class Asking:
                     if is_ours:
                         self._set_back(offer)
             unread = {p: r for p, r in unread.items() if not node.keyring.is_revoked(p)}
-            twice = sorted(offer.peer for offer in offers if offer.twice)
-            if not self._object(twice, unread):
+            self.held_by = tuple(sorted({*self._twice(offers), *self._unread(unread)}))
+            if not self.held_by:
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_S[1])
 
-    def _object(self, twice: Sequence[str], unread: Mapping[Peer, Round]) -> bool:
-        """Tell what stands against a signature now; False: nothing."""
-        alarms = self._node.alarms
-        if twice:
-            alarms.sound(
-                "twice",
-                f"another process with this node's key is at work, says {', '.join(twice)}: a clone, or a second copy "
-                "of the state directory. This node signs nothing more",
-                "stop the one that is not meant to run, then restart the other: it asks its peers and goes on",
-            )
+    def _twice(self, offers: Sequence[Offer]) -> Sequence[Peer]:
+        """Whose word that our key is at work twice keeps us from signing: see `sync/runs.py`. Each word is told."""
+        node, now = self._node, time.monotonic()
+        saying = sorted(Peer(offer.peer) for offer in offers if offer.twice)
+        denying = sorted(offer.peer for offer in offers if not offer.twice)
+        self._saying = {peer: self._saying.get(peer, now) for peer in saying}
+        if not saying:
+            node.alarms.settle("twice")
+            return ()
+        who, others = ", ".join(saying), ", ".join(denying)
+        text = f"another process with this node's key is at work, says {who}: a clone, or a copy of the state directory"
+        fix = "stop the one that is not meant to run, then restart the other: it asks its peers and goes on"
+        held = believed(len(saying), len(denying), now - self._saying[saying[0]])
+        if held:
+            text += ". This node signs nothing more"
+            if len(saying) == 1 and denying:
+                text += f" for {ALONE_S / 60:.0f} minutes; {others}, asked as well, so far saw one process only"
         else:
-            alarms.settle("twice")
+            text += f". Not believed any more: {others}, asked as often, saw one process only. This node signs"
+        node.alarms.sound("twice", text, f"{fix}. If there is no second one, call {who}: its word holds the round up")
+        return saying if held else ()
+
+    def _unread(self, unread: Mapping[Peer, Round]) -> Sequence[Peer]:
+        """Who lists a signature of ours that we don't know, and does not show it."""
+        alarms = self._node.alarms
         if unread:
             what = "; ".join(f"{peer} (round {round})" for peer, round in sorted(unread.items()))
             alarms.sound(
@@ -162,7 +178,7 @@ class Asking:
             )
         else:
             alarms.settle("not shown")
-        return bool(twice or unread)
+        return tuple(unread)
 
     async def _is_ours(self, offer: Offer, newer: Sequence[Listed]) -> bool:
         """A list is a peer's word; our own signature is proof.

@@ -26,7 +26,7 @@ def snapshot(node: Node) -> dict[str, Any]:
     since = phases.get((state.round, str(state.phase)), node.started) if state else node.started
     fused = [r for r in node.journal.rows("fused") if r["round"] > 0]
     waiting = list(state.missing) if state and state.me in state.have else []
-    waiting = waiting or sorted(node.recovery.waiting)
+    waiting = waiting or sorted(node.recovery.waiting) or _held_by(node, trainer["state"])
     best = node.journal.best_fused()
     return {
         "schema": SCHEMA,
@@ -78,7 +78,7 @@ def _word(node: Node, trainer: str) -> str:
         return "degraded"
     match state.phase:
         case Phase.TRAIN:
-            return "paused" if node.paused else "training"
+            return "paused" if node.paused else "waiting" if _held_by(node, trainer) else "training"
         case Phase.FUSE:
             return "fusing"
         case Phase.FINISHED:
@@ -87,6 +87,11 @@ def _word(node: Node, trainer: str) -> str:
             return "agreeing"
         case _:
             return "sending" if any(r == state.round for r, _ in state.owed) else "waiting"
+
+
+def _held_by(node: Node, trainer: str) -> list[Peer]:
+    """Whose word keeps this node from signing; while it trains that costs nothing yet."""
+    return [] if trainer == "working" else list(node.asking.held_by)
 
 
 def _epoch(node: Node) -> dict[str, Any] | None:

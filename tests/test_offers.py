@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import cProfile
 import hashlib
 import os
@@ -17,6 +18,7 @@ from asyncssh.sftp import SFTPError, SFTPNoSuchFile, SFTPPermissionDenied
 from boxes import ASH, BIRCH, CEDAR, DATA, DATA_BYTES, Box, inbox, on_loop, tree
 from cluster import Cluster
 from conftest import make_federation
+from test_equivocation import begin, in_memory, signed
 
 from hsl_node import identity
 from hsl_node.config import Plan
@@ -26,6 +28,8 @@ from hsl_node.sync.ask import ask
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
 from hsl_node.sync.offer import Offer, file_path, parse_offer, state_path
+from hsl_node.sync.runs import ALONE_S, believed
+from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout
 from hsl_node.sync.transport import connect
 
@@ -157,6 +161,76 @@ async def test_an_answer_counts_only_for_its_question_its_asker_and_with_its_pee
         with pytest.raises(PeerDataError):
             as_manifest = ash.sign(offer.content(), identity.MANIFEST_NAMESPACE)
             parse_offer(as_manifest, federation, peer=ASH, asker=BIRCH, nonce=NONCE)
+
+
+@pytest.mark.parametrize(
+    ("saying", "denying", "since_s", "held"),
+    [
+        (0, 2, 0, False),
+        (1, 1, 0, True),
+        (1, 1, ALONE_S - 1, True),
+        (1, 1, ALONE_S, False),  # a clone would have met the other one too
+        (1, 62, ALONE_S, False),
+        (1, 0, 10 * ALONE_S, True),  # two hospitals, or nobody else answers: nothing speaks against it
+        (2, 1, 10 * ALONE_S, True),
+        (2, 61, 10 * ALONE_S, True),
+    ],
+)
+def test_threat_12_one_peers_word_of_a_clone_is_believed_for_a_while_and_that_of_two_without_end(
+    saying: int, denying: int, since_s: float, held: bool
+) -> None:
+    assert believed(saying, denying, since_s) is held
+
+
+LIAR_PLAN = Plan(method="fedavg", fusion="mean", rounds=5, epochs_per_round=1, plateau_rounds=100)
+IMPATIENT = "import hsl_node.asking as a, hsl_node.sync.runs as r; a.RETRY_S, a.ALONE_S, r.ALONE_S = (0.1, 0.1), 2, 2"
+
+
+@pytest.mark.parametrize("honest", [("ash", "birch"), ("ash",)])
+def test_threat_12_a_peer_that_speaks_of_a_clone_without_end_is_named_and_stops_only_whom_nobody_contradicts(
+    tmp_path: Path, honest: tuple[str, ...]
+) -> None:
+    """cedar delivers as it should, and says to whoever asks that two processes have its key."""
+    asyncio.run(asyncio.wait_for(slandered(tmp_path, honest), 200))
+
+
+async def slandered(tmp_path: Path, honest: tuple[str, ...]) -> None:
+    trainer = ["--bytes", "60000", "--tensors", "3"]
+    with Cluster(tmp_path, (*honest, "cedar"), LIAR_PLAN, trainer=trainer, prelude=IMPATIENT) as cluster:
+        liar = identity.load(cluster.layout("cedar").key)
+
+        def offer(asker: Peer, name: str, twice: bool) -> int:
+            content = Offer(
+                federation=cluster.federation.digest, peer="cedar", asker=asker, nonce=name, recovering=False,
+                round=1, phase="train", twice=True, manifests=[], files=[],
+            ).content()  # fmt: skip
+            return in_memory(liar.sign(content, identity.OFFER_NAMESPACE))
+
+        server = InboxServer(
+            identity=liar, federation=cluster.federation, me=CEDAR, homes=tmp_path / "homes",
+            data_bytes=200_000, on_commit=lambda peer: None, on_connect=lambda peer: None, offer=offer,
+        )  # fmt: skip
+        await server.start("127.0.0.1", cluster.ports["cedar"])
+        try:
+            await asyncio.to_thread(begin, cluster, "cedar", honest)
+            if len(honest) == 1:
+                status = await asyncio.to_thread(
+                    cluster.wait_until, "ash", lambda s: s["state"] == "waiting", "waits, having trained"
+                )
+                assert status["waiting_for"] == ["cedar"]
+                assert "says cedar" in slander(status)
+                return
+            for name in honest:  # nothing keeps round 1 from being signed
+                genuine = await asyncio.to_thread(signed, cluster, name, 1)
+                assert genuine["round"] == 1
+                status = await asyncio.to_thread(cluster.status, name)
+                assert "says cedar" in slander(status) and "Not believed any more" in slander(status)
+        finally:
+            await server.stop()
+
+
+def slander(status: dict[str, Any]) -> str:
+    return next(w["text"] for w in status["warnings"] if w["code"] == "twice")
 
 
 def test_threat_04_a_list_costs_no_more_after_ten_thousand_rounds(tmp_path: Path) -> None:

@@ -9,7 +9,19 @@ next one has logged in. So a login counts once its client has answered it, at th
 
 from __future__ import annotations
 
+# One peer says that our key is at work twice, others deny it: so long is it believed. We ask everybody twice a minute
+# meanwhile, and so does a clone that wants to sign: who can be reached has seen both by then.
+ALONE_S = 300.0
 RUNS_MAX = 64  # remembered per peer: a clone that slept for longer than 64 restarts is found by its signature
+
+
+def believed(saying: int, denying: int, since_s: float) -> bool:
+    """Do so many peers' words that another process has our key keep us from signing?
+
+    Nobody can prove it to us: what a peer saw is logins. To believe too little risks two signatures for one round,
+    which halt everybody; to believe one peer without end lets it stop everybody while it seems to do its part.
+    """
+    return saying > 1 or (saying == 1 and (denying == 0 or since_s < ALONE_S))
 
 
 class Runs:
