@@ -49,6 +49,7 @@ class Asking:
         self._node = node
         self._not_before: dict[Peer, float] = {}  # after a refused key
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._checking = asyncio.Lock()  # a third connection to a peer would cut the first, and its answer
         self._saying: dict[Peer, float] = {}  # who says that our key is at work twice, since when
         self.held_by: tuple[Peer, ...] = ()  # whose word keeps us from signing at this moment
 
@@ -112,6 +113,13 @@ class Asking:
         Raises:
             LocalStateError: this node was set back. The journal is marked: the next start asks everybody.
         """
+        async with self._checking:
+            try:
+                await self._until_nobody_objects()
+            finally:
+                self.held_by = ()
+
+    async def _until_nobody_objects(self) -> None:
         node, pause = self._node, RETRY_S[0]
         unread: dict[Peer, Round] = {}
         while True:
@@ -147,8 +155,9 @@ class Asking:
         """Whose word that our key is at work twice keeps us from signing: see `sync/runs.py`. Each word is told."""
         node, now = self._node, time.monotonic()
         saying = sorted(Peer(offer.peer) for offer in offers if offer.twice)
-        denying = sorted(offer.peer for offer in offers if not offer.twice)
-        self._saying = {peer: self._saying.get(peer, now) for peer in saying}
+        denying = sorted(Peer(offer.peer) for offer in offers if not offer.twice)
+        before = {p: since for p, since in self._saying.items() if p not in denying}  # silence takes nothing back
+        self._saying = before | {peer: before.get(peer, now) for peer in saying}
         if not saying:
             node.alarms.settle("twice")
             return ()
