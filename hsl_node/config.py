@@ -19,6 +19,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
+from hsl_node.hints import NOTHING_HERE
 from hsl_node.sync.names import Digest, Peer, parse_peer
 from hsl_node.toml_file import parse, read_text, read_toml, validate
 
@@ -243,9 +244,7 @@ class NodeConfig(Frozen):
 def load_node(state: Path) -> NodeConfig:
     path = state / "node.toml"
     if not path.exists():
-        raise NotInitialised(
-            f"{state} holds no node.toml", remedy="run `hsl-node init`, or point --state at the right folder"
-        )
+        raise NotInitialised(f"{state} holds no node.toml", remedy=NOTHING_HERE)
     return read_toml(path, NodeConfig)
 
 

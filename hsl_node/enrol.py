@@ -17,7 +17,8 @@ import tomli_w
 
 from hsl_node import config, identity, toml_file
 from hsl_node.config import Federation, NodeConfig, PeerCard, Plan
-from hsl_node.errors import FederationMismatch, NotInitialised, UsageError
+from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError
+from hsl_node.hints import NOTHING_HERE
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
@@ -186,6 +187,30 @@ def require_anchor(path: Path, federation: Federation) -> None:
         )
 
 
+def require_same_federation(journal: Journal, federation: Federation) -> None:
+    """Raises: FederationMismatch: rounds of another federation are in the journal."""
+    saved, before = journal.state(), journal.meta("federation")
+    if saved is not None and before != federation.digest and saved["round"] > 0:
+        raise FederationMismatch(
+            f"this journal belongs to federation {str(before)[:8]}, federation.toml is now {federation.fed8}",
+            remedy="join the old file again, or start the new federation in a new state directory",
+        )
+
+
+def require_own_anchor(state: Path, node: NodeConfig, federation: Federation) -> None:
+    """Raises: ConfigError: the federation's anchor set is not here. FederationMismatch: it is another one."""
+    if federation.anchor is None:
+        return
+    path, wanted = node.anchor or Layout(state).anchor, federation.anchor
+    if not path.exists():
+        raise ConfigError(
+            f"no anchor set at {path}; the federation uses {wanted.name!r}",
+            remedy="every other hospital has the same file (anchor.safetensors in its state directory): ask one "
+            f"for it and put it there. The right one has the fingerprint (sha256sum) {wanted.fingerprint}",
+        )
+    require_anchor(path, federation)
+
+
 def read_aloud(federation: Federation) -> str:
     """The first 80 bits of the federation's hash, for the telephone; it begins with the short hash."""
     return " ".join(federation.digest[i : i + 4] for i in range(0, 20, 4))
@@ -273,6 +298,4 @@ def require_owner(state: Path) -> None:
 def require_initialised(state: Path) -> None:
     """Raises: NotInitialised."""
     if not (state / "node.toml").exists():
-        raise NotInitialised(
-            f"{state} holds no node.toml", remedy="run `hsl-node init`, or point --state at the right folder"
-        )
+        raise NotInitialised(f"{state} holds no node.toml", remedy=NOTHING_HERE)

@@ -10,6 +10,11 @@ from pathlib import Path
 SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.service
 STATE_VARIABLE = "HSL_NODE_STATE"
 
+NOTHING_HERE = (
+    "a new node: `hsl-node init`. After a loss: `hsl-node restore FILE` brings back what a backup holds. Or point "
+    "--state at the right folder"
+)
+
 
 def state_directory(given: Path | None) -> Path:
     """What `--state` says, else the environment, else the usual place."""

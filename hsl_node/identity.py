@@ -8,6 +8,7 @@ A signed document is one line of canonical JSON followed by the armoured signatu
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,7 +76,7 @@ def load(path: Path) -> Identity:
         LocalStateError: others may read it, or it is no unencrypted ed25519 key.
     """
     if not path.exists():
-        raise NotInitialised(f"no node key at {path}", remedy="run `hsl-node init`")
+        raise NotInitialised(f"no node key at {path}", remedy=_without_key(path))
     # systemd shows a credential as 0440: the group bits are the mask of an access list that names only our user.
     credential = str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY")
     if path.stat().st_mode & (0o007 if credential else 0o077):
@@ -87,8 +88,20 @@ def load(path: Path) -> Identity:
             f"{path} cannot be used as node key: {exc}", remedy="restore it from your backup"
         ) from exc
     if key.get_algorithm() != "ssh-ed25519":
-        raise LocalStateError(f"{path} is no ed25519 key", remedy="make a new one with `hsl-node init`")
+        raise LocalStateError(f"{path} is no ed25519 key", remedy="restore it from your backup")
     return Identity(key)
+
+
+def _without_key(path: Path) -> str:
+    """Where a node was initialised its peers have pinned the key: another one would be of no use."""
+    state = path.parent.parent
+    if not (state / "node.toml").exists():
+        return "run `hsl-node init`"
+    return (
+        f"take it out of a backup of this node: tar -xf BACKUP -C {shlex.quote(str(state))} keys/{path.name}; all else "
+        "of it: `hsl-node restore`, into an empty folder. Where systemd hands the key over: systemd/README.md. Never "
+        "make another one: the peers have pinned this one"
+    )
 
 
 def find_key(usual: Path) -> Path:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsl_node import config, exports, identity
+from hsl_node import config, enrol, exports, identity
 from hsl_node.errors import UsageError
 from hsl_node.sync import keyring
 from hsl_node.sync.journal import Journal
@@ -53,11 +53,14 @@ def due(journal: Journal) -> Mark | None:
 
 
 def prepare(state: Path, without: tuple[str, ...] = (), documents: tuple[Path, ...] = ()) -> tuple[Peer, ...]:
-    """Mark the state directory: the next start asks these peers. Only keys, node.toml and federation.toml are needed.
+    """Mark the state directory: the next start asks these peers.
+
+    What must be here: the key, node.toml, federation.toml, and the anchor set where the plan has one.
 
     `documents`: folders of `hsl-node verify --export` at peers that cannot be asked: they know what we signed.
 
     Raises:
+        NotInitialised, ConfigError: one of these is missing; says where to get it.
         AlreadyRunning: stop the daemon first.
         UsageError: `without` names no other peer, or `documents` holds nothing that this node signed.
         PeerDataError, FederationMismatch: a document is not what its name says.
@@ -67,6 +70,7 @@ def prepare(state: Path, without: tuple[str, ...] = (), documents: tuple[Path, .
     key = identity.load(identity.find_key(Layout(state).key)).public
     ring = keyring.load(state, federation)
     keyring.require_mine(ring, node.name, key)
+    enrol.require_own_anchor(state, node, federation)
     others = tuple(p for p in federation.peers if p != node.name)
     for name in without:
         if name not in others:

@@ -16,8 +16,16 @@ from typer.testing import CliRunner
 from hsl_node import backup, config, enrol, identity, recover_mark
 from hsl_node.cli import main
 from hsl_node.commands.app import app
-from hsl_node.config import Plan
-from hsl_node.errors import AlreadyRunning, HslError, LocalStateError, UsageError
+from hsl_node.config import AnchorCard, Plan
+from hsl_node.errors import (
+    AlreadyRunning,
+    ConfigError,
+    FederationMismatch,
+    HslError,
+    LocalStateError,
+    NotInitialised,
+    UsageError,
+)
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout, Store
 
@@ -201,3 +209,21 @@ def test_the_commands_say_that_the_file_holds_the_key_and_what_comes_next(lived:
     with pytest.raises(SystemExit) as left:
         main(["--state", str(tmp_path / "new"), "recover", "--from-peers", "--without", "cedar"])
     assert left.value.code == 2
+
+
+def test_recover_names_what_is_missing_and_where_to_get_it(tmp_path: Path) -> None:
+    """Key and the two settings files are there; the anchor set, which every other hospital has, is not."""
+    anchor = AnchorCard(name="reference", fingerprint="a" * 64, images=10, image_size=32)
+    with Cluster(tmp_path, ("ash", "birch"), PLAN, anchor=anchor) as cluster:
+        state = cluster.layout("ash").state
+        asked = CliRunner().invoke(app, ["--state", str(state), "recover", "--from-peers"])
+        assert isinstance(asked.exception, ConfigError)
+        assert str(Layout(state).anchor) in asked.exception.message
+        assert "other hospital" in asked.exception.remedy and "a" * 64 in asked.exception.remedy
+        assert not Layout(state).journal.exists(), "it was marked though it cannot start"
+        Layout(state).anchor.write_bytes(b"another file")
+        asked = CliRunner().invoke(app, ["--state", str(state), "recover", "--from-peers"])
+        assert isinstance(asked.exception, FederationMismatch)
+        Layout(state).key.unlink()
+        asked = CliRunner().invoke(app, ["--state", str(state), "recover", "--from-peers"])
+        assert isinstance(asked.exception, NotInitialised) and "tar -xf BACKUP" in asked.exception.remedy

@@ -83,6 +83,15 @@ def test_a_missing_key_says_what_to_run(tmp_path):
     assert "hsl-node init" in missing.value.remedy
 
 
+def test_a_key_missing_where_a_node_was_initialised_comes_from_a_backup_and_is_never_made_anew(tmp_path):
+    (tmp_path / "node.toml").touch()
+    with pytest.raises(NotInitialised) as missing:
+        identity.load(tmp_path / "keys" / "node_ed25519")
+    remedy = missing.value.remedy
+    assert f"tar -xf BACKUP -C {tmp_path} keys/node_ed25519" in remedy and "systemd" in remedy
+    assert "hsl-node init" not in remedy
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
 def test_a_key_that_others_may_read_is_not_used(tmp_path, mode):
     identity.generate(tmp_path / "key")
