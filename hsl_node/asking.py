@@ -88,9 +88,11 @@ class Asking:
         broke: TransportError | None = None
         for offer in offers.values():
             if sha256 in offer.files:
+                giver = Peer(offer.peer)
+                folder = self._node.layout.fetched / giver
                 try:
-                    async with self.connected(Peer(offer.peer)) as link:
-                        await fetch_file(link, sha256, self._node.known_schema().file_bytes, target)
+                    async with self.connected(giver) as link:
+                        await fetch_file(link, sha256, self._node.known_schema().file_bytes, folder, target)
                     log.info("taken from a peer", extra={"peer": offer.peer, "sha256": sha256[:12]})
                     return True
                 except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
@@ -222,6 +224,11 @@ class Asking:
             f"this node was set back: {why}",
             remedy="start it again: it asks all peers and goes on. If a second copy of it runs, stop that one first",
         )
+
+
+def is_away(error: HslError) -> bool:
+    """It gave no answer, or lets us in no more; who says "no" is there."""
+    return isinstance(error, TransportError | KeyRefused) and not isinstance(error, OperationFailed)
 
 
 def holds(path: Path, sha256: str) -> bool:

@@ -153,6 +153,7 @@ class Intake:
         )
         self._answer(arrival, "accepted", "")
         node.proofs.wake()
+        node.missing.look()
         return known is not None
 
     def _starts_elsewhere(self, arrival: Arrival) -> bool:

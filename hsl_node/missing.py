@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hsl_node.asking import is_away
 from hsl_node.errors import HslError, escaped
 from hsl_node.sync import durable
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.durable import Step
 from hsl_node.sync.manifest import Manifest
-from hsl_node.sync.names import INBOX, RECEIPTS, Kind, Peer
+from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, FileName, Kind, Peer
 from hsl_node.sync.offer import Offer
+from hsl_node.sync.plain_files import open_folder, unlink
 from hsl_node.sync.round import Phase
+from hsl_node.turns import Turns
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -32,40 +37,92 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 PATIENCE_S = 60.0  # a checkpoint that is being checked, or between two attempts, comes by itself
-PAUSE_S = (4.0, 600.0)  # between two times that all are asked; doubles
+PAUSE_S = (4.0, 600.0)  # between two questions to one peer; doubles
+AFTER_CONNECT_S = 5.0  # a peer that was down is there again
 
 
-async def watch(node: Node) -> None:
-    """For ever: fetch what is not on its way from whoever has it."""
-    pause, since = PAUSE_S[0], dict[Peer, float]()
-    while True:
-        now, elsewhere = time.monotonic(), _elsewhere(node)
-        since = {p: since.get(p, now) for p in elsewhere}
-        lost = tuple(p for p, certain in elsewhere.items() if certain or now - since[p] >= PATIENCE_S)
+class Missing:
+    """One for each daemon."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
+        self._since: dict[Peer, float] = {}  # who is waited for though others have fused it; monotonic
+        self._lost: tuple[Peer, ...] = ()
+        self._have_fused: frozenset[Peer] = frozenset()
+        self._left = True  # something half fetched, by an earlier process perhaps, or a recovery
+
+    def connected(self, peer: Peer) -> None:
+        """A peer that could not be asked may be asked now."""
+        self._turns.connected(peer, time.monotonic())
+
+    async def watch(self) -> None:
+        """For ever: fetch what is not on its way from whoever has it."""
+        while True:
+            self.look()
+            if self._left and not self._lost:
+                await asyncio.to_thread(self._clear)
+            for giver in self._turns.due(time.monotonic()):
+                if self._lost and not self._node.keyring.is_revoked(giver):
+                    self._turns.begin(giver)
+                    reached = await self._ask(giver)
+                    self._turns.asked(giver, time.monotonic(), reached=reached)
+            await asyncio.sleep(LOOK_S)
+
+    def look(self) -> None:
+        """Who is lost now, and whom to ask. Also where something has arrived: an alarm ends with its cause."""
+        node, now, elsewhere = self._node, time.monotonic(), _elsewhere(self._node)
+        self._since = {p: self._since.get(p, now) for p in elsewhere}
+        lost = tuple(p for p, certain in elsewhere.items() if certain or now - self._since[p] >= PATIENCE_S)
+        have_fused = frozenset(node.known_state().early)
+        self._turns.keep(node.others if lost else ())
+        for giver in node.others:
+            # Only what is new counts: a peer that has fused since has all that we lack.
+            if lost and (
+                giver not in self._turns or set(lost) - set(self._lost) or giver in have_fused - self._have_fused
+            ):
+                self._turns.ask(giver, now)
+        self._lost, self._have_fused = lost, have_fused
         for peer in node.others:
             if peer not in lost:
                 node.alarms.settle(f"lost {peer}")
-        if not lost:
-            pause = PAUSE_S[0]
-            await asyncio.sleep(LOOK_S)
-            continue
         for peer in lost:
             node.alarms.sound(
                 f"lost {peer}",
                 f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it",
                 "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
             )
-        for giver in node.others:
-            try:
-                await _fetch(node, giver, lost)
-            except HslError as exc:
-                log.info("not asked", extra={"peer": giver, "reason": escaped(exc.message)})
-            except OSError as exc:  # no room, say; a disk that fails in a sync ends the process (`durable.py`)
-                log.warning("not taken", extra={"peer": giver, "reason": str(exc)})
-            except Exception:  # whatever a peer's link does, it is no answer
-                log.exception("asking broke", extra={"peer": giver})
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, PAUSE_S[1])
+
+    async def _ask(self, giver: Peer) -> bool:
+        """Take from this peer what it has of what is lost. False: it could not be reached, or the link broke."""
+        self._left = True
+        try:
+            await self._fetch(giver)
+        except HslError as exc:
+            log.info("not asked", extra={"peer": giver, "reason": escaped(exc.message)})
+            return not is_away(exc)
+        except OSError as exc:  # no room, say; a disk that fails in a sync ends the process (`durable.py`)
+            log.warning("not taken", extra={"peer": giver, "reason": str(exc)})
+        except Exception:  # whatever a peer's link does, it is no answer
+            log.exception("asking broke", extra={"peer": giver})
+        return True
+
+    async def _fetch(self, giver: Peer) -> None:
+        node, round = self._node, self._node.known_state().round
+        offer = await node.asking.offer_of(giver)
+        for listed in offer.manifests:
+            if listed.round == round and listed.peer in self._lost:
+                async with node.asking.connected(giver) as link:
+                    keys = node.keyring.keys(listed.peer)
+                    manifest, document = await fetch_manifest(link, listed, node.federation, keys)
+                if await place(node, manifest, document, {giver: offer}):
+                    node.intake.wake(Peer(listed.peer))
+
+    def _clear(self) -> None:
+        """What was half fetched and nobody lacks any more."""
+        self._left = False
+        for folder in self._node.layout.fetched.iterdir():
+            shutil.rmtree(folder)
 
 
 def _elsewhere(node: Node) -> dict[Peer, bool]:
@@ -78,28 +135,27 @@ def _elsewhere(node: Node) -> dict[Peer, bool]:
     return {p: p in state.early for p in missing}
 
 
-async def _fetch(node: Node, giver: Peer, lost: tuple[Peer, ...]) -> None:
-    round = node.known_state().round
-    offer = await node.asking.offer_of(giver)
-    for listed in offer.manifests:
-        if listed.round == round and listed.peer in lost:
-            async with node.asking.connected(giver) as link:
-                keys = node.keyring.keys(listed.peer)
-                manifest, document = await fetch_manifest(link, listed, node.federation, keys)
-            if await place(node, manifest, document, {giver: offer}):
-                node.intake.wake(Peer(listed.peer))
-
-
 async def place(node: Node, manifest: Manifest, document: bytes, offers: Mapping[str, Offer]) -> bool:
-    """Put a peer's manifest, and its checkpoint from whoever offers it, into its inbox here, as if it had just come.
+    """Put a peer's manifest into its inbox here, and its checkpoint where the intake would bring it, as if just come.
 
-    The usual intake checks, admits and answers it. False: nobody has the checkpoint.
+    The usual intake checks, admits and answers it; it may look at any moment and removes what it does not know.
+    False: nobody has the checkpoint.
     """
-    home = node.intake.homes / manifest.peer
-    name = manifest.file_name()
-    data = home / INBOX / str(name.of(Kind.DATA))
+    peer, name = Peer(manifest.peer), manifest.file_name()
+    data = node.layout.claimed / peer / str(name.of(Kind.DATA))
     if not manifest.statement and not await node.asking.get(name.sha256, data, offers):
         return False
-    (home / RECEIPTS / str(name.of(Kind.RECEIPT))).unlink(missing_ok=True)
-    await asyncio.to_thread(durable.write, home / INBOX / str(name), document, Step.RECOVERY_PLACE)
+    await asyncio.to_thread(_put, node.intake.homes, peer, name, document)
     return True
+
+
+def _put(homes: Path, peer: Peer, name: FileName, document: bytes) -> None:
+    """By way of parts/, like a delivery."""
+    with open_folder(homes, peer, RECEIPTS) as receipts:
+        unlink(str(name.of(Kind.RECEIPT)), receipts)
+    with (
+        open_folder(homes, peer, PARTS) as parts,
+        open_folder(homes, peer, INBOX) as inbox,
+        durable.replacing(str(name), Step.RECOVERY_PLACE, folder=inbox, by_way_of=parts) as file,
+    ):
+        file.write(document)

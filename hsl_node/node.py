@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsl_node import config, identity, missing, poisoning, recover_mark, service
+from hsl_node import config, identity, poisoning, recover_mark, service
 from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.config import Federation, NodeConfig
@@ -24,6 +24,7 @@ from hsl_node.errors import FederationMismatch, LocalStateError, escaped
 from hsl_node.identity import Identity
 from hsl_node.intake import Intake
 from hsl_node.keys import warnings_of
+from hsl_node.missing import Missing
 from hsl_node.node_status import snapshot
 from hsl_node.offers import Offers
 from hsl_node.proof import Proofs
@@ -84,6 +85,7 @@ class Node:
         self.asking = Asking(self)
         self.recovery = Recovery(self)
         self.proofs = Proofs(self)
+        self.missing = Missing(self)
         self.paused = self.journal.meta("paused") == "1"
         self._running: dict[Action | str, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
@@ -127,7 +129,7 @@ class Node:
             await self._open_inbox()
         self._spawn("look", self.asking.check())
         self._spawn("proofs", self.proofs.watch())
-        self._spawn("missing", missing.watch(self))
+        self._spawn("missing", self.missing.watch())
         for peer in self.others:
             self._spawn(f"intake {peer}", self.intake.watch(peer))
         service.notify("READY=1")
@@ -260,6 +262,7 @@ class Node:
         self.intake.last_seen[peer] = time.time()
         self.delivery.wake(peer)
         self.proofs.connected(peer)
+        self.missing.connected(peer)
 
     def _seen_twice(self, peer: Peer, twice: bool) -> None:
         """Two processes with this peer's key take turns in connecting: see `sync/runs.py`."""

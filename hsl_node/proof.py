@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hsl_node import evidence
-from hsl_node.asking import BEFORE_SIGNING
+from hsl_node.asking import BEFORE_SIGNING, is_away
 from hsl_node.errors import Equivocation, HslError, PeerDataError, TransportError, escaped
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.manifest import Manifest, content_digest
@@ -29,6 +29,7 @@ from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.round import Phase, Proven
 from hsl_node.sync.transport import OperationFailed
+from hsl_node.turns import Turns
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -59,8 +60,7 @@ class Proofs:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._wake = asyncio.Event()
-        self._due: dict[Peer, float] = {}  # when to ask whom, monotonic
-        self._pause: dict[Peer, float] = {}
+        self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
         self._disputes: frozenset[Dispute] = frozenset()
         self._proven: set[tuple[Round, Peer]] = set()
         self._same: set[str] = set()  # documents that differ from ours in nothing but the signature
@@ -71,8 +71,7 @@ class Proofs:
 
     def connected(self, peer: Peer) -> None:
         """A peer that is waited for is there: ask it soon, if nothing arrives."""
-        if peer in self._due and self._pause.get(peer, PAUSE_S[0]) <= PAUSE_S[0]:
-            self._due[peer] = min(self._due[peer], time.monotonic() + AFTER_CONNECT_S)
+        self._turns.connected(peer, time.monotonic())
 
     async def watch(self) -> None:
         """For ever."""
@@ -82,10 +81,10 @@ class Proofs:
             self._wake.clear()
             now = time.monotonic()
             self._look(now)
-            for peer in sorted(p for p, due in self._due.items() if due <= now):
-                pause = self._pause[peer] = min(2 * self._pause.get(peer, PAUSE_S[0] / 2), PAUSE_S[1])
-                await self._ask(peer)
-                self._due[peer] = time.monotonic() + pause
+            for peer in self._turns.due(now):
+                self._turns.begin(peer)
+                reached = await self._ask(peer)
+                self._turns.asked(peer, time.monotonic(), reached=reached)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wake.wait()
@@ -115,12 +114,12 @@ class Proofs:
         elif state.me in state.have:
             concerned |= set(state.missing)
         concerned = {p for p in concerned if not node.keyring.is_revoked(p)} - {node.me}
-        for gone in self._due.keys() - concerned:
-            del self._due[gone]
-            self._pause.pop(gone, None)
+        self._turns.keep(concerned)
         for peer in concerned:
-            soon = peer in at_once or (peer not in self._due and state.phase is Phase.HALTED)
-            self._due[peer] = now if soon else self._due.get(peer, now + PATIENCE_S)
+            if peer in at_once or (peer not in self._turns and state.phase is Phase.HALTED):
+                self._turns.ask(peer, now)
+            elif peer not in self._turns:
+                self._turns.ask(peer, now + PATIENCE_S)
         for peer in node.others:
             if not any(d.holder == peer for d in disputes):
                 node.alarms.settle(f"unproven {peer}")
@@ -140,15 +139,16 @@ class Proofs:
                         found.append(Dispute(holder, peer, round - 1, Digest(named)))
         return found
 
-    async def _ask(self, holder: Peer) -> None:
+    async def _ask(self, holder: Peer) -> bool:
+        """False: it could not be reached."""
         try:
             offer = await self._compare(holder)
         except HslError as exc:  # down, or another program's server: what is disputed stays so
             log.info("not compared", extra={"peer": holder, "reason": escaped(exc.message)})
-            return
+            return not is_away(exc)
         except Exception:  # whatever a peer's link does, it is no answer
             log.exception("comparing broke", extra={"peer": holder})
-            return
+            return True
         open_ = [d for d in self._disputes if d.holder == holder and (d.round, d.peer) not in self._proven]
         if open_ and not offer.recovering:
             one = min(open_, key=lambda d: (d.round, d.peer))
@@ -158,6 +158,7 @@ class Proofs:
                 f"and shows none that {one.peer} signed: nothing is proven against {one.peer}",
                 f"call {holder} and {one.peer}: compare `hsl-node round show {one.round}` at the three sites",
             )
+        return True
 
     async def _compare(self, holder: Peer) -> Offer:
         """Read what the peer holds otherwise than this node.

@@ -71,7 +71,7 @@ def test_a_path_is_never_renamed_by_itself() -> None:
     }
     remote = {"link.rename", "self._link.rename", "self.sftp.rename"}
     ours = {(OURS, "os.rename"), (OURS, "disk.rename")}
-    movers = ("backup", "enrol", "rotate", "sync.claim", "sync.home", "sync.store")
+    movers = ("backup", "enrol", "rotate", "sync.ask", "sync.claim", "sync.home", "sync.store")
     ours |= {(f"hsl_node.{m}", "durable.rename") for m in movers}
     assert {r for r in renamed if r[1] not in remote} <= ours
 

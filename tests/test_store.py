@@ -105,7 +105,8 @@ def test_a_file_system_without_locks_is_not_taken_for_a_running_daemon(tmp_path,
 
 
 def test_the_state_directory_is_private(store):
-    for folder in (Path(), *map(Path, FOLDERS), Path("quarantine/homes"), Path("quarantine/claimed")):
+    private = (Path(f"quarantine/{name}") for name in ("homes", "claimed", "fetched"))
+    for folder in (Path(), *map(Path, FOLDERS), *private):
         assert (store.layout.state / folder).stat().st_mode & 0o777 == 0o700
 
 

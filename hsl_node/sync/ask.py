@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from hsl_node.config import Federation
-from hsl_node.errors import FederationMismatch, PeerDataError
+from hsl_node.errors import FederationMismatch, PeerDataError, TransportError
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
@@ -56,21 +59,51 @@ async def fetch_manifest(
     return manifest, document
 
 
-async def fetch_file(link: Transport, sha256: Digest, size: int, target: Path) -> None:
+async def fetch_file(link: Transport, sha256: Digest, size: int, folder: Path, target: Path) -> None:
     """A checkpoint or fused model of `size` bytes, to `target`, durably: whole, with this sha256, or not at all.
+
+    It grows in `folder`, one for each giver and never of more than one file: what a link that breaks leaves there is
+    gone on with by the next call for the same file. Nobody continues what another giver may have begun with rubbish.
 
     Raises:
         TransportError, OperationFailed: see `ask`.
         PeerDataError: it is something else.
     """
+    part = folder / sha256
+    for each in (folder, target.parent):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for other in folder.iterdir():
+        if other != part:
+            other.unlink()
+    with durable.passing(Step.RECOVERY_FETCH):
+        try:
+            descriptor = durable.disk.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            with durable.disk.file(descriptor) as file:
+                digest = await asyncio.to_thread(_digest_of, file)
+                while (at := file.tell()) < size and (block := await _read(link, sha256, at, size)):
+                    digest.update(block)
+                    await asyncio.to_thread(file.write, block)
+                if digest.hexdigest() != sha256:
+                    found = digest.hexdigest()[:12]
+                    raise PeerDataError(f"what is offered as {sha256[:12]} has sha256 {found}", code="sha256")
+                file.flush()
+                durable.sync(file.fileno(), part.name)
+            durable.rename(part, target)
+        except (TransportError, asyncio.CancelledError):
+            raise  # what has come may be gone on with
+        except BaseException:  # rubbish, no room, or bytes that the disk may not have
+            with suppress(OSError):
+                durable.disk.unlink(part)
+            raise
+        durable.sync_folder(target.parent)
+
+
+def _digest_of(file: BinaryIO) -> hashlib._Hash:
+    """Of what is there already; leaves the file at its end."""
     digest = hashlib.sha256()
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with durable.replacing(target, Step.RECOVERY_FETCH, mode=0o600) as file:
-        while (at := file.tell()) < size and (block := await _read(link, sha256, at, size)):
-            digest.update(block)
-            await asyncio.to_thread(file.write, block)
-        if digest.hexdigest() != sha256:
-            raise PeerDataError(f"what is offered as {sha256[:12]} has sha256 {digest.hexdigest()[:12]}", code="sha256")
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
+    return digest
 
 
 async def _read(link: Transport, sha256: Digest, offset: int, size: int) -> bytes:

@@ -66,7 +66,8 @@ def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
     with durable.passing(Step.RECEIVER_CLAIM):
         try:
             with os.fdopen(open_plain(str(name), os.O_RDONLY, inbox), "rb", buffering=0) as source:
-                own = durable.disk.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+                # Not O_EXCL: the same file may just have been fetched from another peer (`missing.py`).
+                own = durable.disk.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
                 with durable.disk.file(own) as copy:
                     done = 0
                     while block := source.read(CHUNK_BYTES):

@@ -71,7 +71,7 @@ class Step(Enum):
     KEYS_RING = "keys.ring", ("keys.py",), True
     KEYS_SWITCH = "keys.switch", ("rotate.py",)  # the new private key takes the old one's place
 
-    RECOVERY_FETCH = "recovery.fetch", ("sync/ask.py",), True
+    RECOVERY_FETCH = "recovery.fetch", ("sync/ask.py",)
     RECOVERY_PLACE = "recovery.place", ("missing.py",), True
     RECOVERY_STATE = "recovery.state", ("recovery.py",)
 
@@ -134,14 +134,16 @@ def replacing(
     *,
     mode: int = 0o666,
     folder: int | None = None,
+    by_way_of: int | None = None,
     shared: bool = False,
     once: bool = False,
 ) -> Iterator[BinaryIO]:
     """Write a file that takes the place of `path` when the block ends without error, whole and durably.
 
-    `folder`: descriptor of the folder that `path` is a name in. `shared`: other processes may write the same file at
-    the same time. `once`: never over another file. After an error nothing of it is left; after a kill a temporary file,
-    which the next attempt replaces (`shared`: which stays).
+    `folder`: descriptor of the folder that `path` is a name in. `by_way_of`: of the one that holds the temporary file,
+    where others clear `folder` of names they don't know. `shared`: other processes may write the same file at the same
+    time. `once`: never over another file. After an error nothing of it is left; after a kill a temporary file, which
+    the next attempt replaces (`shared`: which stays).
 
     Raises:
         OSError: the disk is full, the folder is not ours; with `once` FileExistsError.
@@ -149,11 +151,12 @@ def replacing(
     """
     where, name = os.path.split(path)
     temporary = os.path.join(where, f".{name}.{secrets.token_hex(8)}.tmp" if shared else f"{name}.tmp")
+    beside = folder if by_way_of is None else by_way_of
     with passing(step), _failing(f"{name} could not be written"):
         if not shared:
             with suppress(FileNotFoundError):
-                disk.unlink(temporary, folder=folder)
-        descriptor = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, folder=folder)
+                disk.unlink(temporary, folder=beside)
+        descriptor = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, folder=beside)
         try:
             with disk.file(descriptor) as file:
                 yield file
@@ -163,12 +166,12 @@ def replacing(
             if once:
                 disk.link(temporary, path)
             else:
-                disk.rename(temporary, path, old_folder=folder, new_folder=folder)
+                disk.rename(temporary, path, old_folder=beside, new_folder=folder)
                 temporary = ""
         finally:
             if temporary:
                 with suppress(OSError):
-                    disk.unlink(temporary, folder=folder)
+                    disk.unlink(temporary, folder=beside)
         sync_folder(folder if folder is not None else Path(where or "."))
 
 

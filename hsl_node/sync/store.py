@@ -50,6 +50,11 @@ class Layout:
         """What was taken from a sender's inbox and is being checked: nobody else can reach it."""
         return self.state / "quarantine" / "claimed"
 
+    @property
+    def fetched(self) -> Path:
+        """What is on its way here because this node asked for it: a folder for each giver."""
+        return self.state / "quarantine" / "fetched"
+
     def outbox(self, round: Round) -> Path:
         return self.state / "outbox" / f"r{round:06d}.safetensors"
 
@@ -69,7 +74,7 @@ class Layout:
         self.state.chmod(0o700)
         for folder in FOLDERS:
             (self.state / folder).mkdir(mode=0o700, exist_ok=True)
-        for path in (self.homes, self.claimed):
+        for path in (self.homes, self.claimed, self.fetched):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

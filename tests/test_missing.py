@@ -1,0 +1,269 @@
+"""Fetching what is not on its way here: beside an intake that looks at any moment, over lines that break, from peers
+that come and go. With real daemons: test_recovery_without.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+import pytest
+from faulty_disk import FaultyDisk
+from test_receive import BIRCH, CEDAR, ROUND, Site
+from test_receive import site as site
+
+from hsl_node.asking import Asking
+from hsl_node.errors import PeerDataError, TransportError
+from hsl_node.missing import place
+from hsl_node.sync import durable
+from hsl_node.sync.ask import fetch_file
+from hsl_node.sync.durable import Disk
+from hsl_node.sync.names import PARTS, RECEIPTS, Digest, Kind, Peer
+from hsl_node.sync.offer import Offer
+from hsl_node.sync.receive import Arrival, Refusal
+from hsl_node.sync.store import Layout
+from hsl_node.turns import Turns
+
+BLOCK = 1000
+
+
+class Link:
+    """Gives a file block by block. `between` is called before each; after `breaks` blocks the line is dead."""
+
+    def __init__(self, data: bytes, between: Callable[[], object] = lambda: None, breaks: int | None = None) -> None:
+        self.data, self.between, self.breaks = data, between, breaks
+        self.asked: list[int] = []
+
+    async def read(self, path: str, offset: int, count: int) -> bytes:
+        await asyncio.to_thread(self.between)
+        if self.breaks is not None and len(self.asked) == self.breaks:
+            raise TransportError("the line is dead")
+        self.asked.append(offset)
+        return self.data[offset : offset + min(count, BLOCK)]
+
+
+class Near(Asking):
+    """Asks over a link of the test's."""
+
+    def __init__(self, node: Any, link: Link) -> None:
+        super().__init__(node)
+        self.link = link
+
+    def connected(self, peer: Peer, patience: Any = None) -> Any:
+        return contextlib.nullcontext(self.link)
+
+
+def node_of(site: Site, link: Link) -> Any:
+    """What `place` needs of a node: ash, with birch's inbox."""
+    layout = Layout(site.root)
+    layout.make()
+    node = SimpleNamespace(
+        layout=layout, intake=SimpleNamespace(homes=site.homes), known_schema=lambda: site.schema, asking=None
+    )
+    node.asking = Near(node, link)
+    return node
+
+
+def offer_of(site: Site, *digests: str) -> Offer:
+    return Offer(
+        federation=site.members.federation.digest, peer=CEDAR, asker="ash", nonce="0" * 16, recovering=False,
+        round=ROUND, phase="collect", twice=False, manifests=[], files=sorted(digests),
+    )  # fmt: skip
+
+
+class Scanning(Disk):
+    """Everything that may be seen between two operations of the disk is seen."""
+
+    def __init__(self, scan: Callable[[], object]) -> None:
+        self.scan = scan
+
+    def open(self, path: Path | str, flags: int, mode: int = 0o777, *, folder: int | None = None) -> int:
+        self.scan()
+        return super().open(path, flags, mode, folder=folder)
+
+    def file(self, descriptor: int) -> BinaryIO:
+        self.scan()
+        return super().file(descriptor)
+
+    def fsync(self, descriptor: int) -> None:
+        self.scan()
+        super().fsync(descriptor)
+
+    def rename(self, old: Path | str, new: Path | str, **folders: int | None) -> None:
+        self.scan()
+        super().rename(old, new, **folders)
+
+
+# ---------------------------------------------------------------- beside the intake
+
+
+def test_threat_13_an_intake_that_looks_at_any_moment_neither_breaks_a_fetch_nor_blames_its_sender(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rescan of every 30 s (every second where another server is the inbox) meets every state of the fetch."""
+    data = site.good_data()
+    manifest, scans, found = site.manifest(data), [], list[Arrival | Refusal]()
+
+    def scan() -> None:
+        with monkeypatch.context() as real:
+            real.setattr(durable, "disk", Disk())
+            scans.append(1)
+            found.extend(site.scan())
+
+    node = node_of(site, Link(data, between=scan))
+    (site.homes / BIRCH / RECEIPTS / str(manifest.file_name().of(Kind.RECEIPT))).write_text("of before the loss")
+    monkeypatch.setattr(durable, "disk", Scanning(scan))
+    offers = {CEDAR: offer_of(site, manifest.sha256)}
+    assert asyncio.run(place(node, manifest, site.sign(manifest), offers))
+    assert len(scans) > 12 and not [item for item in found if isinstance(item, Refusal)]
+    (arrival,) = site.scan()
+    assert isinstance(arrival, Arrival) and arrival.manifest == manifest
+    assert arrival.data is not None and arrival.data.read_bytes() == data
+    left = [p for f in (PARTS, RECEIPTS) for p in (site.homes / BIRCH / f).iterdir()]
+    assert not left and not [p for p in node.layout.fetched.rglob("*") if p.is_file()]
+
+
+def test_a_delivery_that_comes_while_the_same_checkpoint_is_fetched_is_taken(site: Site) -> None:
+    data = site.good_data()
+    manifest, found = site.manifest(data), list[Arrival | Refusal]()
+
+    def deliver_once() -> None:
+        if not found:
+            site.deliver(data, manifest)
+            found.extend(site.scan())
+
+    node = node_of(site, Link(data, between=deliver_once))
+    assert asyncio.run(place(node, manifest, site.sign(manifest), {CEDAR: offer_of(site, manifest.sha256)}))
+    found.extend(site.scan())
+    assert [isinstance(item, Arrival) for item in found] == [True, True]
+    assert {item.data.read_bytes() for item in found if isinstance(item, Arrival) and item.data} == {data}
+
+
+def test_a_statement_is_placed_alone_and_what_nobody_has_is_not(site: Site) -> None:
+    data = site.good_data()
+    node, manifest = node_of(site, Link(data)), site.manifest(data)
+    assert not asyncio.run(place(node, manifest, site.sign(manifest), {CEDAR: offer_of(site)}))
+    assert site.scan() == [] and not list(site.inbox.iterdir())
+    statement = site.manifest(b"", sha256="b" * 64, halted=True)
+    assert asyncio.run(place(node, statement, site.sign(statement), {}))
+    (arrival,) = site.scan()
+    assert isinstance(arrival, Arrival) and arrival.manifest == statement
+
+
+# ---------------------------------------------------------------- lines that break
+
+DATA = bytes(range(256)) * 20  # 5120 bytes: 6 blocks
+SHA = Digest(hashlib.sha256(DATA).hexdigest())
+
+
+def fetch(root: Path, link: Link, giver: str = "cedar", sha256: Digest = SHA) -> Path:
+    asyncio.run(fetch_file(link, sha256, len(DATA), root / "fetched" / giver, root / "here" / "file"))  # type: ignore[arg-type]
+    return root / "here" / "file"
+
+
+def parts(root: Path) -> dict[str, int]:
+    return {f"{p.parent.name}/{p.name[:4]}": p.stat().st_size for p in root.glob("fetched/*/*")}
+
+
+def test_a_fetch_goes_on_where_the_line_broke(tmp_path: Path) -> None:
+    with pytest.raises(TransportError):
+        fetch(tmp_path, Link(DATA, breaks=4))
+    assert parts(tmp_path) == {f"cedar/{SHA[:4]}": 4 * BLOCK} and not list((tmp_path / "here").iterdir())
+    again = Link(DATA)
+    assert fetch(tmp_path, again).read_bytes() == DATA
+    assert again.asked == [4 * BLOCK, 5 * BLOCK] and parts(tmp_path) == {}
+
+
+def test_threat_13_what_one_peer_began_with_rubbish_no_other_peer_has_to_complete(tmp_path: Path) -> None:
+    with pytest.raises(TransportError):
+        fetch(tmp_path, Link(bytes(len(DATA)), breaks=2), giver="birch")
+    assert fetch(tmp_path, Link(DATA), giver="cedar").read_bytes() == DATA
+    with pytest.raises(PeerDataError):
+        fetch(tmp_path, Link(DATA), giver="birch")
+    assert parts(tmp_path) == {}, "rubbish is not gone on with"
+    assert fetch(tmp_path, Link(DATA), giver="birch").read_bytes() == DATA
+
+
+def test_threat_03_a_giver_that_always_breaks_off_fills_the_disk_with_one_file_at_most(tmp_path: Path) -> None:
+    for number in range(5):
+        with pytest.raises(TransportError):
+            fetch(tmp_path, Link(DATA, breaks=5), sha256=Digest(f"{number:064x}"))
+        assert len(parts(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("operation", "code"), [("write", errno.ENOSPC), ("fsync", errno.EIO), ("rename", errno.EIO)])
+def test_threat_23_what_the_disk_may_not_have_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, code: int
+) -> None:
+    """A full disk gets its room back; after a failed fsync the bytes that can be read may never have reached it."""
+    disk = FaultyDisk(operation, 1, code)
+    monkeypatch.setattr(durable, "disk", disk)
+    with pytest.raises((OSError, durable.DiskFailed)):
+        fetch(tmp_path, Link(DATA))
+    assert disk.fired and parts(tmp_path) == {} and not list((tmp_path / "here").iterdir())
+
+
+# ---------------------------------------------------------------- whom to ask, and when
+
+ASKED_AT = 1000.0
+
+
+def turns_of(*, reached: bool, times: int = 9) -> Turns:
+    """birch has been asked so often that it is left alone for 600 s; last at ASKED_AT."""
+    turns = Turns((4.0, 600.0), 5.0)
+    turns.ask(BIRCH, 0.0)
+    for _ in range(times):
+        turns.begin(BIRCH)
+        turns.asked(BIRCH, ASKED_AT, reached=reached)
+    return turns
+
+
+def next_turn(turns: Turns) -> float:
+    low, high = 0.0, 10_000.0
+    while high - low > 0.5:
+        middle = (low + high) / 2
+        low, high = (low, middle) if turns.due(middle) else (middle, high)
+    return round(high)
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    seen = [next_turn(turns_of(reached=True, times=n)) - ASKED_AT for n in range(1, 10)]
+    assert seen == [4, 8, 16, 32, 64, 128, 256, 512, 600]
+
+
+def test_a_peer_that_was_down_is_asked_soon_after_it_connects_however_long_it_was_away() -> None:
+    turns = turns_of(reached=False)
+    assert next_turn(turns) == ASKED_AT + 600
+    turns.connected(BIRCH, ASKED_AT + 100)
+    assert next_turn(turns) == ASKED_AT + 105
+
+
+def test_a_peer_that_connects_while_it_is_asked_in_vain_is_asked_soon() -> None:
+    turns = turns_of(reached=False)
+    turns.begin(BIRCH)
+    turns.connected(BIRCH, 2000.0)
+    turns.asked(BIRCH, 2030.0, reached=False)
+    assert next_turn(turns) == 2035
+
+
+def test_a_peer_that_answers_and_connects_again_and_again_is_not_asked_more_often() -> None:
+    turns = turns_of(reached=True)
+    for second in range(500):
+        turns.connected(BIRCH, ASKED_AT + second)
+    assert next_turn(turns) == ASKED_AT + 600
+
+
+def test_who_is_not_to_be_asked_is_forgotten() -> None:
+    turns = turns_of(reached=False)
+    turns.keep(())
+    turns.connected(BIRCH, 2000.0)
+    assert BIRCH not in turns and turns.due(10_000.0) == []
+    turns.ask(BIRCH, 3000.0)
+    turns.asked(BIRCH, 3000.0, reached=True)
+    assert next_turn(turns) == 3004, "pauses begin anew"
