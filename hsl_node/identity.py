@@ -3,10 +3,14 @@
 A signed document is one line of canonical JSON followed by the armoured signature over that line (newline included):
 
     head -n1 FILE | ssh-keygen -Y verify -f allowed_signers -I PEER -n hsl-manifest@v1 -s <(tail -n+2 FILE)
+
+One signature has one spelling. SSHSIG leaves several open (armour, line length, a certificate around the key); whoever
+passes a document on could make a second one of it, and two documents are what proves that a peer lied.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 from collections.abc import Sequence
@@ -50,7 +54,8 @@ class Identity:
     def sign(self, content: dict[str, Any], namespace: str) -> bytes:
         """A signed document: one JSON line and the signature over it."""
         line = canonical_json(content) + b"\n"
-        return line + asyncssh.create_sshsig(self.key, line, namespace=namespace)
+        raw = asyncssh.create_sshsig(self.key, line, namespace=namespace, raw=True)
+        return line + _armoured(raw)
 
 
 def generate(path: Path) -> Identity:
@@ -121,14 +126,38 @@ def verify(document: bytes, public_key: str | Sequence[str], namespace: str) -> 
     keys = (public_key,) if isinstance(public_key, str) else tuple(public_key)
     if not keys:
         raise PeerDataError("every key of this peer is revoked here", code="revoked")
+    if not any(signature == _spelling(signature, key, namespace) for key in keys):  # before anything parses it
+        raise _bad_signature(keys, "another key, another namespace, or not spelt as hsl-node spells it")
     signers = "".join(f'signer namespaces="{namespace}" {key}\n' for key in keys).encode("ascii")
     try:
         valid = asyncssh.validate_sshsig(line, signature, "signer", signers)
     except (asyncssh.Error, ValueError, IndexError, OverflowError) as exc:
         raise _bad_signature(keys, str(exc)) from exc
     if not valid:
-        raise _bad_signature(keys, "another key, another namespace, or other bytes")
+        raise _bad_signature(keys, "other bytes were signed")
     return line
+
+
+def _armoured(raw: bytes) -> bytes:
+    text = base64.b64encode(raw)
+    lines = b"\n".join(text[i : i + 70] for i in range(0, len(text), 70))  # as ssh-keygen does
+    return b"-----BEGIN SSH SIGNATURE-----\n" + lines + b"\n-----END SSH SIGNATURE-----\n"
+
+
+def _spelling(signature: bytes, public_key: str, namespace: str) -> bytes | None:
+    """How `Identity.sign` writes an ed25519 signature of this key; its 64 bytes are the last of `signature`."""
+    try:
+        raw = base64.b64decode(b"".join(signature.split(b"\n")[1:-2]), validate=True)
+    except ValueError:
+        return None
+    head = b"SSHSIG" + (1).to_bytes(4, "big") + _string(base64.b64decode(public_key.split()[1]))
+    head += _string(namespace.encode("ascii")) + _string(b"") + _string(b"sha512")
+    return _armoured(head + _string(_string(b"ssh-ed25519") + _string(raw[-64:])))
+
+
+def _string(content: bytes) -> bytes:
+    """As SSH writes one (RFC 4251, section 5)."""
+    return len(content).to_bytes(4, "big") + content
 
 
 def _bad_signature(keys: Sequence[str], reason: str) -> PeerDataError:

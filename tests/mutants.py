@@ -17,7 +17,7 @@ from pathlib import Path
 TEN = {
     "fsync": ("23", "What was acknowledged is on the disk, whatever the power does next."),
     "journal before publish": ("12, 22", "The journal on disk holds a promise before anybody outside hears of it."),
-    "signature": ("14", "Only what a pinned key signed, byte for byte, is believed."),
+    "signature": ("11, 14", "Only what a pinned key signed, byte for byte, is believed."),
     "size cap": ("3, 6", "No file grows beyond what this model needs."),
     "window": ("10", "Only this round and the next are taken."),
     "duplicate keys": ("6, 9", "No document says two things at once."),
@@ -183,9 +183,19 @@ TEN_MUTANTS = (
         "identity.py",
         '        valid = asyncssh.validate_sshsig(line, signature, "signer", signers)\n',
         "        valid = True\n",
-        "test_identity.py::test_threat_14_another_peers_key_does_not_verify",
+        "test_identity.py::test_threat_14_a_signature_does_not_fit_another_line",
         (*RECEIVE, *RECEIPTS),
-        "the key of the connection, and owner and name of a file, against another peer's manifest",
+        "the one spelling names the key and the purpose; the key of the connection, and owner and name of a file, "
+        "against another peer's manifest",
+    ),
+    Mutant(
+        "signature",
+        "a document may be spelt in many ways",
+        "identity.py",
+        "    if not any(signature == _spelling(signature, key, namespace) for key in keys):",
+        "    if False:",
+        "test_identity.py::test_threat_11_a_copy_in_another_spelling_is_no_second_document",
+        ("test_identity.py",),
     ),
     # ------------------------------------------------------------------ size cap
     Mutant(

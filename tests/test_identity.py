@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncssh
@@ -187,13 +189,94 @@ def test_no_bytes_do_more_than_be_refused(ash, data):
 def test_threat_14_no_changed_byte_passes_as_another_statement(ash, data):
     document = bytearray(ash.sign(STATEMENT, MANIFEST_NAMESPACE))
     at = data.draw(st.integers(0, len(document) - 1))
-    document[at] = data.draw(st.integers(0, 255))
-    try:
-        line = verify(bytes(document), ash.public, MANIFEST_NAMESPACE)
-    except PeerDataError as error:
-        assert error.code == "signature"
-    else:
-        assert line == ash.sign(STATEMENT, MANIFEST_NAMESPACE).partition(b"\n")[0] + b"\n"
+    document[at] ^= data.draw(st.integers(1, 255))
+    require_refused(bytes(document), ash.public)
+
+
+# ------------------------------------------------------------------ one signature, one spelling
+
+
+def rewritten(document: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """The same document with what `change` made of its signature without the armour."""
+    line, signature = document.split(b"\n", 1)
+    raw = base64.b64decode(b"".join(signature.split(b"\n")[1:-2]))
+    return line + b"\n" + wrapped(change(raw), 70)
+
+
+def wrapped(raw: bytes, width: int) -> bytes:
+    text = base64.b64encode(raw)
+    lines = [text[i : i + width] for i in range(0, len(text), width)]
+    return b"\n".join([b"-----BEGIN SSH SIGNATURE-----", *lines, b"-----END SSH SIGNATURE-----", b""])
+
+
+def rearmoured(width: int) -> Callable[[bytes], bytes]:
+    def change(document: bytes) -> bytes:
+        line, signature = document.split(b"\n", 1)
+        return line + b"\n" + wrapped(base64.b64decode(b"".join(signature.split(b"\n")[1:-2])), width)
+
+    return change
+
+
+def unarmoured(document: bytes) -> bytes:
+    line, signature = document.split(b"\n", 1)
+    return line + b"\n" + base64.b64decode(b"".join(signature.split(b"\n")[1:-2]))
+
+
+def string(content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + content
+
+
+def with_something_reserved(document: bytes) -> bytes:
+    """The field between namespace and hash says nothing, and what is signed does not hold it."""
+    before, after = string(MANIFEST_NAMESPACE.encode()) + string(b""), string(b"sha512")
+    space = string(MANIFEST_NAMESPACE.encode()) + string(b"anything")
+    return rewritten(document, lambda raw: raw.replace(before + after, space + after))
+
+
+def in_a_certificate(document: bytes) -> bytes:
+    """Anybody can certify anybody's public key."""
+    stranger = asyncssh.generate_private_key("ssh-ed25519")
+    raw = base64.b64decode(b"".join(document.split(b"\n")[2:-2]))
+    length = int.from_bytes(raw[10:14], "big")
+    key = asyncssh.import_public_key(b"ssh-ed25519 " + base64.b64encode(raw[14 : 14 + length]))
+    certificate = stranger.generate_user_certificate(key, "signer", principals=["signer"])
+    return rewritten(document, lambda raw: raw[:10] + string(certificate.public_data) + raw[14 + length :])
+
+
+OTHER_SPELLINGS: dict[str, Callable[[bytes], bytes]] = {
+    "without armour": unarmoured,
+    "lines of 64": rearmoured(64),
+    "one line": rearmoured(1000),
+    "carriage returns": lambda d: d.split(b"\n", 1)[0] + b"\n" + d.split(b"\n", 1)[1].replace(b"\n", b"\r\n"),
+    "a byte more": lambda d: d + b"x",
+    "an empty line more": lambda d: d + b"\n",
+    "without the last line end": lambda d: d[:-1],
+    "a comment behind": lambda d: d + b"\xe2\x9c\x93 received, thanks\n",
+    "a space at a line's end": lambda d: d.replace(b"SIGNATURE-----\n", b"SIGNATURE----- \n", 1),
+    "something in the reserved field": with_something_reserved,
+    "the key in a certificate": in_a_certificate,
+}
+
+
+@pytest.mark.parametrize("change", OTHER_SPELLINGS.values(), ids=OTHER_SPELLINGS.keys())
+def test_threat_11_a_copy_in_another_spelling_is_no_second_document(ash, change):
+    """It would make a liar of who signed one thing only: what is compared is the sha256 of documents."""
+    document = ash.sign(STATEMENT, MANIFEST_NAMESPACE)
+    copy = change(document)
+    assert copy != document
+    require_refused(copy, ash.public)
+
+
+def test_the_one_spelling_is_that_of_asyncssh(ash):
+    document = ash.sign(STATEMENT, MANIFEST_NAMESPACE)
+    line, signature = document.split(b"\n", 1)
+    assert signature == asyncssh.create_sshsig(ash.key, line + b"\n", namespace=MANIFEST_NAMESPACE)
+    assert rewritten(document, lambda raw: raw) == document
+
+
+def test_during_a_change_of_keys_both_spellings_count(ash, birch):
+    for key in (ash, birch):
+        assert verify(key.sign(STATEMENT, MANIFEST_NAMESPACE), (ash.public, birch.public), MANIFEST_NAMESPACE)
 
 
 # ------------------------------------------------------------------ with stock OpenSSH
@@ -219,14 +302,15 @@ def keygen_verify(folder: Path, document: bytes, public: str, namespace: str) ->
 
 @needs_ssh_keygen
 def test_a_key_and_signature_of_stock_ssh_keygen_are_understood(tmp_path):
-    """A site may make its node key with OpenSSH."""
+    """A site may make its node key with OpenSSH. Both write the same bytes: there is one spelling."""
     run = {"cwd": tmp_path, "check": True, "capture_output": True, "timeout": 60}
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "it@mercy", "-f", "key"], **run)
     loaded = identity.load(tmp_path / "key")
     assert (tmp_path / "key.pub").read_text().startswith(loaded.public)
     sign = ["ssh-keygen", "-q", "-Y", "sign", "-f", "key", "-n", MANIFEST_NAMESPACE]
-    signature = subprocess.run(sign, input=b'{"a":1}\n', **run).stdout
-    assert verify(b'{"a":1}\n' + signature, loaded.public, MANIFEST_NAMESPACE) == b'{"a":1}\n'
+    document = b'{"a":1}\n' + subprocess.run(sign, input=b'{"a":1}\n', **run).stdout
+    assert document == loaded.sign({"a": 1}, MANIFEST_NAMESPACE)
+    assert verify(document, loaded.public, MANIFEST_NAMESPACE) == b'{"a":1}\n'
 
 
 @needs_ssh_keygen
