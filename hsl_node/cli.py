@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsl_node.errors import HslError, LocalStateError
+from hsl_node.errors import HslError, LocalStateError, escaped
 from hsl_node.hints import addressed, state_directory
 
+LINE_MAX_CHARS = 10_000  # of an error; the longest that we write lists a few dozen file names
 OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not bugs of ours
 
 
@@ -59,10 +60,15 @@ def plain_status(words: Sequence[str]) -> dict[str, bool] | None:
 
 
 def _explain(error: HslError, state: Path) -> int:
-    print(f"Error: {error.message}", file=sys.stderr)
+    print(f"Error: {_lines(error.message)}", file=sys.stderr)
     if error.remedy:
-        print(f"What to do: {addressed(error.remedy, state)}", file=sys.stderr)
+        print(f"What to do: {_lines(addressed(error.remedy, state))}", file=sys.stderr)
     return error.exit_code
+
+
+def _lines(text: str) -> str:
+    """A message may quote what somebody else wrote, and have several lines."""
+    return "\n".join(escaped(line, LINE_MAX_CHARS) for line in text.split("\n"))
 
 
 def _states_apart(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -59,6 +59,19 @@ def _ed25519(text: str) -> str:
     return f"{parts[0]} {parts[1]}"  # a comment is not part of the key
 
 
+def printable(text: str) -> str:
+    """What somebody else wrote is shown as one piece of one line, whoever shows it.
+
+    Raises:
+        ValueError: it holds a control character, a line end, or an invisible or reordering one.
+    """
+    if wrong := [c for c in text if not c.isprintable()]:
+        raise ValueError(f"'{escaped(text, 60)}' holds a character that cannot be printed, U+{ord(wrong[0]):04X}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(printable)]  # every free string of a file that others write
+Name = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(printable)]
 PeerName = Annotated[str, AfterValidator(_peer)]
 Address = Annotated[str, AfterValidator(_address)]
 Listen = Annotated[str, AfterValidator(_listen)]
@@ -74,8 +87,8 @@ class Plan(Frozen):
     """What all peers agreed to train. Defaults are the published HSL form (METHODS, section 1)."""
 
     method: Literal["hsl", "fedavg", "local"] = "hsl"
-    task: str = Field("primary task", min_length=1, max_length=120)
-    classes: tuple[str, ...] = Field(("negative", "positive"), min_length=2, max_length=100)  # order = label
+    task: Name = "primary task"
+    classes: tuple[Name, ...] = Field(("negative", "positive"), min_length=2, max_length=100)  # order = label
     rounds: int = Field(20, ge=1, le=10_000)
     epochs_per_round: int = Field(5, ge=1, le=1000)
     seed: int = Field(1, ge=0, lt=2**31)
@@ -117,7 +130,7 @@ class Plan(Frozen):
 class AnchorCard(Frozen):
     """Names the one anchor set of the federation; the images travel beside it, once, by any means."""
 
-    name: str = Field(min_length=1, max_length=120)
+    name: Name
     fingerprint: Sha256  # sha256 of the anchor file
     images: int = Field(ge=4)
     image_size: int = Field(ge=16, le=1024)
@@ -131,7 +144,7 @@ class PeerCard(Frozen):
     key: PublicKey  # the node's key: it logs in, signs, and is the host key of an embedded inbox
     # The next three only where the inbox is an existing SFTP server (see `hsl-node inbox provision`).
     host_key: PublicKey | None = None
-    user: str = Field("{sender}", max_length=64)  # login name on that server; {sender} = the sending peer
+    user: Text = Field("{sender}", max_length=64)  # login name on that server; {sender} = the sending peer
     root: str = Field(
         "", max_length=200, pattern=r"^[A-Za-z0-9._/{}-]*$"
     )  # folder that holds parts/, inbox/, receipts/
@@ -146,7 +159,7 @@ class Federation(Frozen):
     """The agreed list of peers, their keys, the plan and the anchor set. The same file for everybody."""
 
     version: Literal[1] = 1
-    name: str = Field(min_length=1, max_length=120)
+    name: Name
     anchor: AnchorCard | None = None
     plan: Plan = Plan()
     peer: tuple[PeerCard, ...] = Field(min_length=2, max_length=PEERS_MAX)

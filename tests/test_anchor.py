@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,18 @@ def test_the_set_holds_n_of_each_class(tmp_path: Path) -> None:
     result = built(write_folders(tmp_path / "d", {"normal": 9, "opacity": 7, "other": 4}))
     assert result.images.shape == (10, 16, 16) and result.images.dtype == np.uint8
     assert Counter(result.labels.tolist()) == {0: 5, 1: 5}
+
+
+@pytest.mark.parametrize("mark", ["\x1b[2J", "\x9b2J", "\n", "\u202e"])
+def test_threat_20_what_cannot_be_printed_stands_in_no_name_of_an_anchor_set(tmp_path: Path, mark: str) -> None:
+    made = built(write_folders(tmp_path / "d", {"normal": 5, "opacity": 5}))
+    for wrong in (replace(made, name=f"x{mark}"), replace(made, classes=("normal", f"opacity{mark}"))):
+        anchor.save(wrong, tmp_path / "a")
+        with pytest.raises(DataError, match="cannot be printed"):
+            anchor.load(tmp_path / "a")
+    data = DataConfig(path=tmp_path / "d")
+    with pytest.raises(DataError, match="cannot be printed"):
+        anchor.build(data, name=f"x{mark}", classes=CLASSES, image_size=16, n=5)
 
 
 def test_without_n_it_takes_as_many_as_the_rarer_class_has(tmp_path: Path) -> None:

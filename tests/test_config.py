@@ -233,11 +233,12 @@ def test_a_federation_file_is_read_back_the_same(tmp_path, federation):
     assert load_federation(tmp_path).digest == federation.digest
 
 
+TEXTS = st.characters().filter(str.isprintable)
 plans = st.builds(
     Plan,
     method=st.sampled_from(["fedavg", "local"]),
-    task=st.text(min_size=1, max_size=20),
-    classes=st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=4, unique=True),
+    task=st.text(TEXTS, min_size=1, max_size=20),
+    classes=st.lists(st.text(TEXTS, min_size=1, max_size=5), min_size=2, max_size=4, unique=True),
     rounds=st.integers(1, 10_000),
     temperature=st.floats(0.01, 100),
     learning_rate=st.floats(1e-3, 1),
@@ -246,14 +247,47 @@ plans = st.builds(
 )
 
 
-@given(plans, st.text(min_size=1, max_size=30))
+@given(plans, st.text(TEXTS, min_size=1, max_size=30))
 @settings(max_examples=50)
 def test_any_federation_survives_the_file(members, plan, name):
-    """Line ends, quotes, comments and control characters in its texts included."""
+    """Quotes, backslashes and comments in its texts included."""
     federation = Federation(name=name, plan=plan, peer=members.federation.peer)
     text = federation_text(federation)
     assert Federation.model_validate(tomllib.loads(text)) == federation
     assert text.count("\n[[peer]]\n") == 3
+
+
+UNPRINTABLE = {"ESC": "\x1b[8m", "C1": "\x9b2J", "line end": "\n", "tab": "\t", "line separator": "\u2028",
+               "right to left": "\u202e", "no width": "\u200b", "NUL": "\0", "no-break space": "\xa0"}  # fmt: skip
+
+
+@pytest.mark.parametrize("mark", UNPRINTABLE.values(), ids=UNPRINTABLE.keys())
+@pytest.mark.parametrize(
+    "key", ["name", "anchor.name", "plan.task", "plan.classes.1", "peer.0.user", "peer.0.root", "peer.0.name"]
+)
+def test_threat_20_what_cannot_be_printed_stands_in_no_text_of_a_federation(tmp_path, federation, key, mark):
+    """Its name drew another hash on the screen of `federation show`, and hid all that came after."""
+    anchor = AnchorCard(name="digits", fingerprint="a" * 64, images=4, image_size=224)
+    plan = federation.plan.model_copy(update={"classes": ("no", "yes", "unknown")})
+    cards = [federation.peer[0].model_copy(update={"user": "u", "root": "r"}), *federation.peer[1:]]
+    full = federation.model_copy(update={"anchor": anchor, "plan": plan, "peer": tuple(cards)})
+    content = tomllib.loads(federation_text(full))
+    read_toml(write(tmp_path / "sound.toml", tomli_w.dumps(content)), Federation)
+    place = content
+    *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
+    for step in path:
+        place = place[step]
+    place[last] += mark
+    file = write(tmp_path / "federation.toml", tomli_w.dumps(content))
+    (error,) = errors_of(file, Federation)
+    assert error.startswith(f"{file}:") and f": {key}: " in error and error.isprintable()
+    number = int(error.removeprefix(f"{file}:").partition(":")[0])
+    assert (last if isinstance(last, str) else path[-1]) in file.read_text().splitlines()[number - 1]
+
+
+def test_threat_20_a_plan_on_the_command_line_is_held_to_the_same():
+    with pytest.raises(ConfigError, match=r"task: 'a\x1b\[8m' holds a character that cannot be printed, U\+001B"):
+        load_plan(None, ["task=a\x1b[8m"])
 
 
 def test_the_hash_does_not_depend_on_comments_or_on_the_order_of_the_peers(federation):

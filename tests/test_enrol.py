@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
 from hsl_node import config, enrol, identity, toml_file
 from hsl_node.commands.app import app
+from hsl_node.commands.federation import _text
 from hsl_node.config import Federation, NodeConfig, Plan
 from hsl_node.errors import ConfigError, FederationMismatch, HslError, LocalStateError, UsageError
 from hsl_node.sync.journal import Journal
@@ -296,6 +298,25 @@ def test_a_bad_setting_of_the_plan_writes_no_file(ash: Path, birch: Path, tmp_pa
     done = run("federation", "create", "--name", "t", *cards, "--set", setting, "--out", tmp_path / "f")
     assert isinstance(done.exception, HslError) and done.exception.remedy
     assert not (tmp_path / "f").exists()
+
+
+def test_threat_20_a_federation_file_does_not_draw_its_own_hash(ash: Path, birch: Path, tmp_path: Path) -> None:
+    """Its name ended the line, drew the hash of another file and hid what came after."""
+    path = federation_file(tmp_path, ash, birch)
+    name = "trees\nhash        abcdef12   (read aloud: abcd ef12)\x1b[8m"
+    content = tomllib.loads(path.read_text()) | {"name": name}
+    path.write_text(tomli_w.dumps(content))
+    for command in (("show",), ("show", "--json"), ("diff",), ("join",)):
+        done = run("--state", ash, "federation", command[0], path, *command[1:])
+        assert isinstance(done.exception, ConfigError) and done.stdout == ""
+        assert f"{path}:2: name: 'trees\\nhash" in done.exception.message
+    shown = _text(federation_of_cards(ash, birch).model_copy(update={"name": name}))
+    assert shown.replace("\n", "").isprintable() and shown.count("\nhash ") == 1, "nor if it were let in"
+
+
+def federation_of_cards(*states: Path) -> Federation:
+    cards = tuple(config.load_card(next(state.glob("*.card"))) for state in states)
+    return Federation(name="trees", plan=Plan(method="fedavg"), peer=cards)
 
 
 def test_an_existing_file_is_not_written_over(ash: Path, birch: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsl_node.commands.shared import ENROL, Json, state_of
-from hsl_node.errors import FederationMismatch
+from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.hints import command
 from hsl_node.terminal import print_json
 from hsl_node.units import table
@@ -143,11 +143,12 @@ def _text(federation: Federation) -> str:
     plan, usual = federation.plan.model_dump(mode="json"), Plan().model_dump(mode="json")
     changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}
     anchor = federation.anchor
+    set_used = f"{escaped(anchor.name)}, {anchor.images} images, {anchor.fingerprint[:12]}" if anchor else "none"
     return "\n".join(
         [
-            f"federation  {federation.name}",
+            f"federation  {escaped(federation.name)}",
             f"hash        {federation.fed8}   (read aloud: {read_aloud(federation)})",
-            f"anchor      {f'{anchor.name}, {anchor.images} images, {anchor.fingerprint[:12]}' if anchor else 'none'}",
+            f"anchor      {set_used}",
             "",
             table(("peer", "address", "fingerprint"), [(p.name, p.address, p.fingerprint) for p in federation.peer]),
             "",
@@ -158,4 +159,4 @@ def _text(federation: Federation) -> str:
 
 
 def _value(value: object) -> str:
-    return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)
+    return ", ".join(escaped(str(v)) for v in value) if isinstance(value, list) else escaped(str(value))

@@ -25,6 +25,7 @@ from hsl_node.config import (
     PeerCard,
     PeerName,
     PublicKey,
+    Text,
     canonical_json,
     fingerprint,
     require_member,
@@ -62,7 +63,7 @@ class Accepted(Frozen):
 class Revoked(Frozen):
     peer: PeerName
     key: PublicKey
-    at: str = ""  # wall clock, for people
+    at: Text = ""  # wall clock, for people
 
 
 class KeyringFile(Frozen):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.config import AnchorCard, DataConfig, canonical_json
+from hsl_node.config import AnchorCard, DataConfig, canonical_json, printable
 from hsl_node.errors import DataError, FederationMismatch, LocalStateError, PeerDataError
 from hsl_node.sync.names import Digest
 from hsl_node.sync.tensors import Schema, read_schema, sha256_of, write_weights
@@ -68,6 +68,10 @@ def build(
     Raises:
         DataError: a class has fewer than n images, or a chosen image cannot be read.
     """
+    try:
+        printable(name)
+    except ValueError as exc:
+        raise DataError(f"the name of the anchor set: {exc}", remedy="give another one with --name") from exc
     source = read_source(data)
     labels = labels_of(source, classes, data.labels, select=True)
     present = Counter(label for label in labels if label is not None)
@@ -136,7 +140,7 @@ def load(path: Path, expected: str | None = None) -> AnchorSet:
         )
     try:
         return _parse(path, read_schema(path))
-    except (PeerDataError, OSError, ValueError, KeyError, TypeError) as exc:
+    except (PeerDataError, OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise DataError(
             f"{path} is not an anchor set: {exc}", remedy="make one with `hsl-node anchor build`, or get it from a peer"
         ) from exc
@@ -242,5 +246,5 @@ def _parse(path: Path, schema: Schema) -> AnchorSet:
         raise ValueError(f"images of shape {images.shape}")
     if labels.shape != images.shape[:1] or not np.array_equal(np.unique(labels), [0, 1]):
         raise ValueError("labels that do not fit the images, or not two classes")
-    first, second = (str(name) for name in card["classes"])
-    return AnchorSet(str(card["name"]), (first, second), images, labels)
+    first, second = (printable(str(name)) for name in card["classes"])
+    return AnchorSet(printable(str(card["name"])), (first, second), images, labels)
