@@ -12,7 +12,8 @@ from hsl_node.units import auc
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+    """ASCII only: a string from elsewhere may hold what a terminal obeys, U+009B as well as ESC."""
+    print(json.dumps(value, indent=2, default=str), flush=True)
 
 
 def wants_colour() -> bool:

@@ -28,7 +28,7 @@ from ports import free_ports
 from test_enrol import federation_file, made, run
 
 from hsl_node import config, doctor, enrol, errors, history, identity, logs
-from hsl_node.cli import main
+from hsl_node.cli import _explain, main
 from hsl_node.commands.app import app
 from hsl_node.config import Plan, canonical_json
 from hsl_node.errors import UsageError
@@ -36,6 +36,7 @@ from hsl_node.hints import addressed, command, default_state
 from hsl_node.ping import ping
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
+from hsl_node.terminal import print_json
 
 CLI = [sys.executable, "-m", "hsl_node"]
 
@@ -182,6 +183,20 @@ def test_threat_27_a_configuration_error_names_file_line_key_and_remedy_and_exit
     line = next(n for n, line in enumerate(text.splitlines(), 1) if line.startswith("adress"))
     assert f"{state / 'node.toml'}:{line}: unknown key 'adress'; did you mean 'address'?" in done.stderr
     assert "What to do: " in done.stderr
+
+
+def test_threat_20_json_and_errors_hold_nothing_that_a_terminal_obeys(tmp_path: Path, capsys: Any) -> None:
+    """Also what is no ESC: some terminals begin a command with U+009B."""
+    hostile = "\x1b[8m\x9b2J\x07\u202e"
+    print_json({"software": hostile})
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "hsl-node.log").write_text(json.dumps({"event": hostile}, ensure_ascii=False) + "\n")
+    shown = [capsys.readouterr().out, run("--state", tmp_path, "logs", "--json").stdout]
+    for text in shown:
+        assert text.isascii() and text.replace("\n", "").isprintable() and hostile in json.loads(text).values()
+    assert _explain(errors.PeerDataError(f"one {hostile}\ntwo", code="x", remedy=hostile), tmp_path) == 14
+    said = capsys.readouterr().err
+    assert said.replace("\n", "").isprintable() and said.count("\n") == 3
 
 
 def test_ctrl_c_exits_130(tmp_path: Path) -> None:
@@ -357,7 +372,7 @@ def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:
     state = made(tmp_path / "ash")
     journal = (store := Store(Layout(state))).journal
     journal.save_state({"me": "ash", "round": 1})
-    content = {"bytes": 5_000_000, "samples": 10, "software": "x\x1b[31m"}
+    content = {"bytes": 5_000_000, "samples": 10, "software": "x\x1b[31m\x9b2J"}
     for peer, auc in (("ash", 0.75), ("birch", None)):
         journal.record_manifest(1, Peer(peer), "d" * 64, b"", {**content, "auc": auc})
     journal.record_phase(0, "agree")
@@ -375,8 +390,10 @@ def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:
     birch = next(line for line in shown.splitlines() if line.startswith("birch "))
     signed = hashlib.sha256(canonical_json({**content, "auc": None}) + b"\n").hexdigest()[:12]
     assert birch.split() == ["birch", "d" * 12, signed, "-", "10", "-", "-", "accepted", "5.0", "MB", "4.0", "s", "2"]
-    assert "\x1b" not in shown and "0.71" in shown
-    assert json.loads(run("--state", state, "round", "show", "1", "--json").stdout)["auc_fused"] == 0.9
+    assert shown.replace("\n", "").isprintable() and "0.71" in shown
+    plain = run("--state", state, "round", "show", "1", "--json").stdout
+    assert json.loads(plain)["auc_fused"] == 0.9
+    assert plain.isascii() and json.loads(plain)["peers"][0]["software"] == content["software"]
     assert isinstance(run("--state", state, "round", "show", "2").exception, UsageError)
     assert [r["round"] for r in history.rounds(state)] == [1]
 

@@ -123,7 +123,7 @@ def logs(
     state = state_of(context)
 
     def show(event: dict[str, object]) -> None:
-        print(dumps(event, ensure_ascii=False) if json else logs.human(event), flush=follow)
+        print(dumps(event) if json else logs.human(event), flush=follow)
 
     for event in logs.tail(state, count):
         show(event)
