@@ -265,6 +265,24 @@ def test_what_is_no_update_is_said_so(document: str) -> None:
         Keyring.of(make_federation(3).federation).updating(document)
 
 
+@pytest.mark.parametrize(
+    "tail", ["\u2713", "\u0661", " ", "\n", "\u2028", "\x85", "\x1b[8m", "x", "-----END SSH SIGNATURE-----\n"]
+)
+@pytest.mark.parametrize("where", ["at the end", "before the end line", "in the line"])
+def test_an_update_has_one_spelling_and_nothing_behind_it(tail: str, where: str) -> None:
+    """It was kept as it came: one letter that is not ASCII, and `verify --export` wrote nothing any more."""
+    members = make_federation(3)
+    ring, document = announced(members)
+    changed = {
+        "at the end": document + tail,
+        "before the end line": document.replace("\n-----END", tail + "\n-----END"),
+        "in the line": document.replace("}\n", "}" + tail + "\n", 1),
+    }[where]
+    with pytest.raises(PeerDataError, match=r"not a key update|signature"):
+        ring.updating(changed)
+    assert ring.updating(document).keys(BIRCH)
+
+
 def test_a_keyring_that_was_tampered_with_stops_the_start(tmp_path: Path) -> None:
     """Whoever edits keyring.toml cannot make another key count: the chain's signatures are checked at every start."""
     with Cluster(tmp_path, NAMES, PLAN) as cluster:

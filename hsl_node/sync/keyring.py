@@ -223,7 +223,7 @@ class Keyring:
                 code="key",
                 remedy=f"call {update.peer}",
             )
-        verify(document.encode("ascii", "replace"), old, UPDATE_NAMESPACE)
+        verify(document.encode("ascii"), old, UPDATE_NAMESPACE)
         for peer in self.federation.peers:
             if update.new in self.chain(peer):
                 raise PeerDataError(
@@ -273,8 +273,8 @@ def parse_update(document: str) -> KeyUpdate:
     """
     line = document.partition("\n")[0]
     try:
-        if len(document) > UPDATE_MAX_BYTES:
-            raise ValueError("too long")
+        if len(document) > UPDATE_MAX_BYTES or not document.isascii():
+            raise ValueError("too long, or not ASCII")
         update = KeyUpdate.model_validate(json.loads(line))
         if canonical_json(update.model_dump(mode="json")).decode("ascii") != line:
             raise ValueError("not in canonical form")
