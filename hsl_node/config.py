@@ -24,6 +24,7 @@ from hsl_node.sync.names import Digest, Peer, parse_peer
 from hsl_node.toml_file import parse, read_text, read_toml, validate
 
 ROBUST_PEERS_MIN = 3  # with two, median and trimmed mean are the mean: there is no majority to side with
+CARD_MAX_BYTES = 8 * 1024  # two keys and a few names: under 1 KB
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
 
 
@@ -285,7 +286,7 @@ def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
 
 def load_card(path: Path) -> PeerCard:
     """A peer card: the peer's table, plus a fingerprint that must agree with the key."""
-    text = read_text(path)
+    text = read_text(path, CARD_MAX_BYTES)
     raw = parse(path, text)
     claimed = raw.pop("fingerprint", None)
     raw.pop("read_aloud", None)

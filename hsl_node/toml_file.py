@@ -16,12 +16,24 @@ from pydantic import BaseModel, ValidationError
 
 from hsl_node.errors import ConfigError, escaped
 
-FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; cards and federations are far smaller
+FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; federations are far smaller
 PROBLEMS_MAX = 25  # shown of one file: each is looked for in the whole text, and nobody reads more
 PROBLEM_MAX_CHARS = 500  # of one of them
 # Our longest key has three parts. tomllib's time grows with the square of the parts: 64 KB of "a.a.a..." take it 10 s.
 KEY_PARTS_MAX = 64
-_WORDS = re.compile(r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[^"'#\n=,\[\]{}]+|.""", re.DOTALL)
+# The words of TOML, in one pass: nothing is taken back ("*+"), and a text that does not end takes all that it may.
+_WORDS = re.compile(
+    r"""
+      ["]{3} (?: [^"\\] | \\. | "{1,2}(?!") )*+ "{0,5}   # a text of many lines; quotes stand before its end, up to two
+    | [']{3} (?: [^'] | '{1,2}(?!') )*+ '{0,5}
+    | "(?: [^"\\\n] | \\[^\n] )*+ "?
+    | '[^'\n]*+ '?
+    | \#[^\n]*+
+    | [^"'\#\n=,\[\]{}]++
+    | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -45,12 +57,12 @@ def check(content: Mapping[str, Any], model: type[Model], source: str) -> Model:
     return validate(Path(source), "", content, model)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str:
     try:
         with path.open("rb") as file:
-            data = file.read(FILE_MAX_BYTES + 1)
-        if len(data) > FILE_MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {FILE_MAX_BYTES // 1024} KiB", remedy="is it the right file?")
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise ConfigError(f"{path}: larger than {max_bytes // 1024} KiB", remedy="is it the right file?")
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file", remedy="check the path") from exc

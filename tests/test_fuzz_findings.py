@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import make_federation
 
-from hsl_node.config import Federation, NodeConfig, card_text, federation_text, load_card, load_plan
+from hsl_node.config import CARD_MAX_BYTES, Federation, NodeConfig, card_text, federation_text, load_card, load_plan
 from hsl_node.errors import ConfigError
 from hsl_node.toml_file import FILE_MAX_BYTES, PROBLEM_MAX_CHARS, PROBLEMS_MAX, read_toml
 
@@ -75,13 +77,62 @@ def test_dots_in_texts_and_comments_are_no_parts_of_a_key(tmp_path: Path) -> Non
     assert len(node.data.exclude) == 500
 
 
-def test_a_file_larger_than_any_right_one_is_not_read(tmp_path: Path) -> None:
-    path = written(tmp_path, card_text(MEMBERS.federation.peer[0]))
-    load_card(path)
-    with path.open("r+b") as file:
-        file.truncate(1 << 40)  # sparse
-    with pytest.raises(ConfigError, match=f"larger than {FILE_MAX_BYTES // 1024} KiB"):
-        load_card(path)
+@MINUTE
+@pytest.mark.parametrize("text", ['"', "'", '"""', "'''", "#"])
+@pytest.mark.parametrize("inside", ['\\"', "\\\\", '""a', "''a", "\\\n", '"', "'", "a", "."], ids=repr)
+def test_a_text_without_end_is_read_once(tmp_path: Path, text: str, inside: str) -> None:
+    """Each of its quotes began the text anew: 23 s for a file of 64 KiB, so two hours for this one."""
+    count = (FILE_MAX_BYTES - 10) // len(inside)
+    refusal(written(tmp_path, f"a = {text}{inside * count}\n"))
+
+
+@MINUTE
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""x" y"""',
+        '"""x""y"""',
+        '"""x"""""',
+        '"""\\"""""',
+        "'''x' y'''",
+        "'''x'''''",
+        '"\\""',
+        "'\"'",
+        '"""\n"\n"""',
+        '""',
+    ],
+)
+def test_no_quotes_hide_a_dotted_key_behind_them(tmp_path: Path, text: str) -> None:
+    """What the counting of its parts takes for text must be text for the parser too."""
+    tomllib.loads(f"x = {{ y = {text}, a.b.c = 1 }}")
+    assert "nested too deeply" in refusal(written(tmp_path, f"x = {{ y = {text}, {'.'.join(['a'] * 100_000)} = 1 }}"))
+
+
+def test_dots_in_a_text_of_many_lines_are_no_parts_of_a_key(tmp_path: Path) -> None:
+    text = federation_text(MEMBERS.federation).replace('"primary task"', f'"""{"." * 90} "quoted\\\n " """')
+    assert read_toml(written(tmp_path, text), Federation).plan.task == f'{"." * 90} "quoted" '
+
+
+@pytest.mark.parametrize(
+    ("read", "max_bytes"), [(load_card, CARD_MAX_BYTES), (lambda path: read_toml(path, Federation), FILE_MAX_BYTES)]
+)
+def test_a_file_larger_than_any_right_one_is_not_read(
+    tmp_path: Path, read: Callable[[Path], object], max_bytes: int
+) -> None:
+    path = written(tmp_path, "a = 1\n")
+    for size in (max_bytes + 1, 1 << 40):
+        with path.open("r+b") as file:
+            file.truncate(size)  # sparse
+        with pytest.raises(ConfigError, match=f"larger than {max_bytes // 1024} KiB"):
+            read(path)
+
+
+def test_a_card_of_everything_a_card_may_hold_is_small_enough(tmp_path: Path) -> None:
+    card = MEMBERS.federation.peer[0]
+    full = card.model_copy(
+        update={"host_key": card.key, "user": "\U0001f332" * 64, "root": "r" * 200, "name": "a" * 32}
+    )
+    assert load_card(written(tmp_path, card_text(full))) == full
 
 
 @pytest.mark.parametrize(
