@@ -4,6 +4,7 @@
     node.toml federation.toml keyring.toml splits.json keys/node_ed25519 anchor.safetensors
     journal.sqlite3 fused/r000012.safetensors
 
+A restore reads plain members only, header by header: the file may come from anybody.
 The journal is copied as of one moment. The outbox is left out: the peers keep what was published. A restored node asks
 them what it has signed since (`recovery.py`), so an old backup does no harm.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -20,32 +22,81 @@ import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hsl_node import __version__, config, identity, toml_file
-from hsl_node.config import Federation, NodeConfig
-from hsl_node.errors import ConfigError, LocalStateError, UsageError
+from hsl_node.config import Federation, Name, NodeConfig, PeerName, Sha256
+from hsl_node.errors import ConfigError, LocalStateError, UsageError, escaped
 from hsl_node.recover_mark import Mark, set_mark
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout, lock
+from hsl_node.units import size
 
-FORMAT, VERSION = "hsl-node backup", 1
+FORMAT: Literal["hsl-node backup"] = "hsl-node backup"
+VERSION: Literal[1] = 1
 INDEX = "backup.json"
-INDEX_MAX_BYTES = 1024 * 1024
+INDEX_MAX_BYTES = 64 * 1024
+MEMBERS_MAX = 16  # seven, and two fused models
+SETTINGS_MAX_BYTES = 1024 * 1024  # node.toml, federation.toml, keyring.toml, the key
+MEMBER_MAX_BYTES = 1 << 40  # anchor set, journal, fused models: the room on the disk is looked at before
 KEY = "keys/node_ed25519"
 BLOCK_BYTES = 1024 * 1024
+FOUND_SHOWN = 5  # of what lies where a node is to be restored
 STAGING = ".restore"  # in the state directory: a restore that was cut short, to be made again
 _NAME = re.compile(
     r"node\.toml|federation\.toml|keyring\.toml|splits\.json|anchor\.safetensors|journal\.sqlite3|keys/node_ed25519"
     r"|fused/r[0-9]{6}\.safetensors",
     re.ASCII,
 )
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Measured(Strict):
+    sha256: Sha256
+    bytes: int = Field(ge=0, le=MEMBER_MAX_BYTES)
+
+
+class AnchorPlace(Strict):
+    path: str
+    fingerprint: Sha256
+
+
+class Index(Strict):
+    """backup.json."""
+
+    format: Literal["hsl-node backup"] = FORMAT
+    version: Literal[1] = VERSION
+    hsl_node: Name
+    node: PeerName
+    federation: Sha256 | None
+    written: Name
+    anchor: AnchorPlace | None
+    has_key: bool
+    files: dict[str, Measured] = Field(max_length=MEMBERS_MAX)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Index:
+        for name, measured in self.files.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"it names a file that no backup holds: {escaped(name, 80)}")
+            if measured.bytes > SETTINGS_MAX_BYTES and (name.endswith(".toml") or name == KEY):
+                raise ValueError(f"{name} has {measured.bytes} bytes")
+        if "node.toml" not in self.files:
+            raise ValueError("it holds no node.toml")
+        if self.has_key is not (KEY in self.files):
+            raise ValueError(f"it holds {KEY}, or not, against what it says")
+        return self
 
 
 @dataclass(frozen=True)
@@ -100,12 +151,12 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> Summary:
                 left_out.append(f"the fused model of round {round}: the peers have it")
         if not add("anchor.safetensors", layout.anchor) and node.anchor is not None:
             left_out.append(f"the anchor set {node.anchor}")
-        index = _index(state, node, sources, with_key)
+        index = _index(state, node, sources)
         with (
             durable.replacing(target, Step.BACKUP_WRITE, mode=0o600, once=True) as file,
-            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar,  # a header a member, of any size
         ):
-            _add_member(tar, INDEX, io.BytesIO(json.dumps(index, indent=2).encode()))
+            _add_member(tar, INDEX, io.BytesIO(index.model_dump_json(indent=2, ensure_ascii=True).encode("ascii")))
             for name, source in sources.items():
                 _add_member(tar, name, source)
     return _summary(target, index, tuple(left_out))
@@ -123,29 +174,32 @@ def _copy_journal(source: Path, target: Path) -> list[int]:
         return sorted(r for r in rounds | ({best[0]} if best else set()) if r > 0)
 
 
-def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]], with_key: bool) -> dict[str, Any]:
+def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]]) -> Index:
     federation = config.load_federation(state) if (state / "federation.toml").exists() else None
     anchor = federation.anchor.fingerprint if federation and federation.anchor else None
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "hsl_node": __version__,
-        "node": node.name,
-        "federation": federation.digest if federation else None,
-        "written": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "anchor": {"path": str(node.anchor or Layout(state).anchor), "fingerprint": anchor} if anchor else None,
-        "has_key": with_key and KEY in sources,
-        "files": {name: _measured(source) for name, source in sources.items()},
-    }
+    return Index(
+        hsl_node=__version__,
+        node=node.name,
+        federation=federation.digest if federation else None,
+        written=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        anchor=AnchorPlace(path=str(node.anchor or Layout(state).anchor), fingerprint=anchor) if anchor else None,
+        has_key=KEY in sources,
+        files={name: _measured(_blocks(source)) for name, source in sources.items()},
+    )
 
 
-def _measured(source: IO[bytes]) -> dict[str, Any]:
-    source.seek(0)
+def _measured(blocks: Iterable[bytes]) -> Measured:
     digest, size = hashlib.sha256(), 0
-    while block := source.read(BLOCK_BYTES):
+    for block in blocks:
         digest.update(block)
         size += len(block)
-    return {"sha256": digest.hexdigest(), "bytes": size}
+    return Measured(sha256=digest.hexdigest(), bytes=size)
+
+
+def _blocks(source: IO[bytes]) -> Iterator[bytes]:
+    source.seek(0)
+    while block := source.read(BLOCK_BYTES):
+        yield block
 
 
 def _add_member(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> None:
@@ -163,12 +217,13 @@ def restore(state: Path, source: Path) -> Summary:
     """Make a state directory from a backup; checked before anything is written, and marked as restored.
 
     Raises:
-        UsageError: a node lives in the state directory already.
+        UsageError: something lies in the state directory already.
         LocalStateError: the file is damaged, of a newer hsl-node, or no backup.
         AlreadyRunning: a daemon holds the state directory.
     """
     index = verify(source)
     _require_free(state, index)
+    _require_room(state, index)
     layout = Layout(state)
     existed = state.exists()
     placed: list[Path] = []
@@ -182,8 +237,8 @@ def restore(state: Path, source: Path) -> Summary:
         _unpack(source, index, staging)
         _check(staging, layout, index)
         with closing(Journal.create(staging / "journal.sqlite3")) as journal, journal.transaction():
-            set_mark(journal, Mark(f"it was restored from a backup of {index['written']}"))
-        names = sorted(index["files"].keys() | {"journal.sqlite3"}, key=lambda n: (n == "node.toml", n))
+            set_mark(journal, Mark(f"it was restored from a backup of {index.written}"))
+        names = sorted(index.files.keys() | {"journal.sqlite3"}, key=lambda n: (n == "node.toml", n))
         for name in names:  # node.toml last: whoever finds it finds everything else
             with durable.passing(Step.RESTORE_PLACE):
                 durable.rename(staging / name, state / name)
@@ -202,39 +257,45 @@ def restore(state: Path, source: Path) -> Summary:
     return _summary(source, index)
 
 
-def verify(source: Path) -> dict[str, Any]:
+def verify(source: Path) -> Index:
     """The index of a backup all of whose files have the sha256 that it names.
 
     Raises:
         LocalStateError: see `restore`.
     """
-    with _opened(source) as tar:
-        index = _read_index(source, tar)
+    with _opened(source) as file:
+        index = _read_index(source, file)
         seen = set()
-        for member, content in _members(source, tar, index):
-            if _measured(content) != index["files"][member]:
-                raise _damaged(source, f"{member} has not the sha256 that {INDEX} names")
-            seen.add(member)
-        if missing := index["files"].keys() - seen:
+        for name, content in _members(source, file, index):
+            if _measured(content) != index.files[name]:
+                raise _damaged(source, f"{name} has not the sha256 that {INDEX} names")
+            seen.add(name)
+        if missing := index.files.keys() - seen:
             raise _damaged(source, f"{', '.join(sorted(missing))} is missing")
     return index
 
 
-def _unpack(source: Path, index: dict[str, Any], folder: Path) -> None:
+def _unpack(source: Path, index: Index, folder: Path) -> None:
     with _opened(source) as tar:
         _read_index(source, tar)
         for name, content in _members(source, tar, index):
             with durable.replacing(folder / name, Step.RESTORE_UNPACK, mode=0o600) as file:
-                shutil.copyfileobj(content, file, BLOCK_BYTES)
-                size = file.tell()
-            if size != index["files"][name]["bytes"]:
-                raise _damaged(source, f"{name} changed while it was read")
+                if _measured(_copied(content, file)) != index.files[name]:
+                    raise _damaged(source, f"{name} changed while it was read")
 
 
-def _check(staging: Path, layout: Layout, index: dict[str, Any]) -> None:
+def _copied(blocks: Iterable[bytes], file: IO[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        file.write(block)
+        yield block
+
+
+def _check(staging: Path, layout: Layout, index: Index) -> None:
     """Do the parts belong together? Else a daemon would find out later."""
     node = toml_file.read_toml(staging / "node.toml", NodeConfig)
-    key = staging / KEY if KEY in index["files"] else layout.key
+    if node.name != index.node:
+        raise ConfigError(f"the backup is of {index.node}, its node.toml of {node.name}")
+    key = staging / KEY if index.has_key else layout.key
     if (staging / "federation.toml").exists() and key.exists():
         federation = toml_file.read_toml(staging / "federation.toml", Federation)
         keyring.require_mine(keyring.load(staging, federation), node.name, identity.load(key).public)
@@ -245,63 +306,120 @@ def _check(staging: Path, layout: Layout, index: dict[str, Any]) -> None:
             raise ConfigError(f"the backup's journal is of {saved['me']}, its node.toml of {node.name}")
 
 
-def _require_free(state: Path, index: dict[str, Any]) -> None:
+def _require_free(state: Path, index: Index) -> None:
+    """Nothing but folders, a key that the backup leaves out, and what a restore left that was cut short."""
     unfinished = (state / STAGING).exists() and not (state / "node.toml").exists()
-    kept = [n for n in ("node.toml", "federation.toml", "journal.sqlite3", "splits.json") if (state / n).exists()]
-    if KEY in index["files"] and (state / KEY).exists():
-        kept.append(KEY)
-    if kept and not unfinished:
+
+    def expected(path: Path) -> bool:
+        name = path.relative_to(state).as_posix()
+        if name == "run/lock" or (name == KEY and not index.has_key):
+            return True
+        return unfinished and (name.startswith(f"{STAGING}/") or _NAME.fullmatch(name) is not None)
+
+    lying = (path for path in state.rglob("*") if (path.is_symlink() or not path.is_dir()) and not expected(path))
+    found = [escaped(path.relative_to(state).as_posix(), 80) for path in itertools.islice(lying, FOUND_SHOWN + 1)]
+    if found:
+        shown = ", ".join(found[:FOUND_SHOWN]) + (", ..." if len(found) > FOUND_SHOWN else "")
+        what = "holds a node already" if (state / "node.toml").exists() else "is not empty"
         raise UsageError(
-            f"{state} holds a node already ({', '.join(kept)}); nothing was changed",
+            f"{state} {what} ({shown}); nothing was changed",
             remedy="give an empty or new directory with --state, or move the old one away first",
         )
 
 
-def _read_index(source: Path, tar: tarfile.TarFile) -> dict[str, Any]:
-    first = tar.next()
-    content = tar.extractfile(first) if first and first.isreg() and first.name == INDEX else None
-    if first is None or content is None or first.size > INDEX_MAX_BYTES:
+def _require_room(state: Path, index: Index) -> None:
+    there = next(folder for folder in (state, *state.parents) if folder.exists())
+    need, free = sum(m.bytes for m in index.files.values()), shutil.disk_usage(there).free
+    if need > free:
+        raise LocalStateError(
+            f"the backup holds {size(need)}, {there} has room for {size(free)}; nothing was restored",
+            remedy="make room there, or give another directory with --state",
+        )
+
+
+def _read_index(source: Path, file: IO[bytes]) -> Index:
+    """The first member.
+
+    Raises:
+        LocalStateError: it is none of ours, or not as we write it.
+    """
+    first = _next_member(file)
+    if first is None or first.name != INDEX or first.size > INDEX_MAX_BYTES:
         raise LocalStateError(f"{source} is no backup of hsl-node", remedy="give a file that `hsl-node backup` wrote")
     try:
-        index: dict[str, Any] = json.loads(content.read())
-        if index["format"] != FORMAT:
-            raise ValueError(index["format"])
-        if index["version"] > VERSION:
+        content = json.loads(b"".join(_content(file, first)))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError("another format")
+        version = content.get("version")
+        if type(version) is int and version > VERSION:
             raise LocalStateError(
-                f"{source} was written by a newer hsl-node ({index['hsl_node']}; here {__version__})",
+                f"{source} was written by a newer hsl-node ({escaped(str(content.get('hsl_node')), 40)}; "
+                f"here {__version__})",
                 remedy="install that version, then restore",
             )
-        files = {str(name): (str(f["sha256"]), int(f["bytes"])) for name, f in index["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        return Index.model_validate(content)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        where = escaped(".".join(str(key) for key in error["loc"]), 80)
+        what = error["msg"].removeprefix("Value error, ")
+        raise _damaged(source, f"{INDEX}: {where}{': ' if where else ''}{escaped(what)}") from exc
+    except (ValueError, RecursionError) as exc:
         raise _damaged(source, f"its {INDEX} cannot be read") from exc
-    if wrong := [name for name in files if not _NAME.fullmatch(name)]:
-        raise _damaged(source, f"it names a file that no backup holds: {wrong[0][:80]!r}")
-    if "node.toml" not in files:
-        raise _damaged(source, "it holds no node.toml")
-    return index
 
 
-def _members(source: Path, tar: tarfile.TarFile, index: dict[str, Any]) -> Iterator[tuple[str, IO[bytes]]]:
-    try:
-        while member := tar.next():
-            known = index["files"].get(member.name)
-            content = tar.extractfile(member) if member.isreg() else None
-            if known is None or content is None or member.size != known["bytes"]:
-                raise _damaged(source, f"{member.name[:80]!r} is not as {INDEX} says")
-            yield member.name, content
-    except (tarfile.TarError, EOFError) as exc:
-        raise _damaged(source, str(exc)) from exc
+def _members(source: Path, file: IO[bytes], index: Index) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Each further member with its content, which is to be read before the next one.
+
+    Raises:
+        LocalStateError: one that the index does not name, or twice, or of another size.
+    """
+    left = dict(index.files)
+    while member := _next_member(file):
+        measured = left.pop(member.name, None)
+        if measured is None or member.size != measured.bytes:
+            raise _damaged(source, f"{escaped(member.name, 80)} is not as {INDEX} says")
+        yield member.name, _content(file, member)
+
+
+def _next_member(file: IO[bytes]) -> tarfile.TarInfo | None:
+    """The header at this place of the file; None: the end of the archive.
+
+    A member has one header and its content as it stands: no link, no hole, no second header with a name or a size in
+    it. So a small file stays small, and what is read is never more than is there.
+
+    Raises:
+        tarfile.TarError: something else.
+    """
+    header = file.read(tarfile.BLOCKSIZE)
+    if not header.strip(b"\0"):
+        return None
+    member = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise tarfile.TarError(f"{escaped(member.name, 80)} is no plain file")
+    return member
+
+
+def _content(file: IO[bytes], member: tarfile.TarInfo) -> Iterator[bytes]:
+    """Raises: EOFError: the file ends before."""
+    left = member.size
+    while left > 0:
+        block = file.read(min(left, BLOCK_BYTES))
+        if not block:
+            raise EOFError("it ends too early")
+        left -= len(block)
+        yield block
+    file.read(-member.size % tarfile.BLOCKSIZE)
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[tarfile.TarFile]:
+def _opened(source: Path) -> Iterator[IO[bytes]]:
     try:
-        with open(source, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            yield tar
+        with open(source, "rb") as file:
+            yield file
     except FileNotFoundError as exc:
         raise UsageError(f"there is no file {source}", remedy="name the file that `hsl-node backup` wrote") from exc
     except (tarfile.TarError, EOFError) as exc:
-        raise _damaged(source, str(exc) or "it is no tar file") from exc
+        raise _damaged(source, str(exc)) from exc
 
 
 def _damaged(source: Path, what: str) -> LocalStateError:
@@ -311,10 +429,7 @@ def _damaged(source: Path, what: str) -> LocalStateError:
     )
 
 
-def _summary(path: Path, index: dict[str, Any], left_out: tuple[str, ...] = ()) -> Summary:
-    files = index["files"]
-    federation = index["federation"][:8] if index["federation"] else None
-    return Summary(
-        path, index["node"], federation, tuple(files), sum(f["bytes"] for f in files.values()), index["has_key"],
-        index["written"], left_out,
-    )  # fmt: skip
+def _summary(path: Path, index: Index, left_out: tuple[str, ...] = ()) -> Summary:
+    federation = index.federation[:8] if index.federation else None
+    total = sum(m.bytes for m in index.files.values())
+    return Summary(path, index.node, federation, tuple(index.files), total, index.has_key, index.written, left_out)
