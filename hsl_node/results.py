@@ -255,7 +255,7 @@ def write_csv(found: Mapping[str, Any], out: Path | None) -> None:
     if out is None:
         print(text.getvalue(), end="")
     else:
-        write_new(out, text.getvalue(), replace=True)
+        write_new(out, text.getvalue(), mode=0o600, replace=True)  # names of images are names of patients, often
 
 
 def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = False) -> tuple[tuple[Path, ...], str]:

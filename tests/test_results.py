@@ -156,7 +156,9 @@ def test_predictions_are_probabilities_of_each_class_in_the_order_given(state: P
     assert [r["probabilities"] for r in backwards["images"]][::-1] == [
         {k: pytest.approx(v, abs=1e-6) for k, v in r["probabilities"].items()} for r in found["images"]
     ]
+    (tmp_path / "out.csv").write_text("an earlier one, of mode 0644")
     results.write_csv(found, tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").stat().st_mode & 0o777 == 0o600, "names of images may be names of patients"
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[2]["malignant"]) == pytest.approx(found["images"][2]["probabilities"]["malignant"], abs=1e-6)
