@@ -393,6 +393,20 @@ async def test_threat_05_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path:
 
 
 @on_loop
+async def test_threat_05_an_empty_write_at_the_end_finishes_nothing(tmp_path: Path) -> None:
+    """It made a part of no bytes look complete, which owes no progress any more."""
+    async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.connect() as connection:
+        limits, now = box.server.limits, time.monotonic()
+        client = await connection.start_sftp_client()
+        file = await client.open(f"parts/{box.name().as_part()}", "xb")
+        await client._handler.write(file._handle, DATA_BYTES, b"")
+        box.server.sweep(now)
+        box.server.sweep(now + limits.progress_s + 1)
+        await connection.wait_closed()
+    assert (tmp_path / "homes" / "birch" / "parts" / str(box.name().as_part())).stat().st_size == 0
+
+
+@on_loop
 async def test_threat_05_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path) -> None:
     """64 KiB every two minutes is enough; what is complete owes nothing more."""
     async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.sftp() as client:

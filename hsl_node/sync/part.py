@@ -57,6 +57,8 @@ class Part:
 
     def write(self, descriptor: int, offset: int, data: bytes) -> None:
         """Write a block and hash it. Blocking. A resuming sender goes a few blocks back: equal bytes change nothing."""
+        if not data:
+            return  # it makes no file longer
         again = min(max(self.hashed - offset, 0), len(data))  # bytes of this block that are hashed already
         if self.hash is not None and (
             offset > self.hashed or (again and os.pread(descriptor, again, offset) != data[:again])
