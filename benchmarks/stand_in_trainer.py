@@ -69,13 +69,16 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=1.0, help="multiplies what a round learned: a poisoner")
     parser.add_argument("--fragile", action="store_true", help="diverges from a fused model beyond 1e5")
     args = parser.parse_args()
-    me, plan = load_node(args.state).name, load_federation(args.state).plan
+    node, plan = load_node(args.state), load_federation(args.state).plan
+    me, device = node.name, node.train.device
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
     say(event="ready")
     for line in sys.stdin:
         job = json.loads(line)
         match job["job"]:
+            case "init" if device.startswith("cuda"):
+                say(event="error", error="ConfigError", message=f"device {device}: a stand-in has no GPU", remedy="cpu")
             case "init":
                 out = Path(job["out"])
                 if not out.exists():

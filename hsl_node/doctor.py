@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hsl_node import config, identity
+from hsl_node import config, enrol, identity
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import ask
 from hsl_node.errors import (
@@ -30,9 +30,11 @@ from hsl_node.errors import (
     TrainerError,
     TransportError,
 )
-from hsl_node.hints import addressed
+from hsl_node.hints import NOTHING_HERE, addressed
+from hsl_node.launch import require_images, unreadable
 from hsl_node.port import require_port
 from hsl_node.sync import keyring
+from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout, room
 from hsl_node.units import size
 
@@ -97,6 +99,7 @@ def _examined(state: Path) -> list[Check]:
         return checks
     configured = node
     checks.append(_check("federation", membership))
+    checks.append(_check("journal", lambda: _journal(layout, federation)))
     checks.append(_check("images", lambda: _images(configured.data.path)))
     checks.append(_check("port", lambda: _port(state, configured)))
     checks.append(_check("torch", lambda: _torch(configured.train.device)))
@@ -147,9 +150,7 @@ def _check(name: str, work: Callable[[], str]) -> Check:
 
 def _state_directory(state: Path) -> str:
     if not state.is_dir():
-        raise NotInitialised(
-            f"{state} does not exist", remedy="run `hsl-node init`, or point --state at the right folder"
-        )
+        raise NotInitialised(f"{state} does not exist", remedy=NOTHING_HERE)
     status = state.stat()
     if status.st_mode & 0o077:
         raise LocalStateError(f"{state} may be read by others", remedy=f"chmod 700 {state}")
@@ -158,26 +159,39 @@ def _state_directory(state: Path) -> str:
     return str(state)
 
 
+def _journal(layout: Layout, federation: Federation | None) -> str:
+    if not layout.journal.exists():
+        return "none yet: this node has not been started"
+    try:
+        journal = Journal.read_only(layout.journal)
+    except NotInitialised:
+        return "empty: the first start did not come far"
+    try:
+        journal.require_sound(layout.journal)
+        if federation is not None:
+            enrol.require_same_federation(journal, federation)
+        return f"{layout.journal}: every page is readable"
+    finally:
+        journal.close()
+
+
 def _images(path: Path | None) -> str:
     if path is None:
         raise DataError("data.path is not set", remedy="name the folder, table or .npz with the images in node.toml")
+    require_images(path)
+    if not path.is_dir():
+        return f"{path} (`hsl-node data check` reads it)"
+    count = 0
     try:
-        if path.is_dir():
-            count = 0
-            for _, _, files in os.walk(path, onerror=_raise):
-                count += len(files)
-                if count >= SCAN_MAX:
-                    break
-            if count == 0:
-                raise DataError(f"{path} is empty", remedy="is the share mounted?")
-            return f"{path}: {count}{' or more' if count >= SCAN_MAX else ''} files (`hsl-node data check` reads them)"
-        with path.open("rb") as file:
-            file.read(1)
+        for _, _, files in os.walk(path, onerror=_raise):
+            count += len(files)
+            if count >= SCAN_MAX:
+                break
     except OSError as exc:
-        raise DataError(
-            f"{path} cannot be read: {exc.strerror}", remedy="check data.path in node.toml, and the rights of this user"
-        ) from exc
-    return f"{path} (`hsl-node data check` reads it)"
+        raise unreadable(path, exc) from exc
+    if count == 0:
+        raise DataError(f"{path} holds no files", remedy="is the share mounted?")
+    return f"{path}: {count}{' or more' if count >= SCAN_MAX else ''} files (`hsl-node data check` reads them)"
 
 
 def _raise(error: OSError) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hsl_node import config, identity
+from hsl_node import config, ending, enrol, identity
 from hsl_node.config import Federation, NodeConfig
-from hsl_node.errors import ConfigError, FederationMismatch, LocalStateError
+from hsl_node.errors import AlreadyRunning, ConfigError, DataError, HslError, LocalStateError
 from hsl_node.memory import keep_freed_memory
 from hsl_node.node import Node
 from hsl_node.port import require_port
 from hsl_node.sync import keyring
+from hsl_node.sync.round import Phase
 from hsl_node.sync.store import Layout, Store
-from hsl_node.sync.tensors import sha256_of
+
+log = logging.getLogger(__name__)
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -31,11 +34,35 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
     Raises:
         HslError: what ended it, with its own exit code.
     """
+    try:
+        return _checked(state, trainer_command)
+    except AlreadyRunning:
+        raise  # log and journal are the other one's
+    except Exception as exc:
+        _leave_word(state, exc)
+        raise
+
+
+def _leave_word(state: Path, error: Exception) -> None:
+    """Why it ended, where people look when the console is gone: `hsl-node logs`, `hsl-node status`."""
+    text, fix = ending.said(error)
+    bug = None if isinstance(error, HslError) else error
+    log.error("ended", extra={"reason": text, "what_to_do": fix}, exc_info=bug)
+    if Layout(state).journal.exists():
+        with suppress(HslError, OSError):
+            store = Store(Layout(state))
+            try:
+                ending.note(store.journal, error)
+            finally:
+                store.close()
+
+
+def _checked(state: Path, trainer_command: list[str] | None) -> int:
     node_config = config.load_node(state)
     federation = config.load_federation(state)
     me = replace(identity.load(identity.find_key(Layout(state).key)), run=secrets.token_hex(8))
     keyring.require_mine(keyring.load(state, federation), node_config.name, me.public)
-    _require_anchor(state, node_config, federation)
+    enrol.require_own_anchor(state, node_config, federation)
     if federation.plan.method == "local":
         raise ConfigError(
             'the plan says method = "local", which never fuses: there is nothing to exchange',
@@ -49,6 +76,7 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
         try:
             if node_config.inbox.kind == "embedded":
                 require_port(node_config.listen)  # before the trainer: after it, this fault would cost minutes
+            _require_images_to_train_on(node_config, store)
             return asyncio.run(_run(node_config, federation, me, store, trainer_command))
         finally:
             store.close()
@@ -76,18 +104,31 @@ async def _run(
     return await Node(node_config, federation, me, store, trainer_command=trainer_command).run()
 
 
-def _require_anchor(state: Path, node_config: NodeConfig, federation: Federation) -> None:
-    if federation.anchor is None:
-        return
-    path = node_config.anchor or Layout(state).anchor
-    if not path.exists():
-        raise ConfigError(
-            f"no anchor set at {path}; the federation uses {federation.anchor.name!r}",
-            remedy=f"copy the anchor file there (fingerprint {federation.anchor.fingerprint[:12]}...)",
-        )
-    found = sha256_of(path)
-    if found != federation.anchor.fingerprint:
-        raise FederationMismatch(
-            f"{path} has fingerprint {found[:12]}, the federation's anchor set {federation.anchor.fingerprint[:12]}",
-            remedy="copy the anchor file of the federation; `hsl-node anchor verify` compares",
-        )
+def _require_images_to_train_on(node_config: NodeConfig, store: Store) -> None:
+    """Else this fault would show only when training is next due: hours later, and the others wait then."""
+    path, saved = node_config.data.path, store.journal.state()
+    if path is not None and not (saved and saved["phase"] == Phase.FINISHED):
+        require_images(path)
+
+
+def require_images(path: Path) -> None:
+    """What a moment shows of data.path: a folder that is not empty, or a file, that this user may read.
+
+    Raises:
+        DataError
+    """
+    try:
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                if next(entries, None) is None:
+                    raise DataError(f"{path} is empty", remedy="is the share mounted?")
+        else:
+            with path.open("rb") as file:
+                file.read(1)
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    remedy = "check data.path in node.toml, and the rights of this user"
+    return DataError(f"{path} cannot be read: {error.strerror}", remedy=remedy)

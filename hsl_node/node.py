@@ -14,13 +14,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsl_node import config, identity, poisoning, recover_mark, service
+from hsl_node import config, ending, enrol, identity, poisoning, recover_mark, service
 from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import serve
 from hsl_node.delivery import Delivery
-from hsl_node.errors import FederationMismatch, LocalStateError, escaped
+from hsl_node.errors import LocalStateError, escaped
 from hsl_node.identity import Identity
 from hsl_node.intake import Intake
 from hsl_node.keys import warnings_of
@@ -37,7 +37,7 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.limits import Limits, Quota
 from hsl_node.sync.names import Digest, Peer
-from hsl_node.sync.round import Action, Arrived, Declare, Delivered, Fuse, Fused, Proven, Push, Train, Trained
+from hsl_node.sync.round import Action, Arrived, Declare, Delivered, Fuse, Fused, Phase, Proven, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store
 from hsl_node.sync.tensors import Schema, read_schema, sha256_of
@@ -100,6 +100,7 @@ class Node:
             loop.add_signal_handler(sign, self._stopping.set)
         durable.on_failure = lambda error: loop.call_soon_threadsafe(self._disk_failed, error)  # whoever catches it
         async with serve(self.layout.state / "run" / "control.sock", self._control):
+            ending.note_running(self.journal)
             self._tell_keys()
             self._spawn("pulse", Pulse(self).beat())
             self._spawn("begin", self._begin())
@@ -107,6 +108,8 @@ class Node:
             service.notify("STOPPING=1", "STATUS=leaving")
             log.info("stopping")
             await self._end()
+            if self._fatal is None:  # else `launch.py` leaves the word
+                ending.note(self.journal, None)
         if self._fatal is not None:
             raise self._fatal
         return 0
@@ -114,13 +117,13 @@ class Node:
     async def _begin(self) -> None:
         """Know the model, open the inbox, take up the round where the journal left it."""
         initial = self.layout.fused(0)
-        if not initial.exists() or self.journal.state() is None:
+        if not initial.exists() or self.journal.state() is None or self._needs_its_gpu():
             await self.trainer.run({"job": "init"})
         self.schema = read_schema(initial)
         digest = await asyncio.to_thread(sha256_of, initial)
         due = recover_mark.due(self.journal)
         if due is not None:
-            self._require_same_federation()
+            enrol.require_same_federation(self.journal, self.federation)
             await self._open_inbox()  # whoever lost its state too is answered meanwhile
             await self.recovery.run(digest, due)
         self.state = self._load_state(digest)
@@ -136,17 +139,13 @@ class Node:
         log.info("started", extra={"round": self.state.round, "phase": str(self.state.phase)})
         self._reconcile()
 
-    def _require_same_federation(self) -> None:
-        """Raises: FederationMismatch: rounds of another federation are in the journal."""
-        saved, before = self.journal.state(), self.journal.meta("federation")
-        if saved is not None and before != self.federation.digest and machine.from_json(saved).round > 0:
-            raise FederationMismatch(
-                f"this journal belongs to federation {str(before)[:8]}, federation.toml is now {self.federation.fed8}",
-                remedy="join the old file again, or start the new federation in a new state directory",
-            )
+    def _needs_its_gpu(self) -> bool:
+        """Only torch can tell whether the GPU that node.toml names is there; better now than when training is due."""
+        saved = self.journal.state()
+        return self.config.train.device.startswith("cuda") and not (saved and saved["phase"] == Phase.FINISHED)
 
     def _load_state(self, initial: Digest) -> machine.State:
-        self._require_same_federation()
+        enrol.require_same_federation(self.journal, self.federation)
         saved = self.journal.state()
         new = machine.State(me=self.me, peers=self.federation.peers, rounds=self.federation.plan.rounds, base=initial)
         if self.journal.meta("machine") is None:

@@ -38,6 +38,7 @@ def snapshot(node: Node) -> dict[str, Any]:
         "state": _word(node, trainer["state"]),
         "since": since,
         "started": node.started,
+        "ended": None,
         "federation": {
             "name": node.federation.name,
             "hash": node.federation.fed8,

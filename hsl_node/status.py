@@ -15,7 +15,7 @@ from typing import Any
 
 from hsl_node.control import ask
 from hsl_node.errors import NotInitialised, NotRunning, escaped
-from hsl_node.hints import addressed
+from hsl_node.hints import NOTHING_HERE, addressed
 from hsl_node.status_journal import from_journal
 from hsl_node.units import age, auc, clock, duration, progress, size
 
@@ -28,6 +28,7 @@ _RED, _YELLOW, _GREEN, _BOLD, _DIM = "31", "33", "32", "1", "2"
 _COLOUR = {
     "degraded": _RED, "halted": _RED, "stopped": _RED, "paused": _YELLOW, "waiting": _YELLOW, "finished": _GREEN,
 }  # fmt: skip
+_ENDED = {"stopped": "stopped", "failed": "ended by an error"}  # killed: a warning says so, nobody knows when
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ def fetch(state: Path) -> dict[str, Any]:
         WaitTimeout: the daemon runs but does not answer.
     """
     if not (state / "node.toml").exists():
-        raise NotInitialised(
-            f"{state} holds no node.toml", remedy="run `hsl-node init`, or point --state at the right folder"
-        )
+        raise NotInitialised(f"{state} holds no node.toml", remedy=NOTHING_HERE)
     try:
         found: dict[str, Any] = ask(state, "status")["status"]
     except NotRunning:
@@ -88,10 +87,17 @@ def render(snapshot: Snapshot, *, now: float, look: Look = Look()) -> str:
 def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     if snapshot["state"] != "stopped":
         return []
-    since = snapshot["since"]
-    last = f", last written {clock(since, now)} ({age(now - since)} ago)" if since else ""
-    what = f"below is what the journal knows{last}" if snapshot["node"] else "it has not been started here yet."
-    return [look.paint("not running", _BOLD, _RED) + f"  {what}", ""]
+    since, ended = snapshot["since"], snapshot["ended"]
+    lines = []
+    if ended and ended["how"] in _ENDED:
+        lines = [f"{_ENDED[ended['how']]} {clock(ended['at'], now)} ({age(now - ended['at'])} ago)"]
+    if snapshot["node"]:
+        last = f", last written {clock(since, now)} ({age(now - since)} ago)" if since else ""
+        lines += [f"below is what the journal knows{last}"]
+    elif not ended:
+        lines = ["it has not been started here yet."]
+    first, *more = lines or ["its first start did not come far."]
+    return [look.paint("not running", _BOLD, _RED) + f"  {first}", *(f"{'':{_LABEL}}  {line}" for line in more), ""]
 
 
 def _warnings(snapshot: Snapshot, now: float, look: Look) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hsl_node import __version__
+from hsl_node.ending import find_ending
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer
 
@@ -17,7 +18,7 @@ def from_journal(state: Path) -> dict[str, Any]:
     """What the journal knows: the same dict, live parts None."""
     snapshot: dict[str, Any] = {
         "schema": 1, "node": None, "fingerprint": None, "version": __version__, "instance": None, "pid": None,
-        "state": "stopped", "since": None, "started": None,
+        "state": "stopped", "since": None, "started": None, "ended": None,
         "federation": {"name": None, "hash": None, "peers": None, "rounds": None, "method": None, "task": None},
         "round": None, "rounds": None, "phase": None, "reason": "", "epoch": None, "busy": None, "fusing": None,
         "peers": [], "waiting_for": [], "waiting_since": None, "disk": None, "device": None, "trainer": None,
@@ -27,9 +28,18 @@ def from_journal(state: Path) -> dict[str, Any]:
         return snapshot
     journal = Journal.read_only(state / "journal.sqlite3")
     try:
-        return snapshot | _recorded(journal) | {"disk": {"free": shutil.disk_usage(state).free, "need": None}}
+        ended, found = find_ending(journal), snapshot | _recorded(journal)
+        disk = {"free": shutil.disk_usage(state).free, "need": None}
+        return found | {"ended": ended, "disk": disk, "warnings": _of_the_end(ended) + found["warnings"]}
     finally:
         journal.close()
+
+
+def _of_the_end(ended: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if ended is None or ended["how"] == "stopped":
+        return []
+    since = ended["at"] if ended["how"] == "failed" else None  # when it was killed nobody knows
+    return [{"code": "ended", "text": ended["text"], "since": since, "fix": ended["fix"]}]
 
 
 def _recorded(journal: Journal) -> dict[str, Any]:

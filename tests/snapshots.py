@@ -26,7 +26,7 @@ def peer(name: str, sent: dict[str, Any], received: dict[str, Any], **more: Any)
 def snapshot(**more: Any) -> dict[str, Any]:
     return {
         "schema": 1, "node": "mercy", "fingerprint": "SHA256:xyz", "version": "0.1.0", "instance": "ab", "pid": 4242,
-        "state": "waiting", "since": NOW - 840, "started": NOW - 90_000,
+        "state": "waiting", "since": NOW - 840, "started": NOW - 90_000, "ended": None,
         "federation": {
             "name": "breast-us", "hash": "1a2b3c4d", "peers": 5, "rounds": 20, "method": "hsl",
             "task": "benign against malignant",

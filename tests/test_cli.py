@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -22,7 +23,7 @@ import asyncssh
 import numpy as np
 import pytest
 import typer
-from cluster import Cluster
+from cluster import WAIT_S, Cluster
 from PIL import Image
 from ports import free_ports
 from test_enrol import federation_file, made, run
@@ -302,7 +303,8 @@ def test_a_hint_can_be_copied_as_it_stands_where_the_state_is_elsewhere(tmp_path
     us = f"`hsl-node --state '{there}'"
     assert addressed("`hsl-node stop`, or stop it", there) == f"{us} stop`, or stop it"
     assert addressed("hsl-node status there says why", there) == "hsl-node status there says why"
-    assert f"{us} init`" in shell("--state", there, "status").stderr
+    lost = shell("--state", there, "status").stderr
+    assert f"{us} init`" in lost and f"{us} restore FILE`" in lost
     assert f"{us} start`" in shell("pause", "--state", there).stderr
     enrol.init(there, name="ash", address="127.0.0.1:9001", listen=None, data=tmp_path)
     assert f"{us} federation join federation.toml`" in shell("--state", there, "peer", "list").stderr
@@ -313,7 +315,7 @@ def test_a_hint_can_be_copied_as_it_stands_where_the_state_is_elsewhere(tmp_path
 
 def test_where_the_state_is_as_usual_a_hint_is_short(tmp_path: Path) -> None:
     done = shell("status", HSL_NODE_STATE=str(tmp_path))
-    assert done.returncode == 10 and "run `hsl-node init`" in done.stderr
+    assert done.returncode == 10 and "`hsl-node init`" in done.stderr
 
 
 # ------------------------------------------------------------------ images and anchor
@@ -477,6 +479,34 @@ def _edit(path: Path, old: str, new: str) -> None:
 
 def _another_key() -> str:
     return identity.Identity(asyncssh.generate_private_key("ssh-ed25519")).public
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "code"),
+    [
+        (lambda s: Layout(s).journal.write_bytes(random.Random(1).randbytes(8192)), "journal", 15),
+        (lambda s: _edit(s / "federation.toml", "rounds = 1", "rounds = 2"), "journal", 17),
+    ],
+)
+def test_what_start_refuses_doctor_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path], object], check: str, code: int
+) -> None:
+    """A journal that is none any more, and a federation.toml that was edited in mid-run."""
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    with Cluster(tmp_path, ("ash", "birch"), Plan(method="fedavg", rounds=1, epochs_per_round=1)) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        assert cluster.stop("ash") == 0
+        state = cluster.layout("ash").state
+        sound = {c.name: c.outcome for c in doctor.examine(state)}
+        assert sound["journal"] == "ok"
+        for beside in state.glob("journal.sqlite3-*"):
+            beside.unlink()
+        fault(state)
+        failed = next(c for c in doctor.examine(state) if c.name == check)
+        assert (failed.outcome, failed.exit_code) == ("failed", code) and failed.fix
+        assert cluster.start("ash").wait(WAIT_S) == code
+        assert failed.text in cluster.output("ash")
 
 
 def test_ping_logs_in_at_the_real_inbox_and_tells_refusal_from_absence(two: tuple[Path, Path]) -> None:

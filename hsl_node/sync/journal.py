@@ -84,6 +84,15 @@ class Journal:
             )
         return self
 
+    def require_sound(self, path: Path) -> None:
+        """Every page is read. Raises: LocalStateError."""
+        try:
+            problem = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
+        except sqlite3.Error as exc:
+            raise _broken(path, exc) from exc
+        if problem != "ok":
+            raise _broken(path, sqlite3.DatabaseError(problem))
+
     def close(self) -> None:
         self._db.close()
 

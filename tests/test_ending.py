@@ -1,0 +1,141 @@
+"""Why a daemon ended is told where people look when its console is gone: the log, and `status`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import WAIT_S, Cluster
+
+from hsl_node import ending, logs
+from hsl_node.config import AnchorCard, Plan
+from hsl_node.errors import DataError, DiskFailed, LocalStateError
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.store import Layout
+
+PLAN = Plan(method="fedavg", rounds=2, epochs_per_round=1)
+NAMES = ("ash", "birch")
+
+
+def shown(state: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "hsl_node", "--state", str(state), "status", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    return done.stdout
+
+
+def warnings(state: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(shown(state, "--json"))["warnings"]
+    return found
+
+
+def last_error(state: Path) -> dict[str, Any]:
+    *_, last = logs.tail(state, 10)
+    assert (last["level"], last["event"]) == ("error", "ended")
+    return last
+
+
+def set_in_node_toml(state: Path, lines: str) -> None:
+    with (state / "node.toml").open("a") as file:
+        file.write(lines)
+
+
+def waiting_for_birch(cluster: Cluster) -> None:
+    """ash is in a phase in which no training is due."""
+    cluster.start("ash")
+    cluster.wait_until("ash", lambda s: s["waiting_for"] == ["birch"], "waiting for birch")
+
+
+def test_a_clean_stop_is_shown_as_one_and_a_kill_as_an_end_without_a_word(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        state = cluster.layout("ash").state
+        waiting_for_birch(cluster)
+        assert cluster.stop("ash") == 0
+        assert shown(state).startswith("not running  stopped ")
+        assert json.loads(shown(state, "--json"))["ended"]["how"] == "stopped"
+        assert not warnings(state)
+        waiting_for_birch(cluster)
+        assert cluster.status("ash")["ended"] is None
+        cluster.kill("ash")
+        (warning,) = warnings(state)
+        assert warning["code"] == "ended" and "without a word" in warning["text"]
+        assert "! the daemon ended without a word" in shown(state)
+
+
+def test_a_data_path_that_is_gone_ends_the_start_though_no_training_is_due_and_is_told(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        state = cluster.layout("ash").state
+        waiting_for_birch(cluster)
+        assert cluster.stop("ash") == 0
+        set_in_node_toml(state, f'\n[data]\npath = "{images}"\n')
+        assert cluster.start("ash").wait(WAIT_S) == 78
+        assert f"{images} cannot be read: No such file or directory" in cluster.output("ash")
+        assert "started" not in [e["event"] for e in logs.tail(state, 3)]
+        (warning,) = warnings(state)
+        assert "data.path" in warning["text"] and "hsl-node --state" in warning["fix"] and warning["since"]
+        assert "data.path" in last_error(state)["reason"] and "doctor" in last_error(state)["what_to_do"]
+        assert str(images) not in json.dumps([warning, last_error(state)]), "invariant 9: no path in status and log"
+        assert shown(state).startswith("not running  ended by an error ")
+        images.mkdir()
+        (images / "one.png").write_bytes(b"")
+        cluster.start_all()
+        cluster.wait_finished()
+
+
+def test_a_gpu_that_is_not_there_ends_the_start_though_no_training_is_due(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        state = cluster.layout("ash").state
+        waiting_for_birch(cluster)
+        assert cluster.stop("ash") == 0
+        set_in_node_toml(state, '\n[train]\ndevice = "cuda:0"\n')
+        assert cluster.start("ash").wait(WAIT_S) == 78
+        assert "no GPU" in warnings(state)[0]["text"]
+
+
+def test_what_ends_a_start_before_there_is_a_state_is_told_too(tmp_path: Path) -> None:
+    anchor = AnchorCard(name="reference", fingerprint="a" * 64, images=10, image_size=32)
+    with Cluster(tmp_path, NAMES, PLAN, anchor=anchor) as cluster:
+        state = cluster.layout("ash").state
+        assert cluster.start("ash").wait(WAIT_S) == 78
+        assert "no anchor set" in last_error(state)["reason"]
+        Journal.create(Layout(state).journal).close()
+        assert cluster.start("ash").wait(WAIT_S) == 78
+        assert "no anchor set" in warnings(state)[0]["text"]
+
+
+def test_a_second_start_says_nothing_in_the_first_ones_name(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        waiting_for_birch(cluster)
+        first = cluster.processes["ash"]
+        assert cluster.start("ash").wait(WAIT_S) == 11
+        assert "ended" not in [e["event"] for e in logs.tail(cluster.layout("ash").state, 50)]
+        cluster.kill("ash")
+        cluster.processes["ash"] = first
+        assert cluster.stop("ash") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        (None, "stopped"),
+        (LocalStateError("set back", remedy="start it again"), "failed"),
+        (DataError("/images/jane_doe.png: broken"), "failed"),
+        (ValueError("/images/jane_doe.png"), "failed"),
+        (DiskFailed("fsync failed"), "killed"),
+    ],
+)
+def test_each_end_has_its_words_and_none_names_an_image(tmp_path: Path, error: Exception | None, how: str) -> None:
+    """After a failed fsync nothing more is written, so the journal knows only that it had begun."""
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    assert ending.find_ending(journal) is None
+    ending.note_running(journal)
+    ending.note(journal, error)
+    found = ending.find_ending(journal)
+    assert found is not None and found["how"] == how
+    assert (found["text"] != "") == (error is not None) and "jane_doe" not in json.dumps(found)
+    journal.close()
