@@ -47,7 +47,7 @@ class Asking:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._not_before: dict[Peer, float] = {}  # after a refused key
+        self._refused: dict[Peer, tuple[float, KeyRefused]] = {}  # not before then; why
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._checking = asyncio.Lock()  # a third connection to a peer would cut the first, and its answer
         self._saying: dict[Peer, float] = {}  # who says that our key is at work twice, since when
@@ -55,14 +55,19 @@ class Asking:
 
     async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
         node = self._node
-        if time.monotonic() < self._not_before.get(peer, 0):
-            raise TransportError(f"{peer} refused our key; it is asked again later")
+        not_before, refused = self._refused.get(peer, (0.0, None))
+        if refused is not None and time.monotonic() < not_before:
+            raise KeyRefused(refused.message, remedy=refused.remedy)
         try:
             async with self._slots, self.connected(peer, patience) as link:
                 return await ask(link, node.federation, peer=peer, me=node.me, keys=node.keyring.keys(peer))
-        except KeyRefused:
-            self._not_before[peer] = time.monotonic() + KEY_REFUSED_WAIT_S
+        except KeyRefused as exc:
+            self._refused[peer] = time.monotonic() + KEY_REFUSED_WAIT_S, exc
             raise
+
+    def forgive(self, peer: Peer) -> None:
+        """Another key counts now: it is asked at once."""
+        self._refused.pop(peer, None)
 
     def connected(
         self, peer: Peer, patience: Patience = Patience()

@@ -5,7 +5,6 @@ A check that rests on one that failed is skipped, so that the first failure is t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -28,17 +27,16 @@ from hsl_node.errors import (
     NotInitialised,
     NotRunning,
     TrainerError,
-    TransportError,
 )
 from hsl_node.hints import NOTHING_HERE, addressed
 from hsl_node.launch import require_images, unreadable
+from hsl_node.ping import ping
 from hsl_node.port import require_port
 from hsl_node.sync import keyring
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout, room
 from hsl_node.units import size
 
-TCP_S = 5.0
 TORCH_S = 120.0  # the first import after an installation compiles its bytecode
 SCAN_MAX = 10_000  # files: enough to see that a folder is no empty mount point
 
@@ -72,6 +70,7 @@ def _examined(state: Path) -> list[Check]:
     layout = Layout(state)
     node: NodeConfig | None = None
     federation: Federation | None = None
+    ring: keyring.Keyring | None = None
     checks = [_check("state directory", lambda: _state_directory(state))]
 
     def settings() -> str:
@@ -80,10 +79,11 @@ def _examined(state: Path) -> list[Check]:
         return f"{state / 'node.toml'}: {node.name}, {node.address}"
 
     def membership() -> str:
-        nonlocal federation
+        nonlocal federation, ring
         found = config.load_federation(state)
         assert node is not None
-        keyring.require_mine(keyring.load(state, found), node.name, identity.load(layout.key).public)
+        ring = keyring.load(state, found)
+        keyring.require_mine(ring, node.name, identity.load(layout.key).public)
         card = found.get(node.name)
         if card.address != node.address:
             raise ConfigError(
@@ -103,12 +103,12 @@ def _examined(state: Path) -> list[Check]:
     checks.append(_check("images", lambda: _images(configured.data.path)))
     checks.append(_check("port", lambda: _port(state, configured)))
     checks.append(_check("torch", lambda: _torch(configured.train.device)))
-    if federation is None:
+    if federation is None or ring is None:
         return [*checks, *(Check(name, "skipped", "needs the federation") for name in ("anchor", "disk", "peers"))]
     joined = federation
     checks.append(_check("anchor", lambda: _anchor(layout, configured, joined)))
     checks.append(_check("disk", lambda: _disk(layout, joined)))
-    return checks + _peers(configured.name, joined)
+    return checks + _peers(state, configured.name, joined, ring)
 
 
 def text(checks: Sequence[Check], *, colour: bool) -> str:
@@ -255,31 +255,17 @@ def _torch(device: str) -> str:
     return f"{found['version']} on the CPU"
 
 
-def _peers(me: str, federation: Federation) -> list[Check]:
-    """One check per peer, all at once. TCP only: `peer ping` logs in."""
-    others = [p for p in federation.peer if p.name != me]
-
-    async def reach(address: str) -> str:
-        host, port = config.split_address(address)
-        try:
-            async with asyncio.timeout(TCP_S):
-                _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-        except TimeoutError:
-            return f"no answer in {TCP_S:.0f} s"
-        except OSError as exc:
-            return os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
-        return ""
-
-    async def reach_all() -> list[str]:
-        return list(await asyncio.gather(*(reach(p.address) for p in others)))
-
+def _peers(state: Path, me: str, federation: Federation, ring: keyring.Keyring) -> list[Check]:
+    """One check per peer, all at once: a login, as `peer ping` does it."""
+    others = [p.name for p in federation.peer if p.name != me]
+    reached = [name for name in others if not ring.is_revoked(name)]
+    answers = {a.peer: a for a in ping(state, reached)} if reached else {}
     checks = []
-    for peer, problem in zip(others, asyncio.run(reach_all()), strict=True):
-        if problem:
-            fix = "is its node up? does the firewall on both sides let this port through?"
-            text = f"{peer.address}: {problem}"
-            checks.append(Check(f"peer {peer.name}", "failed", text, fix, TransportError.exit_code))
+    for name in others:
+        if (answer := answers.get(name)) is None:
+            checks.append(Check(f"peer {name}", "skipped", "its keys are revoked here"))
+        elif answer.exit_code:
+            checks.append(Check(f"peer {name}", "failed", answer.error, answer.remedy, answer.exit_code))
         else:
-            checks.append(Check(f"peer {peer.name}", "ok", f"{peer.address} answers (`hsl-node peer ping` logs in)"))
+            checks.append(Check(f"peer {name}", "ok", f"{answer.address}: logged in, both keys are right"))
     return checks

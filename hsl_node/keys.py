@@ -20,6 +20,7 @@ from hsl_node import config, control
 from hsl_node.config import Federation, fingerprint
 from hsl_node.enrol import write_new
 from hsl_node.errors import NotRunning, UsageError
+from hsl_node.hints import command
 from hsl_node.sync import keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Keyring
@@ -108,7 +109,7 @@ def consequences(state: Path, peer: Peer, outcome: Outcome) -> list[str]:
         "and so do the others once they revoke it too (tell them: each decides for itself). A checkpoint that was",
         "verified before stays in its round: every peer fuses the same set. To go on, agree on a new federation file",
         f"without {peer}, or with its new card: `hsl-node federation create`, then `federation join --replace`.",
-        f"It was a mistake: hsl-node peer revoke {peer} --undo --fingerprint "
+        f"It was a mistake: {command(state)} peer revoke {peer} --undo --fingerprint "
         + " --fingerprint ".join(fingerprint(r.key) for r in outcome.keyring.file.revoked if r.peer == peer),
     ]
     if node.inbox.kind == "directory":

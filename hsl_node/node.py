@@ -296,6 +296,9 @@ class Node:
                 was = keyring.shown(before.keys(peer))
                 log.warning("keys changed", extra={"peer": peer, "before": was, "now": now})
                 self.journal.note("warning", "keys", f"{peer}: keys that count here now: {now}")
+                if peer != self.me:
+                    self.asking.forgive(peer)
+                    self.delivery.wake(peer)
         for action, task in self._running.items():
             if isinstance(action, Push) and (rekeyed or before.keys(action.peer) != changed.keys(action.peer)):
                 task.cancel()  # what is owed is begun again at once, from the bytes that lie there

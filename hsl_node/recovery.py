@@ -26,6 +26,7 @@ from hsl_node.errors import (
     Equivocation,
     FederationMismatch,
     HslError,
+    KeyRefused,
     LocalStateError,
     PeerDataError,
     TransportError,
@@ -87,6 +88,7 @@ class Recovery:
         self._mark = Mark("")
         self._unanswered: dict[Peer, str] = {}  # and why
         self._held_up: dict[Peer, str] = {}  # who has answered and still keeps us waiting
+        self._keys: dict[Peer, str] = {}  # of the unanswered, where a key is the reason: what to do about it
 
     @property
     def waiting(self) -> dict[Peer, str]:
@@ -136,12 +138,17 @@ class Recovery:
 
     def _tell(self) -> None:
         names = "; ".join(f"{p} ({why})" for p, why in sorted(self.waiting.items())) or "nobody"
+        fixes = [self._keys[p] for p in sorted(self._keys)]  # whoever has such a peer left out signs rounds again
+        if self.waiting.keys() != self._keys.keys():
+            fixes.append(
+                "see that those hospitals' nodes run. For one that cannot answer, after a word with that hospital: "
+                "`hsl-node stop`, then `hsl-node recover --from-peers --without NAME`"
+            )
         self._node.alarms.sound(
             "recovering",
             f"this node asks its peers what it has signed, since {self._mark.why}. It signs nothing before all have "
             f"answered. Still to answer: {names}",
-            "see that those hospitals' nodes run. For one that cannot answer, after a word with that hospital: "
-            "hsl-node stop, then hsl-node recover --from-peers --without NAME",
+            "; ".join(fixes),
         )
 
     async def _answer_of(self, peer: Peer) -> Offer:
@@ -151,6 +158,7 @@ class Recovery:
             wake.clear()
             try:
                 offer = await self._node.asking.offer_of(peer)
+                self._keys.pop(peer, None)
                 if not offer.twice:
                     self._unanswered.pop(peer, None)
                     self._tell()
@@ -160,6 +168,9 @@ class Recovery:
                 why = "its inbox offers nothing: another SFTP server, or an older hsl-node"
             except HslError as exc:
                 why = escaped(exc.message)
+                self._keys.pop(peer, None)
+                if isinstance(exc, KeyRefused):
+                    self._keys[peer] = exc.remedy
             except Exception as exc:  # whatever a peer's link does, it is no answer
                 log.exception("asking broke", extra={"peer": peer})
                 why = f"{type(exc).__name__}: {escaped(str(exc))}"

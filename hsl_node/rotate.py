@@ -10,6 +10,7 @@ Nothing is signed twice: what the old key has signed keeps that signature and co
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _require_welcome(state: Path, new: Identity) -> None:
         shown = "\n".join(f"  {a.peer}: {a.error}" for a in refused)
         raise KeyRefused(
             f"the new key {new.fingerprint} cannot log in everywhere yet; nothing was changed:\n{shown}",
-            remedy="each of them runs `hsl-node peer update` with this node's update file; then call this again. "
+            remedy="each of them runs hsl-node peer update with this node's update file; then call this again. "
             "--force leaves behind who is missing: it will refuse this node until it took the update",
         )
 
@@ -129,9 +130,12 @@ def take(state: Path, path: Path, said: str | None) -> keys.Outcome:
     update = read_update(state, path)
     if said != fingerprint(update.new):
         raise UsageError(
-            f"nothing was changed: {said or 'no fingerprint'} given, the new key's is {fingerprint(update.new)}",
-            remedy=f"call {update.peer}, let them read it aloud, then: `hsl-node peer update {path} "
-            f"--fingerprint {fingerprint(update.new)}`",
+            f"nothing was changed: {f'{said} is not the fingerprint of' if said else 'no fingerprint was given for'} "
+            f"the new key of {update.peer}",
+            # Not as a command to paste: it would take whatever key the file brings.
+            remedy=f"call {update.peer} and let them read it aloud, then: `hsl-node peer update "
+            f"{shlex.quote(str(path))} --fingerprint WHAT_THEY_READ_ALOUD`. If that is another one than shown above, this is "
+            "not their file",
         )
     return keys.change(state, lambda ring: ring.updating(read_text(path)))
 
@@ -167,7 +171,7 @@ def _require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
             raise HslError(
                 f"the last manifest of {peer} (round {newest['round']}) is signed with its old key: it has not "
                 "changed over, or nothing new of it has arrived since",
-                remedy=f"{peer} runs `hsl-node key rotate --finish`; {again}",
+                remedy=f"{peer} runs hsl-node key rotate --finish; {again}",
             ) from None
     if owed:
         raise HslError(

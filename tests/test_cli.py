@@ -422,10 +422,41 @@ def outcomes(state: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {check.name: check.outcome for check in doctor.examine(state)}
 
 
+def beside(state: Path, work: Callable[[], Any], members: config.Federation | None = None) -> Any:
+    """Do something while the real inbox of this node listens."""
+    from hsl_node.sync.server import InboxServer
+
+    node = config.load_node(state)
+
+    async def serving() -> Any:
+        server = InboxServer(
+            identity=identity.load(Layout(state).key), federation=members or config.load_federation(state),
+            me=Peer(node.name), homes=Layout(state).homes, data_bytes=1000, on_commit=lambda peer: None,
+            on_connect=lambda peer: None, on_fatal=lambda error: None,
+        )  # fmt: skip
+        await server.start(*config.split_address(node.listen))
+        try:
+            return await asyncio.to_thread(work)
+        finally:
+            await server.stop()
+
+    return asyncio.run(serving())
+
+
+def test_doctor_finds_a_key_that_is_not_the_pinned_one(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that answers is not yet the peer."""
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    ash, birch = two
+    pinned = config.fingerprint(identity.load(Layout(birch).key).public)
+    Layout(birch).key.unlink()
+    identity.generate(Layout(birch).key)
+    (check,) = [c for c in beside(birch, lambda: doctor.examine(ash)) if c.name == "peer birch"]
+    assert (check.outcome, check.exit_code) == ("failed", 12)
+    assert pinned in check.text and "peer update" in check.fix
+
+
 def test_doctor_finds_a_sound_node_sound(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    host, port = config.split_address(config.load_node(two[1]).address)
-    with socket.create_server((host, port)):
-        checks = outcomes(two[0], monkeypatch)
+    checks = beside(two[1], lambda: outcomes(two[0], monkeypatch))
     assert set(checks.values()) == {"ok"} and "peer birch" in checks
     assert doctor.exit_code(doctor.examine(two[0])) == 13, "birch is away now"
 
@@ -510,26 +541,13 @@ def test_what_start_refuses_doctor_finds(
 
 
 def test_ping_logs_in_at_the_real_inbox_and_tells_refusal_from_absence(two: tuple[Path, Path]) -> None:
-    from hsl_node.sync.server import InboxServer
-
     ash, birch = two
-    node, federation = config.load_node(birch), config.load_federation(birch)
-
-    async def serve(members: config.Federation) -> list[Any]:
-        server = InboxServer(
-            identity=identity.load(Layout(birch).key), federation=members, me=Peer("birch"), homes=Layout(birch).homes,
-            data_bytes=1000, on_commit=lambda peer: None, on_connect=lambda peer: None, on_fatal=lambda error: None,
-        )  # fmt: skip
-        await server.start(*config.split_address(node.listen))
-        try:
-            return await asyncio.to_thread(ping, ash, [])
-        finally:
-            await server.stop()
-
-    (answer,) = asyncio.run(serve(federation))
+    federation = config.load_federation(birch)
+    serve = lambda members: beside(birch, lambda: ping(ash, []), members)  # noqa: E731
+    (answer,) = serve(federation)
     assert answer.exit_code == 0 and answer.seconds > 0
     stranger = federation.get("ash").model_copy(update={"key": _another_key()})
-    (answer,) = asyncio.run(serve(federation.model_copy(update={"peer": (stranger, federation.get("birch"))})))
+    (answer,) = serve(federation.model_copy(update={"peer": (stranger, federation.get("birch"))}))
     assert answer.exit_code == 12 and "does not accept our key" in answer.error
     (answer,) = ping(ash, ["birch"])
     assert answer.exit_code == 13

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import subprocess
+import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from boxes import inbox, on_loop
 from cluster import WAIT_S, Cluster
 from conftest import Members, make_federation
 
-from hsl_node import config, control, identity, keys, rotate
+from hsl_node import backup, config, control, doctor, identity, keys, rotate
+from hsl_node.asking import Asking
 from hsl_node.config import Plan, fingerprint
 from hsl_node.errors import (
     FederationMismatch,
@@ -27,7 +35,7 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring, KeyringFile, sign_update
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout
-from hsl_node.sync.transport import Client, connect
+from hsl_node.sync.transport import Client, Patience, Transport, connect
 
 NAMES = ("ash", "birch", "cedar")
 PLAN = Plan(method="fedavg", rounds=5, epochs_per_round=2, plateau_rounds=100)
@@ -141,6 +149,68 @@ def test_threat_16_a_key_nobody_was_told_of_is_refused_with_both_fingerprints_an
         cluster.start("ash")
         cluster.wait_finished()
         assert len({tuple(cluster.fused(n).items()) for n in NAMES}) == 1
+
+
+def test_a_backup_older_than_a_peers_new_key_says_so_and_goes_on_when_it_takes_the_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """birch is restored from before ash changed its key: it names the key, not the way round it, and asks at once."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        cluster.start("ash")
+        cluster.wait_until("ash", lambda s: s["round"] is not None, "running")
+        control.ask(state(cluster, "ash"), "pause")
+        cluster.start("birch")
+        cluster.wait_until("birch", lambda s: s["round"] == 1 and s["waiting_for"] == ["ash"], "its round 1 is trained")
+        file = tmp_path / "birch.tar"
+        backup.backup(state(cluster, "birch"), file)
+        begun = rotate.begin(state(cluster, "ash"))
+        new = fingerprint(begun.update.new)
+        rotate.take(state(cluster, "birch"), begun.file, new)
+        assert rotate.finish(state(cluster, "ash"))
+        cluster.kill("birch")
+        shutil.rmtree(state(cluster, "birch"))
+        backup.restore(state(cluster, "birch"), file)
+        cluster.layout("birch").make()
+        cluster.start("birch")
+        recovering = lambda s: [w for w in s["warnings"] if w["code"] == "recovering"]  # noqa: E731
+        known = lambda s: any("host key" in w["text"] for w in recovering(s))  # noqa: E731
+        (warning,) = recovering(cluster.wait_until("birch", known, "the true cause"))
+        assert new in warning["text"] and "peer update" in warning["fix"] and "--without" not in str(warning)
+        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+        peer = next(c for c in doctor.examine(state(cluster, "birch")) if c.name == "peer ash")
+        assert (peer.outcome, peer.exit_code) == ("failed", 12) and new in peer.text and "peer update" in peer.fix
+        assert rotate.take(state(cluster, "birch"), begun.file, new).live
+        control.ask(state(cluster, "ash"), "resume")
+        cluster.wait_finished()  # in less than the five minutes that a refused key is left alone
+        assert cluster.fused("ash") == cluster.fused("birch")
+
+
+class Refused(Asking):
+    """Asks a peer that shows a key that is not pinned."""
+
+    times = 0
+
+    @contextlib.asynccontextmanager
+    async def connected(self, peer: Peer, patience: Patience = Patience()) -> AsyncIterator[Transport]:
+        self.times += 1
+        raise KeyRefused(f"{peer} shows another host key", remedy="take its update file")
+        yield
+
+
+@on_loop
+async def test_a_refused_key_is_left_alone_but_its_reason_stays_until_another_key_counts() -> None:
+    members = make_federation(2)
+    node: Any = SimpleNamespace(federation=members.federation)
+    asking = Refused(node)
+    for _ in range(3):
+        with pytest.raises(KeyRefused, match="another host key") as refused:
+            await asking.offer_of(BIRCH)
+        assert refused.value.remedy == "take its update file"
+    assert asking.times == 1
+    asking.forgive(BIRCH)
+    with pytest.raises(KeyRefused):
+        await asking.offer_of(BIRCH)
+    assert asking.times == 2
 
 
 def sent(status: dict, name: str) -> dict:  # type: ignore[type-arg]
@@ -302,9 +372,34 @@ def test_nothing_is_taken_without_the_new_keys_fingerprint(tmp_path: Path) -> No
     with Cluster(tmp_path, NAMES, PLAN) as cluster:
         begun = rotate.begin(state(cluster, "ash"))
         for said in (None, "", fingerprint(begun.update.old)):
-            with pytest.raises(UsageError, match="nothing was changed"):
+            with pytest.raises(UsageError, match="nothing was changed") as refused:
                 rotate.take(state(cluster, "birch"), begun.file, said)
+            told = str(refused.value)
+            assert fingerprint(begun.update.new) not in told, "pasting it would leave the telephone out"
+            assert f"peer update {begun.file} --fingerprint WHAT_THEY_READ_ALOUD`" in told
         assert not keyring.path_of(state(cluster, "birch")).exists()
+
+
+def test_a_command_for_here_names_the_state_directory_and_one_for_another_machine_does_not(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        ash, birch = state(cluster, "ash"), state(cluster, "birch")
+
+        def said(at: Path, *words: str | Path) -> str:
+            command = [sys.executable, "-m", "hsl_node", "--state", str(at), *map(str, words)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            return done.stdout + done.stderr
+
+        begun = said(ash, "key", "rotate", "--key", cluster.layout("ash").key)
+        assert f"here: hsl-node --state {ash} key rotate --finish --key {cluster.layout('ash').key}\n" in begun
+        assert "each of them: hsl-node peer update ash.update" in begun
+        refused = said(ash, "key", "rotate", "--finish")
+        assert "each of them runs hsl-node peer update" in refused and str(ash) not in refused
+        new = identity.load(ash / "keys" / "node_ed25519.next").fingerprint
+        taken = said(birch, "peer", "update", ash / "ash.update", "--fingerprint", new)
+        assert f"until: hsl-node --state {birch} peer update --finish ash" in taken
+        assert f"hsl-node --state {birch} peer revoke ash --undo" in said(birch, "peer", "revoke", "ash")
+        undo = said(birch, "peer", "revoke", "ash", "--undo")
+        assert "hsl-node status --json there" in undo and f"{birch} status" not in undo
 
 
 def test_an_old_key_that_was_replaced_does_not_start_a_node(tmp_path: Path) -> None:

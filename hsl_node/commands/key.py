@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hsl_node.commands.shared import ENROL, state_of
+from hsl_node.hints import command
 
 
 def register(app: typer.Typer) -> None:
@@ -47,11 +49,12 @@ def rotate(
         return
     begun = change.begin(state, key)
     update = begun.update
+    again = f"{command(state)} key rotate --finish" + (f" --key {shlex.quote(str(key))}" if key else "")
     print(
         f"old key  {config.fingerprint(update.old)}   goes on signing\n"
         f"new key  {config.fingerprint(update.new)}   {config.read_aloud(update.new)}\n\n"
         f"1. mail {begun.file} to every other peer; read the new key's line to them over the phone\n"
         f"2. each of them: hsl-node peer update {begun.file.name} --fingerprint {config.fingerprint(update.new)}\n"
-        f"3. here: hsl-node key rotate --finish\n"
+        f"3. here: {again}\n"
         f"4. each of them: hsl-node peer update --finish {update.peer}"
     )

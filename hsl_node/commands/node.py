@@ -135,8 +135,8 @@ def logs(
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Check everything this node needs.
 
-    Settings, key, federation, anchor set, images, disk, port, the peers' addresses, torch and GPU. Exit code: that of
-    the first check that failed.
+    Settings, key, federation, journal, anchor set, images, disk, port, torch and GPU, and a login at every peer. Exit
+    code: that of the first check that failed.
     """
     from hsl_node import doctor
 

@@ -8,6 +8,7 @@ import typer
 
 from hsl_node.commands.shared import ENROL, Json, state_of
 from hsl_node.errors import UsageError
+from hsl_node.hints import command
 from hsl_node.terminal import print_json
 from hsl_node.units import table
 
@@ -129,4 +130,8 @@ def update(
     print(f"{found.peer}: signed by  {config.fingerprint(found.old)}")
     print(f"{'':{len(found.peer)}}  new key    {config.fingerprint(found.new)}   {config.read_aloud(found.new)}")
     live = rotate.take(state, Path(card), fingerprint).live
-    print("both count " + ("now" if live else "from the next start on") + f", until: peer update --finish {found.peer}")
+    print(
+        "both count "
+        + ("now" if live else "from the next start on")
+        + f", until: {command(state)} peer update --finish {found.peer}"
+    )

@@ -39,7 +39,7 @@ def backup(
     state = state_of(context)
     enrol.require_initialised(state)
     if (file is None) == (to is None):
-        raise UsageError("name one file, or a folder with --to", remedy="e.g. hsl-node backup --to /srv/backups")
+        raise UsageError("name one file, or a folder with --to", remedy="e.g. `hsl-node backup --to /srv/backups`")
     if to is not None:
         if not to.is_dir():
             raise UsageError(f"{to} is no folder", remedy="make it first")
@@ -61,7 +61,7 @@ def restore(context: typer.Context, file: Annotated[Path, typer.Argument(help="A
     """Make a state directory from a backup.
 
     The directory must be empty or new. Before it signs anything, the restored node asks all peers what it has signed
-    since: an old backup is as good as a new one while they run.
+    since: an old backup is as good as a new one while they run, except that it knows no key that was changed later.
     """
     from hsl_node import backup as backups
     from hsl_node import enrol
@@ -102,7 +102,7 @@ def recover(
     from hsl_node import recover_mark
 
     if not from_peers:
-        raise UsageError("where from?", remedy="hsl-node recover --from-peers")
+        raise UsageError("where from?", remedy="`hsl-node recover --from-peers`")
     state = state_of(context)
     asked = recover_mark.prepare(state, tuple(without or ()), tuple(documents or ()))
     if asked:

@@ -154,7 +154,7 @@ class Keyring:
             shown = ", ".join(fingerprint(r.key) for r in theirs) or "none"
             raise UsageError(
                 f"{said!r} is not the fingerprint of a revoked key of {peer}; revoked: {shown}",
-                remedy=f"call {peer} and let them read theirs aloud (`hsl-node status --json`), then give that one",
+                remedy=f"call {peer} and let them read theirs aloud (hsl-node status --json there), then give that one",
             )
         return self._with(
             self.file.model_copy(update={"revoked": tuple(r for r in self.file.revoked if r not in found)})
