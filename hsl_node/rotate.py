@@ -134,8 +134,8 @@ def take(state: Path, path: Path, said: str | None) -> keys.Outcome:
             f"the new key of {update.peer}",
             # Not as a command to paste: it would take whatever key the file brings.
             remedy=f"call {update.peer} and let them read it aloud, then: `hsl-node peer update "
-            f"{shlex.quote(str(path))} --fingerprint WHAT_THEY_READ_ALOUD`. If that is another one than shown above, this is "
-            "not their file",
+            f"{shlex.quote(str(path))} --fingerprint WHAT_THEY_READ_ALOUD`. If that is not what is shown above, this "
+            "is not their file",
         )
     return keys.change(state, lambda ring: ring.updating(read_text(path)))
 
@@ -185,5 +185,6 @@ def require_key(state: Path, key: Path | None) -> None:
     if key is None and not Layout(state).key.exists():
         raise NotInitialised(
             f"no node key at {Layout(state).key}",
-            remedy="where systemd hands it over (systemd/README.md), name it: --key /etc/credstore/node.key",
+            remedy="where systemd hands it over, put it back for the time of the change (systemd/README.md); a key that "
+            "this user may replace elsewhere is named with --key FILE",
         )

@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from hsl_node import errors
 from hsl_node.commands.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,15 @@ def test_the_links_of_a_page_lead_to_files(page: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert not missing
+
+
+def test_the_exit_codes_are_those_of_the_errors_and_systemd_keeps_down_the_marked_ones() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \|.*\| ([a-z ]*) ?\|$", (ROOT / "README.md").read_text(), re.M))
+    ours = {getattr(errors, name).exit_code for name in vars(errors) if isinstance(getattr(errors, name), type)}
+    assert set(map(int, rows)) == ours | {0, 130}
+    unit = (ROOT / "systemd" / "hsl-node.service").read_text()
+    (down,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.M)
+    assert [code for code, what in rows.items() if what.strip() == "stays down"] == down.split()
 
 
 def test_the_two_commands_are_make_targets() -> None:
