@@ -113,7 +113,14 @@ def text(found: Sequence[dict[str, Any]]) -> str:
         )
         for r in found
     ]
-    return table(header, rows, right=range(0, 9))
+    lines = [table(header, rows, right=range(0, 9))]
+    known = {r["round"] for r in found}
+    if lost := [str(n) for n in range(1, max(known)) if n not in known]:
+        which = f"round{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
+        lines += [
+            f"not in this journal: {which}, lost with an earlier state of this node; the other hospitals know more"
+        ]
+    return "\n".join(lines)
 
 
 def round_text(r: dict[str, Any]) -> str:

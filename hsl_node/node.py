@@ -87,6 +87,7 @@ class Node:
         self.proofs = Proofs(self)
         self.missing = Missing(self)
         self.paused = self.journal.meta("paused") == "1"
+        self.paused_at = float(self.journal.meta("paused_at") or self.started)
         self._running: dict[Action | str, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
@@ -323,12 +324,7 @@ class Node:
             case "status":
                 return {"ok": True, "status": snapshot(self)}
             case "pause" | "resume":
-                self.paused = op == "pause"
-                self.journal.set_meta("paused", "1" if self.paused else "0")
-                log.info(op)
-                if self.state is not None:
-                    self._reconcile()
-                return {"ok": True}
+                return {"ok": True, "changed": self._pause(op == "pause"), "phase": self.state and self.state.phase}
             case "stop":
                 self._stopping.set()
                 return {"ok": True}
@@ -340,6 +336,19 @@ class Node:
                 return {"ok": True, "fingerprint": self.identity.fingerprint}
             case _:
                 return {"ok": False, "error": f"unknown request {escaped(op)!r}"}
+
+    def _pause(self, paused: bool) -> bool:
+        """False: it was so before, or there is nothing left to pause."""
+        over = self.state is not None and self.state.phase in (Phase.FINISHED, Phase.HALTED)
+        if paused == self.paused or (paused and over):
+            return False
+        self.paused, self.paused_at = paused, time.time()
+        self.journal.set_meta("paused_at", str(self.paused_at))
+        self.journal.set_meta("paused", "1" if paused else "0")
+        log.info("pause" if paused else "resume")
+        if self.state is not None:
+            self._reconcile()
+        return True
 
     def known_state(self) -> machine.State:
         assert self.state is not None, "asked for the state before it was loaded"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsl_node import __version__
 from hsl_node.config import fingerprint
+from hsl_node.recover_mark import find_mark
 from hsl_node.status_journal import aucs
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
@@ -28,6 +29,7 @@ def snapshot(node: Node) -> dict[str, Any]:
     waiting = list(state.missing) if state and state.me in state.have else []
     waiting = waiting or sorted(node.recovery.waiting) or _held_by(node, trainer["state"])
     best = node.journal.best_fused()
+    word = _word(node, trainer["state"])
     return {
         "schema": SCHEMA,
         "node": node.me,
@@ -35,8 +37,8 @@ def snapshot(node: Node) -> dict[str, Any]:
         "version": __version__,
         "instance": node.journal.meta("instance"),
         "pid": os.getpid(),
-        "state": _word(node, trainer["state"]),
-        "since": since,
+        "state": word,
+        "since": max(since, node.paused_at) if word == "paused" else since,
         "started": node.started,
         "ended": None,
         "federation": {
@@ -72,7 +74,9 @@ def _word(node: Node, trainer: str) -> str:
     if state is None:
         if node.recovery.waiting:
             return "recovering"
-        return "degraded" if trainer in ("silent", "restarting") else "starting"
+        if trainer in ("silent", "restarting"):
+            return "degraded"
+        return "recovering" if find_mark(node.journal) else "starting"
     if state.phase is Phase.HALTED:
         return "halted"
     if trainer in ("silent", "restarting") or state.reason or "diverged" in node.alarms:
@@ -173,7 +177,7 @@ def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]
         warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})
     if node.paused and node.state is not None and node.state.phase is not Phase.FINISHED:
         text = "training is paused here; the other hospitals will wait for this one"
-        warnings.append({"code": "paused", "text": text, "since": time.time(), "fix": "`hsl-node resume`"})
+        warnings.append({"code": "paused", "text": text, "since": node.paused_at, "fix": "`hsl-node resume`"})
     if node.state is not None and node.state.reason:
         fix = "nothing is trained on until the hospitals have settled it; manifests and proof are in evidence/"
         warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": time.time(), "fix": fix})

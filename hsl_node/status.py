@@ -145,6 +145,10 @@ def _since(snapshot: Snapshot, now: float) -> str:
 def _round(snapshot: Snapshot) -> str:
     rounds = snapshot["rounds"]
     match snapshot["round"], snapshot["phase"]:
+        case None, _ if snapshot["state"] == "recovering":
+            return "known when the peers have answered"
+        case None, _ if snapshot["instance"]:
+            return "being taken up where the journal left it"
         case None, _:
             return "not begun"
         case 0, _:

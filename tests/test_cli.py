@@ -400,6 +400,14 @@ def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:
     assert [r["round"] for r in history.rounds(state)] == [1]
 
 
+def test_round_history_says_which_rounds_were_lost() -> None:
+    """Rounds 1 and 2 went with a disk, round 4 between a backup and its restoration."""
+    one = {"began": 0.0, "sha256": None, "auc_own": None, "auc_fused": None, "sent_bytes": 0, "received_bytes": 0}
+    rounds = [{**one, "round": n, "seconds": dict.fromkeys(history.PHASES), "unusual": {}} for n in (3, 5)]
+    assert history.text(rounds).splitlines()[-1].startswith("not in this journal: rounds 1, 2, 4, lost")
+    assert "not in this journal" not in history.text([{**rounds[0], "round": 1}])
+
+
 # ------------------------------------------------------------------ doctor and ping
 
 
@@ -567,11 +575,17 @@ def test_start_status_pause_resume_stop(tmp_path: Path) -> None:
         assert shown.returncode == 0 and "waiting for  birch" in shown.stdout
         second = shell("--state", state, "start")
         assert second.returncode == 11 and "holds" in second.stderr
-        assert shell("--state", state, "pause").returncode == 0
+        assert "it was not paused" in shell("--state", state, "resume").stdout
+        assert shell("--state", state, "pause").stdout.startswith("paused: ")
+        assert shell("--state", state, "pause").stdout.startswith("it is paused already: ")
         cluster.start("birch")
-        cluster.wait_until("ash", lambda s: s["state"] == "paused", "paused in round 1")
-        assert shell("--state", state, "resume").returncode == 0
+        paused = cluster.wait_until("ash", lambda s: s["state"] == "paused", "paused in round 1")
+        (warning,) = [w for w in paused["warnings"] if w["code"] == "paused"]
+        (later,) = [w for w in cluster.status("ash")["warnings"] if w["code"] == "paused"]
+        assert warning["since"] == later["since"] <= paused["since"], "since it was asked to, not since it is looked at"
+        assert shell("--state", state, "resume").stdout == "resumed\n"
         cluster.wait_until("ash", lambda s: s["state"] == "finished", "the end of the run")
+        assert "nothing to pause" in shell("--state", state, "pause").stdout
         stopped = shell("--state", state, "stop")
         assert (stopped.returncode, stopped.stdout) == (0, "stopped: the daemon has left\n"), stopped.stderr
         assert cluster.processes["ash"].poll() == 0

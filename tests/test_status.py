@@ -146,9 +146,17 @@ def test_any_part_may_be_unknown(bare: str) -> None:
 def test_a_fresh_daemon_has_little_to_say_and_says_it() -> None:
     lines = page(
         state="starting", round=None, phase=None, peers=[], aucs=[], warnings=[], waiting_for=[], epoch=None, busy=None,
-        last_fused=None, best=None, disk=None, device=None,
+        last_fused=None, best=None, disk=None, device=None, instance=None,
     )  # fmt: skip
     assert lines[0].startswith("mercy  starting") and "round        not begun" in lines
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("starting", "being taken up where the journal left it"), ("recovering", "known when the peers")],
+)
+def test_a_node_that_was_in_a_round_before_does_not_say_that_none_has_begun(state: str, said: str) -> None:
+    assert line_of(page(state=state, round=None, phase=None), "round").removeprefix("round").strip().startswith(said)
 
 
 @pytest.mark.parametrize(

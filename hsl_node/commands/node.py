@@ -94,16 +94,19 @@ def pause(context: typer.Context) -> None:
     from hsl_node.control import ask
 
     state = state_of(context)
-    ask(state, "pause")
-    print(addressed("paused: the other hospitals wait for this node until `hsl-node resume`", state))
+    answer = ask(state, "pause")
+    if not answer["changed"] and answer["phase"] in ("finished", "halted"):
+        print(f"the run is {answer['phase']}: nothing trains here, so there is nothing to pause")
+        return
+    word = "paused" if answer["changed"] else "it is paused already"
+    print(addressed(f"{word}: the other hospitals wait for this node until `hsl-node resume`", state))
 
 
 def resume(context: typer.Context) -> None:
     """Train again after `hsl-node pause`."""
     from hsl_node.control import ask
 
-    ask(state_of(context), "resume")
-    print("resumed")
+    print("resumed" if ask(state_of(context), "resume")["changed"] else "it was not paused; nothing was changed")
 
 
 def logs(
