@@ -66,6 +66,7 @@ class Findings:
     documents: list[Document] = field(default_factory=list)
     proofs: list[ProofFound] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  # documents that are not here any more: nothing speaks against them
     keyring: Keyring | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -74,6 +75,7 @@ class Findings:
             "federation": self.federation,
             "ok": not self.defects,
             "defects": self.defects,
+            "lost": self.lost,
             "equivocations": [vars(p) for p in self.proofs],
             "documents": len(self.documents),
             "rounds": [vars(r) for _, r in sorted(self.rounds.items())],
@@ -105,7 +107,8 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
             if round == number and isinstance(document.content, Manifest):
                 m = document.content
                 report.contributors[peer] = {"samples": m.samples, "auc": m.auc, "sha256": m.sha256, "bytes": m.bytes}
-    found.defects += _chain(manifests, fused, federation)
+    found.defects += _chain(manifests, fused)
+    found.lost += _lost(found.documents, fused, federation)
     for done, number in enumerate(sorted(found.rounds), 1):
         found.defects += _files(layout, me, found.rounds[number], manifests, federation)
         progress(done, len(found.rounds))
@@ -174,14 +177,23 @@ def _proofs(folder: Path, found: Findings) -> None:
             found.documents.append(Document(proof.round, proof.peer, MANIFEST_NAMESPACE, stem, document, manifest))
 
 
-def _chain(
-    manifests: dict[tuple[Round, Peer], Document], fused: dict[Round, str], federation: config.Federation
-) -> Iterator[str]:
-    """Each manifest stands on the fusion before it and on everybody's manifests of that round."""
+def _lost(documents: list[Document], fused: dict[Round, str], federation: config.Federation) -> Iterator[str]:
+    """Manifests of fused rounds that are not kept: no peer could give them back after a loss. One that is kept and
+    does not verify is a defect.
+    """
+    kept = {(d.round, d.signer) for d in documents if d.namespace == MANIFEST_NAMESPACE}
     for number in sorted(fused):
-        missing = [p for p in federation.peers if (number, p) not in manifests]
+        missing = [p for p in federation.peers if (number, p) not in kept]
         if number > 0 and missing:
-            yield f"round {number}: fused, but no valid manifest of {', '.join(missing)} is kept"
+            yield (
+                f"round {number}: the manifest of {', '.join(missing)} is not here any more. That this checkpoint, with "
+                "its number of images, went into the fused model can't be shown from here; another hospital can, with "
+                "its own hsl-node verify --export"
+            )
+
+
+def _chain(manifests: dict[tuple[Round, Peer], Document], fused: dict[Round, str]) -> Iterator[str]:
+    """Each manifest stands on the fusion before it and on everybody's manifests of that round."""
     for (round, peer), document in sorted(manifests.items()):
         manifest = document.content
         assert isinstance(manifest, Manifest)

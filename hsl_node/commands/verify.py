@@ -31,7 +31,8 @@ def verify(
     """Check every manifest, receipt and checkpoint once more.
 
     Signatures, digests, the chain from fusion to fusion; fusions whose inputs are still here are computed again. Proof
-    that a peer signed two things is shown, and exported too. Exit code 14: something is wrong, and is named.
+    that a peer signed two things is shown, and exported too. A document that was lost, with a disk say, is named and is
+    no error. Exit code 14: something is wrong, and is named.
     """
     from hsl_node import audit
 
@@ -54,7 +55,9 @@ def _text(found: Findings) -> str:
     lines = [table(("round", "peer", "images", "AUC", "checkpoint", "fused"), rows, right=(0, 2, 3))] if rows else []
     lines += ["", *(_accusation(proof) for proof in found.proofs)] if found.proofs else []
     lines += ["", *(f"DEFECT  {defect}" for defect in found.defects)] if found.defects else []
-    lines += ["", f"{len(found.documents)} signed documents checked" + ("" if found.defects else ": all is as signed")]
+    lines += ["", *(f"LOST    {lost}" for lost in found.lost)] if found.lost else []
+    what_is_here = "what is here is as signed" if found.lost else "all is as signed"
+    lines += ["", f"{len(found.documents)} signed documents checked" + ("" if found.defects else f": {what_is_here}")]
     return "\n".join(lines)
 
 
