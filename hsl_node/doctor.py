@@ -31,7 +31,7 @@ from hsl_node.errors import (
 from hsl_node.hints import NOTHING_HERE, addressed
 from hsl_node.launch import require_images, unreadable
 from hsl_node.ping import ping
-from hsl_node.port import require_port
+from hsl_node.port import MAPPING_FIX, mapping_needed, require_port
 from hsl_node.sync import keyring
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout, room
@@ -220,13 +220,17 @@ def _disk(layout: Layout, federation: Federation) -> str:
 
 
 def _port(state: Path, node: NodeConfig) -> str:
+    where, pid = f"{node.listen} is free", None
     with contextlib.suppress(NotRunning):
         pid = ask(state, "status")["status"]["pid"]
-        return f"{node.listen}: this node's daemon runs (process {pid})"
+        where = f"{node.listen}: this node's daemon runs (process {pid})"
     if node.inbox.kind == "directory":
         return "none: another server is the inbox"
-    require_port(node.listen)
-    return f"{node.listen} is free"
+    if pid is None:
+        require_port(node.listen)
+    if note := mapping_needed(node):
+        raise _Doubt(f"{where}; {note}", MAPPING_FIX)
+    return where
 
 
 def _torch(device: str) -> str:

@@ -27,6 +27,7 @@ from hsl_node.keys import warnings_of
 from hsl_node.missing import Missing
 from hsl_node.node_status import snapshot
 from hsl_node.offers import Offers
+from hsl_node.port import MAPPING_FIX, mapping_needed
 from hsl_node.proof import Proofs
 from hsl_node.pulse import Pulse
 from hsl_node.recovery import Recovery
@@ -168,6 +169,8 @@ class Node:
         if self.config.inbox.kind != "embedded":
             return
         host, port = config.split_address(self.config.listen)
+        if note := mapping_needed(self.config):
+            self.alarms.sound("ports", f"{note}. No peer has come in since the start", MAPPING_FIX)
         self.server = InboxServer(
             identity=self.identity,
             federation=self.federation,
@@ -260,6 +263,7 @@ class Node:
 
     def _connected(self, peer: Peer) -> None:
         self.intake.last_seen[peer] = time.time()
+        self.alarms.settle("ports")
         self.delivery.wake(peer)
         self.proofs.connected(peer)
         self.missing.connected(peer)

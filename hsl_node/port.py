@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from hsl_node.config import split_address
+from hsl_node.config import NodeConfig, split_address
 from hsl_node.errors import ConfigError
 
 
@@ -23,3 +23,17 @@ def require_port(listen: str) -> None:
             f"{listen}: cannot listen there: {exc.strerror}",
             remedy=f"`ss -ltnp 'sport = :{port}'` shows who has the port; or set listen in node.toml",
         ) from exc
+
+
+def mapping_needed(node: NodeConfig) -> str:
+    """Says so where the inbox listens on another port than the one that the others are told; else empty."""
+    listens, told = split_address(node.listen)[1], split_address(node.address)[1]
+    if node.inbox.kind != "embedded" or listens in (0, told):
+        return ""
+    return (
+        f"the inbox listens on port {listens}, the other hospitals connect to {told}: right only where a router, a "
+        "firewall or a container maps the one to the other"
+    )
+
+
+MAPPING_FIX = "if nothing does, make listen and address in node.toml agree, and restart"

@@ -185,6 +185,6 @@ def require_key(state: Path, key: Path | None) -> None:
     if key is None and not Layout(state).key.exists():
         raise NotInitialised(
             f"no node key at {Layout(state).key}",
-            remedy="where systemd hands it over, put it back for the time of the change (systemd/README.md); a key that "
-            "this user may replace elsewhere is named with --key FILE",
+            remedy="where systemd hands it over, put it back for the time of the change (systemd/README.md); a key "
+            "elsewhere that this user may replace is named with --key FILE",
         )

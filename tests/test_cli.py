@@ -510,6 +510,31 @@ def test_a_taken_port_has_the_same_exit_code_and_words_from_doctor_and_start(
     assert not (two[0] / "log" / "trainer.log").exists() and not Layout(two[0]).fused(0).exists()
 
 
+def test_a_port_that_only_a_mapping_makes_right_is_noted(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    (port,) = free_ports(1)
+    _edit(two[0] / "node.toml", f'listen = "{config.load_node(two[0]).listen}"', f'listen = "127.0.0.1:{port}"')
+    check = next(c for c in doctor.examine(two[0]) if c.name == "port")
+    told = config.split_address(config.load_node(two[0]).address)[1]
+    assert check.outcome == "warning" and str(port) in check.text and str(told) in check.text and check.fix
+
+
+def test_the_note_about_the_ports_goes_when_a_peer_comes_in(tmp_path: Path) -> None:
+    """Behind a mapping (here: birch is told the port where ash really listens) it is no fault."""
+    with Cluster(tmp_path, ("ash", "birch"), Plan(method="fedavg", rounds=1, epochs_per_round=1)) as cluster:
+        settings = cluster.layout("ash").state / "node.toml"
+        _edit(settings, f'address = "127.0.0.1:{cluster.ports["ash"]}"', 'address = "127.0.0.1:1"')
+        cluster.start("ash")
+        noted = lambda s: any(w["code"] == "ports" for w in s["warnings"])  # noqa: E731
+        cluster.wait_until("ash", lambda s: s["waiting_for"] == ["birch"], "waiting for birch")
+        assert noted(cluster.status("ash"))
+        cluster.start("birch")
+        cluster.wait_finished()
+        assert not noted(cluster.status("ash"))
+
+
 def _edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
