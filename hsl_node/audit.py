@@ -186,7 +186,7 @@ def _lost(documents: list[Document], fused: dict[Round, str], federation: config
         missing = [p for p in federation.peers if (number, p) not in kept]
         if number > 0 and missing:
             yield (
-                f"round {number}: the manifest of {', '.join(missing)} is not here any more. That this checkpoint, with "
+                f"round {number}: the manifest of {', '.join(missing)} is not here any more. That it, with "
                 "its number of images, went into the fused model can't be shown from here; another hospital can, with "
                 "its own hsl-node verify --export"
             )

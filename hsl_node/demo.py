@@ -7,14 +7,14 @@ loopback. Nothing else is simulated, and nothing is sent anywhere else.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hsl_node import control, demo_run, demo_setup, demo_view, report
 from hsl_node.config import Plan
 from hsl_node.demo_setup import Hospital
-from hsl_node.errors import PeerDataError, UsageError
+from hsl_node.errors import PeerDataError, UsageError, escaped
 from hsl_node.report_facts import Agreement, agreement, read
 from hsl_node.study import phantoms
 from hsl_node.toml_file import check
@@ -102,14 +102,21 @@ def run(
         note = _note(data is None, plan.method == "hsl" and anchor is None)
         shown.say(_opening(sites, plan, threads, federation.anchor.name if federation.anchor else None, note))
 
+        warned: dict[tuple[str, str], str] = {}  # hospital and code -> the last words
+
+        def show(snapshots: demo_run.Snapshots) -> None:
+            warned.update({(n, w["code"]): w["text"] for n, s in snapshots.items() if s for w in s["warnings"]})
+            shown.nodes(snapshots)
+
         with demo_run.running(sites) as daemons:
-            demo_run.wait_finished(daemons, shown.nodes)
+            demo_run.wait_finished(daemons, show)
         trained = time.monotonic()
-        shown.say(f"All hospitals have finished ({duration(trained - began)}). Now each one alone, for comparison:")
+        agreed = agreement([read(s.state) for s in sites])
+        shown.say(_ended(agreed[-1].round, plan, trained - began))
         found = demo_run.evaluate_all(sites, shown.evaluations)
+        shown.say("All are evaluated. Drawing the report:")
         page = report.build_federation([s.state for s in sites], target / "report.html", note=note)
-    agreed = agreement([read(s.state) for s in sites])
-    print(closing(sites, found, agreed, page, time.monotonic() - began))
+    print(closing(sites, found, agreed, page, time.monotonic() - began, warned))
     return exit_code(agreed)
 
 
@@ -134,6 +141,15 @@ def _opening(sites: Sequence[Hospital], plan: Plan, threads: int, anchor: str | 
     return "\n".join([*lines, *([f"anchor set: {anchor}"] if anchor else []), *([note] if note else []), ""])
 
 
+def _ended(last: int, plan: Plan, seconds: float) -> str:
+    early = (
+        f"After round {last} of {plan.rounds} no hospital had gained anything for {plan.plateau_rounds} rounds ("
+        "plateau_rounds of the plan), so the run ended there.\n"
+    )
+    done = f"All hospitals have finished ({duration(seconds)}). Now each one alone, for comparison:"
+    return (early if last < plan.rounds else "") + done
+
+
 def exit_code(agreed: Sequence[Agreement]) -> int:
     return 0 if all(row.agree for row in agreed) else PeerDataError.exit_code
 
@@ -144,6 +160,7 @@ def closing(
     agreed: Sequence[Agreement],
     page: Path,
     seconds: float,
+    warned: Mapping[tuple[str, str], str] = {},
 ) -> str:
     """The table, what the journals say about the digests, and where the report is."""
     header = ("hospital", "train", "test", "trained alone", "fused", "difference")
@@ -168,4 +185,11 @@ def closing(
             f"All {len(sites)} hospitals hold the same fused model, byte for byte, in each of {len(agreed)} rounds; "
             f"the last: sha256 {last.text}",
         ]
+    if warned:
+        lines += [
+            "",
+            "Warnings on the way; they changed nothing, and honest hospitals may raise them where data are few:",
+        ]
+        lines += [f"  {name}: {escaped(text, 300)}" for (name, _), text in warned.items()]
+        lines += [""]
     return "\n".join([*lines, f"Report: {page}", f"Took {duration(seconds)}."])

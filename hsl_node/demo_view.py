@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from hsl_node.errors import escaped
 from hsl_node.units import auc, size
 
 BAR_CELLS = 16
+EPOCHS_A_LINE = 4  # in a pipe, of training alone: enough to see that it goes on
 _STYLE = {"training": "cyan", "fusing": "magenta", "sending": "blue", "finished": "green", "degraded": "red"}
 
 
@@ -137,8 +139,14 @@ class Lines:
 
     def evaluations(self, words: dict[str, str]) -> None:
         for name, word in words.items():
+            what = word.partition(",")[0]
+            epoch = re.fullmatch(r"epoch (\d+)( trained)?", what)
             if word == "done":
                 self._once(f"{name}: evaluated")
+            elif epoch is None and not what.startswith("("):
+                self._once(f"{name}: {what}")
+            elif epoch and int(epoch[1]) % EPOCHS_A_LINE == 0:
+                self._once(f"{name}: alone, epoch {epoch[1]}")
 
     def _once(self, text: str) -> None:
         if text not in self._said:

@@ -14,7 +14,7 @@ import pytest
 from conftest import FederationOf
 from test_report import make_state
 
-from hsl_node import demo, demo_run, demo_setup
+from hsl_node import demo, demo_run, demo_setup, demo_view
 from hsl_node.config import DataConfig, Plan, load_node
 from hsl_node.demo_run import DemoFailed
 from hsl_node.demo_setup import Hospital, find_columns, find_table, ordered_classes, peer_names, prepare_folder
@@ -190,6 +190,24 @@ def test_fused_models_that_differ_are_said_loudly(tmp_path: Path, federation_of:
     assert f"THE FUSED MODELS DIFFER in round 2: ash {'2' * 12}, birch {'9' * 12}" in text
     assert demo.exit_code(agreed) == 14
     assert demo.exit_code(agreed[:1]) == 0
+
+
+def test_the_summary_repeats_the_warnings_and_an_early_end_is_explained(
+    tmp_path: Path, federation_of: FederationOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agreed = agreement([read(make_state(tmp_path, federation_of(2, plan=Plan(method="fedavg", rounds=2)), "ash"))])
+    warned = {("ash", "unusual birch"): "birch: for 2 rounds parts of its update\x1b[31m point against the others'"}
+    text = demo.closing([], {}, agreed, tmp_path / "report.html", 1.0, warned)
+    assert "Warnings on the way" in text and "  ash: birch: for 2 rounds parts" in text and "\x1b" not in text
+    assert "Warnings" not in demo.closing([], {}, agreed, tmp_path / "report.html", 1.0)
+    plan = Plan(method="fedavg", rounds=12)
+    assert "After round 9 of 12 no hospital had gained anything for 3 rounds" in demo._ended(9, plan, 1.0)
+    assert "After" not in demo._ended(12, plan, 1.0)
+    lines = demo_view.Lines()
+    for word in ("(nothing yet)", "decoding images, 3 of 9", "decoding images, 4 of 9", "epoch 3", "epoch 4", "done"):
+        lines.evaluations({"ash": word})
+    shown = [line.split(" s  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["ash: decoding images", "ash: alone, epoch 4", "ash: evaluated"]
 
 
 def test_interruption_while_a_process_is_being_started_waits_until_it_is_known() -> None:
