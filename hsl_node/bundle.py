@@ -37,7 +37,7 @@ FIELDS = frozenset(
     best_epoch phase state since started base sha256 peer peers code codes files lines pid in_s wait_s restart restarts
     last_event_s next_try_s last_seen connected revoked receipt waiting_for waiting_since disk free need device trainer
     last_fused aucs best warnings name fingerprint version schema node instance federation hash method busy done fusing
-    paused local fused received op count operation kind before now
+    paused local fused received op count operation kind before now ended how at
     """.split()  # noqa: SIM905  (as a list it is sixty lines)
 )
 WORD = re.compile(r"[A-Za-z0-9 ,.:+_/=()*-]{0,120}")
