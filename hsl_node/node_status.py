@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from hsl_node import __version__
 from hsl_node.config import fingerprint
-from hsl_node.recover_mark import find_mark
 from hsl_node.status_journal import aucs
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
@@ -74,9 +73,7 @@ def _word(node: Node, trainer: str) -> str:
     if state is None:
         if node.recovery.waiting:
             return "recovering"
-        if trainer in ("silent", "restarting"):
-            return "degraded"
-        return "recovering" if find_mark(node.journal) else "starting"
+        return "degraded" if trainer in ("silent", "restarting") else "starting"
     if state.phase is Phase.HALTED:
         return "halted"
     if trainer in ("silent", "restarting") or state.reason or "diverged" in node.alarms:
