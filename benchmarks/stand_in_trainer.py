@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from hsl_node.config import load_federation, load_node
+from hsl_node.errors import AlreadyRunning
 from hsl_node.sync.durable import Step
 from hsl_node.sync.tensors import read_weights, sha256_of, write_weights
+from hsl_node.train.lock import hold_lock
 
 
 def tensors(size: int, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -68,11 +70,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="initial weights other than the plan's")
     parser.add_argument("--times", type=float, default=1.0, help="multiplies what a round learned: a poisoner")
     parser.add_argument("--fragile", action="store_true", help="diverges from a fused model beyond 1e5")
+    parser.add_argument("--lock-wait-s", type=float, help="hold the trainer's lock, as the worker does")
     args = parser.parse_args()
     node, plan = load_node(args.state), load_federation(args.state).plan
     me, device = node.name, node.train.device
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
+    if args.lock_wait_s is not None:
+        try:
+            _lock = hold_lock(args.state / "trainer", args.lock_wait_s)
+        except AlreadyRunning as exc:
+            say(event="error", error="AlreadyRunning", message=exc.message, remedy=exc.remedy, exit_code=exc.exit_code)
+            sys.exit(exc.exit_code)
     say(event="ready")
     for line in sys.stdin:
         job = json.loads(line)

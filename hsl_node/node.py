@@ -237,7 +237,7 @@ class Node:
             wanted["validate"] = self.work.validate_last
         for key in [k for k in self._running if not isinstance(k, str) or k.split()[0] in ("fuse", "validate")]:
             task = self._running[key]
-            if key not in wanted and not task.done() and task is not asyncio.current_task():
+            if key not in wanted and not task.done() and not task.cancelling() and task is not asyncio.current_task():
                 task.cancel()
         for key, start in wanted.items():
             if key not in self._running:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hsl_node import errors
-from hsl_node.errors import HslError, LocalStateError, TrainerError
+from hsl_node.errors import AlreadyRunning, HslError, LocalStateError, TrainerError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class Trainer:
                     await self._start()
                     self.initialised = await self._do(self._init_job)
                 return self.initialised or {} if job["job"] == "init" else await self._do(job)
-            except (TrainerError, LocalStateError, OSError) as exc:
+            except (TrainerError, LocalStateError, AlreadyRunning, OSError) as exc:
+                # AlreadyRunning: the trainer of a daemon that was killed is not gone yet and holds the folder's lock.
                 await self._end(signal.SIGKILL)
                 delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
                 attempt += 1
@@ -143,13 +144,13 @@ class Trainer:
         try:
             async with asyncio.timeout(KILL_SILENT_S):
                 line = await stdout.readline()
+                code = await self._process.wait() if not line and self._process else None
         except TimeoutError as exc:
             raise TrainerError(f"no sign of life for {KILL_SILENT_S:.0f} s") from exc
         except ValueError as exc:
             raise TrainerError("a line without end on the trainer's output") from exc
         self._last_event = time.monotonic()
         if not line:
-            code = await self._process.wait() if self._process else None
             raise TrainerError(f"the trainer ended (exit status {code}); its last words are in {self._log_path.name}")
         try:
             event = json.loads(line)
@@ -160,18 +161,23 @@ class Trainer:
         return event
 
     async def _end(self, sign: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(sign)
-        try:
-            async with asyncio.timeout(STOP_S):
-                await process.wait()
-        except TimeoutError:
+        """Returns when the process is gone, and lets a cancellation go on only then: its successor needs its lock."""
+        process, cancelled = self._process, None
+        while process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-            await process.wait()
+                process.send_signal(sign)
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await process.wait()
+            except TimeoutError:
+                pass
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+            sign = signal.SIGKILL  # it took too long, or somebody is in a hurry
+        if self._process is process:
+            self._process = None
+        if cancelled is not None:
+            raise cancelled
 
 
 def _error_of(event: Event) -> HslError:

@@ -72,6 +72,25 @@ def test_threat_29_a_stopped_trainer_makes_the_node_degraded_and_a_killed_one_is
         assert final_digests(cluster) == undisturbed
 
 
+def test_threat_29_a_killed_daemons_stopped_trainer_holds_up_the_next_one_and_does_not_end_the_daemon(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """Its lock is held until somebody ends it; exit code 11, which systemd does not restart, would be for good."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--lock-wait-s", "0.1"], prelude=IMPATIENT) as cluster:
+        cluster.start("ash")  # alone: it waits for birch, with its trainer at hand
+        pid = cluster.wait_until("ash", lambda s: s["phase"] == "agree", "up")["trainer"]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            cluster.kill("ash")
+            cluster.start_all()
+            status = cluster.wait_until("ash", lambda s: s["trainer"]["restarts"] > 1, "the trainer tried again")
+            assert "another process trains" in status["trainer"]["last_error"]
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        cluster.wait_finished()
+        assert final_digests(cluster) == undisturbed
+
+
 def test_threat_29_the_node_is_called_degraded_within_a_minute() -> None:
     from hsl_node import trainer
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from hostile import until
 
 from hsl_node import trainer as module
 from hsl_node.errors import ConfigError
+from hsl_node.train.lock import hold_lock
 from hsl_node.trainer import Trainer
 
 JOB = {"job": "train", "round": 1, "base": "b", "base_sha256": "0", "out": "o"}
@@ -28,6 +31,26 @@ mark = pathlib.Path(sys.argv[1])
 if not mark.exists():
     mark.touch()
     sys.exit(3)
+{HONEST}
+"""
+# Holds the trainer's lock, and waits for nobody's. The first of its kind says its pid and then hangs.
+HANGS_ONCE = f"""
+import os, pathlib, signal, sys, time
+from hsl_node.errors import AlreadyRunning
+from hsl_node.train.lock import hold_lock
+mark = pathlib.Path(sys.argv[1])
+try:
+    lock = hold_lock(mark.parent / "trainer", wait_s=0)
+except AlreadyRunning as exc:
+    import json
+    print(json.dumps({{"event": "error", "error": "AlreadyRunning", "message": exc.message}}), flush=True)
+    sys.exit(exc.exit_code)
+if not mark.exists():
+    if DEAF:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    mark.with_suffix(".new").write_text(str(os.getpid()))
+    mark.with_suffix(".new").rename(mark)
+    time.sleep(600)
 {HONEST}
 """
 REFUSES = """
@@ -123,6 +146,100 @@ def test_threat_29_a_silent_trainer_is_called_silent_and_later_restarted(
         await asyncio.gather(job, return_exceptions=True)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("times", ["once", "again and again"])
+@pytest.mark.parametrize("how", ["deaf", "stopped"])
+@pytest.mark.parametrize("what", ["a job", "stop"])
+def test_threat_29_a_cancelled_trainer_is_gone_before_the_cancellation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, how: str, times: str
+) -> None:
+    """One that ignores SIGTERM, and one that is stopped. Its successor finds the lock free, so nothing is restarted."""
+    monkeypatch.setattr(module, "STOP_S", 0.2)
+
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, f"DEAF = {how == 'deaf'}{HANGS_ONCE}")
+        job = asyncio.create_task(trainer.run(JOB))
+        pid = await _hanging(tmp_path / "mark", stop=how == "stopped")
+        try:
+            ending = job if what == "a job" else asyncio.create_task(trainer.stop())
+            if what == "stop":
+                await asyncio.sleep(0)  # it has sent its signal, and waits
+            ending.cancel()
+            while not ending.done():
+                await asyncio.sleep(0)
+                if times != "once":
+                    ending.cancel()
+            assert ending.cancelled()
+            assert not alive(pid)
+            if what == "a job":
+                assert (await trainer.run(JOB))["event"] == "trained"
+                assert trainer.restarts == 0
+        finally:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        await trainer.stop()
+
+    asyncio.run(story())
+
+
+def test_threat_29_a_lock_that_a_dying_predecessor_holds_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon was killed, its trainer hangs in a driver: the next daemon's trainer finds the folder taken."""
+    monkeypatch.setattr(module, "BACKOFF_S", (0.01,))
+    (tmp_path / "mark").touch()
+
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, HANGS_ONCE)
+        with hold_lock(tmp_path / "trainer"):
+            job = asyncio.create_task(trainer.run(JOB))
+            while trainer.restarts < 2 and not job.done():  # noqa: ASYNC110 (watched from outside, as status does)
+                await asyncio.sleep(0.01)
+            assert not job.done()
+            assert "another process trains in" in trainer.last_error
+        assert (await job)["event"] == "trained"
+        await trainer.stop()
+
+    asyncio.run(story())
+
+
+def test_threat_29_a_trainer_that_closes_its_output_and_stays_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KILL_SILENT_S", 0.5)
+
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, "import os, time; os.close(1); time.sleep(600)")
+        job = asyncio.create_task(trainer.run(JOB))
+        await _restarted(trainer)
+        assert "no sign of life" in trainer.last_error
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def _hanging(mark: Path, *, stop: bool) -> int:
+    """The process that left its pid in `mark`; where it is to be stopped, only when it is."""
+    while not mark.exists():  # noqa: ASYNC110 (another process makes it)
+        await asyncio.sleep(0.01)
+    pid = int(mark.read_text())
+    if stop:
+        os.kill(pid, signal.SIGSTOP)
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return pid
 
 
 async def _restarted(trainer: Trainer) -> None:
