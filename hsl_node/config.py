@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from hsl_node.canonical import canonical_json
 from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
 from hsl_node.hints import NOTHING_HERE
 from hsl_node.sync.names import Digest, Peer, parse_peer
@@ -313,11 +313,6 @@ def federation_text(federation: Federation) -> str:
         f"# Federation {federation.name!r}, hash {federation.fed8}. Identical at every peer: do not edit, make a\n"
         "# new one with `hsl-node federation create` and let everybody join it again.\n" + tomli_w.dumps(content)
     )
-
-
-def canonical_json(value: Any) -> bytes:
-    """One spelling per value: sorted keys, no spaces, ASCII. What is hashed and signed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def fingerprint(public_key: str) -> str:

@@ -21,7 +21,8 @@ from typing import Any
 
 import asyncssh
 
-from hsl_node.config import canonical_json, fingerprint
+from hsl_node.canonical import signed_line
+from hsl_node.config import fingerprint
 from hsl_node.errors import LocalStateError, NotInitialised, PeerDataError
 from hsl_node.sync.durable import Step, replacing
 
@@ -53,7 +54,7 @@ class Identity:
 
     def sign(self, content: dict[str, Any], namespace: str) -> bytes:
         """A signed document: one JSON line and the signature over it."""
-        line = canonical_json(content) + b"\n"
+        line = signed_line(content)
         raw = asyncssh.create_sshsig(self.key, line, namespace=namespace, raw=True)
         return line + _armoured(raw)
 

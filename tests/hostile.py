@@ -20,7 +20,8 @@ from typing import Any
 
 import asyncssh
 
-from hsl_node.config import Federation, canonical_json
+from hsl_node.canonical import canonical_json
+from hsl_node.config import Federation
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity, verify
 from hsl_node.sync.manifest import Receipt, content_digest, parse_receipt
 from hsl_node.sync.names import Digest, FileName, Kind, Peer

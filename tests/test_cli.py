@@ -29,9 +29,10 @@ from ports import free_ports
 from test_enrol import federation_file, made, run
 
 from hsl_node import config, doctor, enrol, errors, history, identity, logs
+from hsl_node.canonical import canonical_json
 from hsl_node.cli import _explain, main
 from hsl_node.commands.app import app
-from hsl_node.config import Plan, canonical_json
+from hsl_node.config import Plan
 from hsl_node.errors import UsageError
 from hsl_node.hints import addressed, command, default_state
 from hsl_node.ping import ping

@@ -20,7 +20,8 @@ from test_enrol import run
 from test_verify import code
 
 from hsl_node import audit, evidence, identity
-from hsl_node.config import Plan, canonical_json
+from hsl_node.canonical import canonical_json
+from hsl_node.config import Plan
 from hsl_node.errors import PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
 from hsl_node.sync.journal import Journal

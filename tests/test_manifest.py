@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hsl_node.config import Plan, canonical_json
+from hsl_node.canonical import canonical_json
+from hsl_node.config import Plan
 from hsl_node.errors import FederationMismatch, PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.intake import claim_of

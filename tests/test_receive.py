@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import Members, make_federation
 
-from hsl_node.config import canonical_json
+from hsl_node.canonical import canonical_json
 from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, verify
 from hsl_node.sync import receive

@@ -19,17 +19,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hsl_node.config import (
-    Federation,
-    Frozen,
-    PeerCard,
-    PeerName,
-    PublicKey,
-    Text,
-    canonical_json,
-    fingerprint,
-    require_member,
-)
+from hsl_node.canonical import canonical_json
+from hsl_node.config import Federation, Frozen, PeerCard, PeerName, PublicKey, Text, fingerprint, require_member
 from hsl_node.errors import FederationMismatch, KeyRefused, PeerDataError, UsageError
 from hsl_node.identity import Identity, verify
 from hsl_node.sync.names import Peer

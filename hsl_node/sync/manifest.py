@@ -12,7 +12,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hsl_node.config import Federation, Plan, canonical_json
+from hsl_node.canonical import signed_line
+from hsl_node.config import Federation, Plan
 from hsl_node.errors import FederationMismatch, PeerDataError, escaped
 from hsl_node.sync.names import PEER_PATTERN, ROUND_MAX, Digest, FileName, Kind, Peer, Round
 
@@ -26,7 +27,12 @@ _Word = Annotated[str, Field(max_length=80)]
 
 
 class Signed(BaseModel):
+    """What is signed as one line of canonical JSON (`signed_line(content())`), and parsed by `parse_signed`."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def content(self) -> dict[str, object]:
+        return self.model_dump(mode="json", by_alias=True)
 
 
 class Manifest(Signed):
@@ -63,9 +69,6 @@ class Manifest(Signed):
         """Pins everything this manifest says: the checkpoint, and the sample count and flags it is fused with."""
         return content_digest(self.content())
 
-    def content(self) -> dict[str, object]:
-        return self.model_dump(mode="json", by_alias=True)
-
     def file_name(self) -> FileName:
         return FileName(self.federation[:8], self.round, Peer(self.peer), Digest(self.sha256), Kind.MANIFEST)
 
@@ -83,18 +86,15 @@ class Receipt(Signed):
     code: _Word  # "accepted", or why not: name, signature, federation, round, size, sha256, header, ...
     text: Annotated[str, Field(max_length=300)]  # for the operator at the sender
 
-    def content(self) -> dict[str, object]:
-        return self.model_dump(mode="json")
-
 
 def content_digest(content: Mapping[str, object]) -> Digest:
     """sha256 of the line that is signed, not of the signature: `head -n1 FILE | sha256sum`."""
-    return Digest(hashlib.sha256(canonical_json(content) + b"\n").hexdigest())
+    return Digest(hashlib.sha256(signed_line(content)).hexdigest())
 
 
 def parse_manifest(line: bytes) -> Manifest:
     """Raises: PeerDataError: code `manifest`."""
-    return parse_signed(line, Manifest, by_alias=True)
+    return parse_signed(line, Manifest)
 
 
 def parse_receipt(line: bytes) -> Receipt:
@@ -164,7 +164,8 @@ def require_same_setup(manifest: Manifest, *, anchor: str | None, schema: str, s
 _Document = TypeVar("_Document", bound=Signed)
 
 
-def parse_signed(line: bytes, model: type[_Document], by_alias: bool = False) -> _Document:
+def parse_signed(line: bytes, model: type[_Document]) -> _Document:
+    """Only the one spelling that `content` gives is taken. Raises: PeerDataError: code `manifest`."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as exc:
@@ -178,7 +179,7 @@ def parse_signed(line: bytes, model: type[_Document], by_alias: bool = False) ->
         )
     try:
         document = model.model_validate(content)
-        canonical = canonical_json(document.model_dump(mode="json", by_alias=by_alias)) + b"\n"
+        canonical = signed_line(document.content())
     except (ValueError, ValidationError, RecursionError) as exc:
         raise PeerDataError(f"{model.__name__.lower()} is malformed: {escaped(str(exc))}", code="manifest") from exc
     if canonical != line:  # duplicate keys, odd spellings

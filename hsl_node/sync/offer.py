@@ -50,9 +50,6 @@ class Offer(Signed):
     manifests: list[Listed]
     files: list[Sha256]  # checkpoints and fused models that can be read
 
-    def content(self) -> dict[str, object]:
-        return self.model_dump(mode="json")
-
     def of(self, peer: Peer) -> Iterator[Listed]:
         return (m for m in self.manifests if m.peer == peer)
 

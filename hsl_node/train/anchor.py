@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.config import AnchorCard, DataConfig, canonical_json, printable
+from hsl_node.canonical import canonical_json
+from hsl_node.config import AnchorCard, DataConfig, printable
 from hsl_node.errors import DataError, FederationMismatch, LocalStateError, PeerDataError
 from hsl_node.sync.names import Digest
 from hsl_node.sync.tensors import Schema, read_schema, sha256_of, write_weights

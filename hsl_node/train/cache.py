@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.config import canonical_json
+from hsl_node.canonical import canonical_json
 from hsl_node.sync.durable import Step
 from hsl_node.train.digests import Progress, in_parallel
 from hsl_node.train.files import replacing

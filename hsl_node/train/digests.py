@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hsl_node.config import canonical_json
+from hsl_node.canonical import canonical_json
 from hsl_node.sync.durable import Step
 from hsl_node.train.files import replacing
 from hsl_node.train.images import UnreadableImage, dicom_patient

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsl_node.config import Plan, canonical_json
+from hsl_node.canonical import canonical_json
+from hsl_node.config import Plan
 from hsl_node.errors import LocalStateError
 from hsl_node.sync.durable import Step
 from hsl_node.train.files import replacing

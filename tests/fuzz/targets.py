@@ -19,13 +19,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from hsl_node.canonical import canonical_json
 from hsl_node.config import (
     AnchorCard,
     Federation,
     NodeConfig,
     PeerCard,
     Plan,
-    canonical_json,
     card_text,
     federation_text,
     load_card,
