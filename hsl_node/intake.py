@@ -137,7 +137,8 @@ class Intake:
             self._prove(known["document"], arrival)
             if arrival.data is not None:
                 arrival.data.unlink(missing_ok=True)
-            node.apply(Arrived(claim_of(manifest)))  # halts
+            # Halts now, or in the next round where mine of this one is signed (`round._object`); not for a past round.
+            node.apply(Arrived(claim_of(manifest)))
             self._answer(arrival, "equivocation", "two different manifests were signed for this round")
             return True
         if arrival.data is not None:

@@ -1,6 +1,7 @@
 """The daemon of one hospital. Runs the actions of the round machine and feeds back what happened.
 
-The only file that knows both `sync` and the trainer. Read `sync/round.py` first: there is what happens; here is how.
+Read `sync/round.py` first: there is what happens; here is how. The exchange (`sync/`) and the trainer know nothing of
+each other: this file starts both, `work.py` carries results from one to the other.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Two signs: a peer's update is unlike the others' (`sync/influence.py`), and the fused model is worth less at this site
 than its own model and than the fused model before. A person decides: both can be an unusual hospital, and neither sees
 all poison.
+
+`fuse_watched` is the fusion that a round makes (`Work.fuse`): the updates are measured in the pass that fuses.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ def fuse_watched(
     out: Path,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Digest, dict[Peer, Figures]]:
-    """`fuse_files`, and what each peer's update is like; no figures where `base`, the round's beginning, is gone."""
+    """The fusion of a round: `fuse_files`, and what each peer's update is like.
+
+    No figures where `base`, the round's beginning, is gone.
+    """
     if not base.exists():
         return fuse_files(rule, paths, samples, schema, out, progress), {}
     with open(base, "rb") as file:

@@ -1,6 +1,7 @@
 """What a node computes for its federation: trains, fuses, validates, and signs what it made.
 
 Its coroutines perform actions of the round machine (`sync/round.py`), and tell it what came of them (`Node.apply`).
+A fusion is `Work.fuse` -> `poisoning.fuse_watched` -> `sync/fuse_files.py` -> a rule of `sync/fusion.py`.
 """
 
 from __future__ import annotations

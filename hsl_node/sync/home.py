@@ -34,7 +34,7 @@ SLOW_WRITE_S = 0.05
 
 
 @dataclass(frozen=True)
-class Arrived:
+class Hashed:
     """A file in inbox/ whose sha256 is known; the inode ties the two together."""
 
     inode: int
@@ -57,7 +57,7 @@ class Home:
         self._threads = threads
         self._structure = asyncio.Lock()  # opening for writing, renaming, removing: one at a time
         self._parts: dict[str, Part] = {}
-        self._arrived: dict[str, Arrived] = {}
+        self._hashed: dict[str, Hashed] = {}
         for path in (homes, homes / peer, *(homes / peer / folder for folder in FOLDERS)):
             path.mkdir(mode=0o700, exist_ok=True)
 
@@ -193,11 +193,11 @@ class Home:
                 with durable.passing(Step.RECEIVER_COMMIT):
                     durable.rename(str(old), str(new), old_folder=parts, new_folder=inbox)
             self._parts.pop(str(old), None)
-            self._arrived.pop(str(new), None)
+            self._hashed.pop(str(new), None)
             if part and part.digest and (part.inode, part.size) == (status.st_ino, status.st_size):
-                self._arrived[str(new)] = Arrived(part.inode, part.size, part.digest)
-            for stale in list(self._arrived)[: -self._quota.files]:  # never asked for
-                self._arrived.pop(stale, None)
+                self._hashed[str(new)] = Hashed(part.inode, part.size, part.digest)
+            for stale in list(self._hashed)[: -self._quota.files]:  # never asked for
+                self._hashed.pop(stale, None)
 
     async def remove(self, name: FileName) -> None:
         async with self._structure:
@@ -217,7 +217,7 @@ class Home:
 
     def take_digest(self, name: str) -> Digest | None:
         """sha256 of the file that lies in inbox/ under this name right now. Ask before claiming it."""
-        known = self._arrived.pop(name, None)
+        known = self._hashed.pop(name, None)
         if known is None:
             return None
         try:

@@ -67,7 +67,7 @@ class Layout:
 
     def fused_files(self) -> dict[Round, Path]:
         """The fused models whose files are there."""
-        return {_round_of(path): path for path in (self.state / "fused").glob("r*.safetensors")}
+        return {_round_in_name(path): path for path in (self.state / "fused").glob("r*.safetensors")}
 
     def make(self) -> None:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,13 +115,13 @@ class Store:
         """Delete data that no peer can ask for: older than the last round. Manifests and receipts stay."""
         with durable.passing(Step.FUSION_PRUNE):
             for path in sorted((self.layout.state / "inbox").iterdir()):
-                if _round_of(path) < current - 1:
+                if _round_in_name(path) < current - 1:
                     shutil.rmtree(path)
             for path in sorted((self.layout.state / "outbox").iterdir()):
-                if _round_of(path) < current - 1:
+                if _round_in_name(path) < current - 1:
                     path.unlink()
             for path in sorted((self.layout.state / "fused").iterdir()):
-                if _round_of(path) < current - 2 and _round_of(path) not in keep_fused:
+                if _round_in_name(path) < current - 2 and _round_in_name(path) not in keep_fused:
                     path.unlink()
 
     def require_room(self, checkpoint_bytes: int, peers: int) -> None:
@@ -189,6 +189,6 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
-def _round_of(path: Path) -> Round:
+def _round_in_name(path: Path) -> Round:
     found = re.match(r"r([0-9]{6})(?![0-9])", path.name)
     return int(found[1]) if found else 10**9  # not ours: leave it
