@@ -20,10 +20,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from hsl_node.canonical import canonical_json
 from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
 from hsl_node.hints import NOTHING_HERE
+from hsl_node.sync.fusion_rules import FUSION_RULES
 from hsl_node.sync.names import Digest, Peer, parse_peer
 from hsl_node.toml_file import parse, read_text, read_toml, validate
 
-ROBUST_PEERS_MIN = 3  # with two, median and trimmed mean are the mean: there is no majority to side with
 CARD_MAX_BYTES = 8 * 1024  # two keys and a few names: under 1 KB
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
 
@@ -60,6 +60,12 @@ def _ed25519(text: str) -> str:
     return f"{parts[0]} {parts[1]}"  # a comment is not part of the key
 
 
+def _fusion(name: str) -> str:
+    if name not in FUSION_RULES:
+        raise ValueError(f"{name!r} is no fusion rule: one of {', '.join(FUSION_RULES)}")
+    return name
+
+
 def printable(text: str) -> str:
     """What somebody else wrote is shown as one piece of one line, whoever shows it.
 
@@ -77,6 +83,7 @@ PeerName = Annotated[str, AfterValidator(_peer)]
 Address = Annotated[str, AfterValidator(_address)]
 Listen = Annotated[str, AfterValidator(_listen)]
 PublicKey = Annotated[str, AfterValidator(_ed25519)]
+FusionName = Annotated[str, AfterValidator(_fusion)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -110,8 +117,7 @@ class Plan(Frozen):
     optimizer_state: Literal["keep", "reset"] = "keep"  # Adam's moments across a fusion
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where it pays
 
-    # trimmed_mean, median: a poisoned minority moves the fused model less (sync/fusion.py); from 3 peers on
-    fusion: Literal["mean", "weighted_mean", "trimmed_mean", "median"] = "mean"
+    fusion: FusionName = "mean"
     patience_epochs: int = Field(5, ge=1, le=10_000)  # local epochs without a better AUC end a round early
     plateau_rounds: int = Field(3, ge=1, le=10_000)
     plateau_improvement: float = Field(0.005, ge=0, le=1)  # relative
@@ -179,10 +185,11 @@ class Federation(Frozen):
             raise ValueError("anchor: the method hsl needs an anchor set (hsl-node anchor build)")
         if self.plan.method == "hsl" and self.anchor and self.anchor.image_size != self.plan.image_size:
             raise ValueError(f"anchor: built at {self.anchor.image_size} px, the plan says {self.plan.image_size} px")
-        if self.plan.fusion in ("trimmed_mean", "median") and len(self.peer) < ROBUST_PEERS_MIN:
+        peers_min = FUSION_RULES[self.plan.fusion].peers_min
+        if len(self.peer) < peers_min:
             raise ValueError(
-                f'plan.fusion: "{self.plan.fusion}" needs {ROBUST_PEERS_MIN} peers or more, here are {len(self.peer)}: '
-                'with two it is the mean and protects from nothing; set fusion = "mean", or invite another peer'
+                f'plan.fusion: "{self.plan.fusion}" needs {peers_min} peers or more, here are {len(self.peer)}: '
+                'with fewer it is the mean and protects from nothing; set fusion = "mean", or invite another peer'
             )
         return self
 

@@ -29,6 +29,7 @@ from hsl_node.config import (
     split_address,
 )
 from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError
+from hsl_node.sync.fusion_rules import FUSION_RULES
 from hsl_node.sync.names import Peer
 
 NODE = """\
@@ -326,7 +327,7 @@ def test_hsl_needs_an_anchor_set_of_the_plans_image_size(federation):
     Federation(name="x", plan=Plan(image_size=64), anchor=anchor, peer=federation.peer)
 
 
-@pytest.mark.parametrize("fusion", ["trimmed_mean", "median"])
+@pytest.mark.parametrize("fusion", [name for name, rule in FUSION_RULES.items() if rule.robust])
 def test_a_robust_fusion_needs_three_peers(tmp_path, federation, fusion):
     """Of two no one is the outlier. The message names both ways out; reading is what create, join and start do."""
     content = federation.model_dump(mode="json")
@@ -340,6 +341,12 @@ def test_a_robust_fusion_needs_three_peers(tmp_path, federation, fusion):
     assert refusal.value.exit_code == 78
     assert f'"{fusion}" needs 3 peers or more, here are 2' in str(refusal.value)
     assert 'fusion = "mean", or invite another peer' in str(refusal.value)
+
+
+def test_an_unknown_fusion_is_answered_with_the_known_ones(tmp_path):
+    path = write(tmp_path / "plan.toml", 'method = "fedavg"\nfusion = "krum"\n')
+    with pytest.raises(ConfigError, match=r"plan\.toml:2: fusion: 'krum' is no fusion rule: one of mean, w"):
+        config.load_plan(path)
 
 
 def test_one_peer_is_no_federation(federation):

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hsl_node import config
 from hsl_node.errors import FederationMismatch, PeerDataError
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.fusion import RULES, Contribution, fuse, shares_of
+from hsl_node.sync.fusion_rules import FUSION_RULES, ROBUST_PEERS_MIN
 from hsl_node.sync.names import Peer
 from hsl_node.sync.tensors import CHUNK_BYTES, DTYPES, Array, read_weights, schema_of, sha256_of, write_weights
 
 ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
-MEANS = ("mean", "weighted_mean")
-ROBUST = ("trimmed_mean", "median")
+MEANS = [name for name, rule in FUSION_RULES.items() if not rule.robust]
+ROBUST = [name for name, rule in FUSION_RULES.items() if rule.robust]
 
 
 def of(*arrays: Array) -> dict[Peer, Contribution]:
@@ -89,8 +89,16 @@ def test_two_peers_have_no_middle_but_their_mean(rule):
     np.testing.assert_array_equal(fuse(rule, of(f32(1, 5), f32(4, -5)))["w"], f32(2.5, 0))
 
 
-def test_the_plan_and_the_rules_know_the_same_fusions():
-    assert set(config.Plan.model_fields["fusion"].annotation.__args__) == set(RULES)
+def test_every_rule_that_a_plan_may_name_is_computed_and_no_other():
+    assert list(FUSION_RULES) == list(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_table_says_truly_which_rules_a_poisoned_minority_cannot_move(rule):
+    """The smallest federation in which the rule is allowed to be robust: one of three sends a huge number."""
+    fused = fuse(rule, of(f32(1), f32(2), f32(1e30)))["w"]
+    assert (fused <= 2) == FUSION_RULES[rule].robust
+    assert (FUSION_RULES[rule].peers_min >= ROBUST_PEERS_MIN) == FUSION_RULES[rule].robust
 
 
 @pytest.mark.parametrize("rule", MEANS)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hsl_node import errors
 from hsl_node.commands.app import app
+from hsl_node.sync.fusion_rules import FUSION_RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -77,6 +78,12 @@ def test_the_two_commands_are_make_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^    make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_readme_lists_all_fusion_rules() -> None:
+    section = (ROOT / "README.md").read_text().partition("The plan's `fusion` says")[2].partition("\n\n")[2]
+    listed = re.findall(r"^- `(\w+)`: (.*)$", section.partition("\n\n")[0], re.M)
+    assert listed == [(name, rule.line) for name, rule in FUSION_RULES.items()]
 
 
 def _parsed(callback: Callable[..., Any]) -> Callable[..., Any]:

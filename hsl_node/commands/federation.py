@@ -12,6 +12,7 @@ import typer
 from hsl_node.commands.shared import ENROL, Json, state_of
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.hints import command
+from hsl_node.sync.fusion_rules import FUSION_RULES
 from hsl_node.terminal import print_json
 from hsl_node.units import table
 
@@ -32,8 +33,8 @@ def register(app: typer.Typer) -> None:
         "--anchor anchor.safetensors --set rounds=10 --set classes=benign,malignant --out federation.toml",
         help="Make federation.toml from the peers' cards and a plan.\n\nPrints the hash to compare by phone. "
         f"Keys of a plan: {PLAN_KEYS}. What is not given has the published default. "
-        "fusion is mean, weighted_mean (by training images), trimmed_mean or median; the last two soften what a "
-        "poisoned minority can do, and need three peers.",
+        f"fusion is one of {'; '.join(f'{name}: {rule.line}' for name, rule in FUSION_RULES.items())}. "
+        "A robust one softens what a poisoned minority sends.",
     )(create)
     group.command(epilog="Example: hsl-node federation show federation.toml")(show)
     group.command(epilog="Example: hsl-node federation join federation.toml --anchor anchor.safetensors")(join)

@@ -6,21 +6,29 @@ chunk and not with the number of peers, and every peer computes the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
-from hsl_node.config import ROBUST_PEERS_MIN
 from hsl_node.errors import FederationMismatch
+from hsl_node.sync.fusion_rules import ROBUST_PEERS_MIN
 from hsl_node.sync.names import Peer
 from hsl_node.sync.tensors import Array, Weights
 
 TRIM_DIVISOR = 5  # a fifth of the peers is trimmed on each side
 
-# (the same chunk of every peer, in sorted peer order; share of each peer, adding up to 1) -> fused chunk
-Rule = Callable[[Sequence[Array], Sequence[float]], Array]
+
+class Rule(Protocol):
+    """Fuses one chunk of one tensor: `chunks`, the same one of every peer in sorted peer order; `shares` add up to 1.
+
+    It sees no other chunk, is not told which tensor this is, and keeps nothing from one chunk to the next. So what
+    needs whole checkpoints at once does not fit: geometric median, Krum, a bound on the norm of a whole update.
+    """
+
+    def __call__(self, chunks: Sequence[Array], shares: Sequence[float]) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ def median(chunks: Sequence[Array], shares: Sequence[float]) -> Array:
     return _middle(chunks, (len(chunks) - 1) // 2)
 
 
+# What each one does, and for how many peers: `fusion_rules.py`.
 RULES: Mapping[str, Rule] = {
     "mean": mean,
     "weighted_mean": weighted_mean,
