@@ -20,7 +20,7 @@ from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.influence import ROUNDS_BACK, Figures, Influence, unusual
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer, Round
-from hsl_node.sync.tensors import Schema
+from hsl_node.sync.tensors import Array, Schema, TensorSpec, read_chunk
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,13 @@ def fuse_watched(
     """
     if not base.exists():
         return fuse_files(rule, paths, samples, schema, out, progress), {}
+    influence = Influence(sorted(paths))
     with open(base, "rb") as file:
-        influence = Influence(sorted(paths), file)
-        digest = fuse_files(rule, paths, samples, schema, out, progress, influence.see)
+
+        def see(spec: TensorSpec, start: int, chunks: Sequence[Array]) -> None:
+            influence.see(spec.name, read_chunk(file, spec, start, len(chunks[0])), chunks)
+
+        digest = fuse_files(rule, paths, samples, schema, out, progress, see)
     return digest, influence.figures()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,12 @@ import pytest
 import hsl_node
 
 PACKAGE = Path(hsl_node.__file__).parent
-PURE = ("errors", "sync.names", "sync.round", "sync.manifest", "sync.fusion", "train.metrics")
-IMPURE = {"os", "io", "socket", "time", "datetime", "random", "secrets", "pathlib", "subprocess", "asyncio", "torch"}
+ARCHITECTURE = (Path(__file__).resolve().parent.parent / "ARCHITECTURE.md").read_text()  # PACKAGE may be a copy
+# Of builtins, files and numpy, by name alone: a P file has no other use for these words.
+NOT_PURE = {
+    "open", "print", "input", "exec", "eval", "__import__", "read", "write", "seek", "flush",
+    "random", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "save", "savez", "savetxt", "tofile",
+}  # fmt: skip
 TRAIN_MAY_TAKE_FROM_SYNC = {"names", "tensors", "manifest", "fusion", "durable"}
 
 
@@ -31,8 +36,9 @@ def sources() -> dict[str, ast.Module]:
     return found
 
 
-def imports(tree: ast.AST, *, lazy: bool = True) -> Iterator[str]:
-    """Everything a module imports, as dotted names; `lazy=False`: only what is imported when it is loaded."""
+def imports(tree: ast.AST, *, lazy: bool = True, types: bool = True) -> Iterator[str]:
+    """Everything a module imports, as dotted names. Without `lazy` what its functions import when they are called is
+    left out, without `types` what only the type checker reads."""
     for node in ast.iter_child_nodes(tree):
         match node:
             case ast.Import():
@@ -42,10 +48,11 @@ def imports(tree: ast.AST, *, lazy: bool = True) -> Iterator[str]:
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             case ast.FunctionDef() | ast.AsyncFunctionDef() if not lazy:
                 pass
-            case ast.If() if not lazy and "TYPE_CHECKING" in ast.dump(node.test):
-                pass
+            case ast.If(test=ast.Name("TYPE_CHECKING")) if not types:
+                for other in node.orelse:
+                    yield from imports(other, lazy=lazy, types=types)
             case _:
-                yield from imports(node, lazy=lazy)
+                yield from imports(node, lazy=lazy, types=types)
 
 
 def offenders(package: str, forbidden: tuple[str, ...]) -> list[str]:
@@ -84,21 +91,65 @@ def test_train_takes_only_names_manifests_tensors_fusion_and_durable_files_from_
     assert [t for t in taken if t[1].split(".")[2] not in TRAIN_MAY_TAKE_FROM_SYNC] == []
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_a_pure_file_imports_no_file_socket_clock_randomness_or_torch(name):
-    used = {imported.partition(".")[0] for imported in imports(sources()[f"hsl_node.{name}"])}
-    assert used & IMPURE == set()
+def pure() -> list[str]:
+    """Modules with a P in the map of ARCHITECTURE."""
+    folder, found = "", []
+    for line in ARCHITECTURE.partition("## Map")[2].partition("```\n\n")[0].splitlines():
+        if entry := re.match(r"[├└]─ (\w+)(/?)", line):
+            folder = f"{entry[1]}." if entry[2] else ""
+        found += [f"hsl_node.{folder}{name}" for name in re.findall(r"(\w+)\.py +P ", line)]
+    return found
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_a_pure_file_opens_nothing(name):
-    calls = {
-        n.func.id
-        for n in ast.walk(sources()[f"hsl_node.{name}"])
-        if isinstance(n, ast.Call)
-        if isinstance(n.func, ast.Name)
-    }
-    assert calls & {"open", "print", "input", "exec", "eval", "__import__"} == set()
+def impurities(module: str, tree: ast.AST, allowed: set[str]) -> list[str]:
+    """What a P file imports or calls that it may not; `allowed`: libraries and modules of ours."""
+    names = list(imports(tree, types=False))
+    imported = [
+        f"{module} imports {name}"
+        for name in names
+        if not {name, name.rpartition(".")[0], name.partition(".")[0]} & (allowed | {"__future__"})
+    ]
+    words = {word for name in names for word in name.split(".")}
+    words |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    words |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    return imported + [f"{module} uses {word}" for word in sorted(words & NOT_PURE)]
+
+
+def test_the_map_marks_the_pure_files():
+    """Else the rule below would hold of nothing; and every P is read."""
+    assert {"hsl_node.errors", "hsl_node.sync.round", "hsl_node.sync.plateau", "hsl_node.train.metrics"} <= set(pure())
+    assert set(pure()) <= sources().keys()
+    assert len(pure()) == len(re.findall(r" P  ", ARCHITECTURE.partition("## Map")[2].partition("```\n\n")[0]))
+
+
+def test_a_pure_file_reaches_only_pure_files_and_what_computes():
+    """Of ours only P files, so by induction nothing else is reached."""
+    statement = ARCHITECTURE.partition("only what computes (")[2].partition(")")[0]
+    allowed = {*re.findall(r"`(\w+)`", statement), *pure()}
+    assert {"numpy", "re"} <= allowed
+    assert [found for module in pure() for found in impurities(module, sources()[module], allowed)] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os",
+        "def f():\n    import time",
+        "from hsl_node import config",
+        "from hsl_node.sync.tensors import read_chunk",
+        "from numpy.random import default_rng",
+        "import numpy as np\nnp.random.default_rng()",
+        "open('x')",
+        "def f(file): return file.read()",
+    ],
+)
+def test_what_a_pure_file_may_not_do_is_found(code):
+    assert impurities("m", ast.parse(code), {"numpy", "hsl_node.errors"}) != []
+
+
+def test_what_a_pure_file_imports_for_types_alone_does_not_count():
+    code = "if TYPE_CHECKING:\n    from hsl_node.config import Plan\nfrom hsl_node.errors import HslError"
+    assert impurities("m", ast.parse(code), {"hsl_node.errors"}) == []
 
 
 def test_errors_import_nothing_of_ours():
@@ -110,7 +161,7 @@ def test_nothing_imports_in_a_circle():
     graph = {
         module: {
             target
-            for name in imports(tree, lazy=False)
+            for name in imports(tree, lazy=False, types=False)
             for target in (name, name.rpartition(".")[0])
             if target in known and target != module and not tree_is_package(target)
         }

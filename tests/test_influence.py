@@ -101,10 +101,11 @@ def at_once(schema: Schema, folder: Path) -> dict[Peer, Figures]:
         open(folder / "birch", "rb") as b,
         open(folder / "cedar", "rb") as c,
     ):
-        influence = Influence(PEERS, base)
+        influence = Influence(PEERS)
         for spec in schema.tensors:
             count = math.prod(spec.shape)
-            influence.see(spec, 0, [read_chunk(f, spec, 0, count) for f in (a, b, c)])
+            before, *chunks = (read_chunk(f, spec, 0, count) for f in (base, a, b, c))
+            influence.see(spec.name, before, chunks)
     return influence.figures()
 
 

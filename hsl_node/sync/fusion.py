@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from hsl_node.errors import FederationMismatch
 from hsl_node.sync.fusion_rules import ROBUST_PEERS_MIN
 from hsl_node.sync.names import Peer
-from hsl_node.sync.tensors import Array, Weights
+
+if TYPE_CHECKING:
+    from hsl_node.sync.tensors import Array, Weights
 
 TRIM_DIVISOR = 5  # a fifth of the peers is trimmed on each side
 

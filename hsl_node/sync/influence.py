@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hsl_node.sync.names import Peer
-from hsl_node.sync.tensors import Array, TensorSpec, read_chunk
+
+if TYPE_CHECKING:
+    from hsl_node.sync.tensors import Array
 
 # Honest norms differ by the hospital's size, by the epoch that was its best and by the learning rate then: up to 16
 # times the others' median of one round, but only 2.4 times their median over some rounds.
@@ -56,21 +58,19 @@ class Influence:
     bright a hospital's images are, so honest ones point in opposite directions (cosines down to -0.24 were seen).
     """
 
-    def __init__(self, peers: Sequence[Peer], base: BinaryIO) -> None:
-        """`peers` sorted; `base`: the open file of the model that the round began with."""
+    def __init__(self, peers: Sequence[Peer]) -> None:
+        """`peers` sorted."""
         self.peers = tuple(peers)
-        self._base = base
         self._tables: dict[str, Table] = {}
 
-    def see(self, spec: TensorSpec, start: int, chunks: Sequence[Array]) -> None:
-        """The same chunk of every peer, as `fuse_files` reads it."""
-        if chunks[0].dtype.kind != "f":
+    def see(self, tensor: str, base: Array, chunks: Sequence[Array]) -> None:
+        """The same chunk of a tensor: in the model that the round began with, and of every peer."""
+        if base.dtype.kind != "f":
             return
-        base = read_chunk(self._base, spec, start, len(chunks[0]))
         products = np.zeros((len(chunks), len(chunks)))
         for at in range(0, len(base), BLOCK):
             products += _products([chunk[at : at + BLOCK] for chunk in chunks], base[at : at + BLOCK])
-        part, _, name = spec.name.partition(".")
+        part, _, name = tensor.partition(".")
         part = "statistics" if name.rpartition(".")[2] in STATISTICS else f"part {part}"
         before = self._tables.get(part)
         self._tables[part] = products if before is None else before + products

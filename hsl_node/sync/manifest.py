@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hsl_node.canonical import signed_line
-from hsl_node.config import Federation, Plan
 from hsl_node.errors import FederationMismatch, PeerDataError, escaped
 from hsl_node.sync.names import PEER_PATTERN, ROUND_MAX, Digest, FileName, Kind, Peer, Round
+
+if TYPE_CHECKING:
+    from hsl_node.config import Federation, Plan
 
 MANIFEST_MAX_BYTES = 32 * 1024  # 64 peers x 100 bytes of inputs, plus the signature, doubled twice
 RECEIPT_MAX_BYTES = 4 * 1024
