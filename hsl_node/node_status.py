@@ -71,7 +71,7 @@ def snapshot(node: Node) -> dict[str, Any]:
 def _word(node: Node, trainer: str) -> str:
     state = node.state
     if state is None:
-        if node.recovery.waiting:
+        if "recovering" in node.alarms:  # until it is done, also when all have answered
             return "recovering"
         return "degraded" if trainer in ("silent", "restarting") else "starting"
     if state.phase is Phase.HALTED:

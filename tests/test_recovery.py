@@ -27,6 +27,19 @@ from hsl_node.sync.journal import Journal
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
 NAMES = ("ash", "birch", "cedar")
 KEPT = ("keys", "node.toml", "federation.toml", "log")
+# A recovering node says that it is about to fetch, and waits while the file `hold` is there.
+HELD = """
+import asyncio, pathlib, sys
+from hsl_node.asking import Asking
+_get = Asking.get
+async def get(*args, **named):
+    state = pathlib.Path(sys.argv[1])
+    (state / "fetching").touch()
+    while (state / "hold").exists():
+        await asyncio.sleep(0.02)
+    return await _get(*args, **named)
+Asking.get = get
+"""
 LOST = 15  # exit code of a node that finds it was set back
 
 
@@ -100,6 +113,26 @@ def test_threat_12_a_disk_lost_after_signing_fetches_the_checkpoint_and_brings_i
         control.ask(cluster.layout("cedar").state, "resume")
         require_same(cluster, undisturbed)
         assert signed(cluster, "birch", 1) == document, "the round was signed anew"
+
+
+def test_threat_12_a_node_says_recovering_until_it_has_fetched_what_it_needs(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """Nobody is waited for any more; it is no usual start all the same."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"], prelude=HELD) as cluster:
+        state = cluster.layout("birch").state
+        cluster.start_all()
+        cluster.wait_until("birch", has_signed_round_2, "round 2 signed")
+        cluster.kill("birch")
+        lose_disk(cluster, "birch")
+        recover_mark.prepare(state)
+        (state / "hold").touch()
+        cluster.start("birch")
+        cluster.wait_until("birch", lambda s: (state / "fetching").exists(), "all have answered")
+        status = cluster.status("birch")
+        assert (status["state"], status["waiting_for"]) == ("recovering", [])
+        (state / "hold").unlink()
+        require_same(cluster, undisturbed)
 
 
 def test_threat_12_a_disk_lost_while_fusing_ends_with_the_same_bytes(
