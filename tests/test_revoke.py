@@ -43,7 +43,8 @@ def peer(status: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def arriving(received: dict[str, Any]) -> bool:
-    return received["state"] == "receiving" and 0 < received["bytes"] < received["total"] // 2
+    """A checkpoint, not the manifest of a statement."""
+    return received["state"] == "receiving" and 10_000 < received["bytes"] < received["total"] // 2
 
 
 def events(cluster: Cluster, name: str, event: str) -> list[dict[str, Any]]:
@@ -69,6 +70,8 @@ async def revoked_in_mid_transfer(tmp_path: Path) -> None:
             cluster.start_all()
             await until("ash", lambda s: arriving(peer(s, "birch")["received"]), "birch's checkpoint arrives")
             line.hole = True  # it stays in mid-transfer
+            have = lambda s: all(p["receipt"] == "round 1: accepted" for p in s["peers"])  # noqa: E731
+            await until("ash", have, "the others have its own")
             done = await asyncio.to_thread(hsl, cluster, "ash", "peer", "revoke", "birch")
             assert done.returncode == 0, done.stderr
             assert "its sessions are cut" in done.stdout and "federation create" in done.stdout
