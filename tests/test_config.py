@@ -287,7 +287,7 @@ def test_threat_20_what_cannot_be_printed_stands_in_no_text_of_a_federation(tmp_
 
 
 def test_threat_20_a_plan_on_the_command_line_is_held_to_the_same():
-    with pytest.raises(ConfigError, match=r"task: 'a\x1b\[8m' holds a character that cannot be printed, U\+001B"):
+    with pytest.raises(ConfigError, match=r"task: 'a\\x1b\[8m' holds a character that cannot be printed, U\+001B"):
         load_plan(None, ["task=a\x1b[8m"])
 
 

@@ -121,8 +121,9 @@ def test_threat_12_a_node_says_recovering_until_it_has_fetched_what_it_needs(
     """Nobody is waited for any more; it is no usual start all the same."""
     with Cluster(tmp_path, NAMES, PLAN, trainer=["--epoch-s", "0.3"], prelude=HELD) as cluster:
         state = cluster.layout("birch").state
+        cluster.hold("ash", 2)  # so that nobody gets beyond it meanwhile
         cluster.start_all()
-        cluster.wait_until("birch", has_signed_round_2, "round 2 signed")
+        cluster.wait_until("birch", lambda s: s["round"] == 2 and s["waiting_for"] == ["ash"], "round 2 signed")
         cluster.kill("birch")
         lose_disk(cluster, "birch")
         recover_mark.prepare(state)
@@ -132,6 +133,7 @@ def test_threat_12_a_node_says_recovering_until_it_has_fetched_what_it_needs(
         status = cluster.status("birch")
         assert (status["state"], status["waiting_for"]) == ("recovering", [])
         (state / "hold").unlink()
+        cluster.release("ash")
         require_same(cluster, undisturbed)
 
 
