@@ -5,8 +5,10 @@ Real daemons; cedar's inbox is a real sshd, which can offer nothing. See test_re
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 import tomli_w
 from cluster import WAIT_S, Cluster
 from every_phase import has
+from ports import free_ports
+from proxy import Proxy
 from sshd import Sshd
 from test_enrol import run
 from test_equivocation import warned
@@ -41,9 +45,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 
 
 @contextmanager
-def with_a_plain_inbox(folder: Path) -> Iterator[Cluster]:
+def with_a_plain_inbox(folder: Path, prelude: str = HURRY, **options: Any) -> Iterator[Cluster]:
     """ash and birch with embedded inboxes, cedar's is OpenSSH with a folder for each sender."""
-    with Cluster(folder / "nodes", NAMES, PLAN, prelude=HURRY) as cluster:
+    with Cluster(folder / "nodes", NAMES, PLAN, prelude=prelude, **options) as cluster:
         homes = folder / "homes"
         for sender in ("ash", "birch"):
             for name in ("parts", "inbox", "receipts"):
@@ -107,8 +111,11 @@ def release(cluster: Cluster, *names: str) -> None:
         cluster.release(name)
 
 
-def only_cedar_has_round_2(cluster: Cluster) -> bytes:
-    """birch signs round 2, cedar alone takes it, and birch took cedar's; its disk is lost. Gives the manifest."""
+def only_cedar_has_round_2(cluster: Cluster, *, acknowledged: bool = False) -> bytes:
+    """birch signs round 2, cedar alone takes it, and birch took cedar's; its disk is lost. Gives the manifest.
+
+    `acknowledged`: cedar has read birch's receipt for certain, so it will never send its own again.
+    """
     held_in_round_2(cluster)
     cluster.kill("ash")
     release(cluster, "birch", "cedar")
@@ -116,16 +123,19 @@ def only_cedar_has_round_2(cluster: Cluster) -> bytes:
         cluster.wait_until(
             name, lambda s, p=other: has(s, 2, p) and s["waiting_for"] == ["ash"], "each has the other's"
         )  # type: ignore[misc]
+    if acknowledged:
+        cluster.wait_until("cedar", lambda s: peer(s, "birch")["receipt"] == "round 2: accepted", "it knows so")
     document = signed(cluster, "birch", 2)
     cluster.kill("birch")
     lose_disk(cluster, "birch")
     return document
 
 
-def come_back(cluster: Cluster) -> None:
-    """ash and birch start."""
+def come_back(cluster: Cluster, *, held: bool = False) -> None:
+    """ash and birch start. `held`: ash ends no epoch yet."""
     cluster.start("ash")
-    release(cluster, "ash")
+    if not held:
+        release(cluster, "ash")
     cluster.start("birch")
 
 
@@ -157,6 +167,59 @@ def test_threat_12_where_it_trains_to_other_bytes_the_unasked_peer_has_proof_and
             cluster.wait_until(name, lambda s: s["state"] == "halted", "halts")
         # Who had signed round 3 before the proof came fuses it too, and halts then: the same set, so the same model.
         assert len({digest for n in NAMES if (digest := cluster.fused(n).get(3))}) <= 1
+
+
+@contextmanager
+def line_to(port: int) -> Iterator[tuple[Proxy, Callable[[Coroutine[Any, Any, None]], None]]]:
+    """A line to a daemon that the test can cut: (the proxy, what runs its `up` and `down`)."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run_there(work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(60)
+
+    proxy = Proxy(port)
+    try:
+        run_there(proxy.up())
+        yield proxy, run_there
+        run_there(proxy.down())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+# One question, then none for an hour: only who shows itself is asked sooner.
+ONCE = HURRY + "; m.PAUSE_S, m.AFTER_CONNECT_S = (3600.0, 3600.0), 0.2"
+
+
+def test_a_peer_that_was_away_when_it_was_asked_for_a_lost_checkpoint_is_asked_when_it_is_back(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """birch lost cedar's round 2, which cedar will not send again; ash has it, and cannot be reached for a while."""
+    port = free_ports(1)[0]
+    with (
+        line_to(port) as (line, run_there),
+        with_a_plain_inbox(tmp_path, ONCE, via={"ash": f"127.0.0.1:{line.port}"}, ports={"ash": port}) as cluster,
+    ):
+        only_cedar_has_round_2(cluster, acknowledged=True)
+        cluster.kill("cedar")  # so that ash has nothing of it to give while birch recovers
+        recover_mark.prepare(cluster.layout("birch").state, ("cedar",))
+        come_back(cluster, held=True)
+        cluster.wait_until("birch", lambda s: s["waiting_for"] == ["ash", "cedar"], "has signed again")
+        cluster.start("cedar")
+        cluster.wait_until("ash", lambda s: has(s, 2, "birch", "cedar"), "ash has both")
+        run_there(line.down())
+        release(cluster, "ash")
+        cluster.wait_until("birch", lambda s: warned(s, "lost cedar"), "finds that it lacks it")
+        log = cluster.layout("birch").state / "log" / "hsl-node.log"
+        cluster.wait_until("birch", lambda s: "not asked" in log.read_text(), "asks ash in vain")
+        cluster.kill("ash")
+        run_there(line.up())
+        cluster.start("ash")  # it connects to birch, as who starts asks around
+        require_same(cluster, undisturbed)
+        cluster.wait_until("birch", lambda s: not warned(s, "lost cedar"), "the alarm has ended")
 
 
 @pytest.mark.parametrize("case", ["the same bytes", "other bytes", "the same bytes and another key"])
@@ -230,6 +293,11 @@ def test_an_export_that_is_not_of_this_node_or_contradicts_it_is_refused(tmp_pat
         (tmp_path / "empty").mkdir()
         done = run("--state", str(birch), "recover", "--from-peers", "--documents", str(tmp_path / "empty"))
         assert code(done) == UsageError.exit_code
+
+
+def peer(status: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(p for p in status["peers"] if p["name"] == name)
+    return found
 
 
 def told(status: dict[str, Any], warning: str) -> str:
