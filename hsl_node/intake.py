@@ -199,15 +199,17 @@ class Intake:
             )
             text = f"{peer} sent what fails a check ({refusal.code}): {escaped(error.message)}"
             node.alarms.sound(f"refused {peer}", text, fix)
-        if manifest is not None:
-            self._answer(refusal, refusal.code, error.message)
+        if refusal.about is not None:
+            both = isinstance(error, FederationMismatch)  # to be mended together: the sender is told how
+            self._answer(refusal, refusal.code, f"{error.message}; {error.remedy}" if both else error.message)
         return False
 
     def _answer(self, item: Arrival | Refusal | Repeat, code: str, text: str) -> None:
-        assert item.manifest is not None
+        about = item.about if isinstance(item, Refusal) else item.manifest
+        assert about is not None
         receive.answer(
             item.sender,
-            item.manifest,
+            about,
             homes=self.homes,
             me=self._node.me,
             identity=self._node.identity,
@@ -215,10 +217,10 @@ class Intake:
             code=code,
             text=text,
         )
-        accepted, name = self._accepted[item.sender], str(item.manifest.file_name())
+        accepted, name = self._accepted[item.sender], str(about.file_name())
         if code != "accepted":
             accepted.pop(name, None)  # its receipt says something else now
-        elif not isinstance(item, Repeat) and item.document is not None:
+        elif isinstance(item, Arrival):
             accepted[name] = (item.document, item.manifest, self._node.identity.public)
             for oldest in list(accepted)[:-ACCEPTED_MAX]:
                 del accepted[oldest]

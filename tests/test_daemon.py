@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster
@@ -47,6 +48,35 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 def test_three_daemons_finish_all_rounds_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
     assert sorted(undisturbed) == [0, 1, 2, 3]
     assert len(set(undisturbed.values())) == 4
+
+
+# birch runs an hsl-node whose manifests are of the next version, as they will be one day.
+NEXT_VERSION = """
+import importlib.util, sys
+spec = importlib.util.find_spec("hsl_node.sync.manifest")
+if sys.argv[1].endswith("birch"):
+    source = open(spec.origin).read()
+    assert source.count("Literal[2] = 2") == 1
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    exec(compile(source.replace("Literal[2] = 2", "Literal[3] = 3"), spec.origin, "exec"), module.__dict__)
+"""
+
+
+def test_another_manifest_version_is_told_at_both_sites_before_anything_is_trained(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES[:2], PLAN, prelude=NEXT_VERSION) as cluster:
+        cluster.start_all()
+        for me, other, ours, theirs in (("ash", "birch", 2, 3), ("birch", "ash", 3, 2)):
+            there = f"{other} runs another hsl-node version than {me}: manifest version {theirs}, at {me} {ours}"
+            here = f"{me} runs another hsl-node version than {other}: manifest version {ours}, at {other} {theirs}"
+            same = "install the same hsl-node version at both sites"
+
+            def told(status: dict[str, Any], code: str) -> str:
+                return "; ".join(f"{w['text']} | {w['fix']}" for w in status["warnings"] if w["code"] == code)
+
+            cluster.wait_until(me, lambda s: told(s, f"setup {other}") == f"{there} | {same}", "refuses")  # noqa: B023
+            status = cluster.wait_until(me, lambda s: told(s, f"refused by {other}"), "is told")  # noqa: B023
+            assert f"{here}; {same}" in told(status, f"refused by {other}")
+            assert (status["phase"], status["round"]) == ("agree", 0)
 
 
 def test_every_exchange_leaves_manifest_and_receipt_in_the_journal(tmp_path: Path) -> None:

@@ -322,6 +322,77 @@ def test_threat_14_a_signed_manifest_that_fails_a_check_is_refused(
     site.honest()
 
 
+def rewritten(site: Site, manifest: Manifest, signer: Peer = BIRCH, **changes: Any) -> bytes:
+    """A document that our own code would not make, with a true signature."""
+    line = canonical_json({**manifest.content(), **changes}) + b"\n"
+    return line + asyncssh.create_sshsig(site.members.identities[signer].key, line, namespace=MANIFEST_NAMESPACE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        (
+            {"version": 3, "note": "x"},
+            "setup",
+            "birch runs another hsl-node version than ash: manifest version 3, at ash 2",
+        ),
+        ({"version": 1, "samples": None, "halted": 7}, "setup", "manifest version 1, at ash 2"),
+        ({"note": "x"}, "manifest", "malformed"),
+        ({"samples": "many"}, "manifest", "malformed"),
+    ],
+    ids=str,
+)
+def test_a_signed_manifest_that_cannot_be_read_can_be_answered_and_leaves_nothing(
+    site: Site, changes: dict[str, Any], code: str, words: str
+) -> None:
+    """Of another version, say: its sender must learn that, and its checkpoint must not stay for ever."""
+    data = site.good_data()
+    manifest = site.manifest(data)
+    name = site.deliver(data, manifest, rewritten(site, manifest, **changes))
+    (refusal,) = site.scan()
+    assert isinstance(refusal, Refusal) and refusal.code == code and words in refusal.error.message
+    assert refusal.manifest is None and refusal.about is not None and refusal.kept is not None
+    assert not list(site.inbox.iterdir()) and not list((site.claimed / BIRCH).iterdir())
+    receive.answer(
+        BIRCH, refusal.about, homes=site.homes, me=ASH, identity=site.members.identities[ASH],
+        accepted=False, code=code, text=refusal.error.message,
+    )  # fmt: skip
+    document = (site.homes / BIRCH / "receipts" / str(name.of(Kind.RECEIPT))).read_bytes()
+    receipt = parse_receipt(verify(document, site.members.federation.get(ASH).key, RECEIPT_NAMESPACE))
+    says = (receipt.federation, receipt.round, receipt.peer, receipt.sha256, receipt.receiver)
+    assert says == (site.members.federation.digest, ROUND, BIRCH, manifest.sha256, ASH), "what its sender looks for"
+    site.honest()
+
+
+@pytest.mark.parametrize(
+    ("signer", "changes"),
+    [
+        (CEDAR, {}),
+        (BIRCH, {"peer": "cedar"}),
+        (BIRCH, {"federation": "a" * 64}),
+        (BIRCH, {"round": ROUND + 1}),
+        (BIRCH, {"sha256": "a" * 64}),
+        (BIRCH, {"sha256": None}),
+        (BIRCH, {"version": "3"}),
+        (BIRCH, {"version": 2**70}),
+    ],
+    ids=str,
+)
+def test_threat_14_a_manifest_of_another_version_counts_as_its_senders_only_with_signature_and_name(
+    site: Site, signer: Peer, changes: dict[str, Any]
+) -> None:
+    """Nothing of it is answered, and no checkpoint is deleted for it: a good manifest may follow."""
+    data = site.good_data()
+    manifest = site.manifest(data)
+    name = site.deliver(data, manifest, rewritten(site, manifest, signer, **{"version": 3, "note": "x", **changes}))
+    (refusal,) = site.scan()
+    assert isinstance(refusal, Refusal) and refusal.about is None
+    assert refusal.code == ("signature" if signer == CEDAR else "manifest")
+    assert os.listdir(site.inbox) == [str(name.of(Kind.DATA))]
+    site.deliver(None, manifest)
+    assert isinstance(site.scan()[0], Arrival)
+
+
 def test_threat_10_a_manifest_of_another_federation_by_name_and_content_is_refused(site: Site) -> None:
     data = site.good_data()
     site.deliver(data, site.manifest(data, federation="a" * 64))

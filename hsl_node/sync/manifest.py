@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST_MAX_BYTES = 32 * 1024  # 64 peers x 100 bytes of inputs, plus the signature, doubled twice
 RECEIPT_MAX_BYTES = 4 * 1024
+VERSION_MAX = 999_999
 SAMPLES_MAX = 10**9  # more images than any hospital has: a false count can't drown the others without bound
 
 _Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -37,7 +38,27 @@ class Signed(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
-class Manifest(Signed):
+class About(BaseModel):
+    """Whose manifest it is, and of what: enough to answer it. These mean the same in every version of it."""
+
+    federation: _Sha  # Federation.digest
+    round: int = Field(ge=0, le=ROUND_MAX)
+    peer: _Name
+    sha256: _Sha  # of the checkpoint file
+
+    def file_name(self) -> FileName:
+        return FileName(self.federation[:8], self.round, Peer(self.peer), Digest(self.sha256), Kind.MANIFEST)
+
+
+class Heading(About):
+    """What can be read of a manifest of another version."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    version: int = Field(ge=0, le=VERSION_MAX)
+
+
+class Manifest(About, Signed):
     """One peer's signed statement about one round.
 
     A *statement* (`bytes` = 0, `sha256` = `base`) carries no checkpoint. Round 0: the initial weights this peer will
@@ -45,11 +66,7 @@ class Manifest(Signed):
     HALTED in `round.py`.
     """
 
-    version: Literal[2] = 2
-    federation: _Sha  # Federation.digest
-    round: int = Field(ge=0, le=ROUND_MAX)
-    peer: _Name
-    sha256: _Sha  # of the checkpoint file
+    version: Literal[2] = 2  # how to change it: ARCHITECTURE.md
     bytes: int = Field(ge=0, le=2**63)
     base: _Sha  # the fused model this round was trained from; rounds 0 and 1: the initial weights
     inputs: dict[_Name, _Sha]  # peer -> `digest` of its manifest of the round fused into `base`; rounds 0, 1: empty
@@ -70,9 +87,6 @@ class Manifest(Signed):
     def digest(self) -> Digest:
         """Pins everything this manifest says: the checkpoint, and the sample count and flags it is fused with."""
         return content_digest(self.content())
-
-    def file_name(self) -> FileName:
-        return FileName(self.federation[:8], self.round, Peer(self.peer), Digest(self.sha256), Kind.MANIFEST)
 
 
 class Receipt(Signed):
@@ -97,6 +111,14 @@ def content_digest(content: Mapping[str, object]) -> Digest:
 def parse_manifest(line: bytes) -> Manifest:
     """Raises: PeerDataError: code `manifest`."""
     return parse_signed(line, Manifest)
+
+
+def find_heading(line: bytes) -> Heading | None:
+    """Of a manifest of any version; None: it has none."""
+    try:
+        return Heading.model_validate(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
 
 
 def parse_receipt(line: bytes) -> Receipt:
@@ -141,6 +163,17 @@ def _check_halted(manifest: Manifest, plan: Plan) -> None:
         raise PeerDataError(
             f"says in round {manifest.round} that the run has ended, which this plan allows from {earliest_end} on",
             code="halted",
+        )
+
+
+def require_same_version(heading: Heading, me: Peer) -> None:
+    """Raises: FederationMismatch: the rest of the manifest cannot be read here."""
+    here = Manifest.model_fields["version"].default
+    if heading.version != here:
+        raise FederationMismatch(
+            f"{heading.peer} runs another hsl-node version than {me}: manifest version {heading.version}, "
+            f"at {me} {here}",
+            remedy="install the same hsl-node version at both sites",
         )
 
 

@@ -1,7 +1,7 @@
 """Take in what a peer delivered: cheapest check first, on bytes that nobody else can change any more. Blocking.
 
     inbox/ of the sender          ours alone                        the node
-    manifest ── read once ──────► name, owner, signature, federation, round, setup
+    manifest ── read once ──────► name, owner, signature, version, federation, round, setup
     data ────── claimed ────────► size, sha256, header, finite ──► store, journal, then `answer`: receipt, manifest gone
 
 The manifest stays in inbox/ until it is answered, so a crash at any point leaves it there and the next scan takes up
@@ -30,11 +30,14 @@ from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.manifest import (
     MANIFEST_MAX_BYTES,
+    About,
     Manifest,
     Receipt,
     check,
+    find_heading,
     parse_manifest,
     require_same_setup,
+    require_same_version,
 )
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round, parse_file_name
 from hsl_node.sync.plain_files import exists, open_folder, open_plain, unlink
@@ -69,7 +72,8 @@ class Refusal:
     sender: Peer
     name: str  # escaped: it may be anything
     error: PeerDataError | FederationMismatch
-    manifest: Manifest | None  # where its signature held: whom to answer
+    manifest: Manifest | None = None  # where its signature held and all of it could be read
+    about: About | None = None  # where its signature held: what to answer, also where the rest cannot be read
     document: bytes | None = None
     kept: Path | None = None  # the evidence: a signed manifest. Refused data is deleted, its digest is in the manifest
 
@@ -115,7 +119,7 @@ def scan(
     assert sender != me
     keys = (keyring or Keyring.of(federation)).keys(sender)
     context = _Context(
-        sender, claimed, federation, current, schema, anchor, take_digest, kept, accepted, software, foreign, keys
+        sender, me, claimed, federation, current, schema, anchor, take_digest, kept, accepted, software, foreign, keys
     )
     found: list[Arrival | Refusal | Repeat] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
@@ -148,7 +152,7 @@ def scan(
 
 def answer(
     sender: Peer,
-    manifest: Manifest,
+    manifest: About,
     *,
     homes: Path,
     me: Peer,
@@ -231,6 +235,7 @@ def collect_parts(
 @dataclass(frozen=True)
 class _Context:
     sender: Peer
+    me: Peer
     claimed: Path
     federation: Federation
     current: Round
@@ -247,6 +252,7 @@ class _Context:
 def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | Repeat | None:
     """Check one manifest and its data. None: the data is not there yet."""
     document: bytes | None = None
+    about: About | None = None
     manifest: Manifest | None = None
     data: Path | None = None
     try:
@@ -255,7 +261,11 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
             unlink(str(name.of(Kind.DATA)), inbox)
             return Repeat(context.sender, repeated)
         line = verify(document, context.keys, MANIFEST_NAMESPACE)
-        manifest = parse_manifest(line)
+        heading = find_heading(line)
+        if heading and heading.file_name() == name and heading.federation == context.federation.digest:
+            about = heading
+            require_same_version(heading, context.me)
+        about = manifest = parse_manifest(line)
         check(manifest, name, context.federation, context.sender, context.current)
         require_same_setup(manifest, anchor=context.anchor, schema=context.schema.digest, software=context.software)
         if manifest.statement:
@@ -283,13 +293,13 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
         return Arrival(context.sender, manifest, document, data)
     except (PeerDataError, FederationMismatch) as exc:
         if manifest is not None and manifest.round == context.current + 2 and getattr(exc, "code", "") == "round":
-            return Refusal(context.sender, str(name), exc, manifest, document)
+            return Refusal(context.sender, str(name), exc, manifest, manifest, document)
         unlink(str(name), inbox)
-        if manifest is not None:  # signed, so the data is its sender's too; else it may still get a good manifest
+        if about is not None:  # signed, so the data is its sender's too; else it may still get a good manifest
             unlink(str(name.of(Kind.DATA)), inbox)
         if data is not None:
             data.unlink(missing_ok=True)
-        return _refusal(context, str(name), exc, manifest, document)
+        return _refusal(context, str(name), exc, manifest, about, document)
 
 
 def _deliverable(text: str, sender: Peer) -> FileName:
@@ -336,6 +346,7 @@ def _refusal(
     name: str,
     error: PeerDataError | FederationMismatch,
     manifest: Manifest | None = None,
+    about: About | None = None,
     document: bytes | None = None,
 ) -> Refusal:
     kept = None
@@ -346,7 +357,7 @@ def _refusal(
         durable.write(kept, document, Step.RECEIVER_REFUSED)
         with open_folder(folder.parent, context.sender, ".") as descriptor:
             _drop_oldest(descriptor, REFUSED_MAX + 1)
-    return Refusal(context.sender, name, error, manifest, document, kept)
+    return Refusal(context.sender, name, error, manifest, about, document, kept)
 
 
 def _write_document(folder: int, name: str, document: bytes) -> None:

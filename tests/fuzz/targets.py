@@ -34,7 +34,7 @@ from hsl_node.config import (
 from hsl_node.enrol import node_toml
 from hsl_node.errors import ConfigError, PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, Identity, verify
-from hsl_node.sync.manifest import Manifest, Receipt, parse_manifest, parse_receipt
+from hsl_node.sync.manifest import Manifest, Receipt, find_heading, parse_manifest, parse_receipt
 from hsl_node.sync.names import Digest, FileName, Kind, Peer, parse_file_name
 from hsl_node.sync.tensors import HEADER_MAX_BYTES, parse_header, schema_of
 from hsl_node.toml_file import read_toml
@@ -63,10 +63,13 @@ class Target:
 
 
 def manifest(data: bytes) -> bool:
+    heading = find_heading(data)
+    assert heading is None or str(heading.file_name())
     try:
         value = parse_manifest(data)
     except PeerDataError as error:
         return refused(error)
+    assert heading is not None and heading.file_name() == value.file_name()
     assert canonical_json(value.content()) + b"\n" == data
     assert str(value.file_name())
     return True
