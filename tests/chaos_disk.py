@@ -119,9 +119,9 @@ class SimulatedDisk(Disk):
         site = mine()
         if site and flags & os.O_CREAT:
             site.called("open")
+        new = site is not None and bool(flags & os.O_CREAT) and not (where := _absolute(path, folder)).exists()
         descriptor = super().open(path, flags, mode, folder=folder)
-        if site and flags & os.O_CREAT:
-            where = _absolute(path, folder)
+        if site and new:
             site.changed(_inode(where.parent), take_back=lambda: os.unlink(where))
         return descriptor
 

@@ -8,16 +8,21 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
 from faulty_disk import FaultyDisk
-from test_receive import BIRCH, CEDAR, ROUND, Site
+from test_receive import ASH, BIRCH, CEDAR, ROUND, Site
 from test_receive import site as site
+from test_round import START, checkpoint
 
+from hsl_node import missing
+from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.errors import PeerDataError, TransportError
 from hsl_node.missing import place
@@ -27,6 +32,7 @@ from hsl_node.sync.durable import Disk
 from hsl_node.sync.names import PARTS, RECEIPTS, Digest, Kind, Peer
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.receive import Arrival, Refusal
+from hsl_node.sync.round import Phase
 from hsl_node.sync.store import Layout
 from hsl_node.turns import Turns
 
@@ -267,3 +273,39 @@ def test_who_is_not_to_be_asked_is_forgotten() -> None:
     turns.ask(BIRCH, 3000.0)
     turns.asked(BIRCH, 3000.0, reached=True)
     assert next_turn(turns) == 3004, "pauses begin anew"
+
+
+# ---------------------------------------------------------------- what is lost
+
+
+def test_an_arrival_ends_the_alarm_at_once_and_who_has_fused_since_is_asked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ash lacks cedar's checkpoint, which birch has fused. The intake says so after each arrival."""
+    monkeypatch.setattr(missing, "PATIENCE_S", 0.0)
+    state = replace(START, phase=Phase.COLLECT, round=1, have={ASH: checkpoint(ASH), BIRCH: checkpoint(BIRCH)})
+    node: Any = SimpleNamespace(
+        others=(BIRCH, CEDAR), alarms=Alarms(), server=None, known_state=lambda: state,
+        keyring=SimpleNamespace(is_revoked=lambda peer: False),
+    )  # fmt: skip
+    watch = missing.Missing(node)
+    watch.look()
+    assert node.alarms.listing() == [], "nobody has fused it: it comes by itself"
+
+    state = replace(state, early={BIRCH: checkpoint(BIRCH, 2)})
+    watch.look()
+    assert "lost cedar" in node.alarms
+    now = time.monotonic()
+    assert watch._turns.due(now) == [BIRCH, CEDAR]
+    for giver in node.others:
+        watch._turns.asked(giver, now, reached=True)
+    watch.look()
+    assert watch._turns.due(now + 1) == [], "nothing is new"
+
+    state = replace(state, early={**state.early, CEDAR: checkpoint(CEDAR, 2)})
+    watch.look()
+    assert watch._turns.due(time.monotonic()) == [CEDAR]
+
+    state = replace(state, have={**state.have, CEDAR: checkpoint(CEDAR)})
+    watch.look()
+    assert node.alarms.listing() == [] and watch._turns.due(now + 10_000) == []
