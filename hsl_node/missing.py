@@ -110,12 +110,14 @@ class Missing:
     async def _fetch(self, giver: Peer) -> None:
         node, round = self._node, self._node.known_state().round
         offer = await node.asking.offer_of(giver)
+        placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
         for listed in offer.manifests:
-            if listed.round == round and listed.peer in self._lost:
+            if listed.round == round and listed.peer in self._lost and listed.peer not in placed:
                 async with node.asking.connected(giver) as link:
                     keys = node.keyring.keys(listed.peer)
                     manifest, document = await fetch_manifest(link, listed, node.federation, keys)
                 if await place(node, manifest, document, {giver: offer}):
+                    placed.add(listed.peer)
                     node.intake.wake(Peer(listed.peer))
 
     def _clear(self) -> None:
