@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from PIL import Image
 from hsl_node.config import federation_text
 from hsl_node.sync.tensors import read_schema, sha256_of
 from hsl_node.train import anchor as anchors
-from hsl_node.train.lock import hold_lock
+from hsl_node.train.lock import LOCK_FILE, hold_lock
 
 Event = dict[str, Any]
 
@@ -216,6 +218,14 @@ def test_a_job_that_fails_is_an_event_and_the_next_job_runs(tmp_path: Path, star
     assert train(process, state, 1, base)[-1]["event"] == "trained"
 
 
+def has_open(pid: int, path: Path) -> bool:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if descriptor.readlink() == path:
+                return True
+    return False
+
+
 def test_a_second_trainer_on_the_same_state_waits_for_the_first_to_leave(
     tmp_path: Path, start: Callable[[Path], Process]
 ) -> None:
@@ -223,6 +233,9 @@ def test_a_second_trainer_on_the_same_state_waits_for_the_first_to_leave(
     with hold_lock(state / "trainer"):
         second = Process(state)
         try:
+            while not has_open(second.popen.pid, state / "trainer" / LOCK_FILE):
+                assert second.popen.poll() is None
+                time.sleep(0.01)
             os.set_blocking(second.popen.stdout.fileno(), False)  # type: ignore[union-attr]
             assert second.popen.poll() is None and not second.popen.stdout.readline()  # type: ignore[union-attr]
             os.set_blocking(second.popen.stdout.fileno(), True)  # type: ignore[union-attr]
