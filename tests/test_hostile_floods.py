@@ -102,7 +102,7 @@ def test_threat_04_memory_and_open_files_after_a_thousand_hostile_connections_ar
         asyncio.run(visit(siege.cedar, COUNT))
         memory_after, files_after = settled(siege)
         told = [e for e in siege.log() if e["event"] in ("request refused", "login refused")]
-        assert {e.get("peer") for e in told} >= {"cedar"} and len(told) > COUNT / len(VISITS)
+        assert {e.get("peer") for e in told} >= {"cedar"} and len(told) > COUNT / 2 / len(VISITS)
         print(f"RSS {memory / 2**20:.1f} -> {memory_after / 2**20:.1f} MiB, files {files} -> {files_after}")
         assert memory_after < memory * GROWTH_MAX
         assert files_after <= files * GROWTH_MAX
