@@ -50,6 +50,7 @@ MEMBER_MAX_BYTES = 1 << 40  # anchor set, journal, fused models: the room on the
 KEY = "keys/node_ed25519"
 BLOCK_BYTES = 1024 * 1024
 FOUND_SHOWN = 5  # of what lies where a node is to be restored
+MIXED = "its files are of two nodes: take another copy of it, or an older backup"
 STAGING = ".restore"  # in the state directory: a restore that was cut short, to be made again
 _NAME = re.compile(
     r"node\.toml|federation\.toml|keyring\.toml|splits\.json|anchor\.safetensors|journal\.sqlite3|keys/node_ed25519"
@@ -294,7 +295,7 @@ def _check(staging: Path, layout: Layout, index: Index) -> None:
     """Do the parts belong together? Else a daemon would find out later."""
     node = toml_file.read_toml(staging / "node.toml", NodeConfig)
     if node.name != index.node:
-        raise ConfigError(f"the backup is of {index.node}, its node.toml of {node.name}")
+        raise ConfigError(f"the backup is of {index.node}, its node.toml of {node.name}", remedy=MIXED)
     key = staging / KEY if index.has_key else layout.key
     if (staging / "federation.toml").exists() and key.exists():
         federation = toml_file.read_toml(staging / "federation.toml", Federation)
@@ -303,7 +304,8 @@ def _check(staging: Path, layout: Layout, index: Index) -> None:
         with closing(Journal.read_only(staging / "journal.sqlite3")) as journal:
             saved = journal.state()
         if saved is not None and saved["me"] != node.name:
-            raise ConfigError(f"the backup's journal is of {saved['me']}, its node.toml of {node.name}")
+            me = escaped(str(saved["me"]), 80)
+            raise ConfigError(f"the backup's journal is of {me}, its node.toml of {node.name}", remedy=MIXED)
 
 
 def _require_free(state: Path, index: Index) -> None:
