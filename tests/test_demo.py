@@ -142,7 +142,9 @@ def test_each_hospital_of_a_real_table_has_only_its_own_rows(tmp_path: Path) -> 
 
 
 def enrolled(tmp_path: Path, count: int = 2) -> tuple[Hospital, ...]:
-    """Nodes enrolled by the real code, whose images are missing: their trainers cannot start."""
+    """Nodes enrolled by the real code, without a readable image: their trainers cannot start."""
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere" / "one.png").write_bytes(b"")
     hospitals = tuple(
         Hospital(name, tmp_path / "nodes" / name, DataConfig(path=tmp_path / "nowhere"), "none")
         for name in ("ash", "birch", "cedar")[:count]
