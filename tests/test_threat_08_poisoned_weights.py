@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +125,22 @@ def test_threat_08_a_peer_with_flipped_labels_is_named_by_the_fourth_round(tmp_p
     assert "parts of its update point against the others'" in found[f"influence {culprit}"]
 
 
-def test_threat_08_a_checkpoint_beyond_all_bounds_reaches_no_fusion_and_ends_no_daemon(tmp_path: Path) -> None:
-    """birch hands out finite values of 1e38: refused by name, with a receipt."""
+@contextmanager
+def poisoned_by_birch(folder: Path, times: str) -> Iterator[Cluster]:
+    """Three daemons under the plain mean. What birch learns is multiplied; the others' trainers can diverge from it."""
     plan = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=1, plateau_rounds=100)
-    with Cluster(tmp_path, sorted(SIZES), plan) as cluster:
-        cluster.trainer = ["--times", "1e37"]
+    with Cluster(folder, sorted(SIZES), plan) as cluster:
+        cluster.trainer = ["--times", times]
         cluster.start(BIRCH)
         cluster.trainer = ["--fragile"]
         cluster.start(ASH)
         cluster.start(CEDAR)
+        yield cluster
+
+
+def test_threat_08_a_checkpoint_beyond_all_bounds_reaches_no_fusion_and_ends_no_daemon(tmp_path: Path) -> None:
+    """birch hands out finite values of 1e38: refused by name, with a receipt."""
+    with poisoned_by_birch(tmp_path, "1e37") as cluster:
         for peer in (ASH, CEDAR):
             status = cluster.wait_until(
                 peer, lambda s: any(w["code"] == "refused birch" for w in s["warnings"]), "refused"
@@ -144,13 +153,7 @@ def test_threat_08_a_checkpoint_beyond_all_bounds_reaches_no_fusion_and_ends_no_
 
 def test_threat_08_a_fused_model_that_overflows_ends_no_daemon_and_names_the_poisoner(tmp_path: Path) -> None:
     """Within the bound, and still too much. The daemons stay, at each start, and go on when they are told to."""
-    plan = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=1, plateau_rounds=100)
-    with Cluster(tmp_path, sorted(SIZES), plan) as cluster:
-        cluster.trainer = ["--times", "1e7"]
-        cluster.start(BIRCH)
-        cluster.trainer = ["--fragile"]
-        cluster.start(ASH)
-        cluster.start(CEDAR)
+    with poisoned_by_birch(tmp_path, "1e7") as cluster:
         for peer in (ASH, CEDAR):
             require_named(cluster.wait_until(peer, diverged, "diverged"))
         assert cluster.stop(ASH) == 0
