@@ -22,6 +22,7 @@ from hsl_node.control import ask
 from hsl_node.errors import (
     ConfigError,
     DataError,
+    DataUnavailable,
     HslError,
     LocalStateError,
     NotInitialised,
@@ -190,7 +191,7 @@ def _images(path: Path | None) -> str:
     except OSError as exc:
         raise unreadable(path, exc) from exc
     if count == 0:
-        raise DataError(f"{path} holds no files", remedy="is the share mounted?")
+        raise DataUnavailable(f"{path} holds no files", remedy="is the share mounted?")
     return f"{path}: {count}{' or more' if count >= SCAN_MAX else ''} files (`hsl-node data check` reads them)"
 
 

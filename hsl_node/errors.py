@@ -9,12 +9,13 @@ HslError                      1   something we name, with what to do now
 ├─ TransportError            13   a peer cannot be reached or the link broke: a retry may help
 ├─ PeerDataError             14   what a peer sent fails a check: their file, kept in quarantine
 │  └─ Equivocation           14   one peer signed two different checkpoints for one round
-├─ LocalStateError           15   our own disk, journal or quota
+├─ LocalStateError           15   our own disk, journal, quota or port: may be right at the next try
 │  └─ DiskFailed             15   an fsync failed: never tried again, the process ends
 ├─ WaitTimeout               16   a wait with a limit ran out
 ├─ FederationMismatch        17   peers run different plans, anchors, models or fused weights
 ├─ ConfigError               78   the operator's files: node.toml, federation.toml, data, anchor
 │  ├─ DataError              78   the hospital's images or their table
+│  │  └─ DataUnavailable     15   nothing to be seen there at all: a share that is not mounted (yet)
 │  └─ Diverged               78   training, or a model, gives no finite numbers; the daemon stays up
 ├─ TrainerError               1   the trainer process failed; it is restarted with back-off
 └─ UnexpectedEvent            1   a bug in the round machine; carries the last events
@@ -103,6 +104,10 @@ class ConfigError(HslError):
 
 class DataError(ConfigError):
     pass
+
+
+class DataUnavailable(DataError):
+    exit_code = 15
 
 
 class Diverged(ConfigError):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hsl_node import config, ending, enrol, identity
 from hsl_node.config import Federation, NodeConfig
-from hsl_node.errors import AlreadyRunning, ConfigError, DataError, HslError, LocalStateError
+from hsl_node.errors import AlreadyRunning, ConfigError, DataError, DataUnavailable, HslError, LocalStateError
 from hsl_node.memory import keep_freed_memory
 from hsl_node.node import Node
 from hsl_node.port import require_port
@@ -77,7 +77,8 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
             if node_config.inbox.kind == "embedded":
                 require_port(node_config.listen)  # before the trainer: after it, this fault would cost minutes
             _require_images_to_train_on(node_config, store)
-            return asyncio.run(_run(node_config, federation, me, store, trainer_command))
+            with _share_named(node_config.data.path):
+                return asyncio.run(_run(node_config, federation, me, store, trainer_command))
         finally:
             store.close()
 
@@ -92,6 +93,17 @@ def _disk_named(state: Path) -> Iterator[None]:
             raise
         remedy = "free some space or mend the disk; the next start goes on from the journal"
         raise LocalStateError(f"the disk of {state} cannot be written: {exc.strerror}", remedy=remedy) from exc
+
+
+@contextmanager
+def _share_named(path: Path | None) -> Iterator[None]:
+    """Images that cannot be used because their share has gone meanwhile: a later start may find it again."""
+    try:
+        yield
+    except DataError:
+        if path is not None:
+            require_images(path)
+        raise
 
 
 async def _run(
@@ -115,13 +127,13 @@ def require_images(path: Path) -> None:
     """What a moment shows of data.path: a folder that is not empty, or a file, that this user may read.
 
     Raises:
-        DataError
+        DataUnavailable
     """
     try:
         if path.is_dir():
             with os.scandir(path) as entries:
                 if next(entries, None) is None:
-                    raise DataError(f"{path} is empty", remedy="is the share mounted?")
+                    raise DataUnavailable(f"{path} is empty", remedy="is the share mounted?")
         else:
             with path.open("rb") as file:
                 file.read(1)
@@ -129,6 +141,6 @@ def require_images(path: Path) -> None:
         raise unreadable(path, exc) from exc
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
-    remedy = "check data.path in node.toml, and the rights of this user"
-    return DataError(f"{path} cannot be read: {error.strerror}", remedy=remedy)
+def unreadable(path: Path, error: OSError) -> DataUnavailable:
+    remedy = "check data.path in node.toml, that its share is mounted, and the rights of this user"
+    return DataUnavailable(f"{path} cannot be read: {error.strerror}", remedy=remedy)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import socket
 
 from hsl_node.config import NodeConfig, split_address
-from hsl_node.errors import ConfigError
+from hsl_node.errors import LocalStateError
 
 
 def require_port(listen: str) -> None:
     """Bind it and let go of it again.
 
     Raises:
-        ConfigError: another program has it, or the address is not this machine's.
+        LocalStateError: another program has it, or the address is not this machine's.
     """
     host, port = split_address(listen)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except OSError as exc:
-        raise ConfigError(
+        raise LocalStateError(
             f"{listen}: cannot listen there: {exc.strerror}",
             remedy=f"`ss -ltnp 'sport = :{port}'` shows who has the port; or set listen in node.toml",
         ) from exc

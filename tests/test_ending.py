@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 from cluster import WAIT_S, Cluster
 
-from hsl_node import ending, logs
+from hsl_node import ending, launch, logs
 from hsl_node.config import AnchorCard, Plan
-from hsl_node.errors import DataError, DiskFailed, LocalStateError
+from hsl_node.errors import (
+    AlreadyRunning,
+    ConfigError,
+    DataError,
+    DataUnavailable,
+    DiskFailed,
+    LocalStateError,
+    NotInitialised,
+)
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout
 
@@ -74,7 +82,7 @@ def test_a_data_path_that_is_gone_ends_the_start_though_no_training_is_due_and_i
         assert cluster.stop("ash") == 0
         before = len(logs.tail(state, 1000))
         set_in_node_toml(state, f'\n[data]\npath = "{images}"\n')
-        assert cluster.start("ash").wait(WAIT_S) == 78
+        assert cluster.start("ash").wait(WAIT_S) == 15, "systemd starts it again, until the share is mounted"
         assert f"{images} cannot be read: No such file or directory" in cluster.output("ash")
         assert "started" not in [e["event"] for e in logs.tail(state, 1000)[before:]]
         (warning,) = warnings(state)
@@ -86,6 +94,27 @@ def test_a_data_path_that_is_gone_ends_the_start_though_no_training_is_due_and_i
         (images / "one.png").write_bytes(b"")
         cluster.start_all()
         cluster.wait_finished()
+
+
+def test_a_share_that_goes_between_the_start_and_the_trainers_look_is_told_from_bad_images(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    with pytest.raises(DataUnavailable) as gone, launch._share_named(images):
+        raise DataError("one.png cannot be read")
+    images.mkdir()
+    with pytest.raises(DataUnavailable, match="mounted") as empty, launch._share_named(images):
+        raise DataError("one.png cannot be read")
+    (images / "one.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"one\.png") as bad, launch._share_named(images):
+        raise DataError("one.png cannot be read")
+    assert [e.value.exit_code for e in (gone, empty, bad)] == [15, 15, 78]
+
+
+def test_the_unit_starts_again_what_another_try_may_mend() -> None:
+    unit = (Path(__file__).parents[1] / "systemd" / "hsl-node.service").read_text()
+    (prevented,) = (line for line in unit.splitlines() if line.startswith("RestartPreventExitStatus="))
+    stay_down = {int(code) for code in prevented.partition("=")[2].split()}
+    assert stay_down == {NotInitialised.exit_code, AlreadyRunning.exit_code, ConfigError.exit_code}
+    assert DataUnavailable.exit_code not in stay_down
 
 
 def test_a_gpu_that_is_not_there_ends_the_start_though_no_training_is_due(tmp_path: Path) -> None:
