@@ -25,6 +25,7 @@ from hsl_node.sync.names import Digest, Peer, parse_peer
 from hsl_node.toml_file import parse, read_text, read_toml, validate
 
 CARD_MAX_BYTES = 8 * 1024  # two keys and a few names: under 1 KB
+NAME_MAX = 120  # characters: one line of a terminal or a table
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
 
 
@@ -77,8 +78,21 @@ def printable(text: str) -> str:
     return text
 
 
+def plain_name(text: str) -> str:
+    """One to NAME_MAX printable characters in words with one space between them: padding could pass for a second line.
+
+    Raises:
+        ValueError
+    """
+    if not 1 <= len(text) <= NAME_MAX:
+        raise ValueError(f"'{escaped(text, 60)}' is {len(text)} characters long; a name has 1 to {NAME_MAX}")
+    if printable(text) != text.strip() or "  " in text:
+        raise ValueError(f"'{escaped(text, 60)}' begins or ends with a space, or has two in a row")
+    return text
+
+
 Text = Annotated[str, AfterValidator(printable)]  # every free string of a file that others write
-Name = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(printable)]
+Name = Annotated[str, AfterValidator(plain_name)]
 PeerName = Annotated[str, AfterValidator(_peer)]
 Address = Annotated[str, AfterValidator(_address)]
 Listen = Annotated[str, AfterValidator(_listen)]

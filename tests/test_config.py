@@ -234,12 +234,14 @@ def test_a_federation_file_is_read_back_the_same(tmp_path, federation):
     assert load_federation(tmp_path).digest == federation.digest
 
 
-TEXTS = st.characters().filter(str.isprintable)
+NAMES = st.text(st.characters().filter(str.isprintable), min_size=1, max_size=30).filter(
+    lambda text: text == text.strip(" ") and "  " not in text
+)
 plans = st.builds(
     Plan,
     method=st.sampled_from(["fedavg", "local"]),
-    task=st.text(TEXTS, min_size=1, max_size=20),
-    classes=st.lists(st.text(TEXTS, min_size=1, max_size=5), min_size=2, max_size=4, unique=True),
+    task=NAMES,
+    classes=st.lists(NAMES, min_size=2, max_size=4, unique=True),
     rounds=st.integers(1, 10_000),
     temperature=st.floats(0.01, 100),
     learning_rate=st.floats(1e-3, 1),
@@ -248,7 +250,7 @@ plans = st.builds(
 )
 
 
-@given(plans, st.text(TEXTS, min_size=1, max_size=30))
+@given(plans, NAMES)
 @settings(max_examples=50)
 def test_any_federation_survives_the_file(members, plan, name):
     """Quotes, backslashes and comments in its texts included."""
@@ -284,6 +286,16 @@ def test_threat_20_what_cannot_be_printed_stands_in_no_text_of_a_federation(tmp_
     assert error.startswith(f"{file}:") and f": {key}: " in error and error.isprintable()
     number = int(error.removeprefix(f"{file}:").partition(":")[0])
     assert (last if isinstance(last, str) else path[-1]) in file.read_text().splitlines()[number - 1]
+
+
+@pytest.mark.parametrize("name", [" thyroid", "thyroid ", f"thyroid{' ' * 60}hash 0000", "", "x" * 121])
+def test_threat_20_a_name_is_short_and_holds_no_padding_that_could_pass_for_a_line_of_its_own(
+    tmp_path, federation, name
+):
+    content = tomllib.loads(federation_text(federation))
+    file = write(tmp_path / "federation.toml", tomli_w.dumps(content | {"name": name}))
+    (error,) = errors_of(file, Federation)
+    assert error.startswith(f"{file}:") and ": name: " in error
 
 
 def test_threat_20_a_plan_on_the_command_line_is_held_to_the_same():

@@ -109,8 +109,8 @@ def test_no_quotes_hide_a_dotted_key_behind_them(tmp_path: Path, text: str) -> N
 
 
 def test_dots_in_a_text_of_many_lines_are_no_parts_of_a_key(tmp_path: Path) -> None:
-    text = federation_text(MEMBERS.federation).replace('"primary task"', f'"""{"." * 90} "quoted\\\n " """')
-    assert read_toml(written(tmp_path, text), Federation).plan.task == f'{"." * 90} "quoted" '
+    text = federation_text(MEMBERS.federation).replace('"primary task"', f'"""{"." * 90} "quoted\\\n " end"""')
+    assert read_toml(written(tmp_path, text), Federation).plan.task == f'{"." * 90} "quoted" end'
 
 
 @pytest.mark.parametrize(

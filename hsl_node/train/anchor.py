@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsl_node.canonical import canonical_json
-from hsl_node.config import AnchorCard, DataConfig, printable
+from hsl_node.config import AnchorCard, DataConfig, plain_name
 from hsl_node.errors import DataError, FederationMismatch, LocalStateError, PeerDataError
 from hsl_node.sync.names import Digest
 from hsl_node.sync.tensors import Schema, read_schema, sha256_of, write_weights
@@ -70,7 +70,7 @@ def build(
         DataError: a class has fewer than n images, or a chosen image cannot be read.
     """
     try:
-        printable(name)
+        plain_name(name)
     except ValueError as exc:
         raise DataError(f"the name of the anchor set: {exc}", remedy="give another one with --name") from exc
     source = read_source(data)
@@ -247,5 +247,5 @@ def _parse(path: Path, schema: Schema) -> AnchorSet:
         raise ValueError(f"images of shape {images.shape}")
     if labels.shape != images.shape[:1] or not np.array_equal(np.unique(labels), [0, 1]):
         raise ValueError("labels that do not fit the images, or not two classes")
-    first, second = (printable(str(name)) for name in card["classes"])
-    return AnchorSet(printable(str(card["name"])), (first, second), images, labels)
+    first, second = (plain_name(str(name)) for name in card["classes"])
+    return AnchorSet(plain_name(str(card["name"])), (first, second), images, labels)
