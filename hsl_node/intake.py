@@ -15,7 +15,7 @@ from hsl_node.sync.limits import LOG_LINES_PER_MINUTE, LogLimit
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.names import Digest, FileName, Peer
 from hsl_node.sync.receive import Arrival, Refusal, Repeat
-from hsl_node.sync.round import Arrived, Claim
+from hsl_node.sync.round import Arrived, Claim, Phase
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -130,6 +130,11 @@ class Intake:
         self.last_seen[peer] = time.time()
         if self._starts_elsewhere(arrival):
             return False
+        if self._is_after_the_end(manifest):  # the closing statements are complete: whoever signs more goes on alone
+            if arrival.data is not None:
+                arrival.data.unlink(missing_ok=True)
+            self._answer(arrival, "ended", f"the run has ended with round {node.known_state().round - 1}")
+            return True
         node.alarms.settle(f"setup {peer}")
         node.alarms.settle(f"refused {peer}")
         known = node.journal.manifest(manifest.round, peer)
@@ -170,6 +175,10 @@ class Intake:
         node.alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
         self._answer(arrival, "initial", text)
         return True
+
+    def _is_after_the_end(self, manifest: Manifest) -> bool:
+        state = self._node.known_state()
+        return state.phase is Phase.FINISHED and manifest.round > state.round
 
     def _refused(self, refusal: Refusal) -> bool:
         """Say why to our operator, and to the sender where its signature held. Gives whether it was accepted once."""

@@ -75,6 +75,28 @@ def test_threat_11_a_halt_told_to_one_and_a_checkpoint_to_the_other_is_proven_to
         assert sorted(cluster.fused("ash")) == [0] and sorted(cluster.fused("birch")) == [0, 1]
 
 
+def test_threat_11_two_faces_of_a_round_after_the_end_leave_the_run_finished(tmp_path: Path) -> None:
+    """A run that a plateau ends early has a next round by number. Who signs it goes on alone, once or twice."""
+    plan = PLAN.model_copy(update={"rounds": 9, "plateau_rounds": 1, "plateau_improvement": 1.0})
+    with Cluster(tmp_path, (*HONEST, CULPRIT), plan, trainer=TRAINER) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        cluster.kill(CULPRIT)
+        end = cluster.status("ash")["round"]
+        assert end <= plan.rounds, "the plateau ended it"
+        closing = {**signed(cluster, "ash", end), "peer": CULPRIT}
+        data = cluster.layout("ash").outbox(end - 1).read_bytes()
+        for samples in (15, 16):
+            manifest = at(cluster, "ash").about(data, {**closing, "round": end + 1}, samples=samples)
+            deliver(manifest, data, cluster, "ash")
+            key = cluster.federation.get("ash").key
+            receipt = asyncio.run(asyncio.wait_for(at(cluster, "ash").receipt(manifest, key), 60))
+            assert (receipt.accepted, receipt.code) == (False, "ended")
+        status = cluster.status("ash")
+        assert (status["state"], status["reason"]) == ("finished", "")
+        assert not list((cluster.layout("ash").state / "inbox").glob(f"r{end + 1:06}/*"))
+
+
 @pytest.mark.parametrize("valid", [True, False])
 def test_threat_22_a_proof_whose_finder_was_killed_before_its_journal_had_the_word_halts_it(
     tmp_path: Path, valid: bool

@@ -486,6 +486,12 @@ def test_a_second_closing_statement_after_the_end_stops_nothing():
     assert step(state, Arrived(signed(replace(known, samples=7))))[0] == state
 
 
+def test_threat_11_what_is_signed_for_a_round_after_the_end_stops_nothing():
+    state = replace(START, rounds=9, phase=Phase.FINISHED, round=3, base=FUSED1)  # ended early: by a plateau
+    for digest in (OTHER, INITIAL):
+        assert step(state, Arrived(replace(checkpoint(CEDAR, 4, FUSED1, INPUTS1), sha256=digest)))[0] == state
+
+
 def test_a_halted_node_names_a_peer_whose_second_face_comes_later():
     birch = checkpoint(BIRCH, 2, FUSED1, INPUTS1)
     state = after(second_round(), Arrived(birch), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))

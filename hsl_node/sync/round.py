@@ -193,8 +193,8 @@ def _next(state: State, event: Event) -> State:
 
         case Phase.FINISHED, Proven():
             return state  # the model is agreed on by all
-        case Phase.FINISHED, Arrived(claim) if claim.round == state.round:
-            return state  # said twice, or in other words: of no consequence any more
+        case Phase.FINISHED, Arrived():
+            return state  # said twice, in other words, or of a round that will not be: of no consequence any more
         case Phase.HALTED, Proven(peer, round):
             return _halt(state, _proven(peer, round))
         case _, Proven(peer, round):
