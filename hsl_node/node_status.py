@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
 
 from hsl_node import __version__
 from hsl_node.config import fingerprint
-from hsl_node.status_journal import aucs
+from hsl_node.status_journal import HALTED_FIX, aucs
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
 
@@ -27,7 +28,7 @@ def snapshot(node: Node) -> dict[str, Any]:
     fused = [r for r in node.journal.rows("fused") if r["round"] > 0]
     waiting = list(state.missing) if state and state.me in state.have else []
     waiting = waiting or sorted(node.recovery.waiting) or _held_by(node, trainer["state"])
-    best = node.journal.best_fused()
+    best, receipts = node.journal.best_fused(), node.journal.last_receipts()
     word = _word(node, trainer["state"])
     return {
         "schema": SCHEMA,
@@ -55,16 +56,16 @@ def snapshot(node: Node) -> dict[str, Any]:
         "epoch": _epoch(node),
         "busy": node.work.busy,
         "fusing": node.work.fusing or None,
-        "peers": [_peer(node, p) for p in node.others],
+        "peers": [_peer(node, p, receipts.get(p)) for p in node.others],
         "waiting_for": waiting,
         "waiting_since": since if waiting else None,
         "disk": _disk(node),
         "device": node.journal.meta("device"),
         "trainer": trainer,
         "last_fused": {k: fused[-1][k] for k in ("round", "sha256", "auc")} if fused else None,
-        "aucs": aucs(node.me, node.journal.rows("manifests"), fused),
+        "aucs": aucs(node.journal.signed_by(node.me), fused),
         "best": {"round": best[0], "sha256": best[1]} if best else None,
-        "warnings": _warnings(node, trainer),
+        "warnings": _warnings(node, trainer, since),
     }
 
 
@@ -109,10 +110,9 @@ def _epoch(node: Node) -> dict[str, Any] | None:
     }
 
 
-def _peer(node: Node, peer: Peer) -> dict[str, Any]:
+def _peer(node: Node, peer: Peer, receipt: sqlite3.Row | None) -> dict[str, Any]:
     card, revoked = node.federation.get(peer), node.keyring.is_revoked(peer)
     transfer = node.delivery.transfers[peer]
-    receipts = [r for r in node.journal.rows("receipts") if r["receiver"] == peer]
     return {
         "name": peer,
         "address": card.address,
@@ -132,7 +132,7 @@ def _peer(node: Node, peer: Peer) -> dict[str, Any]:
             "next_try_s": max(0.0, transfer.next_try - time.monotonic()) if transfer.next_try else None,
         },
         "received": _received(node, peer),
-        "receipt": f"round {receipts[-1]['round']}: {receipts[-1]['code']}" if receipts else None,
+        "receipt": f"round {receipt['round']}: {receipt['code']}" if receipt else None,
     }
 
 
@@ -162,7 +162,7 @@ def _disk(node: Node) -> dict[str, int] | None:
     return {"free": free, "need": need}
 
 
-def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]:
+def _warnings(node: Node, trainer: str | dict[str, Any], since: float) -> list[dict[str, Any]]:
     warnings = node.alarms.listing()
     if isinstance(trainer, dict) and trainer["state"] in ("silent", "restarting"):
         text = (
@@ -176,6 +176,5 @@ def _warnings(node: Node, trainer: str | dict[str, Any]) -> list[dict[str, Any]]
         text = "training is paused here; the other hospitals will wait for this one"
         warnings.append({"code": "paused", "text": text, "since": node.paused_at, "fix": "`hsl-node resume`"})
     if node.state is not None and node.state.reason:
-        fix = "nothing is trained on until the hospitals have settled it; manifests and proof are in evidence/"
-        warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": time.time(), "fix": fix})
+        warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": since, "fix": HALTED_FIX})
     return warnings

@@ -128,14 +128,13 @@ class Proofs:
         """From the journal alone, so a restart forgets none."""
         journal, state, found = self._node.journal, self._node.known_state(), []
         for round in range(max(2, state.round - 1), state.round + 2):
-            here = {p: journal.manifest(round - 1, p) for p in state.peers}
+            known = {p: journal.manifest(round - 1, p) for p in state.peers}
+            here = {p: content_digest(row["content"]) for p, row in known.items() if row}
             for holder in self._node.others:
                 row = journal.manifest(round, holder)
                 for peer, ours in here.items():
                     named = row["content"]["inputs"].get(peer) if row else None
-                    if named is None or ours is None or (round - 1, peer) in self._proven:
-                        continue
-                    if named != content_digest(ours["content"]):
+                    if named not in (None, ours) and (round - 1, peer) not in self._proven:
                         found.append(Dispute(holder, peer, round - 1, Digest(named)))
         return found
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hsl_node import __version__
 from hsl_node.ending import find_ending
 from hsl_node.sync.journal import Journal
-from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.names import Digest, Peer, Round
 
 ERROR_NOTES = 3  # the last things that went wrong, newest last
+HALTED_FIX = (
+    "nothing is trained on until the hospitals have settled it; `hsl-node verify` shows what is proven, the signed "
+    "documents of each round are in the journal (`hsl-node verify --export DIR`)"
+)
 
 
 def from_journal(state: Path) -> dict[str, Any]:
@@ -47,8 +53,7 @@ def _recorded(journal: Journal) -> dict[str, Any]:
     if state is None:
         return {}
     me, round = state["me"], state["round"]
-    phases = journal.rows("phases")
-    manifests = journal.rows("manifests")
+    phases, manifests, receipts = journal.rows("phases"), journal.rows("manifests"), journal.last_receipts()
     fused = [{k: r[k] for k in ("round", "sha256", "auc")} for r in journal.rows("fused") if r["round"] > 0]
     best = journal.best_fused()
     digest = journal.meta("federation")
@@ -72,33 +77,32 @@ def _recorded(journal: Journal) -> dict[str, Any]:
         "rounds": state["rounds"],
         "phase": state["phase"],
         "reason": state["reason"],
-        "peers": [_recorded_peer(journal, state, p, manifests) for p in state["peers"] if p != me],
+        "peers": [_recorded_peer(state, p, manifests, receipts.get(Peer(p))) for p in state["peers"] if p != me],
         "waiting_for": waiting,
         "waiting_since": since if waiting else None,
         "device": journal.meta("device"),
         "last_fused": fused[-1] if fused else None,
-        "aucs": aucs(Peer(me), manifests, fused),
+        "aucs": aucs({r["round"]: r["content"] for r in manifests if r["peer"] == me}, fused),
         "best": {"round": best[0], "sha256": best[1]} if best else None,
         "warnings": _recorded_warnings(journal, state),
     }
 
 
-def aucs(me: Peer, manifests: list[dict[str, Any]], fused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def aucs(signed: Mapping[Round, dict[str, Any]], fused: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Validation AUC per round of this site: of its own checkpoint, and of what was fused. None: undefined."""
-    local = {r["round"]: r["content"]["auc"] for r in manifests if r["peer"] == me and r["content"]["bytes"] > 0}
+    local = {round: content["auc"] for round, content in signed.items() if content["bytes"] > 0}
     after = {r["round"]: r["auc"] for r in fused}
     return [{"round": r, "local": local.get(r), "fused": after.get(r)} for r in sorted(local.keys() | after.keys())]
 
 
 def _recorded_peer(
-    journal: Journal, state: dict[str, Any], peer: str, manifests: list[dict[str, Any]]
+    state: dict[str, Any], peer: str, manifests: list[dict[str, Any]], receipt: sqlite3.Row | None
 ) -> dict[str, Any]:
     theirs = [m for m in manifests if m["peer"] == peer]
-    receipts = [r for r in journal.rows("receipts") if r["receiver"] == peer]
     claim = state["have"].get(peer)
     size = theirs[-1]["content"]["bytes"] if claim and theirs else 0
     owed = any(p == peer and r == state["round"] for r, p in state["owed"])
-    delivered = any(r["round"] == state["round"] and r["accepted"] for r in receipts) and not owed
+    delivered = receipt is not None and receipt["round"] == state["round"] and receipt["accepted"] and not owed
     return {
         "name": peer, "address": None, "fingerprint": None, "connected": False,
         "last_seen": theirs[-1]["at"] if theirs else None,
@@ -111,7 +115,7 @@ def _recorded_peer(
             "rate": None, "sha256": Digest(claim["sha256"]) if claim else None,
             "auc": theirs[-1]["content"]["auc"] if claim and theirs else None,
         },
-        "receipt": f"round {receipts[-1]['round']}: {receipts[-1]['code']}" if receipts else None,
+        "receipt": f"round {receipt['round']}: {receipt['code']}" if receipt else None,
     }  # fmt: skip
 
 
@@ -119,6 +123,5 @@ def _recorded_warnings(journal: Journal, state: dict[str, Any]) -> list[dict[str
     notes = [n for n in journal.rows("notes") if n["level"] in ("error", "warning") and n["code"] != "halted"]
     warnings = [{"code": n["code"], "text": n["text"], "since": n["at"], "fix": ""} for n in notes[-ERROR_NOTES:]]
     if state["reason"]:
-        fix = "no training goes on until the hospitals have settled it; manifests and proof are in evidence/"
-        warnings.insert(0, {"code": "halted", "text": state["reason"], "since": None, "fix": fix})
+        warnings.insert(0, {"code": "halted", "text": state["reason"], "since": None, "fix": HALTED_FIX})
     return warnings

@@ -104,7 +104,7 @@ class Work:
     ) -> Manifest:
         node = self._node
         plan = node.federation.plan
-        aucs = [*node.journal.my_aucs(node.me, round), auc]
+        aucs = [*(c["auc"] for r, c in node.journal.signed_by(node.me).items() if 0 < r < round), auc]
         return Manifest(
             federation=node.federation.digest,
             round=round,

@@ -48,6 +48,7 @@ def test_threat_11_x_to_one_and_y_to_the_other_gives_both_the_proof_without_the_
             status = cluster.wait_until(name, lambda s: any(w["code"] == "halted" for w in s["warnings"]), "a halt")
             assert CULPRIT in next(w["text"] for w in status["warnings"] if w["code"] == "halted")
             assert sorted(cluster.fused(name)) == [0, 1], "nobody went on"
+            assert halted_since(status) == halted_since(cluster.status(name)), "it is not always just now"
         for name in HONEST:
             require_both(cluster, name, {m.digest for m, _ in faces.values()})
             assert f"peer={CULPRIT}" in cluster.output(name)
@@ -247,6 +248,10 @@ def begin(cluster: Cluster, culprit: str = CULPRIT, honest: tuple[str, ...] = HO
     for name in honest:
         genuine = {**signed(cluster, name, 0), "peer": culprit}
         deliver(at(cluster, name, culprit).manifest(genuine), None, cluster, name, culprit)
+
+
+def halted_since(status: dict[str, Any]) -> float:
+    return float(next(w["since"] for w in status["warnings"] if w["code"] == "halted"))
 
 
 def until_logged(cluster: Cluster, name: str, words: str) -> None:

@@ -240,11 +240,29 @@ def test_a_manifest_is_kept_with_its_signed_document(journal):
     assert journal.manifest(2, BIRCH) is None
 
 
-def test_my_aucs_are_those_of_the_rounds_before_in_order(journal):
+def test_what_one_peer_signed_comes_in_order_of_round(journal):
     for round, auc in ((0, None), (2, 0.8), (1, 0.7), (3, None), (4, 0.9)):
         journal.record_manifest(round, ASH, SHA, b"", {"auc": auc})
     journal.record_manifest(1, BIRCH, SHA, b"", {"auc": 0.1})
-    assert journal.my_aucs(ASH, 4) == [0.7, 0.8, None]
+    assert [(r, c["auc"]) for r, c in journal.signed_by(ASH).items()] == [
+        (0, None),
+        (1, 0.7),
+        (2, 0.8),
+        (3, None),
+        (4, 0.9),
+    ]
+
+
+def test_the_last_receipt_of_each_peer_is_the_one_that_was_written_last(journal):
+    for round, receiver, accepted, code in (
+        (1, ASH, True, "accepted"),
+        (1, BIRCH, True, "accepted"),
+        (2, ASH, False, "size"),
+    ):
+        journal.record_receipt(round, receiver, accepted, code, "", b"")
+    journal.record_receipt(2, ASH, True, "accepted", "", b"")  # answered anew
+    found = {peer: (row["round"], row["accepted"], row["code"]) for peer, row in journal.last_receipts().items()}
+    assert found == {ASH: (2, 1, "accepted"), BIRCH: (1, 1, "accepted")}
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,11 @@ class Journal:
         row = self._one("SELECT document FROM receipts WHERE round = ? AND receiver = ?", round, receiver)
         return bytes(row["document"]) if row else b""
 
+    def last_receipts(self) -> dict[Peer, sqlite3.Row]:
+        """The newest receipt of each peer: `round`, `accepted`, `code`."""
+        rows = self._db.execute("SELECT receiver, round, accepted, code, max(rowid) FROM receipts GROUP BY receiver")
+        return {Peer(row["receiver"]): row for row in rows}
+
     # -------------------------------------------------------------- what happened, for people and reports
 
     def record_fused(self, round: Round, sha256: Digest) -> None:
@@ -290,12 +295,10 @@ class Journal:
                 row["content"] = json.loads(row["content"])
         return rows
 
-    def my_aucs(self, me: Peer, before: Round) -> list[float | None]:
-        """This node's published validation AUC of rounds 1 .. before - 1."""
-        rows = self._db.execute(
-            "SELECT content FROM manifests WHERE peer = ? AND round > 0 AND round < ? ORDER BY round", (me, before)
-        )
-        return [json.loads(r["content"])["auc"] for r in rows]
+    def signed_by(self, peer: Peer) -> dict[Round, dict[str, Any]]:
+        """What this peer's verified manifests say, in order of round."""
+        rows = self._db.execute("SELECT round, content FROM manifests WHERE peer = ? ORDER BY round", (peer,))
+        return {row["round"]: json.loads(row["content"]) for row in rows}
 
     def best_fused(self) -> tuple[Round, Digest] | None:
         """The fused model with this site's highest validation AUC; undefined AUC: lowest loss; ties: the earlier."""
