@@ -29,6 +29,7 @@ SILENT_S = 45.0  # a batch takes seconds; without any event for this long the no
 KILL_SILENT_S = 15 * 60.0  # not slow any more but hung (a stopped process, a dead GPU): restart it from its last epoch
 STOP_S = 10.0  # it only has to leave: everything it needs is on disk after every epoch
 BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)  # then 300 s for ever: a machine without memory may get some back
+LOG_MAX_BYTES = 10 * 1024 * 1024
 LINE_MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -109,6 +110,7 @@ class Trainer:
     async def _start(self) -> None:
         self.initialised = None
         self._last_event = time.monotonic()
+        self._rotate_log()
         log_file = os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -122,6 +124,12 @@ class Trainer:
         finally:
             os.close(log_file)
         log.info("trainer started", extra={"pid": self._process.pid})
+
+    def _rotate_log(self) -> None:
+        """A trainer that dies for a year says the same every five minutes: the last LOG_MAX_BYTES twice tell enough."""
+        with contextlib.suppress(OSError):
+            if self._log_path.stat().st_size > LOG_MAX_BYTES:
+                os.replace(self._log_path, self._log_path.with_name("trainer.log.1"))
 
     async def _do(self, job: dict[str, Any]) -> Event:
         closing = {"init": "initialised", "train": "trained", "validate": "validated"}[job["job"]]

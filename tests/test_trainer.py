@@ -107,6 +107,27 @@ def test_threat_29_a_trainer_that_dies_for_ever_is_shown_as_restarting_with_the_
     asyncio.run(story())
 
 
+def test_the_trainers_log_keeps_the_newest_of_a_trainer_that_dies_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOG_MAX_BYTES", 1000)
+    log = tmp_path / "log" / "trainer.log"
+    log.parent.mkdir()
+
+    async def story() -> None:
+        trainer = trainer_of(tmp_path, HONEST)
+        await trainer.run(JOB)
+        await trainer.stop()
+
+    for number in range(8):
+        with log.open("a") as file:
+            file.write(f"{number} " + "x" * 399 + "\n")
+        asyncio.run(story())
+    assert sorted(p.name for p in log.parent.iterdir()) == ["trainer.log", "trainer.log.1"]
+    kept = [line[0] for p in (log.with_name("trainer.log.1"), log) for line in p.read_text().splitlines()]
+    assert kept == ["3", "4", "5", "6", "7"], "and nothing older"
+
+
 def test_what_trying_again_cannot_mend_comes_back_as_the_trainers_own_error(tmp_path: Path) -> None:
     async def story() -> None:
         trainer = trainer_of(tmp_path, REFUSES)

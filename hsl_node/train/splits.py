@@ -52,7 +52,10 @@ class _Group:
 
 
 def patient_key(patient: str) -> str:
-    """The pseudonym of a patient: enough to recognise, on this site only. It never leaves the node."""
+    """The pseudonym of a patient, to recognise it by. No secret: who can list the identifiers can find it out again.
+
+    So `splits.json` is kept like the images: mode 0600, in this node's own backups, never sent, in no log or bundle.
+    """
     return hashlib.sha256(b"hsl-node patient\0" + patient.encode("utf-8")).hexdigest()
 
 
