@@ -22,7 +22,7 @@ from conftest import Members, make_federation
 from hsl_node.canonical import canonical_json
 from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, verify
-from hsl_node.sync import receive
+from hsl_node.sync import plain_files, receive
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, parse_receipt
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
 from hsl_node.sync.receive import Arrival, Refusal
@@ -506,7 +506,9 @@ def test_threat_03_sparse_data_is_refused_unread(site: Site) -> None:
 
 @pytest.mark.parametrize("which", [Kind.MANIFEST, Kind.DATA])
 @pytest.mark.parametrize("kind", ["symlink", "dangling", "hardlink", "fifo"])
-def test_threat_02_links_and_fifos_are_refused_without_hanging(site: Site, kind: str, which: Kind) -> None:
+def test_threat_02_links_and_fifos_are_refused_without_hanging(
+    site: Site, kind: str, which: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = site.good_data()
     manifest = site.manifest(data)
     name = site.deliver(data, manifest)
@@ -524,6 +526,9 @@ def test_threat_02_links_and_fifos_are_refused_without_hanging(site: Site, kind:
             target.hardlink_to(secret)
         case "fifo":
             os.mkfifo(target)
+    if kind == "hardlink" and site.foreign:
+        assert site.scan() == [], "it may be in the midst of a rename"
+        monkeypatch.setattr(plain_files, "RENAME_MAX_S", 0.0)  # a minute later
     (refusal,) = site.scan()
     assert isinstance(refusal, Refusal) and refusal.code == "file"
     assert not target.is_symlink() and not target.exists()
@@ -620,6 +625,21 @@ def test_threat_02_a_planted_link_in_receipts_is_replaced_and_not_followed(site:
     site.answer(manifest)
     assert victim.read_text() == "canary"
     assert not (site.homes / BIRCH / "receipts" / str(manifest.file_name().of(Kind.RECEIPT))).is_symlink()
+
+
+@pytest.mark.parametrize("which", [Kind.MANIFEST, Kind.DATA])
+def test_a_file_in_the_midst_of_opensshs_rename_is_waited_for(site: Site, which: Kind) -> None:
+    """Its sftp-server makes the new name, then removes the old one: for a moment the file has two."""
+    if not site.foreign:
+        pytest.skip("the embedded server renames in one step")
+    data = site.good_data()
+    name = site.deliver(data, site.manifest(data))
+    target, part = site.inbox / str(name.of(which)), site.homes / BIRCH / "parts" / f"{name.of(which)}.part"
+    part.hardlink_to(target)
+    assert site.scan() == []
+    part.unlink()
+    (arrival,) = site.scan()
+    assert isinstance(arrival, Arrival) and arrival.data is not None and arrival.data.read_bytes() == data
 
 
 # ---------------------------------------------------------------- races (threat 13)

@@ -17,7 +17,7 @@ from hsl_node.errors import PeerDataError
 from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest, FileName
-from hsl_node.sync.plain_files import open_plain, require_plain, unlink
+from hsl_node.sync.plain_files import is_in_motion, open_plain, require_plain, unlink
 from hsl_node.sync.tensors import CHUNK_BYTES
 
 
@@ -33,6 +33,8 @@ def claim(
         status = os.stat(str(name), dir_fd=inbox, follow_symlinks=False)
     except FileNotFoundError:
         return (target, None) if target.exists() else None  # claimed before a crash
+    if foreign and is_in_motion(status):
+        return None
     try:
         require_plain(status)
         if status.st_size != expected:

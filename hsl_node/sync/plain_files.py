@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from hsl_node.errors import PeerDataError
 from hsl_node.sync.names import Peer
 
+RENAME_MAX_S = 60.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -56,6 +58,18 @@ def require_plain(status: os.stat_result) -> None:
     """Raises: PeerDataError: code `file`."""
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise PeerDataError("not a plain file with a single name", code="file")
+
+
+def is_in_motion(status: os.stat_result) -> bool:
+    """Is this file being renamed by another server? OpenSSH's makes the new name first, then removes the old one.
+
+    A second name that stays is no rename: it counts for a minute only.
+    """
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_nlink == 2
+        and abs(time.time() - status.st_ctime) < RENAME_MAX_S  # a clock that jumps ends it
+    )
 
 
 def exists(name: str, folder: int) -> bool:

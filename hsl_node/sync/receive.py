@@ -40,7 +40,7 @@ from hsl_node.sync.manifest import (
     require_same_version,
 )
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round, parse_file_name
-from hsl_node.sync.plain_files import exists, open_folder, open_plain, unlink
+from hsl_node.sync.plain_files import exists, is_in_motion, open_folder, open_plain, unlink
 from hsl_node.sync.tensors import Schema, check_file
 
 log = logging.getLogger(__name__)
@@ -255,6 +255,8 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
     about: About | None = None
     manifest: Manifest | None = None
     data: Path | None = None
+    if context.foreign and is_in_motion(os.stat(str(name), dir_fd=inbox, follow_symlinks=False)):
+        return None
     try:
         document = _read_document(inbox, name)
         if (repeated := context.accepted(name, document)) is not None:
