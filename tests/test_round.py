@@ -280,14 +280,14 @@ def test_a_peer_that_fused_from_other_manifests_halts_the_node_and_the_reason_na
     theirs = {**INPUTS1, CEDAR: OTHER}
     state = after(second_round(), Arrived(checkpoint(BIRCH, 2, FUSED1, theirs)))
     assert state.phase is Phase.HALTED
-    assert "birch fused from other manifests" in state.reason
-    assert "those of cedar" in state.reason
+    assert "in round 1 birch fused from other manifests than this node, those of cedar:" in state.reason
+    assert "compare `hsl-node round show 1` at both sites" in state.reason
 
 
 def test_threat_28_a_peer_that_fused_the_same_into_other_bytes_is_named_with_its_software():
     state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1, software="hsl-node 9, torch 1")))
     assert state.phase is Phase.HALTED
-    assert "birch fused the same checkpoints into other bytes" in state.reason
+    assert "round 1: birch fused the same checkpoints into other bytes" in state.reason
     assert "hsl-node 9, torch 1" in state.reason
 
 
