@@ -1,4 +1,4 @@
-"""Ten protections of the node, each with changes that switch it off; nine more are in `mutants_more.py`.
+"""Ten protections of the node, each with changes that switch it off; seven more are in `mutants_more.py`.
 
 `mutations.py` runs the tests against them.
 

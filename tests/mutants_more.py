@@ -12,8 +12,6 @@ MORE = {
     "failed fsync": ("23", "A failed fsync is never taken for a success."),
     "full set": ("22", "No fusion without the checkpoints of all peers."),
     "no links": ("2", "No link in an inbox is followed."),
-    "printable": ("20", "What others write is shown as one piece of one line."),
-    "plain archives": ("3", "An archive brings plain files, and no more than it holds."),
 }
 
 MORE_MUTANTS = (
@@ -89,25 +87,5 @@ MORE_MUTANTS = (
         "test_receive.py::test_threat_02_links_and_fifos_are_refused_without_hanging",
         ("test_receive.py", "test_server_files.py"),
         "a claim looks at the name itself before it opens anything",
-    ),
-    Mutant(
-        "printable",
-        "a text may hold anything",
-        "config.py",
-        "    if wrong := [c for c in text if not c.isprintable()]:",
-        "    if wrong := []:",
-        "test_config.py::test_threat_20_what_cannot_be_printed_stands_in_no_text_of_a_federation",
-        ("test_config.py", "test_anchor.py", "test_enrol.py"),
-        "what is printed is escaped, too",
-    ),
-    Mutant(
-        "plain archives",
-        "a member of any kind is taken for a file",
-        "backup.py",
-        "    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):",
-        "    if False:",
-        "test_backup.py::test_threat_03_an_archive_holds_plain_files_or_nothing_is_restored",
-        ("test_backup.py",),
-        "names, sizes and sha256 are those of the index",
     ),
 )
