@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 from hsl_node import service
+from hsl_node.sync.holdings import free, held
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.round import Phase
 
@@ -34,14 +34,18 @@ class Pulse:
 
     def _watch_room(self) -> None:
         """Below its reserve our inbox takes nothing any more; the peers only learn that it failed, so say it here."""
-        disk = os.statvfs(self._node.layout.state)
-        free, least = disk.f_bavail * disk.f_frsize, Quota.reserve_bytes
+        left, least = free(self._node.layout.state), Quota.reserve_bytes
         if self._node.schema is not None:
             least += self._node.schema.file_bytes
-        if free >= least:
+        if left >= least:
             return self._node.alarms.settle("room")
-        text = f"{free / 1e6:.0f} MB free: no checkpoint of a peer is taken in below {least / 1e6:.0f} MB"
-        self._node.alarms.sound("room", text, "free some space; the node goes on by itself")
+        text = f"{left / 1e6:.0f} MB free: no checkpoint of a peer is taken in below {least / 1e6:.0f} MB"
+        fix = "free some space; the node goes on by itself"
+        if of := held(self._node.layout.homes):
+            peer = max(sorted(of), key=lambda p: of[p])
+            text += f"; most of what waits in the inbox is of {peer}, {of[peer] / 1e6:.0f} MB"
+            fix += f"; where that is more than two checkpoints, ask {peer} why"
+        self._node.alarms.sound("room", text, fix)
 
     def _headline(self) -> str:
         """One line for `systemctl status`."""

@@ -385,4 +385,14 @@ TEN_MUTANTS = (
         SERVER,
         "the quota of each peer",
     ),
+    Mutant(
+        "quota",
+        "parts grow into the disk's last room",
+        "sync/home.py",
+        "        self._require_free(os.fstatvfs(descriptor), len(data))\n",
+        "",
+        "test_server_files.py::test_threat_21_a_part_that_lies_there_from_before_takes_nothing_of_the_reserve",
+        SERVER,
+        "the quota of each peer; a part is opened only where it has room",
+    ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import resource
 import signal
@@ -13,11 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from asyncssh.sftp import SFTPError
 from cluster import WAIT_S, Cluster
+from hostile import Hostile
 from test_daemon import final_digests
 
+from hsl_node import identity
 from hsl_node.config import Plan
 from hsl_node.errors import NotRunning
+from hsl_node.logs import log_path
+from hsl_node.sync.holdings import free
+from hsl_node.sync.limits import Quota
+from hsl_node.sync.names import Kind, Peer
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
 NAMES = ("ash", "birch")
@@ -245,6 +254,77 @@ def test_threat_21_a_start_on_a_full_disk_ends_with_the_exit_code_of_the_disk(
         cluster.start_all()
         cluster.wait_finished()
         assert final_digests(cluster) == undisturbed
+
+
+def test_threat_21_one_peers_parts_fill_the_disk_to_the_reserve_and_no_further_and_it_is_named(
+    small_disk: Path, tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """With birch's key: sixteen empty parts where there is room for little more than one, then all are filled."""
+    with Cluster(tmp_path, NAMES, PLAN, prelude=IMPATIENT) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        size = cluster.layout("ash").outbox(3).stat().st_size
+        birch = Hostile(
+            Peer("birch"),
+            identity.load(cluster.layout("birch").key),
+            cluster.federation,
+            cluster.ports["ash"],
+            identity.load(cluster.layout("ash").key).key.convert_to_public(),
+        )
+        cluster.kill("birch")
+        leave(small_disk, Quota.reserve_bytes + 2 * size)
+        asyncio.run(hoard(birch, size))
+        assert free(small_disk) > Quota.reserve_bytes - size  # the node's own log and journal go on
+        status = cluster.wait_until("ash", lambda s: any(w["code"] == "room" for w in s["warnings"]), "told")
+        (warning,) = [w for w in status["warnings"] if w["code"] == "room"]
+        assert "most of what waits in the inbox is of birch" in warning["text"]
+        assert final_digests(cluster) == undisturbed
+
+
+async def hoard(birch: Hostile, size: int) -> None:
+    async with birch.sftp() as one, birch.sftp() as other:
+        files = []
+        for i in range(Quota.files):
+            name = birch.manifest({"round": 4, "sha256": f"{i:064x}"}).name.of(Kind.DATA).as_part()
+            with suppress(SFTPError):
+                files.append(await (one, other)[i % 2].open(f"parts/{name}", "xb"))
+        assert len(files) > 2  # the honest birch may have left a file of its own
+        refused = 0
+        for file in files:
+            for at in range(0, size, 32 * 1024):
+                try:
+                    await file.write(bytes(min(32 * 1024, size - at)), at)
+                except SFTPError:
+                    refused += 1
+        assert refused
+
+
+def leave(folder: Path, room: int) -> None:
+    """Fill the disk but for so many bytes."""
+    with open(folder / "ballast", "wb", buffering=0) as ballast:
+        os.posix_fallocate(ballast.fileno(), 0, free(folder) - room)
+
+
+def test_threat_21_a_disk_full_of_one_peers_parts_holds_up_no_start(
+    small_disk: Path, tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """They go, and the log says whose they were; what others left unfinished stays."""
+    with Cluster(tmp_path, NAMES, PLAN, prelude=IMPATIENT) as cluster:
+        cluster.hold("ash")
+        cluster.start_all()
+        cluster.wait_until("ash", lambda s: s["round"] == 1 and s["state"] == "training", "training")
+        cluster.kill("ash")
+        fill(cluster.layout("ash").homes / "birch" / "parts")
+        cluster.release("ash")
+        cluster.start("ash")
+        cluster.wait_finished()
+        assert final_digests(cluster) == undisturbed
+        (line,) = [e for e in events(cluster.layout("ash").state) if "dropped" in e["event"]]
+        assert (line["peer"], line["level"]) == ("birch", "warning") and line["bytes"] > 2**24
+
+
+def events(state: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in log_path(state).read_text().splitlines()]
 
 
 def test_threat_21_a_limit_on_file_sizes_is_survived_like_a_full_disk(

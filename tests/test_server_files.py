@@ -16,7 +16,7 @@ import paramiko
 import pytest
 from asyncssh.constants import FXF_APPEND, FXF_CREAT, FXF_READ, FXF_TRUNC, FXF_WRITE
 from asyncssh.sftp import SFTPAttrs, SFTPError
-from boxes import BIRCH, DATA, DATA_BYTES, SHA, Box, inbox, on_loop, put, tree
+from boxes import BIRCH, CEDAR, DATA, DATA_BYTES, SHA, Box, inbox, on_loop, put, tree
 
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
@@ -344,6 +344,85 @@ async def test_threat_21_the_last_room_of_the_disk_is_kept_for_the_journal(tmp_p
     async with inbox(tmp_path, quota=Quota(reserve_bytes=2**60)) as box, box.sftp() as client:
         with pytest.raises(SFTPError, match="room"):
             await client.open(f"parts/{box.name().as_part()}", "xb")
+
+
+class SmallDisk:
+    """A stand-in for statvfs: so many bytes, of which the files below a folder take what they truly hold."""
+
+    def __init__(self, folder: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.room = folder, room
+        for name in ("statvfs", "fstatvfs"):
+            monkeypatch.setattr(f"hsl_node.sync.home.os.{name}", lambda _: self)
+
+    f_frsize = 1
+
+    @property
+    def f_bavail(self) -> int:
+        return self.room - sum(p.lstat().st_blocks * 512 for p in self.folder.rglob("*") if p.is_file())
+
+
+async def grow(file: asyncssh.SFTPClientFile, start: int = 0) -> str:
+    """Write from `start` on, as far as the inbox lets us: why not further, or empty."""
+    for at in range(start, DATA_BYTES, BLOCK):
+        try:
+            await file.write(DATA[at : at + BLOCK], at)
+        except SFTPError as exc:
+            return exc.reason
+    return ""
+
+
+BLOCK = 64 * 1024
+RESERVE = 2**20
+
+
+@pytest.mark.parametrize("first", [None, DATA_BYTES - 1], ids=["empty", "sparse"])
+@on_loop
+async def test_threat_21_parts_opened_while_there_was_room_do_not_grow_into_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int | None
+) -> None:
+    """Sixteen of them over two connections, where there is room for one; `first`: a byte that makes them full-sized."""
+    disk = SmallDisk(tmp_path, RESERVE + DATA_BYTES + 2 * BLOCK, monkeypatch)
+    async with inbox(tmp_path, quota=Quota(reserve_bytes=RESERVE)) as box, box.sftp() as one, box.sftp() as other:
+        names = [box.name(sha256=f"{i:064x}").as_part() for i in range(16)]
+        files = [await (one, other)[i % 2].open(f"parts/{name}", "xb") for i, name in enumerate(names)]
+        if first is not None:
+            for file in files:
+                await file.write(b"x", first)
+        said = await asyncio.gather(*(grow(file) for file in files))
+        assert disk.f_bavail >= RESERVE
+        assert said.count("no room here") >= 15
+        with pytest.raises(SFTPError, match="room"):
+            async with box.sftp(CEDAR) as honest:
+                await honest.open(f"parts/{box.name(CEDAR).as_part()}", "xb")
+        for file in files[1:]:
+            await file.close()
+        for i, name in enumerate(names[1:], 1):
+            await (one, other)[i % 2].remove(f"parts/{name}")
+        assert await grow(files[0]) == ""  # once there is room it goes on
+        await files[0].close()
+        disk.room += 2 * DATA_BYTES
+        await box.honest()
+
+
+@on_loop
+async def test_threat_21_a_part_that_lies_there_from_before_takes_nothing_of_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else fills the disk between the two connections: the node's own checkpoints, say."""
+    disk = SmallDisk(tmp_path, 2**40, monkeypatch)
+    async with inbox(tmp_path, quota=Quota(reserve_bytes=RESERVE)) as box:
+        part = f"parts/{box.name().as_part()}"
+        async with box.sftp() as client, client.open(part, "xb") as file:
+            await file.write(DATA[:BLOCK], 0)
+        disk.room = RESERVE + 2 * BLOCK
+        async with box.sftp() as client, client.open(part, "r+b") as file:
+            assert await grow(file, BLOCK) == "no room here"
+            assert disk.f_bavail >= RESERVE
+            disk.room = 2**40
+            assert await grow(file, BLOCK) == ""
+        async with box.sftp() as client:
+            await client.rename(part, f"inbox/{box.name()}")
+        assert (tmp_path / "homes/birch/inbox" / str(box.name())).read_bytes() == DATA
 
 
 # ---------------------------------------------------------------- renames

@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hsl_node.errors import AlreadyRunning, LocalStateError
 from hsl_node.sync import store as store_module
+from hsl_node.sync.holdings import held
 from hsl_node.sync.journal import Journal
+from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import EVIDENCE_MAX_FILES, FOLDERS, Layout, Store, paths_of
 
@@ -237,6 +240,47 @@ def test_checkpoint_deleted_while_room_is_measured_counts_nothing(store):
     folder.mkdir()
     (folder / "birch.safetensors").symlink_to("gone")
     assert store.room(1000, 2)[1] == 6000
+
+
+def lay(layout: Layout, peer: Peer, folder: str, *sizes: int) -> None:
+    where = layout.homes / peer / folder
+    where.mkdir(parents=True, exist_ok=True)
+    for i, size in enumerate(sizes):
+        (where / f"{i}.part").write_bytes(b"x" * size)
+
+
+def test_threat_21_a_start_on_a_full_disk_drops_unfinished_files_of_the_biggest_holder_first_and_names_it(
+    tmp_path, monkeypatch, caplog
+):
+    """10 MB are missing: cedar has 20 MB of parts, birch 8, dogwood 4 and a delivery of 40, which stays."""
+    layout, mega = Layout(tmp_path / "state"), 10**6
+    layout.make()
+    lay(layout, CEDAR, "parts", 15 * mega, 5 * mega)
+    lay(layout, BIRCH, "parts", 8 * mega)
+    lay(layout, Peer("dogwood"), "parts", 4 * mega)
+    lay(layout, Peer("dogwood"), "inbox", 40 * mega)
+    before = held(layout.homes)
+    assert max(before, key=before.get) == "dogwood"
+
+    def statvfs(path):
+        gone = sum(before.values()) - sum(held(layout.homes).values())
+        return SimpleNamespace(f_bavail=Quota.reserve_bytes - 10 * mega + gone, f_frsize=1)
+
+    monkeypatch.setattr("hsl_node.sync.holdings.os.statvfs", statvfs)
+    Store(layout).close()
+    assert held(layout.homes) == {p: n for p, n in before.items() if p != CEDAR}
+    (line,) = [r for r in caplog.records if "dropped" in r.message]
+    assert (line.peer, line.files, line.bytes) == ("cedar", 2, before[CEDAR])
+
+
+def test_a_start_with_room_keeps_every_unfinished_file(tmp_path, monkeypatch):
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    lay(layout, CEDAR, "parts", 10**6)
+    roomy = SimpleNamespace(f_bavail=Quota.reserve_bytes, f_frsize=1)
+    monkeypatch.setattr("hsl_node.sync.holdings.os.statvfs", lambda path: roomy)
+    Store(layout).close()
+    assert set(held(layout.homes)) == {CEDAR}
 
 
 # ------------------------------------------------------------------ readers

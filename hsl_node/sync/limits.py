@@ -22,7 +22,7 @@ class Quota:
 
     files: int = 16  # a checkpoint and a manifest for two rounds, four times over
     bytes: int = 4096 * 1024 * 1024
-    reserve_bytes: int = 256 * 1024 * 1024  # of the disk, never given away: the journal must go on
+    reserve_bytes: int = 256 * 1024 * 1024  # of the disk; no peer's write takes of it: the journal must go on
 
 
 @dataclass(frozen=True)

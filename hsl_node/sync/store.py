@@ -15,7 +15,9 @@ from typing import IO
 from hsl_node.errors import AlreadyRunning, LocalStateError
 from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
+from hsl_node.sync.holdings import drop_parts
 from hsl_node.sync.journal import Journal
+from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Peer, Round
 
 FOLDERS = ("keys", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence", "cache", "log", "run")
@@ -86,6 +88,7 @@ class Store:
         layout.make()
         self._lock = lock(layout.state / "run" / "lock")
         try:
+            drop_parts(layout.homes, Quota.reserve_bytes)  # first: on a full disk no journal opens
             self.journal = Journal.create(layout.journal)
         except BaseException:
             self._lock.close()
@@ -183,9 +186,9 @@ def lock(path: Path) -> IO[str]:
         raise LocalStateError(
             f"{path} cannot be locked: {exc}", remedy="keep the state directory on a local disk"
         ) from exc
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    with suppress(OSError):  # a full disk: it is only for people
+        file.truncate(0)
+        os.write(file.fileno(), str(os.getpid()).encode())
     return file
 
 
