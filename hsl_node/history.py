@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ def rounds(state: Path) -> list[dict[str, Any]]:
             return []
         begun = sorted({r["round"] for r in journal.rows("phases") if r["phase"] in PHASES})
         tables = {name: journal.rows(name) for name in ("manifests", "fused", "phases", "transfers")}
-        return [_round(round, saved["me"], tables) | {"unusual": _unusual(journal.influence(round))} for round in begun]
+        return [
+            _round(round, saved["me"], tables) | {"unusual": unusual_of(journal.influence(round))} for round in begun
+        ]
     finally:
         journal.close()
 
@@ -70,10 +72,13 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
     return {**found, "peers": peers, "epochs": epochs}
 
 
-def _unusual(influence: dict[str, Any] | None) -> dict[str, str]:
-    """Whose update was not usual, and by which numbers (poisoning.py)."""
-    unusual: dict[str, str] = influence["unusual"] if influence else {}
-    return unusual
+def unusual_of(influence: Mapping[str, Any] | None) -> dict[str, str]:
+    """Whose update, or number of images, was not usual, and why (poisoning.py)."""
+    found: dict[str, str] = {}
+    for key in ("unusual", "images", "share"):
+        for peer, why in (influence or {}).get(key, {}).items():
+            found[peer] = f"{found[peer]}; {why}" if peer in found else why
+    return found
 
 
 def _round(round: Round, me: str, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

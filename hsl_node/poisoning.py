@@ -1,8 +1,8 @@
 """Signs that a checkpoint is poisoned: recorded in the journal, and alarms made of that record. They stop nothing.
 
-Two signs: a peer's update is unlike the others' (`sync/influence.py`), and the fused model is worth less at this site
-than its own model and than the fused model before. A person decides: both can be an unusual hospital, and neither sees
-all poison.
+Three signs: a peer's update is unlike the others' (`sync/influence.py`); the fused model is worth less at this site
+than its own model and than the fused model before; and, where peers count by their images, one counts most of them or
+suddenly others. A person decides: each can be an unusual hospital, and none sees all poison.
 
 `fuse_watched` is the fusion that a round makes (`Work.fuse`): the updates are measured in the pass that fuses.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from hsl_node.alarms import Alarms
 from hsl_node.sync.fuse_files import fuse_files
-from hsl_node.sync.influence import ROUNDS_BACK, Figures, Influence, unusual
+from hsl_node.sync.influence import ROUNDS_BACK, Figures, Influence, changed_counts, largest_share, unusual
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.tensors import Array, Schema, TensorSpec, read_chunk
@@ -31,6 +31,16 @@ ANSWER = (
     "nothing was stopped or changed: ask {who} to check data and labels; `hsl-node round show {round}` has numbers; "
     'a new plan with fusion = "median" softens such checkpoints'
 )
+ANSWER_IMAGES = (
+    "nothing was stopped or changed: if the number is true, nothing is to do; else ask {who}, or agree on a new plan "
+    'with fusion = "mean"; `hsl-node round show {round}` has all numbers'
+)
+
+SIGNS = {  # of a peer: alarm -> its key in a round's record, and what to do
+    "influence": ("unusual", ANSWER),
+    "images": ("images", ANSWER_IMAGES),
+    "share": ("share", ANSWER_IMAGES),
+}
 
 
 def fuse_watched(
@@ -61,14 +71,21 @@ def fuse_watched(
 # ------------------------------------------------------------------ what was found, in the journal
 
 
-def record_fusion(journal: Journal, round: Round, figures: Mapping[Peer, Figures]) -> None:
-    """Within the transaction that records the fusion."""
+def record_fusion(
+    journal: Journal, round: Round, figures: Mapping[Peer, Figures], images: Mapping[Peer, int] = {}
+) -> None:
+    """Within the transaction that records the fusion. `images` of each peer, where the rule counts by them."""
     before = [record for r in range(max(1, round - ROUNDS_BACK), round) if (record := journal.influence(r))]
     found = unusual(figures, [{Peer(p): Figures(**f) for p, f in b["peers"].items()} for b in before])
-    content = {"peers": {p: f.content() for p, f in figures.items()}, "unusual": found}
-    journal.record_influence(round, content)
-    for peer, text in found.items():
-        _say(journal, "influence", f"round {round}, {peer}: {text}", round)
+    known = {p: row["content"]["samples"] for p in images if round > 1 and (row := journal.manifest(round - 1, p))}
+    changed, share = changed_counts(images, known, round), largest_share(images)
+    peers = {p: f.content() for p, f in figures.items()}
+    journal.record_influence(round, {"peers": peers, "unusual": found, "images": changed, "share": share})
+    told = before[-1].get("share", {}) if before else {}  # it may be true, and then for the whole run
+    new = {p: text for p, text in share.items() if text != told.get(p)}
+    for code, texts in (("influence", found), ("images", changed), ("share", new)):
+        for peer, text in texts.items():
+            _say(journal, code, f"round {round}, {peer}: {text}", round)
 
 
 def record_validation(journal: Journal, me: Peer, event: Mapping[str, Any]) -> None:
@@ -102,14 +119,15 @@ def renew(journal: Journal, alarms: Alarms, me: Peer, peers: Sequence[Peer]) -> 
     loud: dict[str, tuple[str, str]] = {}
     for round in range(max(1, last - ROUNDS_LOUD + 1), last + 1):
         record = journal.influence(round)
-        for peer, text in record["unusual"].items() if record else ():
-            who, whose = ("your own site", "this node") if peer == me else (peer, peer)
-            loud[f"influence {peer}"] = (f"round {round}, {whose}: {text}", ANSWER.format(who=who, round=round))
+        for code, (key, answer) in SIGNS.items():
+            for peer, text in record.get(key, {}).items() if record else ():
+                who, whose = ("your own site", "this node") if peer == me else (peer, peer)
+                loud[f"{code} {peer}"] = (f"round {round}, {whose}: {text}", answer.format(who=who, round=round))
         gate = journal.result(_gate(round))
         if gate:
             who = "every hospital, and your own,"
             loud["validation"] = (f"round {round}: {gate['text']}", ANSWER.format(who=who, round=round))
-    for code in [f"influence {p}" for p in peers] + ["validation"]:
+    for code in [f"{code} {p}" for code in SIGNS for p in peers] + ["validation"]:
         if code in loud:
             alarms.sound(code, *loud[code])
         else:

@@ -18,6 +18,7 @@ from hsl_node import __version__
 from hsl_node.config import Federation
 from hsl_node.enrol import write_new
 from hsl_node.errors import UsageError
+from hsl_node.history import unusual_of
 from hsl_node.report_facts import Agreement, NodeFacts, agreement, read
 from hsl_node.report_figures import PHASES, Bar, auc_panel, roc_panel, timeline
 from hsl_node.results import MODELS
@@ -278,7 +279,7 @@ def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
                 {
                     "norm": f"{figures['norm']:.3g}",
                     "cosine": "-" if figures["cosine"] is None else f"{figures['cosine']:.2f}".replace("-", "−"),
-                    "unusual": record["unusual"].get(name, ""),
+                    "unusual": unusual_of(record).get(name, ""),
                 }
                 for name, figures in sorted(record["peers"].items())
             ],

@@ -15,6 +15,7 @@ from hsl_node import __version__, identity, poisoning
 from hsl_node.errors import Diverged, LocalStateError
 from hsl_node.intake import claim_of
 from hsl_node.sync import round as machine
+from hsl_node.sync.fusion_rules import FUSION_RULES
 from hsl_node.sync.manifest import Manifest, parse_manifest
 from hsl_node.sync.names import Digest, Round
 from hsl_node.sync.plateau import plateaued
@@ -144,6 +145,7 @@ class Work:
     async def fuse(self, action: Fuse) -> None:
         node, state = self._node, self._node.known_state()
         samples = {p: c.samples for p, c in state.have.items()}
+        by_images = FUSION_RULES[node.federation.plan.fusion].by_images
         paths = paths_of(node.layout, action.round, node.me, state.peers)
 
         def progress(share: float) -> None:
@@ -173,7 +175,7 @@ class Work:
         node.apply(
             Fused(action.round, digest),
             lambda: node.journal.record_fused(action.round, digest),
-            lambda: poisoning.record_fusion(node.journal, action.round, figures),
+            lambda: poisoning.record_fusion(node.journal, action.round, figures, samples if by_images else {}),
         )
         poisoning.renew(node.journal, node.alarms, node.me, state.peers)
         best = node.journal.best_fused()

@@ -25,6 +25,7 @@ from cluster import Cluster
 from hostile import Hostile, put, until
 from siege import PLAN, TELL_ALL, TRAINER, Siege
 
+from hsl_node.sync.manifest import SAMPLES_MAX
 from hsl_node.sync.names import Kind
 
 
@@ -337,7 +338,7 @@ def test_threat_09_a_signed_but_impossible_sample_count_moves_nothing(siege: Sie
     cedar = siege.cedar
 
     async def story(genuine: dict[str, Any]) -> None:
-        for number, samples in enumerate([0, -1, 10**9 + 1, 2**63, 1.5, "10", True, None]):
+        for number, samples in enumerate([0, -1, SAMPLES_MAX + 1, 2**63, 1.5, "10", True, None]):
             await cedar.deliver(cedar.manifest({**genuine, "sha256": f"{number:064x}"}, samples=samples), None)
         await until(lambda: sum(e.get("code") == "manifest" for e in siege.log(mark)) == 8)
 

@@ -11,7 +11,7 @@ import pytest
 from hsl_node.alarms import Alarms
 from hsl_node.poisoning import ROUNDS_LOUD, fell, fuse_watched, record_fusion, record_validation, renew, standard_error
 from hsl_node.sync.fuse_files import fuse_files
-from hsl_node.sync.influence import NORM_LIMIT, Figures, Influence, unusual
+from hsl_node.sync.influence import NORM_LIMIT, Figures, Influence, changed_counts, largest_share, unusual
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.tensors import Array, Schema, read_chunk, schema_of, write_weights
@@ -159,6 +159,30 @@ def test_opposed_parts_are_unusual_from_the_second_round_in_a_row_on():
     assert "skip -0.10, tower -0.30" in unusual(opposed, [honest, opposed])[ASH]
 
 
+# ------------------------------------------------------------------ numbers of images
+
+
+def counts(*numbers: int) -> dict[Peer, int]:
+    return dict(zip(PEERS, numbers, strict=False))
+
+
+def test_threat_09_who_counts_more_than_half_of_all_images_is_named_with_its_share():
+    found = largest_share(counts(250, 250, 1000))
+    assert found == {CEDAR: "it counts 1,000 of 1,500 images, 66.7 % of the fused model"}
+    assert largest_share(counts(500, 500, 1000)) == {}  # half is not more than half
+    assert largest_share(counts(500, 1000)) == {}  # of two, one always has
+
+
+def test_threat_09_a_number_of_images_that_more_than_doubled_or_halved_at_once_is_named():
+    assert changed_counts(counts(100, 100, 100), counts(100, 50, 200), 3) == {}
+    assert changed_counts(counts(100, 100, 100), {}, 3) == {}  # a journal that was lost
+    assert changed_counts(counts(99, 101, 100), counts(200, 50, 100), 3) == {
+        ASH: "it said 200 images in round 2 and 99 in round 3",
+        BIRCH: "it said 50 images in round 2 and 101 in round 3",
+    }
+    assert set(changed_counts(counts(15, 10**8), counts(15, 15), 3)) == {BIRCH}  # of two peers as well
+
+
 # ------------------------------------------------------------------ the validation gate
 
 
@@ -228,6 +252,34 @@ def test_an_alarm_names_peer_and_numbers_survives_a_restart_and_fades_after_some
         renew(journal, alarms, ASH, PEERS)
         assert "influence cedar" in alarms
         fuse_round(journal, round, honest)
+    renew(journal, alarms, ASH, PEERS)
+    assert alarms.listing() == []
+
+
+def test_threat_09_alarms_of_images_survive_a_restart_and_a_share_is_noted_once_while_it_stays_as_it_is(journal):
+    honest = dict.fromkeys(PEERS, plain())
+    for round, count in ((1, 15), (2, 15), (3, 10**8), (4, 10**8), (5, 10**8)):
+        images = counts(15, 10, count)
+        for peer, number in images.items():
+            journal.record_manifest(round, peer, "a" * 64, b"", {"samples": number})
+        with journal.transaction():
+            journal.record_fused(round, Digest(f"{round:064x}"))
+            record_fusion(journal, round, honest, images)
+        alarms = Alarms()  # a restart knows the journal alone
+        renew(journal, alarms, ASH, PEERS)
+        jump = "round 3, cedar: it said 15 images in round 2 and 100,000,000 in round 3"
+        share = f"round {round}, cedar: it counts 100,000,000 of 100,000,025 images, 100 % of the fused model"
+        told = {a["code"]: a["text"] for a in alarms.listing()}
+        assert told == ({} if round < 3 else {"images cedar": jump, "share cedar": share})
+    assert all('fusion = "mean"' in a["fix"] for a in alarms.listing())
+    assert [n["code"] for n in journal.rows("notes")] == ["images", "share"]
+
+
+def test_threat_09_where_peers_count_the_same_no_number_of_images_raises_an_alarm(journal):
+    with journal.transaction():
+        journal.record_fused(1, Digest("a" * 64))
+        record_fusion(journal, 1, dict.fromkeys(PEERS, plain()))
+    alarms = Alarms()
     renew(journal, alarms, ASH, PEERS)
     assert alarms.listing() == []
 

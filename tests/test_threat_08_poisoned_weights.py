@@ -1,4 +1,4 @@
-"""Threat 8: finite but poisoned weights. Real HSL training, small; the checkpoints go through the node's own fusion."""
+"""Threats 8, 9: finite but poisoned weights, false counts. Real HSL training, small; the node's own fusion."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
 SIZES = {ASH: 96, BIRCH: 48, CEDAR: 64}  # training images
 BRIGHTNESS = {ASH: 1.0, BIRCH: 0.7, CEDAR: 0.85}  # unlike machines
 ROUNDS = 4
+LIES_FROM_ROUND_TWO_ON = """
+import sys
+from hsl_node.work import Work
+if sys.argv[1].endswith("birch"):
+    true = Work._manifest
+    def lie(self, round, *rest):
+        manifest = true(self, round, *rest)
+        return manifest.model_copy(update={"samples": 10**8}) if round >= 2 else manifest
+    Work._manifest = lie
+"""
 
 
 def hospital(peer: Peer, flipped: bool) -> Dataset:
@@ -223,3 +233,24 @@ def test_threat_08_daemons_name_the_culprit_everywhere_and_finish_with_one_model
         out = report.build(cluster.layout(ASH).state, tmp_path / "report.html").read_text()
         assert out.count('class="bad" title="its update has norm') == 2
         assert "round 1, birch: its update has norm" in out
+
+
+def test_threat_09_a_peer_that_takes_a_weighted_mean_over_by_its_number_of_images_is_named_everywhere(
+    tmp_path: Path,
+) -> None:
+    """Its own node says so too. Nothing is stopped: the number may be true."""
+    plan = Plan(method="fedavg", fusion="weighted_mean", rounds=2, epochs_per_round=1, plateau_rounds=100)
+    with Cluster(tmp_path, sorted(SIZES), plan, prelude=LIES_FROM_ROUND_TWO_ON) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        assert len({str(cluster.fused(p)) for p in SIZES}) == 1
+        for peer in SIZES:
+            told = {w["code"]: w["text"] for w in cluster.status(peer)["warnings"]}
+            assert set(told) == {"images birch", "share birch"}
+            assert "images in round 1 and 100,000,000 in round 2" in told["images birch"]
+            assert "it counts 100,000,000 of 100,0" in told["share birch"]
+        page = history.round_text(history.round_of(cluster.layout(ASH).state, 2))
+        assert "birch: it said" in page and "it counts 100,000,000" in page
+        out = report.build(cluster.layout(ASH).state, tmp_path / "report.html").read_text()
+        assert 'class="bad" title="it said ' in out
+        assert "round 2, birch: it counts 100,000,000" in out

@@ -17,6 +17,7 @@ class FusionRule:
     does: str  # in a line
     robust: bool  # a minority, whatever it sends, moves a coordinate no further than the others' range
     peers_min: int = 1
+    by_images: bool = False  # peers count by what each says of itself
 
     @property
     def line(self) -> str:
@@ -25,7 +26,9 @@ class FusionRule:
 
 FUSION_RULES: Mapping[str, FusionRule] = {
     "mean": FusionRule("every peer counts the same", robust=False),
-    "weighted_mean": FusionRule("peers count by their training images", robust=False),
+    "weighted_mean": FusionRule(
+        "peers count by their training images, which each counts for itself", robust=False, by_images=True
+    ),
     "trimmed_mean": FusionRule("the mean without the smallest and largest fifth", True, ROBUST_PEERS_MIN),
     "median": FusionRule("the middle value", True, ROBUST_PEERS_MIN),
 }

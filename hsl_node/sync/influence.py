@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.sync.names import Peer
+from hsl_node.sync.names import Peer, Round
 
 if TYPE_CHECKING:
     from hsl_node.sync.tensors import Array
@@ -34,6 +34,9 @@ AGREEING_COSINE = 0.2  # the others among each other; where they don't agree, no
 OPPOSED_PARTS = 2
 OPPOSED_ROUNDS = 2
 STATISTICS = ("running_mean", "running_var")  # BatchNorm's
+SHARE_LIMIT = 0.5  # of all images: beyond it a weighted mean is one peer's word
+SHARE_PEERS_MIN = 3  # of two peers one always has half or more
+CHANGE_LIMIT = 2.0  # times as many images as the round before, or as few: data come in batches, seldom such ones
 BLOCK = 32 * 1024  # elements: a block of every peer fits the processor's cache, three times as fast as whole chunks
 
 Table = NDArray[np.float64]  # (peers, peers) inner products of updates
@@ -114,6 +117,28 @@ def unusual(now: Mapping[Peer, Figures], before: Sequence[Mapping[Peer, Figures]
         if says:
             found[peer] = "; ".join(says)
     return found
+
+
+def largest_share(now: Mapping[Peer, int]) -> dict[Peer, str]:
+    """Who has more than half of the training images, where peers count by them, and so most of the fused model.
+
+    Nobody can check such a number: it is what a peer says of itself.
+    """
+    total = sum(now.values())
+    return {
+        peer: f"it counts {count:,} of {total:,} images, {100 * count / total:.3g} % of the fused model"
+        for peer, count in now.items()
+        if len(now) >= SHARE_PEERS_MIN and count > SHARE_LIMIT * total
+    }
+
+
+def changed_counts(now: Mapping[Peer, int], before: Mapping[Peer, int], round: Round) -> dict[Peer, str]:
+    """Whose number of training images is quite another in `round` (`now`) than in the one `before`."""
+    return {
+        peer: f"it said {last:,} images in round {round - 1} and {count:,} in round {round}"
+        for peer, count in now.items()
+        if max(count, last := before.get(peer, count)) > CHANGE_LIMIT * min(count, last)
+    }
 
 
 @np.errstate(over="ignore", invalid="ignore")

@@ -268,7 +268,8 @@ class Journal:
         self.record_result(f"influence {round}", content)
 
     def influence(self, round: Round) -> dict[str, Any] | None:
-        """What a fusion's inputs were like: `peers`, name -> figures (influence.py); `unusual`, name -> why.
+        """What a fusion's inputs were like: `peers`, name -> figures (influence.py); `unusual` and, of the numbers of
+        images (absent in older journals), `images`, `share`: name -> why.
 
         None: not fused, or by an earlier version.
         """
