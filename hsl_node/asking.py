@@ -40,6 +40,9 @@ AT_ONCE = 8  # peers asked at a time
 KEY_REFUSED_WAIT_S = 300.0  # as a push waits: more looks like an attack
 RETRY_S = (2.0, 30.0)  # doubles: what a peer said must be settled before a signature
 BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must not hold up what the others wait for
+SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
+READ_S = 60.0  # for all that one list has of ours: one document settles it, where the peer is honest
+READ_MAX = 16  # documents of one list; a hostile one names hundreds
 
 
 class Asking:
@@ -51,6 +54,7 @@ class Asking:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._checking = asyncio.Lock()  # a third connection to a peer would cut the first, and its answer
         self._saying: dict[Peer, float] = {}  # who says that our key is at work twice, since when
+        self._unread: dict[Peer, Round] = {}  # who lists a signature of ours that we don't know, and has not shown it
         self.held_by: tuple[Peer, ...] = ()  # whose word keeps us from signing at this moment
 
     async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
@@ -115,7 +119,7 @@ class Asking:
         """Does anybody hold a signature of ours that we don't know of, or see another process with our key?
 
         Whoever cannot be reached is not waited for, but who has listed such a signature must show it, or list it no
-        more. Returns only when nobody objects.
+        more; it is named from then on. Returns only when nobody objects.
 
         Raises:
             LocalStateError: this node was set back. The journal is marked: the next start asks everybody.
@@ -128,35 +132,61 @@ class Asking:
 
     async def _until_nobody_objects(self) -> None:
         node, pause = self._node, RETRY_S[0]
-        unread: dict[Peer, Round] = {}
+        self._unread = {}
         while True:
-            answers = await asyncio.gather(
-                *(self.offer_of(p, BEFORE_SIGNING) for p in node.others), return_exceptions=True
-            )
-            offers = [a for a in answers if isinstance(a, Offer)]
-            for answer in answers:
-                if isinstance(answer, Exception) and not isinstance(answer, HslError):
-                    log.error("asking broke", exc_info=answer)
-            signed = node.journal.last_signed()
-            known = -1 if signed is None else signed
-            for offer in offers:
-                unread.pop(Peer(offer.peer), None)
-                if not (newer := [m for m in offer.of(node.me) if m.round > max(known, 0)]):
-                    continue
-                try:
-                    is_ours = await self._is_ours(offer, newer)
-                except HslError as exc:
-                    log.warning("not read", extra={"peer": offer.peer, "reason": escaped(exc.message)})
-                    unread[Peer(offer.peer)] = max(m.round for m in newer)
-                else:
-                    if is_ours:
-                        self._set_back(offer)
-            unread = {p: r for p, r in unread.items() if not node.keyring.is_revoked(p)}
-            self.held_by = tuple(sorted({*self._twice(offers), *self._unread(unread)}))
+            offers = await self._answers()
+            self._unread = {p: r for p, r in self._unread.items() if not node.keyring.is_revoked(p)}
+            self._tell_unread()
+            self.held_by = tuple(sorted({*self._twice(offers), *self._unread}))
             if not self.held_by:
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_S[1])
+
+    async def _answers(self) -> Sequence[Offer]:
+        """All are asked at once, so that a slow one costs no more time than its own; who is slow is named meanwhile.
+
+        Raises: LocalStateError: see `check`.
+        """
+        questions = {p: asyncio.create_task(self._answer_of(p)) for p in self._node.others}
+        try:
+            _, slow = await asyncio.wait(questions.values(), timeout=SOON_S)
+            self.held_by = tuple(sorted({*self.held_by, *(p for p, q in questions.items() if q in slow)}))
+            answers = await asyncio.gather(*questions.values(), return_exceptions=True)
+        finally:
+            for question in questions.values():
+                question.cancel()
+            await asyncio.gather(*questions.values(), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, LocalStateError):
+                raise answer
+            if isinstance(answer, Exception) and not isinstance(answer, HslError):
+                log.error("asking broke", exc_info=answer)
+        return [a for a in answers if isinstance(a, Offer)]
+
+    async def _answer_of(self, peer: Peer) -> Offer:
+        """Its list, after what that has of ours was read.
+
+        Raises:
+            LocalStateError: see `check`.
+            TransportError, PeerDataError, KeyRefused: it gives no list.
+        """
+        node = self._node
+        offer = await self.offer_of(peer, BEFORE_SIGNING)
+        signed = node.journal.last_signed()
+        known = 0 if signed is None else signed
+        newer = [m for m in offer.of(node.me) if m.round > known]
+        if newer:
+            self._unread[peer] = max(m.round for m in newer)
+            self._tell_unread()  # before it is read: that takes as long as the peer likes
+            try:
+                if await self._is_ours(offer, newer):
+                    self._set_back(offer)
+            except (TransportError, PeerDataError, KeyRefused) as exc:
+                log.warning("not read", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+                return offer
+        self._unread.pop(peer, None)
+        return offer
 
     def _twice(self, offers: Sequence[Offer]) -> Sequence[Peer]:
         """Whose word that our key is at work twice keeps us from signing: see `sync/runs.py`. Each word is told."""
@@ -181,33 +211,43 @@ class Asking:
         node.alarms.sound("twice", text, f"{fix}. If there is no second one, call {who}: its word holds the round up")
         return saying if held else ()
 
-    def _unread(self, unread: Mapping[Peer, Round]) -> Sequence[Peer]:
-        """Who lists a signature of ours that we don't know, and does not show it."""
+    def _tell_unread(self) -> None:
+        """Who lists a signature of ours that we don't know, and has not shown it."""
         alarms = self._node.alarms
-        if unread:
-            what = "; ".join(f"{peer} (round {round})" for peer, round in sorted(unread.items()))
+        if self._unread:
+            what = "; ".join(f"{peer} (round {round})" for peer, round in sorted(self._unread.items()))
             alarms.sound(
                 "not shown",
-                f"a peer lists a signature of this node that its own journal does not know, and does not show it: "
+                f"a peer lists a signature of this node that its own journal does not know, and has not shown it: "
                 f"{what}. This node signs nothing before that is settled",
                 "see that the hospital's node runs and can be reached; if it goes on, call that hospital",
             )
         else:
             alarms.settle("not shown")
-        return tuple(unread)
 
     async def _is_ours(self, offer: Offer, newer: Sequence[Listed]) -> bool:
-        """A list is a peer's word; our own signature is proof.
+        """A list is a peer's word; our own signature is proof. What is shown and is no signature of ours is none.
 
-        Raises: TransportError, KeyRefused: it cannot be read now.
+        Raises:
+            TransportError, KeyRefused: it cannot be read now, or not in READ_S.
+            PeerDataError: what is given is not what is listed; or more is listed than is read.
         """
-        async with self.connected(Peer(offer.peer), BEFORE_SIGNING) as link:
-            for listed in newer:
-                try:
-                    await fetch_manifest(link, listed, self._node.federation, self._my_keys())
-                    return True
-                except (PeerDataError, FederationMismatch) as exc:
-                    log.warning("proves nothing", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+        try:
+            async with asyncio.timeout(READ_S), self.connected(Peer(offer.peer), BEFORE_SIGNING) as link:
+                for listed in newer[:READ_MAX]:
+                    try:
+                        await fetch_manifest(link, listed, self._node.federation, self._my_keys())
+                        return True
+                    except (PeerDataError, FederationMismatch) as exc:
+                        if isinstance(exc, PeerDataError) and exc.code == "sha256":
+                            raise
+                        log.warning("proves nothing", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+        except TimeoutError as exc:
+            raise TransportError(f"what it lists of this node takes longer than {READ_S:.0f} s to read") from exc
+        if len(newer) > READ_MAX:
+            raise PeerDataError(
+                f"it lists {len(newer)} signatures of this node; none of the first {READ_MAX} is one", code="offer"
+            )
         return False
 
     def _my_keys(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from conftest import FederationOf, Members
@@ -42,6 +42,7 @@ class Site:
         self.document = members.identities[ME].sign(manifest(members, 7).content(), MANIFEST_NAMESPACE)
         self.shown: bytes | None = self.document  # None: it lists it and cannot open it
         self.listing = True
+        self.more: list[str] = []  # digests of documents that are listed as well, and are not there
         self.journal = Journal.create(folder / "journal.sqlite3")
         self.journal.record_signed(4, Digest("a" * 64), b"document")
         self.folder = folder
@@ -50,13 +51,16 @@ class Site:
     def offer(self, asker: Peer, name: str, twice: bool) -> int:
         if len(name) == 64:
             self.reads += 1
+            if name in self.more:
+                return in_memory(b"rubbish")
             if self.shown is None:
                 raise FileNotFoundError("not on the list")
             return in_memory(self.shown)
-        listed = Listed(peer=ME, round=7, sha256="7" * 64, document=hashlib.sha256(self.document).hexdigest())
+        documents = [*self.more, hashlib.sha256(self.document).hexdigest()] if self.listing else []
+        listed = [Listed(peer=ME, round=7, sha256="7" * 64, document=document) for document in documents]
         content = Offer(
             federation=self.members.federation.digest, peer=BIRCH, asker=asker, nonce=name, recovering=False, round=7,
-            phase="collect", twice=False, manifests=[listed] if self.listing else [], files=[],
+            phase="collect", twice=False, manifests=listed, files=[],
         ).content()  # fmt: skip
         return in_memory(self.members.identities[BIRCH].sign(content, OFFER_NAMESPACE))
 
@@ -109,6 +113,7 @@ def in_memory(content: bytes) -> int:
 @pytest.fixture
 def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(asking, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(asking, "SOON_S", 0.05, raising=False)
     (port,) = free_ports(1)
     return Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)
 
@@ -166,17 +171,101 @@ def test_threat_12_who_listed_a_signature_and_is_gone_is_waited_for_too(site: Si
     run(story)
 
 
-@pytest.mark.parametrize("shown", [b"", b"nonsense", "by another"])
-def test_threat_12_what_this_node_never_signed_does_not_stop_it(site: Site, shown: bytes | str) -> None:
+def test_threat_12_what_this_node_never_signed_does_not_stop_it(site: Site) -> None:
     async def story() -> None:
         async with site:
             key = site.members.identities[BIRCH]
-            site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
-            if shown != "by another":
-                site.shown = cast(bytes, shown)
-            else:
-                site.document = site.shown  # the list names it rightly
+            site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
             await site.asking().check()
-            assert site.reads and not site.journal.meta("recover")
+            assert site.reads and not site.journal.meta("recover") and not site.alarms.listing()
+
+    run(story)
+
+
+@pytest.mark.parametrize("shown", [b"", b"nonsense"])
+def test_threat_12_something_else_than_what_is_listed_is_not_shown(site: Site, shown: bytes) -> None:
+    """What is listed may be there all the same, and nobody has seen it."""
+
+    async def story() -> None:
+        async with site:
+            site.shown = shown
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await until(lambda: check.done() or asks.asked > 3)
+            assert not check.done() and asks.held_by == (BIRCH,) and "not shown" in site.alarms
+            site.listing = False
+            await check
+            assert "not shown" not in site.alarms and not site.journal.meta("recover")
+
+    run(story)
+
+
+@pytest.mark.parametrize("kind", ["rubbish", "of birch"])
+def test_threat_12_who_lists_hundreds_of_our_signatures_that_are_none_is_named_and_few_are_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Each read may take as long as a peer's patience lasts: a thousand held the victim up for hours, with no name."""
+
+    async def story() -> None:
+        async with site:
+            site.more = [f"{number:064x}" for number in range(500)]
+            if kind == "of birch":  # each is what the list names
+                key = site.members.identities[BIRCH]
+                site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
+                monkeypatch.setattr(site, "more", [hashlib.sha256(site.document).hexdigest()] * 500)
+                monkeypatch.setattr(site, "offer", opens_all(site))
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await until(lambda: check.done() or asks.asked > 3)
+            assert not check.done() and asks.held_by == (BIRCH,) and "not shown" in site.alarms
+            assert 0 < site.reads <= asks.asked * asking.READ_MAX
+            site.listing = False
+            await check
+
+    run(story)
+
+
+def opens_all(site: Site) -> Callable[[Peer, str, bool], int]:
+    offer = site.offer
+
+    def opened(asker: Peer, name: str, twice: bool) -> int:
+        if len(name) < 64:
+            return offer(asker, name, twice)
+        site.reads += 1
+        assert site.shown is not None
+        return in_memory(site.shown)
+
+    return opened
+
+
+def test_threat_12_who_answers_slowly_is_named_while_it_is_waited_for_and_not_for_long(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes of what it lists; the alarm stands before the first answer, and one list has a limit in all."""
+    reading, seen = asyncio.Event(), []
+
+    async def never(*args: object) -> None:
+        seen.append("not shown" in site.alarms)
+        reading.set()
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        async with site:
+            monkeypatch.setattr(asking, "fetch_manifest", never)
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await reading.wait()
+            assert seen == [True]
+            await until(lambda: asks.held_by)
+            assert asks.held_by == (BIRCH,) and len(seen) == 1, "named before it has answered"
+            check.cancel()
+            await asyncio.gather(check, return_exceptions=True)
+
+            monkeypatch.setattr(asking, "READ_S", 0.05)
+            check = asyncio.create_task(asks.check())
+            await until(lambda: len(seen) > 3)
+            assert not check.done() and asks.held_by == (BIRCH,)
+            site.listing = False
+            await check
 
     run(story)
