@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,7 @@ BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must n
 SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
 READ_S = 60.0  # for all that one list has of ours: one document settles it, where the peer is honest
 READ_MAX = 16  # documents of one list; a hostile one names hundreds
+FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; else the next has its turn
 
 
 class Asking:
@@ -55,6 +58,8 @@ class Asking:
         self._checking = asyncio.Lock()  # a third connection to a peer would cut the first, and its answer
         self._saying: dict[Peer, float] = {}  # who says that our key is at work twice, since when
         self._unread: dict[Peer, Round] = {}  # who lists a signature of ours that we don't know, and has not shown it
+        self._slow: Counter[Peer] = Counter()  # how often a giver took longer than is fair
+        self._wrong: set[Peer] = set()  # whose bytes were not what it listed
         self.held_by: tuple[Peer, ...] = ()  # whose word keeps us from signing at this moment
 
     async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
@@ -87,31 +92,72 @@ class Asking:
             host_keys=node.keyring.host_keys(card),
         )
 
-    async def get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
+    async def get(
+        self,
+        sha256: Digest,
+        target: Path,
+        offers: Mapping[str, Offer],
+        tell: Callable[[Peer, str], None] = lambda giver, how_far: None,
+        *,
+        patient: bool = True,
+    ) -> bool:
         """A file that is here already, or that a peer has. False: nobody has it.
 
-        Raises: TransportError: nobody else has it, and the link to one that has broke.
+        Who was slow, or gave wrong bytes, is asked after the others from then on. While there is another giver, one has
+        its turn for as long as is fair for the size, then twice as long; what it gave is gone on with. The last one
+        may take as long as its line needs. Not `patient`: it has a turn too, the caller asks again.
+        `tell(giver, how far)`: with each block.
+
+        Raises: TransportError: nobody else has it, and the link to one that has broke; or its turn is over.
         """
         if await asyncio.to_thread(holds, target, sha256):
             return True
+        size = self._node.known_schema().file_bytes
+        givers = sorted((Peer(o.peer) for o in offers.values() if sha256 in o.files), key=self._last)
         broke: TransportError | None = None
-        for offer in offers.values():
-            if sha256 in offer.files:
-                giver = Peer(offer.peer)
-                folder = self._node.layout.fetched / giver
-                try:
-                    async with self.connected(giver) as link:
-                        await fetch_file(link, sha256, self._node.known_schema().file_bytes, folder, target)
-                    log.info("taken from a peer", extra={"peer": offer.peer, "sha256": sha256[:12]})
-                    return True
-                except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
-                    log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
-                except TransportError as exc:
-                    log.warning("not taken", extra={"peer": offer.peer, "reason": escaped(exc.message)})
-                    broke = exc
+        while givers:
+            giver = givers.pop(0)
+            fair_s = self._turn_s(giver, size)
+            alone = not givers and broke is None and patient
+            try:
+                async with asyncio.timeout(None if alone else fair_s), self.connected(giver) as link:
+                    folder = self._node.layout.fetched / giver
+                    progress = partial(_tell_progress, tell, giver, sha256, size)
+                    await fetch_file(link, sha256, size, folder, target, progress)
+                log.info("taken from a peer", extra={"peer": giver, "sha256": sha256[:12]})
+                return True
+            except TimeoutError:
+                self._slow[giver] += 1
+                why = f"it took longer than {fair_s:.0f} s to give {sha256[:12]}"
+                log.warning("not taken", extra={"peer": giver, "reason": why})
+                if givers:
+                    givers.append(giver)
+                else:
+                    broke = TransportError(f"{giver}: {why}")
+            except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
+                log.warning("not taken", extra={"peer": giver, "reason": escaped(exc.message)})
+                if isinstance(exc, PeerDataError):
+                    self._name_wrong(giver, exc)
+            except TransportError as exc:
+                log.warning("not taken", extra={"peer": giver, "reason": escaped(exc.message)})
+                broke = exc
         if broke is not None:
             raise broke
         return False
+
+    def _turn_s(self, giver: Peer, size: int) -> float:
+        return float((FAIR_S + size / FAIR_BYTES_PER_S) * 2 ** min(self._slow[giver], 20))
+
+    def _last(self, giver: Peer) -> tuple[bool, int, Peer]:
+        return giver in self._wrong, self._slow[giver], giver
+
+    def _name_wrong(self, giver: Peer, error: PeerDataError) -> None:
+        self._wrong.add(giver)
+        self._node.alarms.sound(
+            f"wrong bytes {giver}",
+            f"{giver} listed a file and gave other bytes ({escaped(error.message)}): it is asked after all others now",
+            f"call {giver}: its disk may fail, or somebody changes what its node sends",
+        )
 
     # -------------------------------------------------------------- before each signature
 
@@ -269,6 +315,10 @@ class Asking:
             f"this node was set back: {why}",
             remedy="start it again: it asks all peers and goes on. If a second copy of it runs, stop that one first",
         )
+
+
+def _tell_progress(tell: Callable[[Peer, str], None], giver: Peer, sha256: Digest, size: int, at: int) -> None:
+    tell(giver, f"it gives {sha256[:12]}: {at / 2**20:.1f} of {size / 2**20:.1f} MiB")
 
 
 def is_away(error: HslError) -> bool:

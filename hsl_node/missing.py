@@ -14,7 +14,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +62,9 @@ class Missing:
             self.look()
             if self._left and not self._lost:
                 await asyncio.to_thread(self._clear)
-            for giver in self._turns.due(time.monotonic()):
-                if self._lost and not self._node.keyring.is_revoked(giver):
-                    self._turns.begin(giver)
-                    reached = await self._ask(giver)
-                    self._turns.asked(giver, time.monotonic(), reached=reached)
+            due = [g for g in self._turns.due(time.monotonic()) if not self._node.keyring.is_revoked(g)]
+            if self._lost and due:
+                await self._ask(due)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
@@ -93,11 +91,24 @@ class Missing:
                 "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
             )
 
-    async def _ask(self, giver: Peer) -> bool:
-        """Take from this peer what it has of what is lost. False: it could not be reached, or the link broke."""
+    async def _ask(self, givers: Sequence[Peer]) -> None:
+        """Take from these peers what they have of what is lost; each file from whoever gives it in good time."""
         self._left = True
+        for giver in givers:
+            self._turns.begin(giver)
+        offers: dict[str, Offer] = {}
+        reached = await asyncio.gather(*(self._try(giver, self._list(giver, offers)) for giver in givers))
+        at_hand = {giver for giver, answered in zip(givers, reached, strict=True) if answered}
+        for giver in sorted(at_hand & offers.keys()):
+            if not await self._try(giver, self._fetch(giver, offers)):
+                at_hand.discard(giver)
+        for giver in givers:
+            self._turns.asked(giver, time.monotonic(), reached=giver in at_hand)
+
+    async def _try(self, giver: Peer, question: Awaitable[None]) -> bool:
+        """False: it could not be reached, or the link broke."""
         try:
-            await self._fetch(giver)
+            await question
         except HslError as exc:
             log.info("not asked", extra={"peer": giver, "reason": escaped(exc.message)})
             return not is_away(exc)
@@ -107,16 +118,19 @@ class Missing:
             log.exception("asking broke", extra={"peer": giver})
         return True
 
-    async def _fetch(self, giver: Peer) -> None:
+    async def _list(self, giver: Peer, offers: dict[str, Offer]) -> None:
+        offers[giver] = await self._node.asking.offer_of(giver)
+
+    async def _fetch(self, giver: Peer, offers: Mapping[str, Offer]) -> None:
         node, round = self._node, self._node.known_state().round
-        offer = await node.asking.offer_of(giver)
+        others_may = len(node.others) > 1  # one that is down now may have it, and be faster
         placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
-        for listed in offer.manifests:
+        for listed in offers[giver].manifests:
             if listed.round == round and listed.peer in self._lost and listed.peer not in placed:
                 async with node.asking.connected(giver) as link:
                     keys = node.keyring.keys(listed.peer)
                     manifest, document = await fetch_manifest(link, listed, node.federation, keys)
-                if await place(node, manifest, document, {giver: offer}):
+                if await place(node, manifest, document, offers, patient=not others_may):
                     placed.add(listed.peer)
                     node.intake.wake(Peer(listed.peer))
 
@@ -137,15 +151,23 @@ def _elsewhere(node: Node) -> dict[Peer, bool]:
     return {p: p in state.early for p in missing}
 
 
-async def place(node: Node, manifest: Manifest, document: bytes, offers: Mapping[str, Offer]) -> bool:
+async def place(
+    node: Node,
+    manifest: Manifest,
+    document: bytes,
+    offers: Mapping[str, Offer],
+    tell: Callable[[Peer, str], None] = lambda giver, how_far: None,
+    *,
+    patient: bool = True,
+) -> bool:
     """Put a peer's manifest into its inbox here, and its checkpoint where the intake would bring it, as if just come.
 
     The usual intake checks, admits and answers it; it may look at any moment and removes what it does not know.
-    False: nobody has the checkpoint.
+    `tell`, `patient`: see `Asking.get`. False: nobody has the checkpoint.
     """
     peer, name = Peer(manifest.peer), manifest.file_name()
     data = node.layout.claimed / peer / str(name.of(Kind.DATA))
-    if not manifest.statement and not await node.asking.get(name.sha256, data, offers):
+    if not manifest.statement and not await node.asking.get(name.sha256, data, offers, tell, patient=patient):
         return False
     await asyncio.to_thread(_put, node.intake.homes, peer, name, document)
     return True

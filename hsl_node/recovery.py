@@ -88,12 +88,13 @@ class Recovery:
         self._mark = Mark("")
         self._unanswered: dict[Peer, str] = {}  # and why
         self._held_up: dict[Peer, str] = {}  # who has answered and still keeps us waiting
+        self._fetching: dict[Peer, str] = {}  # who gives a file at this moment, and how far it is
         self._keys: dict[Peer, str] = {}  # of the unanswered, where a key is the reason: what to do about it
 
     @property
     def waiting(self) -> dict[Peer, str]:
         """For whom, and why."""
-        return {**self._held_up, **self._unanswered}
+        return {**self._fetching, **self._held_up, **self._unanswered}
 
     async def run(self, initial: Digest, mark: Mark) -> None:
         """Ask all peers; leave a journal and files from which the round goes on.
@@ -137,19 +138,37 @@ class Recovery:
         self._tell()
 
     def _tell(self) -> None:
-        names = "; ".join(f"{p} ({why})" for p, why in sorted(self.waiting.items())) or "nobody"
         fixes = [self._keys[p] for p in sorted(self._keys)]  # whoever has such a peer left out signs rounds again
-        if self.waiting.keys() != self._keys.keys():
+        still = {**self._held_up, **self._unanswered}
+        if not still:  # then nobody must be left out: what one gives slowly, another one may have
+            fixes.append("nothing is to be done: from a peer that is slow it goes on to another one with the same file")
+        elif still.keys() != self._keys.keys():
             fixes.append(
                 "see that those hospitals' nodes run. For one that cannot answer, after a word with that hospital: "
                 "`hsl-node stop`, then `hsl-node recover --from-peers --without NAME`"
             )
-        self._node.alarms.sound(
-            "recovering",
+        text = (
             f"this node asks its peers what it has signed, since {self._mark.why}. It signs nothing before all have "
-            f"answered. Still to answer: {names}",
-            "; ".join(fixes),
+            f"answered. Still to answer: {_names(still)}"
         )
+        if self._fetching:
+            text += f". Now fetching from: {_names(self._fetching)}"
+        self._node.alarms.sound("recovering", text, "; ".join(fixes))
+
+    def _show(self, giver: Peer, how_far: str) -> None:
+        self._fetching = {giver: how_far}
+        self._tell()
+
+    def _show_none(self) -> None:
+        self._fetching = {}
+        self._tell()
+
+    async def _get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
+        """See `Asking.get`."""
+        try:
+            return await self._node.asking.get(sha256, target, offers, self._show)
+        finally:
+            self._show_none()
 
     async def _answer_of(self, peer: Peer) -> Offer:
         """Asked until it answers."""
@@ -233,6 +252,7 @@ class Recovery:
             raise HeldUp(peer, f"its list could not be read: {escaped(exc.message)}") from exc
         finally:
             self._held_up.pop(peer, None)
+            self._tell()
 
     @staticmethod
     def _counting(held: Mapping[str, Held]) -> dict[str, Held]:
@@ -305,9 +325,9 @@ class Recovery:
         kept = set()
         for round in (last - 1, last):
             claim = mine.get(round)
-            if claim and not claim.statement and await node.asking.get(claim.sha256, node.layout.outbox(round), offers):
+            if claim and not claim.statement and await self._get(claim.sha256, node.layout.outbox(round), offers):
                 kept.add(claim.sha256)
-        has_base = last < 2 or await node.asking.get(mine[last].base, node.layout.fused(last - 1), offers)
+        has_base = last < 2 or await self._get(mine[last].base, node.layout.fused(last - 1), offers)
         at = {Peer(o.peer): _round_of(o, held.values()) for o in offers.values()}
         state = recovered(fresh, claims, at, kept)
         if not has_base and state.phase is not Phase.COLLECT:
@@ -347,10 +367,13 @@ class Recovery:
             if manifest.round == state.round - 1:
                 pinned = state.inputs.get(peer) == manifest.digest
                 if pinned and not manifest.statement:  # kept for its owner, should that one lose its disk next
-                    await node.asking.get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
+                    await self._get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
                 continue
             known.add((peer, manifest.round))  # another one of that round proves something, and needs no checkpoint
-            await place(node, manifest, one.document, offers)  # nobody has it: it recovers too, and will send it
+            try:  # where nobody has it, its sender recovers too, and will send it
+                await place(node, manifest, one.document, offers, self._show)
+            finally:
+                self._show_none()
 
     def _write(self, state: machine.State, initial: Digest, held: Mapping[str, Held], mark: Mark) -> None:
         """All of it at once: before this the node has no state, after it the round goes on."""
@@ -373,6 +396,10 @@ class Recovery:
             journal.record_phase(state.round, state.phase)
             text = f"{mark.why}; goes on in round {state.round}, {state.phase}"
             journal.note("warning", "recovered", text)
+
+
+def _names(peers: Mapping[Peer, str]) -> str:
+    return "; ".join(f"{peer} ({why})" for peer, why in sorted(peers.items())) or "nobody"
 
 
 def _replaced(document: bytes, ring: Keyring, peer: str) -> bool:

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from test_receive import ASH, BIRCH, CEDAR, ROUND, Site
 from test_receive import site as site
 from test_round import START, checkpoint
 
-from hsl_node import missing
+from hsl_node import asking, missing
 from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.errors import PeerDataError, TransportError
@@ -29,8 +29,9 @@ from hsl_node.missing import place
 from hsl_node.sync import durable
 from hsl_node.sync.ask import fetch_file
 from hsl_node.sync.durable import Disk
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.names import PARTS, RECEIPTS, Digest, Kind, Peer
-from hsl_node.sync.offer import Offer
+from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.receive import Arrival, Refusal
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store import Layout
@@ -213,6 +214,162 @@ def test_threat_23_what_the_disk_may_not_have_is_not_gone_on_with(
     with pytest.raises((OSError, durable.DiskFailed)):
         fetch(tmp_path, Link(DATA))
     assert disk.fired and parts(tmp_path) == {} and not list((tmp_path / "here").iterdir())
+
+
+# ---------------------------------------------------------------- slow givers, and wrong ones
+
+
+class Giver:
+    """A peer that gives what is in `files`; after `stalls` blocks of a connection it hangs."""
+
+    def __init__(self, stalls: int | None = None) -> None:
+        self.files: dict[str, bytes] = {}
+        self.documents: dict[str, bytes] = {}  # in one read
+        self.stalls, self.turns, self.given = stalls, 0, 0
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Giver]:
+        self.turns, self.given = self.turns + 1, 0
+        yield self
+
+    async def read(self, path: str, offset: int, count: int) -> bytes:
+        if self.given == self.stalls:
+            await asyncio.Event().wait()
+        self.given += 1
+        name = path.rpartition("/")[2]
+        return self.documents.get(name) or self.files[name][offset : offset + min(count, BLOCK)]
+
+
+class Several(Asking):
+    def __init__(self, node: Any, givers: Mapping[Peer, Giver]) -> None:
+        super().__init__(node)
+        self.givers = givers
+        self.hurry: dict[Peer, float] = {}  # part of a turn that it really gets
+        self.offers: dict[Peer, Offer] = {}
+
+    def connected(self, peer: Peer, patience: Any = None) -> Any:
+        return self.givers[peer].connected()
+
+    async def offer_of(self, peer: Peer, patience: Any = None) -> Offer:
+        return self.offers[peer]
+
+    def _turn_s(self, giver: Peer, size: int) -> float:
+        return super()._turn_s(giver, size) * self.hurry.get(giver, 1.0)
+
+
+def asking_of(site: Site, birch: Giver, cedar: Giver) -> tuple[Several, list[bytes]]:
+    """Both list two files, which both have. A turn is long for who does not stall."""
+    node = node_of(site, Link(b""))
+    node.alarms = Alarms()
+    files = [site.good_data(), site.good_data(2.0)]
+    for giver in (birch, cedar):
+        giver.files |= {hashlib.sha256(data).hexdigest(): data for data in files}
+    return Several(node, {BIRCH: birch, CEDAR: cedar}), files
+
+
+async def got(asks: Several, site: Site, data: bytes, *givers: Peer, **how: Any) -> bytes:
+    """The file that is fetched; a giver that hangs for ever is given up after a while by the test, too."""
+    sha256 = Digest(hashlib.sha256(data).hexdigest())
+    target = site.root / "here" / sha256[:8]
+    async with asyncio.timeout(60):
+        assert await asks.get(sha256, target, {p: offer_by(site, p, sha256) for p in givers or (BIRCH, CEDAR)}, **how)
+    return target.read_bytes()
+
+
+def offer_by(site: Site, peer: Peer, *digests: str) -> Offer:
+    return offer_of(site, *digests).model_copy(update={"peer": peer})
+
+
+def test_threat_05_from_a_giver_that_drips_it_goes_on_to_the_next_who_is_asked_first_from_then_on(site: Site) -> None:
+    async def story() -> None:
+        birch, cedar = Giver(stalls=1), Giver()
+        asks, files = asking_of(site, birch, cedar)
+        asks.hurry = {BIRCH: 0.001}
+        assert await got(asks, site, files[0]) == files[0]
+        assert (birch.turns, cedar.turns) == (1, 1)
+        assert await got(asks, site, files[1]) == files[1]
+        assert (birch.turns, cedar.turns) == (1, 2), "birch is not waited for again"
+
+    asyncio.run(story())
+
+
+def test_threat_18_whose_bytes_are_wrong_is_named_and_asked_last_from_then_on(site: Site) -> None:
+    async def story() -> None:
+        birch, cedar = Giver(), Giver()
+        asks, files = asking_of(site, birch, cedar)
+        birch.files = {name: data[:-1] + bytes([data[-1] ^ 1]) for name, data in birch.files.items()}
+        assert await got(asks, site, files[0]) == files[0]
+        assert [a["code"] for a in asks._node.alarms.listing()] == ["wrong bytes birch"]
+        assert await got(asks, site, files[1]) == files[1]
+        assert (birch.turns, cedar.turns) == (1, 2)
+
+    asyncio.run(story())
+
+
+def test_threat_25_a_slow_line_that_is_the_only_one_is_not_cut(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        asks, files = asking_of(site, Giver(), Giver())
+        monkeypatch.setattr(asking, "FAIR_S", -1e9)  # any turn is over before it begins
+        assert await got(asks, site, files[0], CEDAR) == files[0]
+
+    asyncio.run(story())
+
+
+def test_threat_25_two_slow_lines_have_turns_until_one_has_given_all_of_it(site: Site) -> None:
+    """Neither gives the whole file in one turn: it is there because what a turn brought is kept."""
+
+    async def story() -> None:
+        birch, cedar = Giver(), Giver()
+        asks, files = asking_of(site, birch, cedar)
+        asks.hurry = {BIRCH: 0.001, CEDAR: 0.001}
+        birch.stalls = cedar.stalls = len(files[0]) // BLOCK // 2
+        assert await got(asks, site, files[0]) == files[0]
+        assert birch.turns > 1 and len(files[0]) > BLOCK * (birch.stalls or 0) > 0
+
+    asyncio.run(story())
+
+
+def test_threat_25_a_turn_ends_also_where_another_may_have_the_file_later(site: Site) -> None:
+    async def story() -> None:
+        asks, files = asking_of(site, Giver(), Giver(stalls=1))
+        asks.hurry = {CEDAR: 0.001}
+        assert len(files[0]) > BLOCK
+        with pytest.raises(TransportError, match="took longer"):
+            await got(asks, site, files[0], CEDAR, patient=False)
+        asks.givers[CEDAR].stalls = None
+        assert await got(asks, site, files[0], CEDAR) == files[0]
+
+    asyncio.run(story())
+
+
+def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(site: Site) -> None:
+    """ash lacks birch's; birch, which is asked first, gives a list, the manifest, and then hangs. cedar has it too."""
+
+    async def story() -> None:
+        birch, cedar = Giver(), Giver()
+        asks, (data, _) = asking_of(site, birch, cedar)
+        manifest = site.manifest(data)
+        document = site.sign(manifest)
+        digest = hashlib.sha256(document).hexdigest()
+        listed = Listed(peer=BIRCH, round=ROUND, sha256=manifest.sha256, document=digest)
+        for peer, giver in asks.givers.items():
+            giver.documents[digest] = document
+            update = {"manifests": [listed]}
+            asks.offers[peer] = offer_by(site, peer, manifest.sha256).model_copy(update=update)
+        birch.stalls, asks.hurry = 1, {BIRCH: 0.001}
+        node: Any = asks._node
+        state = replace(START, phase=Phase.COLLECT, round=ROUND, have={ASH: checkpoint(ASH), CEDAR: checkpoint(CEDAR)})
+        node.asking, node.others, node.server = asks, (BIRCH, CEDAR), None
+        node.federation, node.keyring = site.members.federation, Keyring.of(site.members.federation)
+        node.known_state, node.intake.wake = lambda: state, lambda peer: None
+        watch = missing.Missing(node)
+        watch._lost = (BIRCH,)
+        async with asyncio.timeout(60):
+            await watch._ask([BIRCH, CEDAR])
+        arrival = site.scan()[0]
+        assert isinstance(arrival, Arrival) and arrival.manifest == manifest
+
+    asyncio.run(story())
 
 
 # ---------------------------------------------------------------- whom to ask, and when

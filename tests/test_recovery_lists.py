@@ -185,6 +185,29 @@ def test_while_a_long_list_is_read_the_status_says_whose_it_is(site: Site) -> No
         await site.asked()
         assert seen == [f"its list is being read: {n} of 3" for n in range(3)]
         assert not site.recovery.waiting
+        (alarm,) = site.alarms.listing()
+        assert "Still to answer: nobody" in alarm["text"] and "being read" not in alarm["text"]
+        assert "--without" not in alarm["fix"], "whoever leaves out a peer that has answered loses what it knows"
+
+    run(story)
+
+
+def test_threat_05_while_a_file_is_fetched_the_status_says_from_whom_and_leaves_nobody_out(site: Site) -> None:
+    async def story() -> None:
+        seen = []
+
+        async def get(sha256: Digest, target: Path, offers: object, tell: Callable[[Peer, str], None]) -> bool:
+            tell(BIRCH, "it gives abc: 1.0 of 3.0 MiB")
+            seen.append((site.recovery.waiting, site.alarms.listing()[0]))
+            return True
+
+        site.recovery._node.asking.get = get  # type: ignore[assignment]
+        assert await site.recovery._get(Digest("a" * 64), site.evidence / "file", {})
+        ((waiting, alarm),) = seen
+        assert waiting == {BIRCH: "it gives abc: 1.0 of 3.0 MiB"}
+        assert "Now fetching from: birch (it gives abc: 1.0 of 3.0 MiB)" in alarm["text"]
+        assert "--without" not in alarm["fix"]
+        assert not site.recovery.waiting and "fetching" not in site.alarms.listing()[0]["text"]
 
     run(story)
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -59,11 +59,19 @@ async def fetch_manifest(
     return manifest, document
 
 
-async def fetch_file(link: Transport, sha256: Digest, size: int, folder: Path, target: Path) -> None:
+async def fetch_file(
+    link: Transport,
+    sha256: Digest,
+    size: int,
+    folder: Path,
+    target: Path,
+    progress: Callable[[int], None] = lambda at: None,
+) -> None:
     """A checkpoint or fused model of `size` bytes, to `target`, durably: whole, with this sha256, or not at all.
 
-    It grows in `folder`, one for each giver and never of more than one file: what a link that breaks leaves there is
-    gone on with by the next call for the same file. Nobody continues what another giver may have begun with rubbish.
+    It grows in `folder`, one for each giver and never of more than one file: what a link that breaks, or a call that is
+    cancelled, leaves there is gone on with by the next call for the same file. Nobody continues what another giver may
+    have begun with rubbish. `progress(n)`: the first `n` bytes are here.
 
     Raises:
         TransportError, OperationFailed: see `ask`.
@@ -80,9 +88,11 @@ async def fetch_file(link: Transport, sha256: Digest, size: int, folder: Path, t
             descriptor = durable.disk.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             with durable.disk.file(descriptor) as file:
                 digest = await asyncio.to_thread(_digest_of, file)
+                progress(file.tell())
                 while (at := file.tell()) < size and (block := await _read(link, sha256, at, size)):
                     digest.update(block)
                     await asyncio.to_thread(file.write, block)
+                    progress(at + len(block))
                 if digest.hexdigest() != sha256:
                     found = digest.hexdigest()[:12]
                     raise PeerDataError(f"what is offered as {sha256[:12]} has sha256 {found}", code="sha256")
