@@ -42,6 +42,7 @@ PAUSE_S = (15.0, 600.0)  # between two questions to one peer; doubles
 LOOK_S = 5.0
 FETCHED_MAX = 16  # of one list; a hostile one names hundreds
 SAME_MAX = 1000
+RECOVERING_S = 3600.0  # so long a peer may say that it has lost its documents, and be excused for showing none
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Proofs:
         self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
         self._disputes: frozenset[Dispute] = frozenset()
         self._proven: set[tuple[Round, Peer]] = set()
+        self._recovering: dict[Peer, tuple[float, Round]] = {}  # since when it says so; what it had signed by then
         self._same: set[str] = set()  # documents that differ from ours in nothing but the signature
 
     def wake(self) -> None:
@@ -149,15 +151,26 @@ class Proofs:
             log.exception("comparing broke", extra={"peer": holder})
             return True
         open_ = [d for d in self._disputes if d.holder == holder and (d.round, d.peer) not in self._proven]
-        if open_ and not offer.recovering:
+        if open_ and not self._excused(holder, offer):
             one = min(open_, key=lambda d: (d.round, d.peer))
+            lost = " It says that it has lost its documents." if offer.recovering else ""
             self._node.alarms.sound(
                 f"unproven {holder}",
                 f"{holder} says that it fused another manifest of {one.peer} for round {one.round} than the one here, "
-                f"and shows none that {one.peer} signed: nothing is proven against {one.peer}",
+                f"and shows none that {one.peer} signed: nothing is proven against {one.peer}.{lost}",
                 f"call {holder} and {one.peer}: compare `hsl-node round show {one.round}` at the three sites",
             )
         return True
+
+    def _excused(self, holder: Peer, offer: Offer) -> bool:
+        """It recovers, and has nothing to show yet. Not for ever, and who signs has recovered."""
+        if not offer.recovering:
+            self._recovering.pop(holder, None)
+            return False
+        journal, round = self._node.journal, self._node.known_state().round
+        signed = max((r for r in range(max(0, round - 1), round + 2) if journal.manifest(r, holder)), default=0)
+        since, before = self._recovering.setdefault(holder, (time.monotonic(), signed))
+        return signed <= before and time.monotonic() - since < RECOVERING_S
 
     async def _compare(self, holder: Peer) -> Offer:
         """Read what the peer holds otherwise than this node.

@@ -10,6 +10,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
@@ -19,7 +20,7 @@ from hostile import Hostile, Signed, until
 from test_enrol import run
 from test_verify import code
 
-from hsl_node import audit, evidence, identity
+from hsl_node import audit, evidence, identity, proof
 from hsl_node.canonical import canonical_json
 from hsl_node.config import Plan
 from hsl_node.errors import PeerDataError
@@ -126,8 +127,13 @@ def test_threat_11_an_innocent_peer_is_not_framed_by_what_it_never_signed(tmp_pa
     asyncio.run(asyncio.wait_for(framed(tmp_path, kind), 200))
 
 
-async def framed(tmp_path: Path, kind: str) -> None:
-    with Cluster(tmp_path, ("ash", "birch", "cedar"), PLAN, trainer=TRAINER, prelude=HURRY) as cluster:
+def test_threat_11_who_says_for_ever_that_it_recovers_is_named_all_the_same(tmp_path: Path) -> None:
+    asyncio.run(asyncio.wait_for(framed(tmp_path, "no signature", recovering=True), 200))
+
+
+async def framed(tmp_path: Path, kind: str, recovering: bool = False) -> None:
+    prelude = HURRY + "; p.RECOVERING_S = 2.0"
+    with Cluster(tmp_path, ("ash", "birch", "cedar"), PLAN, trainer=TRAINER, prelude=prelude) as cluster:
         liar = identity.load(cluster.layout("birch").key)
         wanted: list[str] = []
         shown: dict[str, bytes] = {}  # sha256 of the document -> the document
@@ -138,8 +144,8 @@ async def framed(tmp_path: Path, kind: str) -> None:
                 wanted.append(name)
                 return in_memory(shown[name])
             content = Offer(
-                federation=cluster.federation.digest, peer="birch", asker=asker, nonce=name, recovering=False,
-                round=2, phase="collect", twice=False, manifests=listed, files=[],
+                federation=cluster.federation.digest, peer="birch", asker=asker, nonce=name,
+                recovering=recovering, round=2, phase="collect", twice=False, manifests=listed, files=[],
             ).content()  # fmt: skip
             return in_memory(liar.sign(content, OFFER_NAMESPACE))
 
@@ -170,9 +176,31 @@ async def framed(tmp_path: Path, kind: str) -> None:
             assert not any(w["code"].startswith("equivocation") for w in status["warnings"])
             text = next(w["text"] for w in status["warnings"] if w["code"] == "unproven birch")
             assert "nothing is proven against cedar" in text
+            assert ("It says that it has lost its documents" in text) == recovering
             assert list((cluster.layout("ash").state / "evidence").iterdir()) == []
         finally:
             await server.stop()
+
+
+def test_threat_11_who_recovers_is_excused_for_a_while_and_not_after_it_has_signed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, signed = [0.0], {1}
+    monkeypatch.setattr(proof, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    journal = SimpleNamespace(manifest=lambda round, peer: round in signed)
+    node: Any = SimpleNamespace(journal=journal, known_state=lambda: SimpleNamespace(round=2))
+    proofs = proof.Proofs(node)
+    lost: Any = SimpleNamespace(recovering=True)
+    back: Any = SimpleNamespace(recovering=False)
+    birch = Peer("birch")
+    assert proofs._excused(birch, lost)
+    now[0] += proof.RECOVERING_S - 1
+    assert proofs._excused(birch, lost)
+    now[0] += 2
+    assert not proofs._excused(birch, lost), "it has said so for an hour"
+    assert not proofs._excused(birch, back) and proofs._excused(birch, lost), "it was back: the hour begins anew"
+    signed.add(2)
+    assert not proofs._excused(birch, lost), "it signs, so it has its documents"
 
 
 def by_another(cluster: Cluster, genuine: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
