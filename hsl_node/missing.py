@@ -14,7 +14,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ class Missing:
         self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
         self._since: dict[Peer, float] = {}  # who is waited for though others have fused it; monotonic
         self._lost: tuple[Peer, ...] = ()
+        self._shown: set[Peer] = set()  # of these, another peer has shown the manifest
         self._have_fused: frozenset[Peer] = frozenset()
         self._left = True  # something half fetched, by an earlier process perhaps, or a recovery
 
@@ -81,11 +82,16 @@ class Missing:
             ):
                 self._turns.ask(giver, now)
         self._lost, self._have_fused = lost, have_fused
+        self._shown &= set(lost)
         for peer in node.others:
             if peer not in lost:
                 node.alarms.settle(f"lost {peer}")
-        for peer in lost:
-            node.alarms.sound(
+        self._tell({p for p in lost if elsewhere[p]})
+
+    def _tell(self, certain: Collection[Peer]) -> None:
+        """Only what is certain: that somebody says it has fused a checkpoint does not mean that there is one."""
+        for peer in sorted({*certain, *self._shown}):
+            self._node.alarms.sound(
                 f"lost {peer}",
                 f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it",
                 "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
@@ -130,6 +136,8 @@ class Missing:
                 async with node.asking.connected(giver) as link:
                     keys = node.keyring.keys(listed.peer)
                     manifest, document = await fetch_manifest(link, listed, node.federation, keys)
+                self._shown.add(Peer(listed.peer))
+                self._tell(())
                 if await place(node, manifest, document, offers, patient=not others_may):
                     placed.add(listed.peer)
                     node.intake.wake(Peer(listed.peer))
@@ -146,9 +154,13 @@ def _elsewhere(node: Node) -> dict[Peer, bool]:
     state = node.known_state()
     if state.phase is Phase.HALTED or state.me not in state.have or not state.early:
         return {}
+    # Who says that it has fused other manifests than those here has not fused what we wait for; but a peer that is in
+    # the next round itself sends older rounds first.
+    here = {p: claim.manifest for p, claim in state.have.items()}
+    fused = any(all(c.inputs.get(p, d) == d for p, d in here.items()) for c in state.early.values())
     coming = node.server.incoming() if node.server else {}
     missing = (p for p in state.missing if p not in coming and not node.keyring.is_revoked(p))
-    return {p: p in state.early for p in missing}
+    return {p: p in state.early for p in missing if fused or p in state.early}
 
 
 async def place(

@@ -368,6 +368,7 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
             await watch._ask([BIRCH, CEDAR])
         arrival = site.scan()[0]
         assert isinstance(arrival, Arrival) and arrival.manifest == manifest
+        assert "lost birch" in node.alarms, "its manifest was shown"
 
     asyncio.run(story())
 
@@ -451,7 +452,7 @@ def test_an_arrival_ends_the_alarm_at_once_and_who_has_fused_since_is_asked_at_o
 
     state = replace(state, early={BIRCH: checkpoint(BIRCH, 2)})
     watch.look()
-    assert "lost cedar" in node.alarms
+    assert node.alarms.listing() == [], "birch says so; nobody has shown it"
     now = time.monotonic()
     assert watch._turns.due(now) == [BIRCH, CEDAR]
     for giver in node.others:
@@ -462,7 +463,30 @@ def test_an_arrival_ends_the_alarm_at_once_and_who_has_fused_since_is_asked_at_o
     state = replace(state, early={**state.early, CEDAR: checkpoint(CEDAR, 2)})
     watch.look()
     assert watch._turns.due(time.monotonic()) == [CEDAR]
+    assert "lost cedar" in node.alarms, "cedar is in the next round, so it has our receipt"
 
     state = replace(state, have={**state.have, CEDAR: checkpoint(CEDAR)})
     watch.look()
     assert node.alarms.listing() == [] and watch._turns.due(now + 10_000) == []
+
+
+def test_threat_09_who_says_that_it_fused_other_manifests_than_those_here_gives_no_alarm_about_an_honest_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cedar claims the next round in the midst of this one; birch trains. Nobody is asked, nothing is said of birch."""
+    monkeypatch.setattr(missing, "PATIENCE_S", 0.0)
+    invented: dict[Peer, Digest] = dict.fromkeys((ASH, BIRCH, CEDAR), Digest("f" * 64))
+    state = replace(START, phase=Phase.COLLECT, round=1, have={p: checkpoint(p) for p in (ASH, CEDAR)})
+    state = replace(state, early={CEDAR: checkpoint(CEDAR, 2, inputs=invented)})
+    node: Any = SimpleNamespace(
+        others=(BIRCH, CEDAR), alarms=Alarms(), server=None, known_state=lambda: state,
+        keyring=SimpleNamespace(is_revoked=lambda peer: False),
+    )  # fmt: skip
+    watch = missing.Missing(node)
+    watch.look()
+    assert node.alarms.listing() == [] and watch._turns.due(time.monotonic() + 10_000) == []
+
+    right = {**invented, **{p: claim.manifest for p, claim in state.have.items()}}
+    state = replace(state, early={CEDAR: checkpoint(CEDAR, 2, inputs=right)})
+    watch.look()
+    assert watch._turns.due(time.monotonic()) == [BIRCH, CEDAR] and node.alarms.listing() == [], "asked for, not told"
