@@ -211,13 +211,17 @@ def _anchor(layout: Layout, node: NodeConfig, federation: Federation) -> str:
 
 def _disk(layout: Layout, federation: Federation) -> str:
     initial = layout.fused(0)
-    if not initial.exists():
-        free, _ = room(layout, 0, len(federation.peer))
-        return f"{size(free)} free; what a round needs is known after the first start"
-    free, need = room(layout, initial.stat().st_size, len(federation.peer))
-    if free < need:
-        raise LocalStateError(f"{size(free)} free, {size(need)} needed to start a round", remedy="free some space")
-    return f"{size(free)} free, {size(need)} needed to start a round"
+    started = initial.exists()
+    found = room(layout, initial.stat().st_size if started else 0, len(federation.peer))
+    if found.free < found.arrival:
+        text = f"{size(found.free)} free: no checkpoint of a peer is taken in below {size(found.arrival)}"
+        raise LocalStateError(text, remedy="free some space")
+    if not started:
+        return f"{size(found.free)} free; what a round needs is known after the first start"
+    text = f"{size(found.free)} free, {size(found.round)} needed to start a round"
+    if found.free < found.round:
+        raise LocalStateError(text, remedy="free some space")
+    return text
 
 
 def _port(state: Path, node: NodeConfig) -> str:

@@ -158,8 +158,8 @@ def _received(node: Node, peer: Peer) -> dict[str, Any]:
 def _disk(node: Node) -> dict[str, int] | None:
     if node.schema is None:
         return None
-    free, need = node.store.room(node.schema.file_bytes, len(node.federation.peers))
-    return {"free": free, "need": need}
+    room = node.store.room(node.schema.file_bytes, len(node.federation.peers))
+    return {"free": room.free, "need": room.round}
 
 
 def _warnings(node: Node, trainer: str | dict[str, Any], since: float) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from hsl_node import service
-from hsl_node.sync.holdings import free, held
-from hsl_node.sync.limits import Quota
+from hsl_node.sync.holdings import held
 from hsl_node.sync.round import Phase
+from hsl_node.units import size
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -34,18 +34,17 @@ class Pulse:
 
     def _watch_room(self) -> None:
         """Below its reserve our inbox takes nothing any more; the peers only learn that it failed, so say it here."""
-        left, least = free(self._node.layout.state), Quota.reserve_bytes
-        if self._node.schema is not None:
-            least += self._node.schema.file_bytes
-        if left >= least:
-            return self._node.alarms.settle("room")
-        text = f"{left / 1e6:.0f} MB free: no checkpoint of a peer is taken in below {least / 1e6:.0f} MB"
+        node = self._node
+        found = node.store.room(node.schema.file_bytes if node.schema else 0, len(node.federation.peers))
+        if found.free >= found.arrival:
+            return node.alarms.settle("room")
+        text = f"{size(found.free)} free: no checkpoint of a peer is taken in below {size(found.arrival)}"
         fix = "free some space; the node goes on by itself"
-        if of := held(self._node.layout.homes):
+        if of := held(node.layout.homes):
             peer = max(sorted(of), key=lambda p: of[p])
-            text += f"; most of what waits in the inbox is of {peer}, {of[peer] / 1e6:.0f} MB"
+            text += f"; most of what waits in the inbox is of {peer}, {size(of[peer])}"
             fix += f"; where that is more than two checkpoints, ask {peer} why"
-        self._node.alarms.sound("room", text, fix)
+        node.alarms.sound("room", text, fix)
 
     def _headline(self) -> str:
         """One line for `systemctl status`."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_ROOM_RETRY_S = 30.0
+NO_ROOM_RETRY_S = 30.0  # a fusion reads all checkpoints again
+ROOM_LOOK_S = 5.0  # a look at the free space costs nothing
 DIVERGED = (
     "nothing more is computed; `hsl-node pause`, then `hsl-node resume` tries again. Where the fused model is spoilt, "
     'all hospitals see the same: agree on a new plan, with fusion = "median" or without the peer that is named. Where '
@@ -202,13 +203,15 @@ class Work:
 
     async def _wait_for_room(self) -> None:
         node = self._node
-        while True:
-            try:
-                node.store.require_room(node.known_schema().file_bytes, len(node.federation.peers))
-                return node.alarms.settle("disk")
-            except LocalStateError as exc:
-                node.alarms.sound("disk", exc.message, exc.remedy)
-                await asyncio.sleep(NO_ROOM_RETRY_S)
+        try:
+            while True:
+                try:
+                    return node.store.require_room(node.known_schema().file_bytes, len(node.federation.peers))
+                except LocalStateError as exc:
+                    node.alarms.sound("disk", exc.message, exc.remedy)
+                    await asyncio.sleep(ROOM_LOOK_S)
+        finally:
+            node.alarms.settle("disk")  # also where training was paused meanwhile: nobody waits for room then
 
     # ------------------------------------------------------------------ the trainer's word
 

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
@@ -29,13 +31,15 @@ from ports import free_ports
 from test_enrol import federation_file, made, run
 
 from hsl_node import config, doctor, enrol, errors, history, identity, logs
+from hsl_node.alarms import Alarms
 from hsl_node.canonical import canonical_json
 from hsl_node.cli import _explain, main
 from hsl_node.commands.app import app
 from hsl_node.config import Plan
-from hsl_node.errors import UsageError
+from hsl_node.errors import LocalStateError, UsageError
 from hsl_node.hints import addressed, command, default_state
 from hsl_node.ping import ping
+from hsl_node.pulse import Pulse
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
 from hsl_node.terminal import print_json
@@ -497,6 +501,32 @@ def test_doctor_names_what_is_broken(
     assert (first.name, first.exit_code) == (check, code) and first.fix
     assert doctor.exit_code(checks) == code
     assert first.fix.split()[0] in doctor.text(checks, colour=False)
+
+
+@pytest.mark.parametrize("free", [3_900_000, 136_000_000, 268_500_000, 10**12])
+def test_the_disk_is_not_sound_while_the_daemon_says_that_it_takes_no_checkpoint_in(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    """Doctor, status, and the daemon's two alarms go by the same figures."""
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    monkeypatch.setattr("hsl_node.sync.store.shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    store, node = Store(Layout(two[0])), config.load_federation(two[0])
+    with closing(store):
+        store.layout.fused(0).write_bytes(bytes(100_000))
+        daemon: Any = SimpleNamespace(
+            store=store, schema=SimpleNamespace(file_bytes=100_000), federation=node, alarms=Alarms()
+        )
+        Pulse(daemon)._watch_room()
+        (disk,) = [c for c in doctor.examine(two[0]) if c.name == "disk"]
+        refuses = "room" in daemon.alarms
+        try:
+            store.require_room(100_000, 2)
+            starts = True
+        except LocalStateError:
+            starts = False
+    assert (disk.outcome == "ok") == (starts and not refuses) == (free == 10**12), disk
+    if refuses:
+        assert disk.text == daemon.alarms.listing()[0]["text"] and disk.fix
 
 
 def test_a_taken_port_has_the_same_exit_code_and_words_from_doctor_and_start(

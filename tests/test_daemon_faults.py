@@ -41,7 +41,7 @@ time.time = _skewed
 """
 IMPATIENT = """
 from hsl_node import pulse, trainer, work
-work.NO_ROOM_RETRY_S = pulse.PULSE_S = 0.2
+work.NO_ROOM_RETRY_S = work.ROOM_LOOK_S = pulse.PULSE_S = 0.2
 trainer.BACKOFF_S = (0.2,)
 """
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from hsl_node.alarms import Alarms
 from hsl_node.errors import AlreadyRunning, LocalStateError
 from hsl_node.sync import store as store_module
 from hsl_node.sync.holdings import held
@@ -17,7 +21,9 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import EVIDENCE_MAX_FILES, FOLDERS, Layout, Store, paths_of
+from hsl_node.work import Work
 
+RESERVE = 256 * 2**20  # of the disk, which the inbox never gives away
 ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
 
 
@@ -219,19 +225,58 @@ def test_manifests_stay_when_their_checkpoints_go(store):
 
 
 def test_threat_21_a_round_starts_only_with_room_for_two_rounds_of_everybody(store, monkeypatch):
-    """3 peers: two rounds of 3 checkpoints and a fusion each = 8 x 1 GB."""
-    free = 8_000_000_000
+    """3 peers: two rounds of 3 checkpoints and a fusion each = 8 x 1 GB, beside the reserve of 268 MB."""
+    free = 8_000_000_000 + 256 * 2**20
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
     store.require_room(1_000_000_000, 3)
     free -= 1
-    with pytest.raises(LocalStateError, match=r"8\.0 GB free; two rounds of 3 peers need 8\.0"):
+    with pytest.raises(LocalStateError, match=r"8\.3 GB free; two rounds of 3 peers need 8\.3 GB"):
         store.require_room(1_000_000_000, 3)
 
 
 def test_what_is_stored_already_counts_as_room(store):
     store.admit(claimed(store, b"x" * 1000), 1, BIRCH)
     store.layout.outbox(1).write_bytes(b"x" * 1000)
-    assert store.room(1000, 2)[1] == 4000  # two rounds of 2 peers and a fusion = 6, two are here
+    assert store.room(1000, 2).round == RESERVE + 4000  # two rounds of 2 peers and a fusion = 6, two are here
+
+
+def test_a_round_needs_no_less_than_the_inbox_does_to_take_a_checkpoint_in(store):
+    """Also where all that two rounds store is here already: below that, what a peer sends is refused."""
+    for peer in (ASH, BIRCH, CEDAR):
+        store.admit(claimed(store, b"x" * 4000), 1, peer)
+    found = store.room(1000, 2)
+    assert found.round == found.arrival == RESERVE + 1000
+
+
+def test_lacking_room_is_told_in_units_that_fit(store, monkeypatch):
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3_900_000}))
+    with pytest.raises(LocalStateError, match=r"has 3\.9 MB free; two rounds of 3 peers need 268 MB\n") as told:
+        store.require_room(1000, 3)
+    assert "free some space" in told.value.remedy
+
+
+def test_the_alarm_about_room_ends_with_the_wait_for_it(store, monkeypatch):
+    """Space was freed, or training was paused meanwhile: nobody lacks room any more."""
+    monkeypatch.setattr("hsl_node.work.ROOM_LOOK_S", 0.0)
+    free = [0, 10**12]
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free[0]}))
+    node: Any = SimpleNamespace(
+        store=store,
+        alarms=Alarms(),
+        known_schema=lambda: SimpleNamespace(file_bytes=1000),
+        federation=SimpleNamespace(peers=(ASH, BIRCH)),
+    )
+
+    async def waits(until: Callable[[asyncio.Task[None]], object]) -> None:
+        waiting = asyncio.create_task(Work(node)._wait_for_room())
+        await asyncio.sleep(0)  # it runs as far as it can
+        assert "disk" in node.alarms
+        until(waiting)
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert "disk" not in node.alarms
+
+    asyncio.run(waits(lambda task: task.cancel()))
+    asyncio.run(waits(lambda task: free.pop(0)))
 
 
 def test_checkpoint_deleted_while_room_is_measured_counts_nothing(store):
@@ -239,7 +284,7 @@ def test_checkpoint_deleted_while_room_is_measured_counts_nothing(store):
     folder = store.layout.inbox(1, Peer("birch")).parent
     folder.mkdir()
     (folder / "birch.safetensors").symlink_to("gone")
-    assert store.room(1000, 2)[1] == 6000
+    assert store.room(1000, 2).round == RESERVE + 6000
 
 
 def lay(layout: Layout, peer: Peer, folder: str, *sizes: int) -> None:

@@ -19,6 +19,7 @@ from hsl_node.sync.holdings import drop_parts
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Peer, Round
+from hsl_node.units import size
 
 FOLDERS = ("keys", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence", "cache", "log", "run")
 EVIDENCE_MAX_FILES = 1000  # a hostile peer may sign nonsense for ever; the first thousand pieces are proof enough
@@ -128,28 +129,42 @@ class Store:
                     path.unlink()
 
     def require_room(self, checkpoint_bytes: int, peers: int) -> None:
-        """Two rounds of everybody must fit before a round starts.
+        """Two rounds of everybody must fit beside the reserve before a round starts.
 
         Raises:
             LocalStateError: says how much is missing.
         """
-        free, need = self.room(checkpoint_bytes, peers)
-        if free < need:
+        found = self.room(checkpoint_bytes, peers)
+        if found.free < found.round:
+            free, need = size(found.free), size(found.round)
             raise LocalStateError(
-                f"{self.layout.state} has {free / 1e9:.1f} GB free; two rounds of {peers} peers need {need / 1e9:.1f}",
+                f"{self.layout.state} has {free} free; two rounds of {peers} peers need {need}",
                 remedy="free some space; the node goes on by itself",
             )
 
-    def room(self, checkpoint_bytes: int, peers: int) -> tuple[int, int]:
+    def room(self, checkpoint_bytes: int, peers: int) -> Room:
         """See `room`."""
         return room(self.layout, checkpoint_bytes, peers)
 
 
-def room(layout: Layout, checkpoint_bytes: int, peers: int) -> tuple[int, int]:
-    """(bytes free, bytes that must be free to start a round): what is stored already counts as room."""
-    usage = shutil.disk_usage(layout.state)
+@dataclass(frozen=True)
+class Room:
+    """Bytes of the disk: what is free, and below what free space this node does without something."""
+
+    free: int
+    arrival: int  # below it the inbox takes in no checkpoint of a peer
+    round: int  # below it no round is started; at least `arrival`
+
+
+def room(layout: Layout, checkpoint_bytes: int, peers: int) -> Room:
+    """What the disk has and what this node needs of it: what is stored already counts as room for a round.
+
+    The inbox never gives its reserve away, so what a round still has to store comes on top of that.
+    """
     held = sum(_held(layout.state / folder) for folder in ("inbox", "outbox"))
-    return usage.free, max(0, 2 * (peers + 1) * checkpoint_bytes - held)
+    missing = max(checkpoint_bytes, 2 * (peers + 1) * checkpoint_bytes - held)
+    reserve = Quota.reserve_bytes
+    return Room(shutil.disk_usage(layout.state).free, reserve + checkpoint_bytes, reserve + missing)
 
 
 def _held(folder: Path) -> int:
