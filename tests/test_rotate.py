@@ -18,7 +18,7 @@ from boxes import inbox, on_loop
 from cluster import WAIT_S, Cluster
 from conftest import Members, make_federation
 
-from hsl_node import backup, config, control, doctor, identity, keys, rotate
+from hsl_node import backup, config, control, doctor, enrol, identity, keys, rotate
 from hsl_node.asking import Asking
 from hsl_node.config import Plan, fingerprint
 from hsl_node.errors import (
@@ -182,6 +182,47 @@ def test_a_backup_older_than_a_peers_new_key_says_so_and_goes_on_when_it_takes_t
         assert rotate.take(state(cluster, "birch"), begun.file, new).live
         control.ask(state(cluster, "ash"), "resume")
         cluster.wait_finished()  # in less than the five minutes that a refused key is left alone
+        assert cluster.fused("ash") == cluster.fused("birch")
+
+
+def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_without_a_newer_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody lets the old key in any more, and nobody can sign a way back to it: a new federation file with its card."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_until("ash", lambda s: s["round"] is not None and s["round"] > 1, "round 1 is done")
+        file = tmp_path / "ash.tar"
+        backup.backup(state(cluster, "ash"), file)
+        begun = rotate.begin(state(cluster, "ash"))
+        rotate.take(state(cluster, "birch"), begun.file, fingerprint(begun.update.new))
+        assert rotate.finish(state(cluster, "ash"))
+        cluster.wait_finished()
+        end_when_settled(cluster, "birch")
+        cluster.kill("ash")
+        shutil.rmtree(state(cluster, "ash"))
+        backup.restore(state(cluster, "ash"), file)
+        cluster.layout("ash").make()
+        cluster.start("ash")
+        recovering = lambda s: [w for w in s["warnings"] if w["code"] == "recovering"]  # noqa: E731
+        refused = lambda s: any("our key" in w["text"] for w in recovering(s))  # noqa: E731
+        (warning,) = recovering(cluster.wait_until("ash", refused, "its key is refused"))
+        assert "changed after that: restore a newer one" in warning["fix"] and "README" in warning["fix"]
+        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+        peer = next(c for c in doctor.examine(state(cluster, "ash")) if c.name == "peer birch")
+        assert peer.exit_code == 12 and "restore a newer one" in peer.fix
+
+        cards = []
+        for name in NAMES[:2]:
+            assert cluster.stop(name) == 0
+            cards.append(tmp_path / f"{name}.card")
+            cards[-1].write_text(config.card_text(enrol.card_of(state(cluster, name))))
+        agreed = enrol.create(name="cluster, again", cards=cards, plan=PLAN, anchor=None)
+        (tmp_path / "new.toml").write_text(config.federation_text(agreed))
+        for name in NAMES[:2]:
+            enrol.join(state(cluster, name), tmp_path / "new.toml", replace=True)
+        cluster.start_all()
+        cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")
 
 

@@ -155,7 +155,9 @@ class Login:
     def our_key_refused(self, identity: Identity) -> KeyRefused:
         return KeyRefused(
             f"{self.where} does not accept our key {identity.fingerprint} for the user {self.user!r}",
-            remedy=f"ask {self.peer} whether it runs the same federation file and has set up the account",
+            remedy="if this node was restored from a backup, its key was probably changed after that: restore a newer "
+            'one; there is none: README.md, "A disk is lost". '
+            f"Else ask {self.peer} whether it runs the same federation file and has set up the account",
         )
 
     def lost(self, what: str, reason: object) -> TransportError:
