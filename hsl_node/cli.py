@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hsl_node import owners
 from hsl_node.errors import HslError, LocalStateError, escaped
 from hsl_node.hints import addressed, state_directory
 
@@ -43,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as exc:
         if exc.errno not in OPERATORS_ERRNO:
             raise
-        where = f"{exc.filename}: " if exc.filename else ""
-        remedy = "check the disk, and that this user may read and write there (`hsl-node doctor`)"
-        sys.exit(_explain(LocalStateError(f"{where}{exc.strerror}", remedy=remedy), state))
+        text, remedy = owners.explained(exc, state)
+        sys.exit(_explain(LocalStateError(text, remedy=remedy), state))
 
 
 def plain_status(words: Sequence[str]) -> dict[str, bool] | None:

@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hsl_node import owners
 from hsl_node.errors import HslError, LocalStateError, NotRunning, WaitTimeout
 
 if TYPE_CHECKING:
@@ -91,9 +92,8 @@ def _connected(state: Path, timeout_s: float) -> Iterator[socket.socket]:
                 f"no hsl-node is running on {state}", remedy="`hsl-node start`, or `systemctl start hsl-node`"
             ) from exc
         except PermissionError as exc:
-            raise LocalStateError(
-                f"{socket_path(state)} belongs to another user", remedy="run this as that user: sudo -u hsl-node ..."
-            ) from exc
+            text, remedy = owners.denied(socket_path(state), state)
+            raise LocalStateError(text, remedy=remedy) from exc
         except TimeoutError as exc:
             raise _silent(state, timeout_s) from exc
         yield connection

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hsl_node import config, enrol, identity
+from hsl_node import config, enrol, identity, owners
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import ask
 from hsl_node.errors import (
@@ -73,6 +73,8 @@ def _examined(state: Path) -> list[Check]:
     federation: Federation | None = None
     ring: keyring.Keyring | None = None
     checks = [_check("state directory", lambda: _state_directory(state))]
+    if os.path.isdir(state):
+        checks.append(_check("files", lambda: _files(state)))
 
     def settings() -> str:
         nonlocal node
@@ -109,7 +111,10 @@ def _examined(state: Path) -> list[Check]:
     joined = federation
     checks.append(_check("anchor", lambda: _anchor(layout, configured, joined)))
     checks.append(_check("disk", lambda: _disk(layout, joined)))
-    return checks + _peers(state, configured.name, joined, ring)
+    try:
+        return checks + _peers(state, configured.name, joined, ring)
+    except OSError as exc:
+        return [*checks, Check("peers", "failed", *owners.explained(exc), LocalStateError.exit_code)]
 
 
 def text(checks: Sequence[Check], *, colour: bool) -> str:
@@ -144,6 +149,8 @@ def _check(name: str, work: Callable[[], str]) -> Check:
         return Check(name, "warning", str(doubt), doubt.fix)
     except HslError as exc:
         return Check(name, "failed", exc.message, exc.remedy, exc.exit_code)
+    except OSError as exc:
+        return Check(name, "failed", *owners.explained(exc), LocalStateError.exit_code)
 
 
 # ------------------------------------------------------------------ the checks
@@ -156,8 +163,15 @@ def _state_directory(state: Path) -> str:
     if status.st_mode & 0o077:
         raise LocalStateError(f"{state} may be read by others", remedy=f"chmod 700 {state}")
     if status.st_uid != os.geteuid():
-        raise LocalStateError(f"{state} belongs to user {status.st_uid}", remedy="run this as the user of the daemon")
+        raise LocalStateError(f"{state} belongs to {owners.owner(state)}", remedy=owners.remedy(state, state))
     return str(state)
+
+
+def _files(state: Path) -> str:
+    if found := owners.unusable(state):
+        text, remedy = owners.told(state, found)
+        raise LocalStateError(text, remedy=remedy)
+    return f"user {owners.me()} may read and write what the daemon needs"
 
 
 def _journal(layout: Layout, federation: Federation | None) -> str:

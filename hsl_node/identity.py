@@ -21,6 +21,7 @@ from typing import Any
 
 import asyncssh
 
+from hsl_node import owners
 from hsl_node.canonical import signed_line
 from hsl_node.config import fingerprint
 from hsl_node.errors import LocalStateError, NotInitialised, PeerDataError
@@ -89,6 +90,9 @@ def load(path: Path) -> Identity:
         raise LocalStateError(f"{path} may be read by others", remedy=f"chmod 600 {path}")
     try:
         key = asyncssh.read_private_key(str(path))
+    except PermissionError as exc:
+        text, remedy = owners.denied(path, path.parent.parent)
+        raise LocalStateError(text, remedy=remedy) from exc
     except (OSError, asyncssh.KeyImportError) as exc:
         raise LocalStateError(
             f"{path} cannot be used as node key: {exc}", remedy="restore it from your backup"

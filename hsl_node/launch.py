@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hsl_node import config, ending, enrol, identity
+from hsl_node import config, ending, enrol, identity, owners
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.errors import AlreadyRunning, ConfigError, DataError, DataUnavailable, HslError, LocalStateError
 from hsl_node.memory import keep_freed_memory
@@ -35,7 +35,8 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
         HslError: what ended it, with its own exit code.
     """
     try:
-        return _checked(state, trainer_command)
+        with _disk_named(state):
+            return _checked(state, trainer_command)
     except AlreadyRunning:
         raise  # log and journal are the other one's
     except Exception as exc:
@@ -70,24 +71,26 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
         )
     os.umask(0o077)
     keep_freed_memory()
-    with _disk_named(state):
-        store = Store(Layout(state))
-        gc.freeze()  # what the imports made stays for good: later collections need not look at it
-        try:
-            if node_config.inbox.kind == "embedded":
-                require_port(node_config.listen)  # before the trainer: after it, this fault would cost minutes
-            _require_images_to_train_on(node_config, store)
-            with _share_named(node_config.data.path):
-                return asyncio.run(_run(node_config, federation, me, store, trainer_command))
-        finally:
-            store.close()
+    store = Store(Layout(state))
+    gc.freeze()  # what the imports made stays for good: later collections need not look at it
+    try:
+        if node_config.inbox.kind == "embedded":
+            require_port(node_config.listen)  # before the trainer: after it, this fault would cost minutes
+        _require_images_to_train_on(node_config, store)
+        with _share_named(node_config.data.path):
+            return asyncio.run(_run(node_config, federation, me, store, trainer_command))
+    finally:
+        store.close()
 
 
 @contextmanager
 def _disk_named(state: Path) -> Iterator[None]:
-    """A disk that fails where nothing can act on it ends the process, with the exit code that says so."""
+    """A disk that fails, or somebody else's file, where nothing can act on it ends the process with its code."""
     try:
         yield
+    except PermissionError as exc:
+        text, remedy = owners.explained(exc, state)
+        raise LocalStateError(text, remedy=remedy) from exc
     except OSError as exc:
         if exc.errno not in DISK_ERRORS:
             raise

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from hsl_node import owners
 from hsl_node.errors import ConfigError, escaped
 
 FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; federations are far smaller
@@ -66,6 +67,9 @@ def read_text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str:
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file", remedy="check the path") from exc
+    except PermissionError as exc:
+        what, remedy = owners.denied(path)
+        raise ConfigError(what, remedy=remedy) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}", remedy="a UTF-8 text file is expected") from exc
 

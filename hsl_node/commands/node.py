@@ -138,8 +138,8 @@ def logs(
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Check everything this node needs.
 
-    Settings, key, federation, journal, anchor set, images, disk, port, torch and GPU, and a login at every peer. Exit
-    code: that of the first check that failed.
+    Owners of its files, settings, key, federation, journal, anchor set, images, disk, port, torch and GPU, and a login
+    at every peer. Exit code: that of the first check that failed.
     """
     from hsl_node import doctor
 

@@ -1,0 +1,104 @@
+"""What this user may not use of a state directory: whose it is, and what mends it. Loads fast.
+
+A copy, or a restore, made as root leaves files that the daemon's user can neither read nor replace.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hsl_node.errors import escaped
+
+NAMED = 3  # of what cannot be used; one command mends them all
+_FOLDER = os.R_OK | os.W_OK | os.X_OK
+_READ_ONLY = "keys"  # the daemon writes nothing there
+_WRITTEN = ("log", "run", "trainer")  # files there are opened for writing; others are replaced whole, or only read
+_JOURNAL = "journal.sqlite3"  # and -wal, -shm
+_NOT_NEEDED = "past"  # runs of an earlier federation
+
+
+def unusable(state: Path) -> list[Path]:
+    """All that the daemon needs below `state` and that this user may not read, or write where it must."""
+    found = [] if os.access(state, _FOLDER) else [state]
+    for where, folders, names in os.walk(state):
+        top = os.path.relpath(where, state).split(os.sep)[0]
+        if top == ".":
+            folders[:] = [f for f in folders if f != _NOT_NEEDED]
+        for name in folders:
+            found += _unless(Path(where, name), _FOLDER & ~os.W_OK if name == _READ_ONLY else _FOLDER)
+        for name in names:
+            written = top in _WRITTEN or name.startswith(_JOURNAL)
+            found += _unless(Path(where, name), os.R_OK | (os.W_OK if written else 0))
+    return found
+
+
+def _unless(path: Path, mode: int) -> list[Path]:
+    return [path] if not os.access(path, mode) and os.path.exists(path) else []  # it may be gone by now
+
+
+def told(state: Path, paths: Sequence[Path]) -> tuple[str, str]:
+    """(What is wrong, what to do) about some of what `unusable` found."""
+    shown = [f"{_within(path, state)} (of {owner(path)})" for path in paths[:NAMED]]
+    more = [f"and {len(paths) - NAMED} more"] if len(paths) > NAMED else []
+    return f"user {me()} may not read or write: {', '.join([*shown, *more])}", remedy(state, paths[0])
+
+
+def denied(path: Path, state: Path | None = None) -> tuple[str, str]:
+    """(What is wrong, what to do) where using `path` gave EACCES."""
+    closed = (p for p in reversed(path.parents) if not os.access(p, os.X_OK))
+    there = (p for p in (path, *path.parents) if os.path.lexists(p))  # a file to be made: its folder is at fault
+    culprit = next(closed, None) or next(there)
+    state = state or next((p for p in path.parents if os.path.exists(p / "node.toml")), None)
+    text = f"user {me()} may not use {path}"
+    text += f": {culprit} belongs to {owner(culprit)}" if culprit != path else f", which belongs to {owner(path)}"
+    if state is None or not path.is_relative_to(state):
+        return text, f"as root: chown {shlex.quote(me())} {shlex.quote(str(culprit))}, or give another file"
+    return text, remedy(state, culprit)
+
+
+def explained(error: OSError, state: Path | None = None) -> tuple[str, str]:
+    """(What is wrong, what to do) for an error of a disk that nobody caught where it arose."""
+    if isinstance(error, PermissionError) and isinstance(error.filename, str):
+        return denied(Path(error.filename).absolute(), state)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}", "check the disk: free space, its file system, `dmesg`"
+
+
+def remedy(state: Path, path: Path) -> str:
+    place, daemon = shlex.quote(str(state)), owner(state)
+    if daemon != me():  # who is at fault, this user or the owner?
+        return (
+            f"run this as {daemon}: sudo -u {shlex.quote(daemon)} hsl-node ...; or, where the daemon runs as {me()}, "
+            f"as root: chown -R {shlex.quote(me())} {place}"
+        )
+    if owner(path) == me():
+        return f"chmod -R u+rwX {place}; or is that file system mounted read-only?"
+    return f"as root: chown -R {shlex.quote(me())} {place}"
+
+
+def owner(path: Path) -> str:
+    """The name of a file's owner, or #NUMBER; "somebody else" where even that cannot be seen."""
+    try:
+        return _name(path.stat().st_uid)
+    except OSError:
+        return "somebody else"
+
+
+def me() -> str:
+    return _name(os.geteuid())
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"#{user}"
+
+
+def _within(path: Path, state: Path) -> str:
+    name = "." if path == state else path.relative_to(state).as_posix()
+    return escaped(f"{name}/" if os.path.isdir(path) else name, 80)
