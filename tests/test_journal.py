@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -327,3 +329,39 @@ def test_a_journal_answers_only_the_thread_that_opened_it(journal: Journal) -> N
     with ThreadPoolExecutor(1) as thread, pytest.raises(sqlite3.ProgrammingError, match="thread"):
         thread.submit(journal.meta, "torch").result()
     assert journal.meta("torch") is None
+
+
+# ------------------------------------------------------------------ why it cannot be opened
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no small disk here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_threat_21_a_journal_that_a_full_disk_keeps_closed_asks_for_space_first(tiny_disk: Path, before: bool) -> None:
+    path, ballast = tiny_disk / "journal.sqlite3", tiny_disk / "ballast"
+    if before:
+        Journal.create(path).close()
+    with open(ballast, "wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises(LocalStateError, match=r"its disk is full \(0 B free\)") as full:
+        Journal.create(path)
+    assert full.value.remedy.startswith("free some space") and "backup" not in full.value.remedy
+    ballast.unlink()
+    Journal.create(path).close()
+
+
+def test_a_journal_that_is_none_any_more_still_asks_for_a_backup(tmp_path: Path) -> None:
+    (tmp_path / "journal.sqlite3").write_bytes(b"x" * 8192)
+    with pytest.raises(LocalStateError, match="cannot be opened") as broken:
+        Journal.create(tmp_path / "journal.sqlite3")
+    assert "backup" in broken.value.remedy and "full" not in broken.value.message

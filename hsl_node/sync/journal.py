@@ -6,6 +6,7 @@ One writer, the daemon. `hsl-node status`, `report` and `round history` read it,
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import LocalStateError, NotInitialised
+from hsl_node.owners import denied
 from hsl_node.sync.durable import Step, disk_failed, passing
 from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.units import size
 
 VERSION = 2
+OPEN_BYTES = 256 * 1024  # to open it takes 32 KiB for its index, and the tables the first time
 NOTES_MAX = 5000  # a hostile peer may be refused for ever; the newest tell enough
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
@@ -327,6 +331,12 @@ def _is_empty(db: sqlite3.Connection) -> bool:
 
 
 def _broken(path: Path, exc: sqlite3.Error) -> LocalStateError:
-    return LocalStateError(
-        f"journal {path} cannot be opened: {exc}", remedy="check disk and owner, or restore a backup"
-    )
+    """SQLite's words are the same for a full disk, somebody else's file and a broken one."""
+    text, remedy = f"journal {path} cannot be opened: {exc}", "check disk and owner, or restore a backup"
+    disk = os.statvfs(path.parent)
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        text, remedy = denied(path)
+    elif disk.f_bavail * disk.f_frsize < OPEN_BYTES or (disk.f_files and not disk.f_favail):
+        text += f"; its disk is full ({size(disk.f_bavail * disk.f_frsize)} free)"
+        remedy = "free some space there first: the journal goes on as it is"
+    return LocalStateError(text, remedy=remedy)
