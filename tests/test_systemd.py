@@ -46,6 +46,30 @@ def test_systemd_finds_nothing_to_complain_about(unit: Path, drop_ins: list[str]
     assert (found.returncode, ours) == (0, [])
 
 
+def test_images_on_a_network_share_are_waited_for_at_boot_and_never_given_up() -> None:
+    """A requirement on the mount would fail with it, and systemd starts nothing again whose dependency failed."""
+    drop_in = dict(directives(REPOSITORY / "systemd" / "hsl-node.service.d" / "images.conf.example"))
+    assert "remote-fs.target" in drop_in["After"].split()
+    assert not {"Requires", "RequiresMountsFor", "BindsTo"} & drop_in.keys()
+
+
+def test_uninstalling_removes_all_of_it_also_where_a_part_was_never_made(tmp_path: Path) -> None:
+    """The page's own commands, on a system without drop-ins and without a cache."""
+    text = (REPOSITORY / "systemd" / "README.md").read_text(encoding="utf-8").partition("## Uninstall")[2]
+    lines = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("    rm ")]
+    there = [tmp_path / "etc/systemd/system/hsl-node.service", tmp_path / "var/lib/hsl-node", tmp_path / "opt/hsl-node"]
+    for path in there:
+        path.mkdir(parents=True)
+    for line in lines:
+        moved = re.sub(
+            r" /(etc|var|opt)/", rf" {tmp_path}/\1/", line.replace("systemctl daemon-reload", "echo reloaded")
+        )
+        assert all(word.startswith(str(tmp_path)) for word in moved.split() if word.startswith("/")), moved
+        done = subprocess.run(["bash", "-c", moved], capture_output=True, text=True, timeout=10)
+        assert done.returncode == 0 and ("reloaded" in done.stdout) == ("reload" in line), done.stderr
+    assert len(lines) == 2 and not any(path.exists() for path in there)
+
+
 @needs_systemd
 def test_overall_exposure_stays_low(unit: Path) -> None:
     shown = subprocess.run(
