@@ -36,7 +36,7 @@ from hsl_node.canonical import canonical_json
 from hsl_node.cli import _explain, main
 from hsl_node.commands.app import app
 from hsl_node.config import Plan
-from hsl_node.errors import LocalStateError, UsageError
+from hsl_node.errors import DataError, LocalStateError, UsageError
 from hsl_node.hints import addressed, command, default_state
 from hsl_node.ping import ping
 from hsl_node.pulse import Pulse
@@ -374,6 +374,27 @@ def test_anchor_build_makes_the_same_file_from_the_same_images(tmp_path: Path, i
 
 
 # ------------------------------------------------------------------ rounds
+
+
+def test_anchor_build_reads_a_table_with_names_of_its_own_as_its_errors_say(tmp_path: Path, images: Path) -> None:
+    """Whoever builds an anchor set has no node.toml for it: each error names the option that helps."""
+    table = tmp_path / "public.csv"
+    rows = [f"{file.relative_to(tmp_path)},{file.parent.name},none" for file in sorted(images.rglob("*.png"))]
+    table.write_text("\n".join(["file,dx,split", *rows]))
+    words: list[str | Path] = ["anchor", "build", "--data", table, "--image-size", "16", "--out", tmp_path / "a"]
+    for advice, then in (
+        ("--column path=", ["--column", "path=file"]),
+        ("--column label=", ["--column", "label=dx"]),
+        ("--column split=", ["--column", "split="]),
+        ("--classes: benign, malignant", ["--classes", "benign,malignant"]),
+    ):
+        done = run(*words, "--classes", "good,bad")
+        assert isinstance(done.exception, DataError)
+        assert advice in done.exception.remedy and "node.toml" not in str(done.exception), done.exception
+        words += then
+    assert "40 images of 16 px" in run(*words).stdout
+    wrong = run("anchor", "build", "--data", table, "--classes", "a,b", "--out", tmp_path / "b", "--column", "dx")
+    assert isinstance(wrong.exception, UsageError) and "--column label=dx" in wrong.exception.remedy
 
 
 def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:

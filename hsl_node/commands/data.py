@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,6 +117,10 @@ def build(
     classes: Annotated[str | None, typer.Option(metavar="A,B", help="The two classes of that source.")] = None,
     n: Annotated[int | None, typer.Option("-n", min=2, help="Images per class. Default: all of the rarer one.")] = None,
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels; the plan's image_size.")] = 224,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=NAME", help="A table's own column name: path=file, label=dx. Once for each."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What it is, for people.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses which images.")] = 1,
     digits: Annotated[
@@ -138,7 +143,7 @@ def build(
         if len(chosen) != 2:
             raise UsageError("name the two classes of that source", remedy="e.g. --classes normal,pneumonia")
         made = anchor.build(
-            DataConfig(path=data),
+            DataConfig(path=data, columns=_columns(column or ())),
             name=name or f"{data.name}: {' against '.join(chosen)}",
             classes=(chosen[0], chosen[1]),
             image_size=image_size,
@@ -148,6 +153,14 @@ def build(
         )
     fingerprint = anchor.save(made, out)
     print(f"{out}: {made.name}, {len(made.labels)} images of {made.image_size} px, fingerprint {fingerprint}")
+
+
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    """As data.columns in node.toml. Raises: UsageError."""
+    pairs = [word.partition("=") for word in given]
+    if bad := [key for key, equals, _ in pairs if not equals or not key]:
+        raise UsageError(f"--column {bad[0]}: no KEY=NAME", remedy="e.g. --column path=file --column label=dx")
+    return {key.strip(): name.strip() for key, _, name in pairs}
 
 
 def verify(

@@ -26,7 +26,7 @@ from hsl_node.train.cache import Recipe, as_colour, decode_items
 from hsl_node.train.data import Gathered, gather_labelled, unreadable_error, window_of
 from hsl_node.train.digests import Progress
 from hsl_node.train.images import UnreadableImage, to_square
-from hsl_node.train.sources import Item, hint, labels_of, npz_array, read_source
+from hsl_node.train.sources import ANCHOR_BUILD, Item, hint, labels_of, npz_array, read_source
 
 Array = NDArray[Any]
 
@@ -73,7 +73,7 @@ def build(
         plain_name(name)
     except ValueError as exc:
         raise DataError(f"the name of the anchor set: {exc}", remedy="give another one with --name") from exc
-    source = read_source(data)
+    source = read_source(data, ANCHOR_BUILD)
     labels = labels_of(source, classes, data.labels, select=True)
     present = Counter(label for label in labels if label is not None)
     for label, wanted in enumerate(classes):
@@ -81,7 +81,7 @@ def build(
             words = sorted({item.label for item in source.items})
             raise DataError(
                 f"no image is labelled {wanted!r}{hint(wanted, words)}",
-                remedy=f"labels of this source: {', '.join(words[:20])}; data.labels can rename them",
+                remedy=f"give two labels of this source with --classes: {', '.join(words[:20])}",
             )
     try:
         gathered = gather_labelled(source, labels, cache, progress)

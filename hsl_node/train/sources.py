@@ -63,8 +63,27 @@ class Source:
         return item.path.relative_to(self.root).as_posix() if item.path.is_relative_to(self.root) else str(item.path)
 
 
-def read_source(data: DataConfig) -> Source:
-    """List the images of `data.path`, less those of `data.exclude`.
+@dataclass(frozen=True)
+class Asked:
+    """How the settings of a source are called where somebody made them: an error says what to change there."""
+
+    path: str
+    column: str  # {0}: our word for that column
+    unsplit: str
+    place: str
+
+
+NODE_TOML = Asked(
+    path="data.path",
+    column='columns = {{ {0} = "..." }} under [data] in node.toml',
+    unsplit='columns = { split = "" }',
+    place="node.toml",
+)
+ANCHOR_BUILD = Asked(path="--data", column="--column {0}=...", unsplit="--column split=", place="the command line")
+
+
+def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
+    """List the images of `data.path`, less those of `data.exclude`. `asked`: by whom, for the errors.
 
     Raises:
         DataError: nothing there, a table that lacks a column, a row that lacks a value, an unknown file type.
@@ -73,22 +92,23 @@ def read_source(data: DataConfig) -> Source:
     if path is None:
         raise DataError("data.path is not set", remedy="name a folder, a table or an .npz file in node.toml")
     if not path.exists():
-        raise DataError(f"data.path {path} does not exist", remedy="correct it in node.toml, or mount the disk")
+        raise DataError(f"{asked.path} {path} does not exist", remedy=f"correct it in {asked.place}, or mount the disk")
     if path.is_dir():
-        source = _read_folder(path, data)
+        source = _read_folder(path, data, asked)
     elif path.suffix.lower() in (".csv", ".tsv"):
-        source = _read_table(path, data)
+        source = _read_table(path, data, asked)
     elif path.suffix.lower() == ".npz":
-        source = _read_npz(path, data)
+        source = _read_npz(path, data, asked)
     else:
         raise DataError(
-            f"data.path {path.name!r} is neither a folder nor .csv nor .npz", remedy="name one of these in node.toml"
+            f"{asked.path} {path.name!r} is neither a folder nor .csv nor .npz",
+            remedy=f"name one of these in {asked.place}",
         )
     names = [{source.name(item), item.path.name} for item in source.items]
     kept = tuple(item for item, own in zip(source.items, names, strict=True) if not own & set(data.exclude))
     unmatched = set(data.exclude).difference(*names)
     if not kept:
-        raise DataError(f"data.path {path} holds no images", remedy=_LAYOUTS)
+        raise DataError(f"{asked.path} {path} holds no images", remedy=_LAYOUTS)
     return replace(source, items=kept, unmatched=tuple(sorted(unmatched)))
 
 
@@ -141,9 +161,9 @@ def hint(name: str, known: Collection[str]) -> str:
 _LAYOUTS = "a folder per class with images in it (also inside train/, validation/, test/), a table, or an .npz file"
 
 
-def _read_folder(root: Path, data: DataConfig) -> Source:
+def _read_folder(root: Path, data: DataConfig, asked: Asked) -> Source:
     if data.columns or data.filter:
-        raise DataError("data.columns and data.filter belong to a table", remedy="point data.path at the .csv file")
+        raise DataError("columns and a filter belong to a table", remedy=f"point {asked.path} at the .csv file")
     folders = _folders(root)
     splits = {f: SPLIT_WORDS.get(f.name.casefold()) for f in folders}
     if folders and all(s is not None for s in splits.values()):
@@ -170,18 +190,18 @@ def _folders(root: Path) -> list[Path]:
 # ---------------------------------------------------------------- a table
 
 
-def _read_table(path: Path, data: DataConfig) -> Source:
+def _read_table(path: Path, data: DataConfig, asked: Asked) -> Source:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
             rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            names = _column_names(path, list(rows.fieldnames or ()), data)
+            names = _column_names(path, list(rows.fieldnames or ()), data, asked)
             table = [(rows.line_num, row) for row in rows if any(row.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"{path.name}: cannot be read as a table: {exc}", remedy="save it as CSV in UTF-8") from exc
     table = _filtered(path, table, data.filter, private={names[key] for key in ("path", "patient") if key in names})
-    items = [_row_item(path, line, row, names) for line, row in table]
+    items = [_row_item(path, line, row, names, asked) for line, row in table]
     absent = [i.where for i in items if not i.path.is_file()]
     missing = [i.where for i in items if not i.label]
     if absent or missing:
@@ -192,7 +212,7 @@ def _read_table(path: Path, data: DataConfig) -> Source:
     return Source(tuple(items), root=path.parent)
 
 
-def _row_item(path: Path, line: int, row: Mapping[str, str | None], names: Mapping[str, str]) -> Item:
+def _row_item(path: Path, line: int, row: Mapping[str, str | None], names: Mapping[str, str], asked: Asked) -> Item:
     where = f"{path.name}:{line}"
     cell = {key: (row.get(column) or "").strip() for key, column in names.items()}
     image = path.parent / cell["path"]
@@ -202,7 +222,7 @@ def _row_item(path: Path, line: int, row: Mapping[str, str | None], names: Mappi
     if split and split.casefold() not in SPLIT_WORDS:
         raise DataError(
             f"{where}: split {split!r} is neither train, validation nor test{hint(split, SPLIT_WORDS)}",
-            remedy='mend that line, or set columns = { split = "" } to let the node split',
+            remedy=f"mend that line, or set {asked.unsplit} to pass over that column",
         )
     return Item(
         where,
@@ -214,19 +234,20 @@ def _row_item(path: Path, line: int, row: Mapping[str, str | None], names: Mappi
     )
 
 
-def _column_names(path: Path, header: list[str], data: DataConfig) -> dict[str, str]:
+def _column_names(path: Path, header: list[str], data: DataConfig, asked: Asked) -> dict[str, str]:
     """Our word -> the table's column, for the columns in use."""
     for key in data.columns:
         if key not in COLUMNS:
             raise DataError(
-                f"data.columns: {key!r} is no column we know{hint(key, COLUMNS)}", remedy=f"one of {', '.join(COLUMNS)}"
+                f"{key!r} is no column we know{hint(key, COLUMNS)}",
+                remedy=f"one of {', '.join(COLUMNS)}, in {asked.place}",
             )
     names = {key: data.columns.get(key, key) for key in COLUMNS}
     for key, column in names.items():
         if column and column not in header and (key in REQUIRED or key in data.columns):
             raise DataError(
                 f"{path.name}:1: no column {column!r} for the {key}{hint(column, header)}",
-                remedy=f"columns here: {', '.join(header)}; name it in data.columns in node.toml",
+                remedy=f"columns here: {', '.join(header)}; name it with {asked.column.format(key)}",
             )
     return {key: column for key, column in names.items() if column in header}
 
@@ -260,10 +281,10 @@ def _filtered(
 # ---------------------------------------------------------------- .npz
 
 
-def _read_npz(path: Path, data: DataConfig) -> Source:
+def _read_npz(path: Path, data: DataConfig, asked: Asked) -> Source:
     """`images` + `labels`, or `train_images` + `train_labels` and the same for val and test. Pixels stay on disk."""
     if data.columns or data.filter:
-        raise DataError("data.columns and data.filter belong to a table", remedy="remove them from node.toml")
+        raise DataError("columns and a filter belong to a table", remedy=f"remove them from {asked.place}")
     try:
         with np.load(path, allow_pickle=False) as file:
             pairs = [(k, f"{k.removesuffix('images')}labels") for k in file.files if k.endswith("images")]
