@@ -17,6 +17,7 @@ import pytest
 from boxes import inbox, on_loop
 from cluster import WAIT_S, Cluster
 from conftest import Members, make_federation
+from test_enrol import run
 
 from hsl_node import backup, config, control, doctor, enrol, identity, keys, rotate
 from hsl_node.asking import Asking
@@ -188,7 +189,7 @@ def test_a_backup_older_than_a_peers_new_key_says_so_and_goes_on_when_it_takes_t
 def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_without_a_newer_one_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody lets the old key in any more, and nobody can sign a way back to it: a new federation file with its card."""
+    """Nobody lets the old key in, and nobody can sign a way back to it: a new federation file with its card."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
         cluster.start_all()
         cluster.wait_until("ash", lambda s: s["round"] is not None and s["round"] > 1, "round 1 is done")
@@ -441,6 +442,37 @@ def test_a_command_for_here_names_the_state_directory_and_one_for_another_machin
         assert f"hsl-node --state {birch} peer revoke ash --undo" in said(birch, "peer", "revoke", "ash")
         undo = said(birch, "peer", "revoke", "ash", "--undo")
         assert "hsl-node status --json there" in undo and f"{birch} status" not in undo
+
+
+def test_every_command_shows_the_key_that_counts_now_and_the_files_as_replaced(tmp_path: Path) -> None:
+    """To compare by phone: at the node itself and at a peer, in the overlap and after it."""
+
+    def shown(at: str) -> str:
+        return run("--state", state(cluster, at), "federation", "show").stdout
+
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        old = cluster.federation.get("ash").fingerprint
+        assert all("in the file" not in shown(at) for at in NAMES[:2])
+        begun = rotate.begin(state(cluster, "ash"))
+        new = fingerprint(begun.update.new)
+        rotate.take(state(cluster, "birch"), begun.file, new)
+        for at in NAMES[:2]:
+            assert f"{new}\n" in shown(at) and f"{old}  (in the file; being replaced by the one above)" in shown(at)
+        assert not rotate.finish(state(cluster, "ash"), force=True)
+        assert not rotate.end(state(cluster, "birch"), "ash").live
+        for at in NAMES[:2]:
+            lines = shown(at).splitlines()
+            (first,) = [n for n, line in enumerate(lines) if line.startswith("ash ")]
+            assert lines[first].endswith(new) and lines[first + 1].endswith(
+                f"{old}  (in the file; replaced by the one above)"
+            )
+            json_said = json.loads(run("--state", state(cluster, at), "federation", "show", "--json").stdout)
+            assert fingerprint(json_said["keys_now"]["ash"]) == new
+            assert new in run("--state", state(cluster, at), "peer", "list").stdout
+        file = run("--state", state(cluster, "ash"), "federation", "show", state(cluster, "ash") / "federation.toml")
+        assert old in file.stdout and new not in file.stdout, "a file that is named is shown as it is"
+        assert new in run("--state", state(cluster, "ash"), "card").stdout
+        assert identity.load(cluster.layout("ash").key).fingerprint == new, "doctor's line"
 
 
 def test_an_old_key_that_was_replaced_does_not_start_a_node(tmp_path: Path) -> None:

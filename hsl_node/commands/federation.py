@@ -17,7 +17,8 @@ from hsl_node.terminal import print_json
 from hsl_node.units import table
 
 if TYPE_CHECKING:
-    from hsl_node.config import Federation
+    from hsl_node.config import Federation, PeerCard
+    from hsl_node.sync.keyring import Keyring
 
 PLAN_KEYS = (
     "method, task, classes, rounds, epochs_per_round, seed, image_size, batch_size, backbone, backbone_weights, "
@@ -71,12 +72,20 @@ def show(
     file: Annotated[Path | None, typer.Argument(help="A federation.toml. Default: the one joined.")] = None,
     json: Json = False,
 ) -> None:
-    """Print name, hash, peers with fingerprints, and the plan."""
+    """Print name, hash, peers with fingerprints, and the plan.
+
+    Of the one joined also which keys were replaced since: the one that counts here now stands first.
+    """
+    from hsl_node.sync import keyring
+
     federation = _load(context, file)
+    ring = keyring.load(state_of(context), federation) if file is None else keyring.Keyring.of(federation)
     if json:
-        print_json({**federation.model_dump(mode="json"), "hash": federation.fed8, "digest": federation.digest})
+        now = {p.name: ring.newest(p.name) for p in federation.peer}
+        hashes = {"hash": federation.fed8, "digest": federation.digest}
+        print_json({**federation.model_dump(mode="json"), **hashes, "keys_now": now})
     else:
-        print(_text(federation))
+        print(_text(federation, ring))
 
 
 def join(
@@ -137,12 +146,16 @@ def _load(context: typer.Context, file: Path | None) -> Federation:
     return config.load_federation(state_of(context)) if file is None else toml_file.read_toml(file, config.Federation)
 
 
-def _text(federation: Federation) -> str:
+def _text(federation: Federation, ring: Keyring | None = None) -> str:
+    """`ring`: the keys that count here; None: the file's."""
     from hsl_node.config import Plan
     from hsl_node.enrol import read_aloud
+    from hsl_node.sync.keyring import Keyring
 
     plan, usual = federation.plan.model_dump(mode="json"), Plan().model_dump(mode="json")
     changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}
+    ring = ring or Keyring.of(federation)
+    rows = [row for p in federation.peer for row in _keys(p, ring)]
     anchor = federation.anchor
     set_used = f"{escaped(anchor.name)}, {anchor.images} images, {anchor.fingerprint[:12]}" if anchor else "none"
     return "\n".join(
@@ -151,12 +164,25 @@ def _text(federation: Federation) -> str:
             f"hash        {federation.fed8}   (read aloud: {read_aloud(federation)})",
             f"anchor      {set_used}",
             "",
-            table(("peer", "address", "fingerprint"), [(p.name, p.address, p.fingerprint) for p in federation.peer]),
+            table(("peer", "address", "fingerprint"), rows),
             "",
             "plan (what is not listed has its default)",
             *(f"  {key:20}  {_value(plan[key])}" for key in plan if key in changed),
         ]
     )
+
+
+def _keys(peer: PeerCard, ring: Keyring) -> list[tuple[str, str, str]]:
+    """The key that counts here now; below it the file's, where another one took its place."""
+    from hsl_node.config import fingerprint
+
+    now = fingerprint(ring.newest(peer.name))
+    first = (peer.name, peer.address, now + ("  (revoked here)" if ring.is_revoked(peer.name) else ""))
+    if now == peer.fingerprint:
+        return [first]
+    changing = ring.overlap(peer.name) is not None
+    how = "being replaced by the one above" if changing else "replaced by the one above"
+    return [first, ("", "", f"{peer.fingerprint}  (in the file; {how})")]
 
 
 def _value(value: object) -> str:
