@@ -41,6 +41,7 @@ FIELDS = frozenset(
     """.split()  # noqa: SIM905  (as a list it is sixty lines)
 )
 WORD = re.compile(r"[A-Za-z0-9 ,.:+_/=()*-]{0,120}")
+VERSION = re.compile(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?((a|b|rc|\.dev|\.post)\d{1,4})?")  # never four numbers: an address
 _PLACE = re.compile(
     r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,8}(?::\d+)?(?=[\s:;,)]|$)|[\w-]+:\d{2,5}(?=[\s:;,)]|$)|\[[0-9a-fA-F:]+\]:\d+|\S+@\S+"
 )
@@ -96,6 +97,8 @@ def allowed(value: Any, key: str = "") -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(value)
+    if key == "version" and VERSION.fullmatch(text):  # "0.1.0" looks like a file's name to the rule below
+        return text
     return text if WORD.fullmatch(text) and not _PLACE.search(_FINGERPRINT.sub("", text)) else "..."
 
 

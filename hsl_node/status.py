@@ -28,6 +28,7 @@ _RED, _YELLOW, _GREEN, _BOLD, _DIM = "31", "33", "32", "1", "2"
 _COLOUR = {
     "degraded": _RED, "halted": _RED, "stopped": _RED, "paused": _YELLOW, "waiting": _YELLOW, "finished": _GREEN,
 }  # fmt: skip
+_SIGNS = ("influence", "validation")
 _ENDED = {"stopped": "stopped", "failed": "ended by an error"}  # killed: a warning says so, nobody knows when
 
 
@@ -66,7 +67,12 @@ def fetch(state: Path) -> dict[str, Any]:
     except NotRunning:
         found = from_journal(state)
     warnings = [{**warning, "fix": addressed(str(warning["fix"]), state)} for warning in found["warnings"]]
-    return found | {"warnings": warnings}
+    return found | {"warnings": sorted(warnings, key=_is_sign)}  # else each kind in its order
+
+
+def _is_sign(warning: Mapping[str, Any]) -> bool:
+    """What only may mean something (poisoning.py) stands below what stops this node."""
+    return str(warning["code"]).partition(" ")[0] in _SIGNS
 
 
 # ------------------------------------------------------------------ the page
@@ -155,6 +161,8 @@ def _round(snapshot: Snapshot) -> str:
             return f"0 of {rounds}: the peers compare plan, anchor and initial weights"
         case after, "agree":
             return f"{after - 1} of {rounds} fused; the peers compare the last fusion"
+        case after, "finished" if after - 1 < rounds:
+            return f"{after - 1} of {rounds} fused; the run is complete: all had reached their plateau"
         case after, "finished":
             return f"{after - 1} of {rounds} fused; the run is complete"
         case round, phase:

@@ -14,7 +14,7 @@ import pytest
 from cluster import Cluster
 from pictures import write_dicom, write_png
 
-from hsl_node import bundle, doctor, enrol, identity
+from hsl_node import __version__, bundle, doctor, enrol, identity
 from hsl_node.config import Plan
 from hsl_node.sync.store import Layout
 from hsl_node.train import worker
@@ -170,6 +170,14 @@ def test_fields_that_are_not_on_the_list_are_left_out_whatever_they_hold() -> No
     assert kept["traceback"] == ["hsl_node/node.py line 3, in run", "ValueError"]
 
 
+def test_a_version_passes_and_an_address_in_its_place_does_not() -> None:
+    passed = ["0.1.0", "1.2", "0.2.0rc1", "1.0.dev3"]
+    assert [bundle.allowed({"version": v})["version"] for v in passed] == passed
+    for other in ("192.0.2.17", f"{CANARY}.1", "1.2/x", "0.1.0\n"):
+        assert bundle.allowed({"version": other})["version"] == "..."
+    assert bundle.allowed({"receipt": "0.1.0"})["receipt"] == "...", "elsewhere it may be a file's name"
+
+
 def test_what_a_library_logs_is_not_passed_on() -> None:
     event = {"time": "t", "level": "warning", "logger": "pydicom", "event": f"invalid value {CANARY}"}
     assert CANARY not in json.dumps(bundle._event(event))
@@ -186,6 +194,7 @@ def test_a_bundle_is_made_of_a_node_that_was_never_started_and_never_over_anothe
     state = tmp_path / "state"
     enrol.init(state, name="mercy", address="127.0.0.1:8922", listen=None, data=None)
     files = bundle.collect(state)
+    assert json.loads(files["status.json"])["version"] == __version__
     assert json.loads(files["rounds.json"]) == {"failed": "NotInitialised"}
     assert b"PRIVATE KEY" not in b"".join(files.values())
     assert identity.load(Layout(state).key).key.export_private_key("openssh")[40:80] not in b"".join(files.values())

@@ -47,6 +47,22 @@ def test_warnings_come_first_with_what_to_do() -> None:
     assert lines.index("") < next(i for i, line in enumerate(lines) if line.startswith("mercy"))
 
 
+def test_a_run_that_ended_early_says_why() -> None:
+    complete = lambda r: line_of(page(round=r, rounds=60, phase="finished", state="finished"), "round")  # noqa: E731
+    assert complete(61) == "round        60 of 60 fused; the run is complete"
+    assert complete(9) == "round        8 of 60 fused; the run is complete: all had reached their plateau"
+
+
+def test_what_stops_the_node_stands_above_signs_that_a_person_is_to_judge(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = ["halted", "influence ash", "validation", "room", "influence birch", "keys ash", "disk", "paused"]
+    warnings = [{"code": code, "text": code, "since": None, "fix": ""} for code in order]
+    monkeypatch.setattr("hsl_node.status.ask", lambda state, op: {"status": snapshot(warnings=warnings)})
+    shown = [w["code"] for w in fetch(state)["warnings"]]
+    assert shown == ["halted", "room", "keys ash", "disk", "paused", "influence ash", "validation", "influence birch"]
+
+
 def test_it_says_whom_it_waits_for_and_since_when() -> None:
     lines = page()
     assert line_of(lines, "mercy").startswith("mercy  waiting since ") and "(14 min)" in line_of(lines, "mercy")
