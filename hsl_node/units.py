@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from hsl_node.errors import escaped
+
+CELL_MAX = 500  # characters; an address has 253
+
 
 def size(count: float) -> str:
     """Bytes in decimal units, three digits or so: 94.7 MB."""
@@ -55,7 +59,8 @@ def auc(value: float | None) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Aligned columns for a terminal or a pipe; the columns in `right` end flush."""
+    """Aligned columns for a terminal or a pipe; the columns in `right` end flush. What a cell holds is escaped."""
+    header, *rows = [[escaped(cell, CELL_MAX) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     return "\n".join(
         "  ".join(

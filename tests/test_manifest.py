@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import hsl_node
 from hsl_node.canonical import canonical_json
 from hsl_node.config import Plan
 from hsl_node.errors import FederationMismatch, PeerDataError
@@ -116,6 +119,34 @@ def test_a_receipt_is_read_back_the_same():
         text="file of 3 bytes – “short”",
     )
     assert parse_receipt(line(receipt.content())) == receipt
+
+
+RECEIPT = {
+    "version": 1, "federation": SHA, "round": 3, "peer": "ash", "sha256": SHA, "receiver": "birch", "accepted": True,
+    "code": "accepted", "text": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"accepted": False}, {"code": "size"}, {"accepted": False, "code": ""}]
+    + [{"accepted": False, "code": code} for code in ("\x1b[2J", "size\n", "a b", "Size", "größe", "../x", "s" * 21)],
+)
+def test_threat_20_a_receipt_whose_code_is_no_short_word_is_refused(change):
+    assert parse_receipt(line(RECEIPT)).accepted
+    with pytest.raises(PeerDataError, match="receipt is malformed"):
+        parse_receipt(line(RECEIPT | change))
+
+
+def test_every_code_that_a_receipt_may_carry_is_such_a_word():
+    """Those of all errors about what a peer sent, and what `intake.py` answers besides."""
+    package = Path(hsl_node.__file__).parent
+    text = "".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    codes = set(re.findall(r'\bcode="([^"]*)"', text))
+    codes |= set(re.findall(r'self\._answer\(\w+, "([^"]*)"', text)) | {"setup"}  # see Refusal.code
+    assert {"accepted", "initial", "equivocation", "sha256", "magnitude", "halted"} <= codes
+    for code in codes:
+        assert parse_receipt(line(RECEIPT | {"code": code, "accepted": code == "accepted"})).code == code
 
 
 def test_the_largest_federation_fits_the_size_limit(federation_of, federation):

@@ -133,7 +133,7 @@ class Receiver:
             "code": "accepted",
             "text": "",
         }
-        receipt = Receipt(**(fields | changes))
+        receipt = Receipt.model_construct(**(fields | changes))  # also one that our own code would not make
         signed = (signer or MEMBERS.identities[PEER]).sign(receipt.content(), RECEIPT_NAMESPACE)
         self.path("receipts", Kind.RECEIPT).write_bytes(signed)
 
@@ -529,6 +529,31 @@ def test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_
         await until(lambda: task.done() or transfer.state == "waiting for receipt")
         await in_vain(looks, 3)
         assert not task.done()
+        receiver.put_receipt()
+        assert (await task).accepted
+
+    run(tmp_path, scenario)
+
+
+CLEARS_THE_SCREEN = "\x1b[2J\x1b[H\x1b]0;owned\x07accepted\nbirch is revoked"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"code": CLEARS_THE_SCREEN}, {"code": "header"}, {"accepted": False}],
+    ids=["a code that a terminal obeys", "accepted, with the code of a refusal", "refused, with the code accepted"],
+)
+def test_threat_20_a_receipt_whose_code_is_none_counts_for_nothing_and_status_says_so(
+    lie: dict[str, Any], tmp_path: Path, looks: Looks
+) -> None:
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.verdict = lambda data: None
+        receiver.put_receipt(**lie)
+        task = pushing(receiver, parcel, transfer := Transfer(PEER))
+        await until(lambda: task.done() or transfer.last_error)
+        await in_vain(looks, 3)
+        assert not task.done()
+        assert transfer.last_error.startswith("receipt is malformed") and transfer.last_error.isprintable()
         receiver.put_receipt()
         assert (await task).accepted
 

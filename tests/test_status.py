@@ -24,7 +24,7 @@ from hsl_node.errors import NotInitialised, NotRunning
 from hsl_node.status import Look, fetch, render
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
-from hsl_node.units import age, duration, progress, size
+from hsl_node.units import age, duration, progress, size, table
 
 CLI = [sys.executable, "-m", "hsl_node"]
 
@@ -188,6 +188,12 @@ def test_durations_and_progress() -> None:
     ]  # fmt: skip
     assert [age(s) for s in (-5, 119, 121, 7200, 48 * 3600)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
     assert progress(45_200_000, 94_700_000) == "45.2/94.7 MB" and progress(0, 150_000_000) == "0/150 MB"
+
+
+def test_threat_20_a_table_shows_no_cell_that_a_terminal_obeys() -> None:
+    """A journal may hold receipts from before their codes were looked at."""
+    shown = table(("peer", "receipt"), [("birch", "\x1b[2J\x07ok\nfake"), ("cedar", "accepted")])
+    assert shown.split("\n") == ["peer   receipt", "birch  \\x1b[2J\\x07ok\\nfake", "cedar  accepted"]
 
 
 # ------------------------------------------------------------------ with the daemon down

@@ -274,6 +274,8 @@ async def _wait_for_receipt(
         answer = await receipts.find(other_than=known.old_refusal)
         if answer:
             return answer
+        if receipts.problem:
+            transfer.last_error = escaped(receipts.problem)
         await asyncio.sleep(pause)
         pause = min(pause * RECEIPT_GROWTH, RECEIPT_CAP_S)
         now = time.monotonic()

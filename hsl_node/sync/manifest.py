@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hsl_node.canonical import signed_line
 from hsl_node.errors import FederationMismatch, PeerDataError, escaped
@@ -27,6 +27,7 @@ SAMPLES_MAX = 10**8  # more images than a hospital has. A false count drowns the
 _Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Name = Annotated[str, Field(pattern=rf"^{PEER_PATTERN}$")]
 _Word = Annotated[str, Field(max_length=80)]
+_Code = Annotated[str, Field(pattern=r"^[a-z0-9]{1,20}$")]  # that of a PeerDataError; tables and alarms show it
 
 
 class Signed(BaseModel):
@@ -99,8 +100,14 @@ class Receipt(Signed):
     sha256: _Sha
     receiver: _Name
     accepted: bool
-    code: _Word  # "accepted", or why not: name, signature, federation, round, size, sha256, header, ...
+    code: _Code  # "accepted", or why not: name, signature, federation, round, size, sha256, header, ...
     text: Annotated[str, Field(max_length=300)]  # for the operator at the sender
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Receipt:
+        if self.accepted != (self.code == "accepted"):
+            raise ValueError(f"accepted is {self.accepted}, the code {self.code!r}")
+        return self
 
 
 def content_digest(content: Mapping[str, object]) -> Digest:

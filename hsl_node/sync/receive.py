@@ -173,7 +173,7 @@ def answer(
         sha256=manifest.sha256,
         receiver=me,
         accepted=accepted,
-        code=escaped(code, 80),
+        code=code,
         text=escaped(text, TEXT_MAX),
     )
     name = manifest.file_name()
