@@ -472,3 +472,26 @@ async def test_threat_20_a_peer_that_comes_and_goes_without_end_does_not_fill_th
         assert len(about) == 10
         await box.honest()
         assert any(getattr(r, "peer", None) == CEDAR for r in caplog.records)
+
+
+@on_loop
+async def test_threat_20_strangers_of_many_addresses_share_one_budget_of_log_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each address had twenty lines a minute of its own; an IPv6 /48 has 65,536 of what counts as one."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    async with inbox(tmp_path, addresses=ELSEWHERE, log_lines_per_minute=5, sweep_s=3600) as box:
+        await box.honest()  # from 127.0.0.1
+        for number in range(12):
+            with pytest.raises(asyncssh.PermissionDenied):
+                await box.connect(key=key, local_addr=(f"127.0.9.{1 + number}", 0))
+        for _ in range(2):
+            with pytest.raises(asyncssh.PermissionDenied):
+                await box.connect(key=key)
+        refused = [r.__dict__["source"] for r in caplog.records if r.getMessage() == "login refused"]
+        assert refused == [f"127.0.9.{1 + number}" for number in range(5)] + ["127.0.0.1"] * 2
+        assert box.server.counters.auth_failures == 14
+        box.server._lines._until = 0.0  # the minute is over
+        box.server._lines.flush()
+        (told,) = [r for r in caplog.records if r.getMessage() == "and more like these"]
+        assert (told.__dict__["about"], told.__dict__["lines"]) == ("all strangers", 7)

@@ -42,7 +42,7 @@ class Limits:
     sweep_s: float = 5
     offers_per_minute: int = 240  # lists of what is kept for a peer, 15 ms each; a node asks before each signature
     offer_files_per_hour: int = 160  # bytes of so many checkpoints: own, of 63 others for two rounds, and again
-    log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer or source; the counters count on
+    log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer, and for all strangers together; the counters count on
     quota: Quota = field(default_factory=Quota)
 
 
@@ -88,7 +88,7 @@ class Counters:
 
 
 class LogLimit:
-    """So many lines a minute about each peer or source. The rest is told in one line, once the minute is over."""
+    """So many lines a minute about each peer, or all strangers. The rest is one line, once the minute is over."""
 
     def __init__(self, lines_per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = lines_per_minute

@@ -235,8 +235,7 @@ class InboxServer:
         if crowd:
             drawn = self._lot.choice(crowd)
             self.counters.evicted += 1
-            # One budget for all: sources are as cheap as connections.
-            self.note("strangers", "unauthenticated connection closed to make room", source=drawn.source)
+            self.note_stranger("unauthenticated connection closed to make room", drawn.source)
             drawn.abort()
         self._count_strangers()
 
@@ -305,15 +304,20 @@ class InboxServer:
     def login_failed(self, source: str, user: str, key: asyncssh.SSHKey | None, reason: str) -> None:
         self.counters.auth_failures += 1
         shown = fingerprint(key.export_public_key("openssh").decode("ascii")) if key else ""
-        self.note(source, "login refused", source=source, user=escaped(user, 64), key=shown, reason=reason)
+        self.note_stranger("login refused", source, user=escaped(user, 64), key=shown, reason=reason)
 
     def disk_failed(self, error: LocalStateError) -> None:
         log.critical("disk failed", extra={"reason": error.message})
         if self._on_fatal:
             self._on_fatal(error)
 
+    def note_stranger(self, event: str, source: str, **fields: object) -> None:
+        """One budget for all of them, since sources are as cheap as connections; another one at peers' addresses."""
+        who = "strangers at peers' addresses" if source in self._sources else "all strangers"
+        self.note(who, event, logging.WARNING, source=source, **fields)
+
     def note(self, who: str, event: str, level: int = logging.WARNING, **fields: object) -> None:
-        """Log what others make us log, a bounded number of lines a minute for each of them."""
+        """Log what others make us log, so many lines a minute about each `who`: a peer, or all strangers."""
         budget = who if level > logging.INFO else f"{who} (routine)"  # coming and going must not hide refusals
         if self._lines.allows(budget):
             log.log(level, event, extra=fields)
