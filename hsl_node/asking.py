@@ -27,6 +27,7 @@ from hsl_node.errors import (
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.recover_mark import Mark, set_mark
 from hsl_node.sync.ask import ask, fetch_file, fetch_manifest
+from hsl_node.sync.limits import one_line
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.runs import ALONE_S, believed
@@ -278,8 +279,13 @@ class Asking:
             TransportError, KeyRefused: it cannot be read now, or not in READ_S.
             PeerDataError: what is given is not what is listed; or more is listed than is read.
         """
+        peer = Peer(offer.peer)
         try:
-            async with asyncio.timeout(READ_S), self.connected(Peer(offer.peer), BEFORE_SIGNING) as link:
+            async with (
+                asyncio.timeout(READ_S),
+                one_line("proves nothing", peer) as worthless,
+                self.connected(peer, BEFORE_SIGNING) as link,
+            ):
                 for listed in newer[:READ_MAX]:
                     try:
                         await fetch_manifest(link, listed, self._node.federation, self._my_keys())
@@ -287,7 +293,7 @@ class Asking:
                     except (PeerDataError, FederationMismatch) as exc:
                         if isinstance(exc, PeerDataError) and exc.code == "sha256":
                             raise
-                        log.warning("proves nothing", extra={"peer": offer.peer, "reason": escaped(exc.message)})
+                        worthless(exc)
         except TimeoutError as exc:
             raise TransportError(f"what it lists of this node takes longer than {READ_S:.0f} s to read") from exc
         if len(newer) > READ_MAX:

@@ -24,6 +24,7 @@ from hsl_node import evidence
 from hsl_node.asking import BEFORE_SIGNING, is_away
 from hsl_node.errors import Equivocation, HslError, PeerDataError, TransportError, escaped
 from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.limits import one_line
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Listed, Offer
@@ -186,7 +187,8 @@ class Proofs:
         wanted.sort(key=lambda m: ((m.round, m.peer) not in disputed, -m.round))
         if not wanted:
             return offer
-        async with node.asking.connected(holder, BEFORE_SIGNING) as link:
+        connected = node.asking.connected(holder, BEFORE_SIGNING)
+        async with one_line("proves nothing", holder) as worthless, connected as link:
             for listed in wanted[:FETCHED_MAX]:
                 ours = node.journal.manifest(listed.round, Peer(listed.peer))
                 if ours is None or (listed.round, listed.peer) in self._proven:
@@ -198,7 +200,7 @@ class Proofs:
                 except HslError as exc:
                     if isinstance(exc, TransportError) and not isinstance(exc, OperationFailed):
                         raise
-                    log.warning("proves nothing", extra={"peer": holder, "reason": escaped(exc.message)})
+                    worthless(exc)
                     continue
                 if manifest.digest != content_digest(ours["content"]):
                     self.keep(ours["document"], manifest, document)

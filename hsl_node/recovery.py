@@ -40,6 +40,7 @@ from hsl_node.sync import round as machine
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Keyring
+from hsl_node.sync.limits import one_line
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
@@ -229,7 +230,7 @@ class Recovery:
         try:
             if not wanted:
                 return
-            async with node.asking.connected(peer) as link:
+            async with one_line("not taken", peer) as worthless, node.asking.connected(peer) as link:
                 for done, listed in enumerate(wanted):
                     self._hold_up(peer, f"its list is being read: {done} of {len(wanted)}")
                     try:
@@ -241,9 +242,9 @@ class Recovery:
                             raise HeldUp(
                                 peer, f"it lists this node's signature of round {listed.round}, and does not give it"
                             ) from exc
-                        log.warning("not taken", extra={"peer": peer, "reason": escaped(exc.message)})
+                        worthless(exc)
                     except (PeerDataError, FederationMismatch) as exc:
-                        log.warning("not taken", extra={"peer": peer, "reason": escaped(exc.message)})
+                        worthless(exc)
                     else:
                         held[listed.document] = Held(manifest, document, _replaced(document, ring, listed.peer))
         except HeldUp:

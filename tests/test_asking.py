@@ -207,13 +207,13 @@ def test_threat_12_who_lists_hundreds_of_our_signatures_that_are_none_is_named_a
     """Each read may take as long as a peer's patience lasts: a thousand held the victim up for hours, with no name."""
 
     async def story() -> None:
+        site.more = [f"{number:064x}" for number in range(500)]
+        if kind == "of birch":  # each is what the list names
+            key = site.members.identities[BIRCH]
+            site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
+            site.more = [hashlib.sha256(site.document).hexdigest()] * 500
+            monkeypatch.setattr(site, "offer", opens_all(site))
         async with site:
-            site.more = [f"{number:064x}" for number in range(500)]
-            if kind == "of birch":  # each is what the list names
-                key = site.members.identities[BIRCH]
-                site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
-                monkeypatch.setattr(site, "more", [hashlib.sha256(site.document).hexdigest()] * 500)
-                monkeypatch.setattr(site, "offer", opens_all(site))
             asks = site.asking()
             check = asyncio.create_task(asks.check())
             await until(lambda: check.done() or asks.asked > 3)
@@ -269,3 +269,22 @@ def test_threat_12_who_answers_slowly_is_named_while_it_is_waited_for_and_not_fo
             await check
 
     run(story)
+
+
+def test_threat_20_a_list_of_what_this_node_never_signed_is_one_line_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of it was a line: 1250 fit into a list, and a list is read again and again."""
+
+    async def story() -> None:
+        key = site.members.identities[BIRCH]
+        site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
+        site.more = [hashlib.sha256(site.document).hexdigest()] * (asking.READ_MAX - 1)
+        monkeypatch.setattr(site, "offer", opens_all(site))
+        async with site:
+            await site.asking().check()
+
+    run(story)
+    (told,) = [r for r in caplog.records if r.getMessage() == "proves nothing"]
+    assert (told.__dict__["peer"], told.__dict__["count"]) == (BIRCH, asking.READ_MAX)
+    assert site.reads == asking.READ_MAX

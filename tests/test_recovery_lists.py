@@ -168,6 +168,19 @@ def test_threat_12_a_signature_of_ours_that_is_listed_and_not_given_holds_us_up_
     run(story)
 
 
+def test_threat_20_a_list_of_rubbish_is_one_line_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        for round in range(1, 9):
+            theirs = site.manifest(CEDAR, round)
+            document = by(site.members.identities[CEDAR], theirs)
+            site.givers[CEDAR].list(theirs, document, b"rubbish" if round % 2 else None)
+        assert not await site.asked()
+
+    run(story)
+    (told,) = [r for r in caplog.records if r.getMessage() == "not taken"]
+    assert (told.__dict__["peer"], told.__dict__["count"]) == (CEDAR, 8)
+
+
 def test_while_a_long_list_is_read_the_status_says_whose_it_is(site: Site) -> None:
     async def story() -> None:
         seen = []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from hsl_node.errors import HslError, escaped
 from hsl_node.sync.names import Peer
 
 log = logging.getLogger(__name__)
@@ -112,3 +114,14 @@ class LogLimit:
                 log.warning("and more like these", extra={"about": who, "lines": lines - self._most})
         self._lines.clear()
         self._until = now + 60
+
+
+@asynccontextmanager
+async def one_line(event: str, peer: Peer) -> AsyncIterator[Callable[[HslError], None]]:
+    """What is wrong with the documents of one answer, for the log: a single line, however many the peer listed."""
+    wrong: list[HslError] = []
+    try:
+        yield wrong.append
+    finally:
+        if wrong:
+            log.warning(event, extra={"peer": peer, "count": len(wrong), "reason": escaped(wrong[0].message)})
