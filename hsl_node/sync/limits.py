@@ -44,6 +44,7 @@ class Limits:
     sweep_s: float = 5
     offers_per_minute: int = 240  # lists of what is kept for a peer, 15 ms each; a node asks before each signature
     offer_files_per_hour: int = 160  # bytes of so many checkpoints: own, of 63 others for two rounds, and again
+    packets_per_minute: int = 3000  # without data, per peer: 500 connections, or 1500 session keys of 512 MB or more
     log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer, and for all strangers together; the counters count on
     quota: Quota = field(default_factory=Quota)
 
@@ -86,6 +87,7 @@ class Counters:
     rejected: Counter[tuple[Peer, str]] = field(default_factory=Counter)  # (peer, code) -> times
     auth_failures: int = 0
     evicted: int = 0  # unauthenticated connections closed to make room
+    flooded: int = 0  # unauthenticated connections cut for what they sent
     unauthenticated: int = 0  # now
 
 

@@ -7,9 +7,12 @@ import ipaddress
 import logging
 import re
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 import asyncssh
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST
+from asyncssh.packet import SSHPacket, SSHPacketHandler
 from asyncssh.stream import SSHServerStreamSession
 
 from hsl_node.errors import LocalStateError, PeerDataError, escaped
@@ -20,6 +23,7 @@ from hsl_node.sync.part import OpenFile
 if TYPE_CHECKING:
     from hsl_node.sync.server import InboxServer
 
+LOGIN_MAX_BYTES = 32 * 1024  # until the login is done; those of OpenSSH, asyncssh and paramiko take 2 to 4 KB
 UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
 
 
@@ -43,6 +47,7 @@ class Link(asyncssh.SSHServer):
         self._writable.set()
         self._filesystems: set[InboxFS] = set()
         self._answered = False
+        self._unknown_bytes = 0  # from whoever this is, while it has not logged in
 
     # ------------------------------------------------------------ coming and going
 
@@ -55,6 +60,9 @@ class Link(asyncssh.SSHServer):
         self._transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
         conn.pause_writing = self._pause  # type: ignore[method-assign]
         conn.resume_writing = self._resume  # type: ignore[method-assign]
+        self._parse = conn.data_received
+        conn.data_received = self._received  # type: ignore[method-assign]
+        self._budget(conn)
         self.server.admit(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -76,6 +84,31 @@ class Link(asyncssh.SSHServer):
         self._writable.set()
         if self._transport:
             self._transport.resume_reading()
+
+    def _received(self, data: bytes, datatype: int | None = None) -> None:
+        """Whoever has no key may send packets that nobody need answer, as fast as the line goes, and we parse each."""
+        if self.peer is None:
+            self._unknown_bytes += len(data)
+            if self._unknown_bytes > LOGIN_MAX_BYTES:
+                self.server.flooded(self)
+                return
+        self._parse(data, datatype)
+
+    def _budget(self, handler: SSHPacketHandler) -> None:
+        """What is no data costs us as much time and its sender as little, also with a key."""
+        process = handler.process_packet
+
+        def counted(pkttype: int, pktid: int, packet: SSHPacket) -> bool | Awaitable[None]:
+            if self.peer is not None and pkttype not in (MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST):
+                try:
+                    self.server.spend_packet(self.peer)
+                except PeerDataError as exc:
+                    self.refused("packet", "", exc)
+                    # Raised, not `abort`: that would still parse the rest of what was read.
+                    raise asyncssh.DisconnectError(asyncssh.DISC_PROTOCOL_ERROR, exc.message) from exc
+            return process(pkttype, pktid, packet)
+
+        handler.process_packet = counted  # type: ignore[method-assign]
 
     # ------------------------------------------------------------ who is it
 
@@ -130,6 +163,7 @@ class Link(asyncssh.SSHServer):
         channel: asyncssh.SSHServerChannel[bytes] = self.conn.create_server_channel()
         # Environment variables would be kept without a limit; nothing here reads them.
         channel._process_env_request = lambda packet: False  # type: ignore[method-assign]
+        self._budget(channel)
         self.sessions += 1
         return channel, Session(self)
 

@@ -92,6 +92,7 @@ class InboxServer:
         self._runs: dict[Peer, Runs] = {}
         self._lists: dict[Peer, Allowance] = {}
         self._reading: dict[Peer, Allowance] = {}
+        self._packets: dict[Peer, Allowance] = {}
         self._peer_of: dict[bytes, Peer] = {}
         self._home: dict[Peer, Home] = {}
         self._links: list[Link] = []  # oldest first
@@ -286,8 +287,23 @@ class InboxServer:
         if not self._reading.setdefault(peer, Allowance(most, 3600)).take(count, time.monotonic()):
             raise PeerDataError("reads more than a recovery needs", code="rate")
 
+    def spend_packet(self, peer: Peer) -> None:
+        """Count a packet that carries no data, on any connection of this peer.
+
+        Raises:
+            PeerDataError: code `rate`.
+        """
+        most = self.limits.packets_per_minute
+        if not self._packets.setdefault(peer, Allowance(most, 60)).take(1, time.monotonic()):
+            raise PeerDataError(f"more than {most} packets without data in a minute", code="rate")
+
     def sessions_of(self, peer: Peer) -> int:
         return sum(link.sessions for link in self._links if link.peer == peer)
+
+    def flooded(self, link: Link) -> None:
+        self.counters.flooded += 1
+        self.note_stranger("unauthenticated connection cut: it sends too much", link.source)
+        link.abort()
 
     def refused(self, peer: Peer, operation: str, path: str, error: PeerDataError) -> None:
         self.counters.rejected[peer, error.code] += 1
