@@ -64,6 +64,10 @@ class Asking:
         self.held_by: tuple[Peer, ...] = ()  # whose word keeps us from signing at this moment
 
     async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
+        return (await self.signed_offer_of(peer, patience))[0]
+
+    async def signed_offer_of(self, peer: Peer, patience: Patience = Patience()) -> tuple[Offer, bytes]:
+        """Its list, and the document that it signed."""
         node = self._node
         not_before, refused = self._refused.get(peer, (0.0, None))
         if refused is not None and time.monotonic() < not_before:

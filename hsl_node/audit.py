@@ -15,13 +15,14 @@ from tempfile import TemporaryDirectory
 
 from hsl_node import config, evidence
 from hsl_node.errors import HslError, PeerDataError
-from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, verify
+from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, verify
 from hsl_node.sync import keyring
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import UPDATE_NAMESPACE, Keyring
-from hsl_node.sync.manifest import Manifest, Receipt, parse_manifest, parse_receipt
+from hsl_node.sync.manifest import Manifest, Receipt, parse_manifest, parse_receipt, parse_signed
 from hsl_node.sync.names import Peer, Round
+from hsl_node.sync.offer import Offer
 from hsl_node.sync.store import Layout, paths_of
 from hsl_node.sync.tensors import read_schema, sha256_of
 
@@ -35,7 +36,7 @@ class Document:
     namespace: str
     stem: str  # of the exported file
     bytes: bytes
-    content: Manifest | Receipt | None  # None: it does not verify, or is malformed
+    content: Manifest | Receipt | None  # None: a peer's list, or it does not verify, or is malformed
 
 
 @dataclass
@@ -160,6 +161,15 @@ def _documents(journal: Journal, me: Peer, found: Findings) -> None:
         found.documents.append(
             Document(row["round"], Peer(row["receiver"]), RECEIPT_NAMESPACE, stem, document, receipt)
         )
+
+    for peer, document in evidence.told(journal, ring.federation.peers).items():
+        try:
+            offer = parse_signed(verify(document, ring.chain(peer), OFFER_NAMESPACE), Offer)
+            if (offer.federation, offer.peer, offer.asker) != (found.federation, peer, me):
+                found.defects.append(f"what {peer} answered a recovery is about something else")
+        except HslError as exc:
+            found.defects.append(f"what {peer} answered a recovery: {exc.message}")
+        found.documents.append(Document(Round(0), peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", document, None))
 
 
 def _proofs(folder: Path, found: Findings) -> None:
@@ -298,7 +308,7 @@ def export(found: Findings, folder: Path) -> int:
         line, newline, signature = document.partition(b"\n")
         (folder / stem).write_bytes(line + newline)
         (folder / f"{stem}.sig").write_bytes(signature)
-    spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, UPDATE_NAMESPACE))
+    spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
     signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
     (folder / "allowed_signers").write_text("".join(signers), encoding="ascii")
     (folder / "index").write_text("".join(f"{s} {n} {stem}\n" for s, n, stem, _ in documents), encoding="ascii")

@@ -4,18 +4,23 @@
 
 Anybody who has the federation file can check it, with stock ssh-keygen too (`hsl-node verify --export`). A document
 without the peer's signature, or about something else, proves nothing.
+
+And what each peer said, signed, when this node recovered: who left out a signature of this node then, and shows it
+later, has made it sign that round twice. The lists of the last recovery lie in the journal.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hsl_node.config import Federation
 from hsl_node.errors import PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.sync.journal import Journal
 from hsl_node.sync.manifest import Manifest, parse_manifest
 from hsl_node.sync.names import PEER_PATTERN, Peer, Round
 
@@ -67,3 +72,26 @@ def require_proof(proof: Proof, keys: Sequence[str], federation: Federation) -> 
     if first.digest == second.digest or proof.round == 0:
         raise PeerDataError("both documents say the same, or may differ: it is no proof", code="evidence")
     return first, second
+
+
+def keep_told(journal: Journal, lists: Mapping[Peer, bytes]) -> None:
+    """What each peer answered a recovery. Within the transaction that ends it."""
+    for peer, document in lists.items():
+        journal.set_meta(f"told {peer}", document.decode("ascii"))
+
+
+def told(journal: Journal, peers: Sequence[Peer]) -> dict[Peer, bytes]:
+    """Those documents, of the last recovery that each peer answered."""
+    found = {peer: journal.meta(f"told {peer}") for peer in peers}
+    return {peer: text.encode("ascii") for peer, text in found.items() if text}
+
+
+def left_out(journal: Journal, peers: Sequence[Peer], me: Peer, round: Round) -> dict[Peer, Round]:
+    """Who signed then that it held nothing of `me` for `round` or a later one; and the newest that it listed, or 0."""
+    found = {}
+    for peer, document in told(journal, peers).items():
+        listed = json.loads(document.partition(b"\n")[0])["manifests"]
+        newest = max((Round(m["round"]) for m in listed if m["peer"] == me), default=Round(0))
+        if newest < round:
+            found[peer] = newest
+    return found

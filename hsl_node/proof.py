@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from hsl_node import evidence
 from hsl_node.asking import BEFORE_SIGNING, is_away
-from hsl_node.errors import Equivocation, HslError, PeerDataError, TransportError, escaped
+from hsl_node.errors import HslError, PeerDataError, TransportError, escaped
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.limits import one_line
 from hsl_node.sync.manifest import Manifest, content_digest
@@ -225,8 +225,15 @@ class Proofs:
         self._name(peer, round)
 
     def _name(self, peer: Peer, round: Round) -> None:
-        error = Equivocation(
-            f"{peer} signed two different manifests for round {round}; proof in {self._node.layout.state / 'evidence'}",
-            remedy="call that hospital: its node was cloned, restored from an old backup, or taken over",
-        )
-        self._node.alarms.sound(f"equivocation {peer}", error.message, error.remedy)
+        node = self._node
+        text = f"{peer} signed two different manifests for round {round}; proof in {node.layout.state / 'evidence'}"
+        remedy = "call that hospital: its node was cloned, restored from an old backup, or taken over"
+        if peer == node.me and (left_out := evidence.left_out(node.journal, node.others, peer, round)):
+            says = "; ".join(f"{p} (its newest was round {newest})" for p, newest in sorted(left_out.items()))
+            text += f". When this node recovered, these signed that they held nothing of it for that round: {says}"
+            remedy = (
+                "find out where the other manifest was then: who held it said something wrong. "
+                "`hsl-node verify --export DIR` writes what each signed"
+            )
+            log.error("left out at the recovery", extra={"round": round, "peers": ", ".join(sorted(left_out))})
+        self._node.alarms.sound(f"equivocation {peer}", text, remedy)

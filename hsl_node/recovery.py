@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsl_node import service
+from hsl_node import evidence, service
 from hsl_node.asking import holds
 from hsl_node.errors import (
     Equivocation,
@@ -90,6 +90,7 @@ class Recovery:
         self._unanswered: dict[Peer, str] = {}  # and why
         self._held_up: dict[Peer, str] = {}  # who has answered and still keeps us waiting
         self._fetching: dict[Peer, str] = {}  # who gives a file at this moment, and how far it is
+        self._lists: dict[Peer, bytes] = {}  # what each answered, signed
         self._keys: dict[Peer, str] = {}  # of the unanswered, where a key is the reason: what to do about it
 
     @property
@@ -177,7 +178,7 @@ class Recovery:
         while True:
             wake.clear()
             try:
-                offer = await self._node.asking.offer_of(peer)
+                offer, self._lists[peer] = await self._node.asking.signed_offer_of(peer)
                 self._keys.pop(peer, None)
                 if not offer.twice:
                     self._unanswered.pop(peer, None)
@@ -384,6 +385,7 @@ class Recovery:
             journal.set_meta("instance", _instance_of(held.values(), node.me) or secrets.token_hex(8))
             journal.set_meta("machine", machine_id())
             journal.set_meta("recover", "")
+            evidence.keep_told(journal, self._lists)
             journal.record_fused(0, initial)
             for one in held.values():
                 manifest = one.manifest

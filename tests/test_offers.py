@@ -301,7 +301,7 @@ def test_threat_12_a_real_list_names_what_every_peer_was_sent_and_nothing_of_ano
         async def look() -> None:
             me = identity.load(cluster.layout("birch").key)
             async with connect(cluster.federation.get("ash"), BIRCH, me) as link:
-                offer = await ask(link, cluster.federation, peer=ASH, me=BIRCH)
+                offer, _ = await ask(link, cluster.federation, peer=ASH, me=BIRCH)
                 listed = {(m.peer, m.round) for m in offer.manifests}
                 assert {("birch", r) for r in (0, 1, 2, 3)} <= listed
                 assert {("ash", r) for r in (0, 1, 2)} <= listed

@@ -114,6 +114,13 @@ def test_threat_12_a_disk_lost_after_signing_fetches_the_checkpoint_and_brings_i
         require_same(cluster, undisturbed)
         assert signed(cluster, "birch", 1) == document, "the round was signed anew"
 
+        exported = tmp_path / "export"
+        state = cluster.layout("birch").state
+        subprocess.run([sys.executable, "-m", "hsl_node.cli", "--state", state, "verify", "--export", exported])
+        index = (exported / "index").read_text().splitlines()
+        assert {f"{p} hsl-offer@v1 recovery_{p}.offer" for p in ("ash", "cedar")} <= set(index), "what they answered"
+        assert subprocess.run(["sh", exported / "check.sh"]).returncode == 0
+
 
 def test_threat_12_a_node_says_recovering_until_it_has_fetched_what_it_needs(
     tmp_path: Path, undisturbed: dict[int, str]

@@ -20,11 +20,14 @@ from conftest import FederationOf, Members
 from hostile import AnyKey
 from ports import free_ports
 
+from hsl_node import evidence
 from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.errors import Equivocation
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
+from hsl_node.proof import Proofs
 from hsl_node.recovery import HeldUp, Recovery
+from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Accepted, Keyring, KeyringFile, sign_update
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer
@@ -248,6 +251,26 @@ def test_threat_12_two_manifests_that_we_signed_are_found(site: Site) -> None:
         assert len(list(site.evidence.iterdir())) == 2
 
     run(story)
+
+
+def test_threat_12_who_left_out_our_signature_when_we_recovered_is_named_with_proof_against_us(site: Site) -> None:
+    """birch listed round 3 of ours; cedar signed that it held none newer than round 2; somebody shows 3."""
+    node = cast(Any, site.recovery._node)
+    for peer, rounds in ((BIRCH, (2, 3)), (CEDAR, (1, 2))):
+        for round in rounds:
+            mine = site.manifest(ME, round)
+            site.givers[peer].list(mine, by(site.members.identities[ME], mine))
+    key = site.members.identities
+    lists = {p: key[p].sign(g.offer().content(), OFFER_NAMESPACE) for p, g in site.givers.items()}
+    with node.journal.transaction(Step.RECOVERY_STATE):
+        evidence.keep_told(node.journal, lists)
+    assert evidence.told(node.journal, (BIRCH, CEDAR)) == lists
+    Proofs(node)._name(ME, 3)
+    (alarm,) = site.alarms.listing()
+    assert "held nothing of it for that round: cedar (its newest was round 2)" in alarm["text"]
+    assert "birch" not in alarm["text"] and "verify --export" in alarm["fix"]
+    Proofs(node)._name(CEDAR, 3)
+    assert "held nothing" not in site.alarms.listing()[1]["text"], "what cedar signed twice is no matter of our loss"
 
 
 # ------------------------------------------------------------------ a key that was replaced, in the wrong hands

@@ -26,8 +26,9 @@ assert OFFER_MAX_BYTES <= BLOCK_BYTES  # one request, so one list
 
 async def ask(
     link: Transport, federation: Federation, *, peer: Peer, me: Peer, keys: Sequence[str] | None = None
-) -> Offer:
-    """What the peer at the other end keeps for us, signed with one of `keys`; None: the federation file's.
+) -> tuple[Offer, bytes]:
+    """What the peer at the other end keeps for us, signed with one of `keys`; None: the federation file's. And the
+    signed document itself.
 
     Raises:
         TransportError: the link broke; `OperationFailed`: its server offers nothing, as another program's does.
@@ -35,7 +36,7 @@ async def ask(
     """
     nonce = secrets.token_hex(8)
     document = await link.read(state_path(nonce), 0, OFFER_MAX_BYTES)
-    return parse_offer(document, federation, peer=peer, asker=me, nonce=nonce, keys=keys)
+    return parse_offer(document, federation, peer=peer, asker=me, nonce=nonce, keys=keys), document
 
 
 async def fetch_manifest(
