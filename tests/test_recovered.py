@@ -81,6 +81,15 @@ def test_a_state_relies_on_the_checkpoints_it_has_and_owes() -> None:
     assert relied_on(early) == {(1, ASH), (2, ASH), (3, BIRCH)}
 
 
+def test_a_state_relies_on_what_it_will_fuse_and_after_that_on_its_own_alone() -> None:
+    """Whose checkpoint of the round must lie in the inbox: everybody's until it is fused, nobody's once it is over."""
+    state = replace(START, round=2, base=FUSED1, inputs=INPUTS, have={ASH: MINE2, BIRCH: checkpoint(BIRCH, 2)})
+    for phase in (Phase.TRAIN, Phase.COLLECT, Phase.FUSE):
+        assert relied_on(replace(state, phase=phase)) == {(2, ASH), (2, BIRCH)}, phase
+    for phase in (Phase.AGREE, Phase.FINISHED, Phase.HALTED):
+        assert relied_on(replace(state, phase=phase)) == {(2, ASH)}, phase
+
+
 def seen(runs: Runs, run: str) -> bool:
     return runs.seen(run, runs.login())
 
