@@ -26,12 +26,13 @@ from hsl_node.errors import (
 )
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.recover_mark import Mark, set_mark
+from hsl_node.sync import durable
 from hsl_node.sync.ask import ask, fetch_file, fetch_manifest
 from hsl_node.sync.limits import one_line
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.runs import ALONE_S, believed
-from hsl_node.sync.tensors import sha256_of
+from hsl_node.sync.tensors import holds
 from hsl_node.sync.transport import OperationFailed, Patience, Transport, connect
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Asking:
         Raises: TransportError: nobody else has it, and the link to one that has broke; or its turn is over.
         """
         if await asyncio.to_thread(holds, target, sha256):
+            await asyncio.to_thread(durable.accept, target)
             return True
         size = self._node.known_schema().file_bytes
         givers = sorted((Peer(o.peer) for o in offers.values() if sha256 in o.files), key=self._last)
@@ -334,10 +336,3 @@ def _tell_progress(tell: Callable[[Peer, str], None], giver: Peer, sha256: Diges
 def is_away(error: HslError) -> bool:
     """It gave no answer, or lets us in no more; who says "no" is there."""
     return isinstance(error, TransportError | KeyRefused) and not isinstance(error, OperationFailed)
-
-
-def holds(path: Path, sha256: str) -> bool:
-    """Is this the file? It may go at any moment: the intake moves what it claims."""
-    with contextlib.suppress(FileNotFoundError):
-        return sha256_of(path) == sha256
-    return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from hsl_node.config import Federation, fingerprint
 from hsl_node.enrol import write_new
 from hsl_node.errors import NotRunning, UsageError
 from hsl_node.hints import command
-from hsl_node.sync import keyring
+from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.names import Peer
@@ -62,6 +62,8 @@ def told_again(state: Path) -> Iterator[None]:
     try:
         yield
     except UsageError:
+        with suppress(FileNotFoundError):
+            durable.accept(keyring.path_of(state))  # or before the file was durable
         tell(state)
         raise
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsl_node import evidence, service
-from hsl_node.asking import holds
 from hsl_node.errors import (
     Equivocation,
     FederationMismatch,
@@ -46,6 +45,7 @@ from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.recovered import recovered, relied_on
 from hsl_node.sync.round import Claim, Phase
+from hsl_node.sync.tensors import holds
 from hsl_node.sync.transport import OperationFailed
 
 if TYPE_CHECKING:

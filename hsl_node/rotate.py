@@ -84,6 +84,8 @@ def finish(state: Path, key: Path | None = None, *, force: bool = False) -> bool
         with durable.passing(Step.KEYS_SWITCH):
             durable.rename(_next(path), path)  # the old private key is gone with this
             durable.sync_folder(path.parent)
+    else:
+        durable.accept(path)
     card = config.card_text(federation.get(me).model_copy(update={"key": update.new}))
     write_new(state / f"{me}.card", card, replace=True)
     return keys.change(state, lambda ring: ring.finishing(me)).live  # last: until then this can be called again

@@ -5,6 +5,7 @@ Threats 21 and 23. The faults: `faulty_disk.py`. Kills without a fault of the di
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -15,9 +16,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cluster as clusters
+import learning
 import numpy as np
 import pytest
 import torch
@@ -27,10 +30,11 @@ from faulty_disk import FaultyDisk, Recorder, Write
 from test_receive import ASH, BIRCH, ROUND, Site, weights
 from test_worker import Process, state_of
 
-from hsl_node import enrol, identity
-from hsl_node.config import Plan
-from hsl_node.errors import DiskFailed, HslError, LocalStateError
-from hsl_node.sync import durable
+from hsl_node import enrol, identity, keys
+from hsl_node.asking import Asking
+from hsl_node.config import DataConfig, Plan
+from hsl_node.errors import DiskFailed, HslError, LocalStateError, UsageError
+from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
@@ -38,9 +42,12 @@ from hsl_node.sync.names import Digest, Kind, Peer
 from hsl_node.sync.receive import Arrival
 from hsl_node.sync.store import Layout, Store
 from hsl_node.sync.tensors import read_weights, schema_of, sha256_of, write_weights
-from hsl_node.train import checkpoint
+from hsl_node.train import checkpoint, loop
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
+from hsl_node.train.data import open_dataset
 from hsl_node.train.ledger import Ledger, read_ledger, write_ledger
+from hsl_node.train.methods import METHODS
+from hsl_node.train.site import initial_weights
 
 Body = Callable[[Path], None]
 
@@ -266,6 +273,135 @@ def test_what_was_acknowledged_survives_a_power_loss_at_any_moment_of_the_intake
         shutil.rmtree(after)
     disk.close()
     assert seen == {(False, False), (True, False), (True, True)}
+
+
+# ------------------------------------------------------------------ killed first, then the power goes
+
+
+class Killed(BaseException):
+    """kill -9 between a rename and the fsync of its folder: a file is there that a power loss still takes away."""
+
+
+def _dies_there(step: Step) -> None:
+    raise Killed
+
+
+def best_to_outbox(root: Path) -> Path:
+    (root / "trainer").mkdir(exist_ok=True)
+    nothing = Validation(None, None)
+    state = RoundState("run", 1, "0" * 64, nothing, 5, 0, Best(5, nothing, "", 0), True, 1, "cpu", "float32")
+    path, out = checkpoint.best_path(root / "trainer", state), root / "r1.safetensors"
+    digest = sha256_of(path) if path.exists() else write_weights(path, weights(1.0))
+    loop._write_best(root / "trainer", replace(state, best=Best(5, nothing, digest, 1)), out)
+    return out
+
+
+def initial(root: Path) -> Path:
+    out = root / "r0.safetensors"
+    plan = learning.small_plan()
+    initial_weights(root, plan, METHODS[plan.method], out)
+    return out
+
+
+def ledger(root: Path) -> Path:
+    plan = learning.small_plan()
+    open_dataset(
+        DataConfig(path=root.parent / "images"), plan, cache=root.parent / "cache", ledger=root / "splits.json"
+    )
+    return root / "splits.json"
+
+
+def evidence(root: Path) -> Path:
+    return Store.keep_evidence(SimpleNamespace(layout=Layout(root)), "proof.manifest", b"signed")  # type: ignore[arg-type]
+
+
+def ring(root: Path) -> Path:
+    """A revocation; given again it says that this is done already, and what it says is so."""
+    path = keyring.path_of(root)
+    if not path.exists():
+        enrol.write_new(path, "", step=Step.KEYS_RING)
+    with pytest.raises(UsageError), keys.told_again(root):
+        raise UsageError("revoked already")
+    return path
+
+
+def fetched(root: Path) -> Path:
+    out = root / "r2.safetensors"
+    if not out.exists():
+        write_weights(out, weights(2.0), Step.RECOVERY_PLACE)
+    assert asyncio.run(Asking(SimpleNamespace()).get(sha256_of(out), out, {}))  # type: ignore[arg-type]
+    return out
+
+
+@pytest.mark.parametrize("take", [best_to_outbox, initial, ledger, evidence, ring, fetched])
+def test_threat_23_a_file_taken_as_a_killed_process_left_it_survives_a_power_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], Path]
+) -> None:
+    """Its successor finds it, and need not write it: it is as durable as one that was written all the same."""
+    root = tmp_path / "state"
+    (root / "evidence").mkdir(parents=True)
+    state_of(tmp_path)  # images
+    if take is ledger:
+        take(root).unlink()  # what is cached is there
+    if take is best_to_outbox:
+        take(root).unlink()
+    disk = Recorder(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        patch.setattr(durable, "renamed", _dies_there)
+        with pytest.raises(Killed):
+            take(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        path = take(root)
+        disk.mark("taken")
+    content, lost = path.read_bytes(), 0
+    for after, marks in disk.after_power_loss(tmp_path / "reboots", samples=2):
+        there = after / path.relative_to(root)
+        if "taken" in marks:
+            assert there.exists() and there.read_bytes() == content
+        lost += not there.exists()
+        shutil.rmtree(after)
+    disk.close()
+    assert lost, "it was never in danger"
+
+
+def test_threat_23_a_checkpoint_admitted_just_before_a_kill_is_durable_before_its_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the rename into inbox/ and the fsync; the next process finds it there and answers."""
+    root = tmp_path / "state"
+    store = Store(Layout(root))
+    site = Site(root, make_federation(3), schema_of(weights()), False)
+    for folder in ("parts", "inbox", "receipts"):
+        (site.homes / BIRCH / folder).mkdir(parents=True, exist_ok=True)
+    data = site.good_data()
+    manifest = site.manifest(data)
+    site.deliver(data, manifest)
+    (site.claimed / BIRCH).mkdir(parents=True)
+    disk, admitted = Recorder(root), store.layout.inbox(ROUND, BIRCH)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        (arrival,) = site.scan()
+        assert isinstance(arrival, Arrival) and arrival.data is not None
+        patch.setattr(durable, "renamed", _dies_there)
+        with pytest.raises(Killed):
+            store.admit(arrival.data, ROUND, BIRCH)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        (arrival,) = site.scan(kept=lambda manifest: admitted)
+        assert isinstance(arrival, Arrival) and arrival.data is None, "it was admitted already"
+        site.answer(manifest)
+        disk.mark("answered")
+    store.close()
+    lost = 0
+    for after, marks in disk.after_power_loss(tmp_path / "reboots", samples=3):
+        there = Layout(after).inbox(ROUND, BIRCH)
+        assert "answered" not in marks or there.read_bytes() == data
+        lost += not there.exists()
+        shutil.rmtree(after)
+    disk.close()
+    assert lost, "it was never in danger"
 
 
 # ------------------------------------------------------------------ the journal

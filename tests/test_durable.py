@@ -147,7 +147,7 @@ def test_each_step_is_taken_exactly_where_it_says() -> None:
 
 def test_every_point_has_a_name_of_its_own() -> None:
     assert len(set(POINTS)) == len(POINTS)
-    assert {p.rpartition(":")[2] for p in POINTS} == {"before", "renaming", "after"}
+    assert {p.rpartition(":")[2] for p in POINTS} == {"before", "renaming", "renamed", "after"}
 
 
 # ------------------------------------------------------------------ the system calls

@@ -324,6 +324,37 @@ def test_a_finished_round_answers_at_once_and_restores_a_lost_result(tmp_path: P
     assert first.best is not None and sha256_of(tmp_path / "out.safetensors") == first.best.sha256
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("altered", [True, False])
+def test_threat_23_a_round_whose_best_weights_are_gone_or_altered_is_trained_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, altered: bool, epochs: int
+) -> None:
+    """Finished, or in its midst. Before, it failed at each start, or sent other bytes to outbox/ first."""
+    site = learning.site()
+    undisturbed = run(site, tmp_path / "a")
+    with pytest.raises(Killed):
+        run(site, tmp_path / "b", report=kill_at([], "epoch", epochs))
+    (best,) = (tmp_path / "b/trainer").glob("best_*")
+    content = bytearray(best.read_bytes())
+    content[-1] ^= 1
+    best.write_bytes(content) if altered else best.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert run(site, tmp_path / "b") == undisturbed
+    assert "begins anew" in caplog.text
+    assert (tmp_path / "a/out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
+
+
+def test_threat_23_weights_that_are_altered_after_the_last_look_never_reach_the_outbox(tmp_path: Path) -> None:
+    state = run(learning.site(), tmp_path)
+    out = tmp_path / "out.safetensors"
+    out.unlink()
+    path = checkpoint.best_path(tmp_path / "trainer", state)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(LocalStateError, match="gone or altered"):
+        loop._write_best(tmp_path / "trainer", state, out)
+    assert not out.exists()
+
+
 def test_an_epoch_checkpoint_of_another_federation_is_not_resumed(tmp_path: Path) -> None:
     site = learning.site()
     run(site, tmp_path)

@@ -106,6 +106,7 @@ async def fetch_file(
             with suppress(OSError):
                 durable.disk.unlink(part)
             raise
+        durable.renamed(Step.RECOVERY_FETCH)
         durable.sync_folder(target.parent)
 
 

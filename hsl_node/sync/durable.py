@@ -6,9 +6,13 @@
 Nothing else in the package calls fsync, rename or link (`tests/test_durable.py`). A failed fsync is never tried again:
 the kernel may have dropped the bytes already. `DiskFailed` ends the process; the journal makes the restart safe.
 
-Crash points: each `Step` has `NAME:before` and `NAME:after`, a written file also `NAME:renaming`, between fsync and
-rename. With HSL_CRASH_AT="NAME:before#2 /some/mark" in the environment when this module is loaded, the process kills
-itself at the second passage and leaves its id in the file `mark`; where that exists already nothing happens.
+A process killed between the rename and the fsync of the folder leaves a file that its successor finds and that a power
+loss still takes away: whoever takes a file as it lies, instead of writing it, calls `accept`.
+
+Crash points: each `Step` has `NAME:before` and `NAME:after`; a written file also `NAME:renaming`, between fsync and
+rename, and `NAME:renamed`, between rename and the folder's fsync; a moved one the latter. With
+HSL_CRASH_AT="NAME:before#2 /some/mark" in the environment when this module is loaded, the process kills itself at the
+second passage and leaves its id in the file `mark`; where that exists already nothing happens.
 """
 
 from __future__ import annotations
@@ -26,20 +30,23 @@ from typing import BinaryIO, cast
 
 from hsl_node.errors import DiskFailed
 
+MOVES = ("before", "renamed", "after")
+WRITES = ("before", "renaming", "renamed", "after")
+
 
 class Step(Enum):
-    """All durable steps: name, the files that take it, and whether it puts a written file into place."""
+    """All durable steps: name, the files that take it, and where it can be killed."""
 
-    START_INITIAL = "start.initial", ("train/site.py",), True
+    START_INITIAL = "start.initial", ("train/site.py",), WRITES
     START_JOURNAL = "start.journal", ("sync/journal.py",)
     START_STATE = "start.state", ("node.py",)
 
-    TRAINER_DIGESTS = "trainer.digests", ("train/digests.py",), True
-    TRAINER_LEDGER = "trainer.ledger", ("train/ledger.py",), True
-    TRAINER_IMAGES = "trainer.images", ("train/cache.py",), True
-    TRAINER_BEST = "trainer.best", ("train/loop.py",), True
-    TRAINER_EPOCH = "trainer.epoch", ("train/checkpoint.py",), True
-    TRAINER_OUTBOX = "trainer.outbox", ("train/loop.py",), True
+    TRAINER_DIGESTS = "trainer.digests", ("train/digests.py",), WRITES
+    TRAINER_LEDGER = "trainer.ledger", ("train/ledger.py",), WRITES
+    TRAINER_IMAGES = "trainer.images", ("train/cache.py",), WRITES
+    TRAINER_BEST = "trainer.best", ("train/loop.py",), WRITES
+    TRAINER_EPOCH = "trainer.epoch", ("train/checkpoint.py",), WRITES
+    TRAINER_OUTBOX = "trainer.outbox", ("train/loop.py",), WRITES
 
     SENDER_SIGN = "sender.sign", ("node.py",)  # the promise: nothing is published before
     SENDER_DELIVERED = "sender.delivered", ("node.py",)
@@ -48,46 +55,44 @@ class Step(Enum):
     RECEIVER_COMMIT = "receiver.commit", ("sync/home.py",)
     RECEIVER_CLAIM = "receiver.claim", ("sync/claim.py",)
     RECEIVER_VERIFIED = "receiver.verified", ("sync/receive.py",)
-    RECEIVER_ADMIT = "receiver.admit", ("sync/store.py",)
+    RECEIVER_ADMIT = "receiver.admit", ("sync/store.py",), MOVES
     RECEIVER_RECORD = "receiver.record", ("node.py",)
-    RECEIVER_RECEIPT = "receiver.receipt", ("sync/receive.py",), True
+    RECEIVER_RECEIPT = "receiver.receipt", ("sync/receive.py",), WRITES
     RECEIVER_RELEASE = "receiver.release", ("sync/receive.py",)
-    RECEIVER_REFUSED = "receiver.refused", ("sync/receive.py",), True
-    RECEIVER_EVIDENCE = "receiver.evidence", ("sync/store.py",), True
+    RECEIVER_REFUSED = "receiver.refused", ("sync/receive.py",), WRITES
+    RECEIVER_EVIDENCE = "receiver.evidence", ("sync/store.py",), WRITES
 
-    FUSION_WRITE = "fusion.write", ("sync/fuse_files.py",), True
+    FUSION_WRITE = "fusion.write", ("sync/fuse_files.py",), WRITES
     FUSION_RECORD = "fusion.record", ("node.py",)
     FUSION_PRUNE = "fusion.prune", ("sync/store.py",)
 
     JOURNAL_NOTE = "journal.note", ("sync/journal.py",)  # whatever else the journal keeps
 
-    INIT_KEY = "init.key", ("identity.py",), True
-    INIT_CARD = "init.card", ("enrol.py",), True
-    INIT_SETTINGS = "init.settings", ("enrol.py",), True
+    INIT_KEY = "init.key", ("identity.py",), WRITES
+    INIT_CARD = "init.card", ("enrol.py",), WRITES
+    INIT_SETTINGS = "init.settings", ("enrol.py",), WRITES
     JOIN_SET_ASIDE = "join.set-aside", ("enrol.py",)
-    JOIN_ANCHOR = "join.anchor", ("enrol.py",), True
-    JOIN_FEDERATION = "join.federation", ("enrol.py",), True
+    JOIN_ANCHOR = "join.anchor", ("enrol.py",), WRITES
+    JOIN_FEDERATION = "join.federation", ("enrol.py",), WRITES
 
-    KEYS_RING = "keys.ring", ("keys.py",), True
+    KEYS_RING = "keys.ring", ("keys.py",), WRITES
     KEYS_SWITCH = "keys.switch", ("rotate.py",)  # the new private key takes the old one's place
 
-    RECOVERY_FETCH = "recovery.fetch", ("sync/ask.py",)
-    RECOVERY_PLACE = "recovery.place", ("missing.py",), True
+    RECOVERY_FETCH = "recovery.fetch", ("sync/ask.py",), MOVES
+    RECOVERY_PLACE = "recovery.place", ("missing.py",), WRITES
     RECOVERY_STATE = "recovery.state", ("recovery.py",)
 
-    BACKUP_WRITE = "backup.write", ("backup.py",), True
-    RESTORE_UNPACK = "restore.unpack", ("backup.py",), True
+    BACKUP_WRITE = "backup.write", ("backup.py",), WRITES
+    RESTORE_UNPACK = "restore.unpack", ("backup.py",), WRITES
     RESTORE_PLACE = "restore.place", ("backup.py",)
 
-    FILE_WEIGHTS = "file.weights", ("sync/tensors.py",), True  # anchor set, exported model
-    FILE_RESULT = "file.result", ("enrol.py", "train/files.py"), True  # for people: reports, predictions, cards
+    FILE_WEIGHTS = "file.weights", ("sync/tensors.py",), WRITES  # anchor set, exported model
+    FILE_RESULT = "file.result", ("enrol.py", "train/files.py"), WRITES  # for people: reports, predictions, cards
 
-    def __init__(self, label: str, places: tuple[str, ...], writes: bool = False) -> None:
+    def __init__(self, label: str, places: tuple[str, ...], where: tuple[str, ...] = ("before", "after")) -> None:
         self.label = label
         self.places = places
-        self.points = tuple(
-            f"{label}:{w}" for w in (("before", "renaming", "after") if writes else ("before", "after"))
-        )
+        self.points = tuple(f"{label}:{w}" for w in where)
 
 
 POINTS = tuple(point for step in Step for point in step.points)
@@ -165,14 +170,38 @@ def replacing(
             _reached(step, "renaming")
             if once:
                 disk.link(temporary, path)
+                with suppress(OSError):
+                    disk.unlink(temporary, folder=beside)
             else:
                 disk.rename(temporary, path, old_folder=beside, new_folder=folder)
-                temporary = ""
+            temporary = ""
         finally:
             if temporary:
                 with suppress(OSError):
                     disk.unlink(temporary, folder=beside)
+        renamed(step)
         sync_folder(folder if folder is not None else Path(where or "."))
+
+
+def accept(path: Path) -> None:
+    """Take a file that lies there already: from here on it is as durable as one written by `replacing`.
+
+    Its bytes, its name, and the name of its folder, which may have been made for it. Are they the right bytes? That is
+    the caller's question.
+
+    Raises:
+        FileNotFoundError
+        DiskFailed: an fsync failed.
+    """
+    descriptor = disk.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor, path.name)
+    finally:
+        os.close(descriptor)
+    folder = path.absolute().parent
+    sync_folder(folder)
+    with suppress(PermissionError):  # above the state directory: not of our making
+        sync_folder(folder.parent)
 
 
 def write(path: Path | str, content: bytes, step: Step, *, mode: int = 0o666) -> None:
@@ -214,6 +243,11 @@ def rename(old: Path | str, new: Path | str, *, old_folder: int | None = None, n
     """Atomic; durable after a `sync_folder` of both folders. Raises: OSError, DiskFailed."""
     with _failing(f"{os.path.basename(new)} could not be moved into place"):
         disk.rename(old, new, old_folder=old_folder, new_folder=new_folder)
+
+
+def renamed(step: Step) -> None:
+    """The rename of this step is done and its folder not synced yet: a test may kill the process here too."""
+    _reached(step, "renamed")
 
 
 def make_folder(path: Path) -> None:

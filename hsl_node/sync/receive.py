@@ -329,12 +329,13 @@ def _read_document(folder: int, name: FileName) -> bytes:
 
 
 def _is_kept(context: _Context, manifest: Manifest) -> bool:
-    """Did this checkpoint reach the store before a crash? Its bytes are checked there again."""
+    """Did this checkpoint reach the store before a crash? Its bytes are checked there again, and made durable."""
     path = context.kept(manifest)
     if path is None:
         return False
     try:
         check_file(path, context.schema, sha256=manifest.sha256)
+        durable.accept(path)
     except (PeerDataError, FileNotFoundError):
         return False
     return True

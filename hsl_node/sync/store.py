@@ -105,13 +105,16 @@ class Store:
         with durable.passing(Step.RECEIVER_ADMIT):
             durable.make_folder(target.parent)
             durable.rename(data, target)
+            durable.renamed(Step.RECEIVER_ADMIT)
             durable.sync_folder(target.parent)
             durable.sync_folder(target.parent.parent)
 
     def keep_evidence(self, name: str, document: bytes) -> Path:
         """Keep a signed document that proves a peer's fault. The name is ours, never the peer's."""
         path = self.layout.state / "evidence" / name
-        if not path.exists() and len(os.listdir(path.parent)) < EVIDENCE_MAX_FILES:
+        if path.exists():
+            durable.accept(path)
+        elif len(os.listdir(path.parent)) < EVIDENCE_MAX_FILES:
             durable.write(path, document, Step.RECEIVER_EVIDENCE)
         return path
 

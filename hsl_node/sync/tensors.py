@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,6 +205,20 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> Dige
             if progress:
                 progress(done)
     return Digest(digest.hexdigest())
+
+
+def is_there(path: Path, size: int) -> bool:
+    """A file of this size; what is in it, `holds` tells."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size == size
+    return False
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Is this the file? It may go at any moment: the intake moves what it claims."""
+    with suppress(FileNotFoundError):
+        return sha256_of(path) == sha256
+    return False
 
 
 def read_chunk(file: BinaryIO, spec: TensorSpec, start: int, count: int) -> Array:

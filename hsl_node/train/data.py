@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hsl_node.config import DataConfig, Plan
 from hsl_node.errors import DataError
+from hsl_node.sync import durable
 from hsl_node.train.cache import Recipe, Unreadable, open_images
 from hsl_node.train.digests import Digested, Progress, digest_items
 from hsl_node.train.images import Window, decode_image
@@ -103,6 +104,8 @@ def open_dataset(
     updated = memory.with_page(plan, assignment.keys)
     if updated != memory:
         write_ledger(ledger, updated)
+    else:
+        durable.accept(ledger)
     return dataset_of(gathered, images, assignment, tuple(warnings))
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from hsl_node.errors import DataError, Diverged, LocalStateError
+from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest
-from hsl_node.sync.tensors import fault, read_weights, sha256_of, write_weights
+from hsl_node.sync.tensors import fault, holds, read_weights, write_weights
 from hsl_node.train import checkpoint
 from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload, upload_labels
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
@@ -178,13 +179,15 @@ def _open_round(
     learner = new_learner(site)
     saved = checkpoint.load(folder)
     if saved and saved.state.run == site.run and (saved.state.round, saved.state.base_sha256) == (round, base_sha256):
-        _warn_if_the_machine_changed(site, saved.state)
-        learner.model.load_state_dict(saved.model)
-        learner.optimizer.load_state_dict(saved.optimizer)
-        report(validated(site, round - 1, saved.state.base))  # the supervisor may not have heard it
-        return learner, saved.state
+        if _has_its_best(folder, saved.state):
+            _warn_if_the_machine_changed(site, saved.state)
+            learner.model.load_state_dict(saved.model)
+            learner.optimizer.load_state_dict(saved.optimizer)
+            report(validated(site, round - 1, saved.state.base))  # the supervisor may not have heard it
+            return learner, saved.state
+        log.warning("its best weights so far are gone or altered: the round begins anew", extra={"round": round})
 
-    if sha256_of(base) != base_sha256:
+    if not holds(base, base_sha256):
         raise LocalStateError(
             f"{base} is not the file with sha256 {base_sha256[:12]} that round {round} starts from",
             remedy="check the disk; every peer's fused/ folder has the same file, byte for byte: copy one here",
@@ -238,14 +241,20 @@ def _after_epoch(
 
 def _write_best(folder: Path, state: RoundState, out: Path) -> Digest:
     assert state.best is not None
-    if out.exists() and sha256_of(out) == state.best.sha256:
+    if holds(out, state.best.sha256):
+        durable.accept(out)
         return Digest(state.best.sha256)
-    digest = write_weights(out, read_weights(checkpoint.best_path(folder, state)), Step.TRAINER_OUTBOX)
-    if digest != state.best.sha256:
+    if not _has_its_best(folder, state):
         raise LocalStateError(
-            f"the best weights of round {state.round} changed on disk", remedy="check the disk; restart the node"
+            f"the best weights of round {state.round} are gone or altered on the disk",
+            remedy="the next attempt trains the round again; look at the disk",
         )
-    return digest
+    return write_weights(out, read_weights(checkpoint.best_path(folder, state)), Step.TRAINER_OUTBOX)
+
+
+def _has_its_best(folder: Path, state: RoundState) -> bool:
+    """Are the weights that the epoch checkpoint names what they were?"""
+    return state.best is None or holds(checkpoint.best_path(folder, state), state.best.sha256)
 
 
 def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:

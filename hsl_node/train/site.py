@@ -12,6 +12,7 @@ import torchvision
 import hsl_node
 from hsl_node.config import Plan, load_federation, load_node
 from hsl_node.errors import ConfigError
+from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest
 from hsl_node.sync.tensors import sha256_of, write_weights
@@ -55,6 +56,7 @@ def initial_weights(state: Path, plan: Plan, method: Method, out: Path) -> tuple
     model = method.build(plan)
     parameters = sum(p.numel() for p in model.parameters())
     if out.exists():
+        durable.accept(out)
         return sha256_of(out), parameters
     initialise(model, plan.seed)
     if plan.backbone_weights is not None:
