@@ -20,7 +20,7 @@ import numpy as np
 from hsl_node.config import load_federation, load_node
 from hsl_node.errors import AlreadyRunning
 from hsl_node.sync.durable import Step
-from hsl_node.sync.tensors import read_weights, sha256_of, write_weights
+from hsl_node.sync.tensors import holds, read_weights, sha256_of, write_weights
 from hsl_node.train.lock import hold_lock
 
 
@@ -98,6 +98,8 @@ def main() -> None:
                     precision="float32", versions={"torch": "stand-in"},
                     images={"train": 10 + len(me), "validation": 2, "test": 3}, parameters=args.bytes // 4,
                 )  # fmt: skip
+            case "train" | "validate" if not holds(Path(job["base"]), job["base_sha256"]):
+                say(event="error", error="Altered", message=f"{job['base']} is not the model to start from")
             case "train":
                 round, out = job["round"], Path(job["out"])
                 if args.fragile and max(abs(w).max() for w in read_weights(Path(job["base"])).values()) > 1e5:

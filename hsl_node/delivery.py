@@ -8,11 +8,12 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from hsl_node.errors import LocalStateError, escaped
+from hsl_node.errors import Altered, LocalStateError, escaped
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.names import FileName, Kind, Peer, Round
 from hsl_node.sync.push import Parcel, Transfer, push
 from hsl_node.sync.round import Delivered, Push
+from hsl_node.sync.tensors import is_there
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -97,6 +98,8 @@ class Delivery:
             raise LocalStateError(f"round {round} is owed but was never signed", remedy="restore the journal")
         sha256, document = signed
         size = int(manifest["content"]["bytes"])
+        if size and not is_there(node.layout.outbox(round), size):
+            raise Altered(f"this node's checkpoint of round {round}, {node.layout.outbox(round)}, is gone or cut short")
         return Parcel(
             name=FileName(node.federation.fed8, round, node.me, sha256, Kind.DATA),
             data=node.layout.outbox(round) if size else None,

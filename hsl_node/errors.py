@@ -10,6 +10,7 @@ HslError                      1   something we name, with what to do now
 ├─ PeerDataError             14   what a peer sent fails a check: their file, kept in quarantine
 │  └─ Equivocation           14   one peer signed two different checkpoints for one round
 ├─ LocalStateError           15   our own disk, journal, quota or port: may be right at the next try
+│  ├─ Altered                15   a file here is gone, or no longer what it was when it was checked
 │  └─ DiskFailed             15   an fsync failed: never tried again, the process ends
 ├─ WaitTimeout               16   a wait with a limit ran out
 ├─ FederationMismatch        17   peers run different plans, anchors, models or fused weights
@@ -84,6 +85,14 @@ class Equivocation(PeerDataError):
 
 class LocalStateError(HslError):
     exit_code = 15
+
+
+class Altered(LocalStateError):
+    """Found before anything was made of it; the journal is marked, the next start asks the peers (`altered.py`)."""
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        self_heals = "start it again, where systemd does not: it fetches the right bytes from its peers and goes on; "
+        super().__init__(message, remedy=remedy or self_heals + "then look at disk and memory of this machine")
 
 
 class DiskFailed(LocalStateError):

@@ -7,6 +7,7 @@ each other: this file starts both, `work.py` carries results from one to the oth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import signal
@@ -15,13 +16,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsl_node import config, ending, enrol, identity, poisoning, recover_mark, service
+from hsl_node import altered, config, ending, enrol, identity, poisoning, recover_mark, service
 from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import serve
 from hsl_node.delivery import Delivery
-from hsl_node.errors import LocalStateError, escaped
+from hsl_node.errors import Altered, LocalStateError, escaped
 from hsl_node.identity import Identity
 from hsl_node.intake import Intake
 from hsl_node.keys import warnings_of
@@ -42,7 +43,7 @@ from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.round import Action, Arrived, Declare, Delivered, Fuse, Fused, Phase, Proven, Push, Train, Trained
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store
-from hsl_node.sync.tensors import Schema, read_schema, sha256_of
+from hsl_node.sync.tensors import Schema, holds, read_schema, sha256_of
 from hsl_node.trainer import Trainer
 from hsl_node.work import Work
 
@@ -120,17 +121,23 @@ class Node:
     async def _begin(self) -> None:
         """Know the model, open the inbox, take up the round where the journal left it."""
         initial = self.layout.fused(0)
+        known = self.journal.fused_digests([0]).get(0)
+        if known and initial.exists() and not await asyncio.to_thread(holds, initial, known):
+            log.warning("the initial weights are altered on this disk, or of another version: they are made anew")
+            initial.unlink()
         if not initial.exists() or self.journal.state() is None or self._needs_its_gpu():
             await self.trainer.run({"job": "init"})
         self.schema = read_schema(initial)
         digest = await asyncio.to_thread(sha256_of, initial)
-        due = recover_mark.due(self.journal)
+        due = self._recovery_due()
         if due is not None:
             enrol.require_same_federation(self.journal, self.federation)
             await self._open_inbox()  # whoever lost its state too is answered meanwhile
+            await self._let_the_disk_rest()
             await self.recovery.run(digest, due)
         self.state = self._load_state(digest)
         poisoning.renew(self.journal, self.alarms, self.me, self.federation.peers)
+        altered.renew(self.journal, self.alarms, self.state.round)
         if self.server is None:
             await self._open_inbox()
         self._spawn("look", self.asking.check())
@@ -146,6 +153,24 @@ class Node:
         """Only torch can tell whether the GPU that node.toml names is there; better now than when training is due."""
         saved = self.journal.state()
         return self.config.train.device.startswith("cuda") and not (saved and saved["phase"] == Phase.FINISHED)
+
+    def _recovery_due(self) -> recover_mark.Mark | None:
+        """Told to, or needed: what the saved state relies on is not all there."""
+        saved = self.journal.state()
+        ours = self.journal.meta("federation") == self.federation.digest
+        if saved is not None and ours and recover_mark.find_mark(self.journal) is None:
+            state = machine.from_json(saved)
+            altered.require_whole(self.journal, self.layout, state, self.known_schema().file_bytes)
+        return recover_mark.due(self.journal)
+
+    async def _let_the_disk_rest(self) -> None:
+        """One that alters files again and again: the peers are asked ever more rarely, and the operator at once."""
+        saved = self.journal.state()
+        pause_s = altered.renew(self.journal, self.alarms, saved["round"] if saved else 0)
+        if pause_s:
+            service.notify("READY=1", "STATUS=its disk alters files: look at `hsl-node status`")
+            log.error("waits before it asks its peers again", extra={"wait_s": pause_s})
+            await asyncio.sleep(pause_s)
 
     def _load_state(self, initial: Digest) -> machine.State:
         enrol.require_same_federation(self.journal, self.federation)
@@ -259,6 +284,10 @@ class Node:
             # Whatever no action could handle ends the process; the journal makes the restart safe.
             self._fatal = self._fatal or error
             self._stopping.set()
+            if isinstance(error, Altered):
+                with contextlib.suppress(LocalStateError):  # no room: the next start finds it again
+                    what = error.message.replace(f"{self.layout.state}/", "")
+                    altered.found(self.journal, self.known_state().round, what)
 
     # ------------------------------------------------------------------ the inbox server's word
 

@@ -9,6 +9,7 @@ suddenly others. A person decides: each can be an unusual hospital, and none see
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.influence import ROUNDS_BACK, Figures, Influence, changed_counts, largest_share, unusual
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer, Round
-from hsl_node.sync.tensors import Array, Schema, TensorSpec, read_chunk
+from hsl_node.sync.tensors import Array, Schema, TensorSpec, is_there, read_chunk
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +52,32 @@ def fuse_watched(
     base: Path,
     out: Path,
     progress: Callable[[float], None] | None = None,
+    expected: Mapping[Peer, str] | None = None,
+    base_sha256: str | None = None,
 ) -> tuple[Digest, dict[Peer, Figures]]:
     """The fusion of a round: `fuse_files`, and what each peer's update is like.
 
-    No figures where `base`, the round's beginning, is gone.
+    No figures where `base`, the round's beginning, is gone or not what it was: nothing is fused of it, but an update
+    measured from it would look like poison.
+
+    Raises:
+        Altered: see `fuse_files`.
     """
-    if not base.exists():
-        return fuse_files(rule, paths, samples, schema, out, progress), {}
+    if not is_there(base, schema.file_bytes):
+        return fuse_files(rule, paths, samples, schema, out, progress, None, expected), {}
     influence = Influence(sorted(paths))
     with open(base, "rb") as file:
+        sha256 = hashlib.sha256(file.read(len(schema.header)))
 
         def see(spec: TensorSpec, start: int, chunks: Sequence[Array]) -> None:
-            influence.see(spec.name, read_chunk(file, spec, start, len(chunks[0])), chunks)
+            before = read_chunk(file, spec, start, len(chunks[0]))
+            sha256.update(before.data)
+            influence.see(spec.name, before, chunks)
 
-        digest = fuse_files(rule, paths, samples, schema, out, progress, see)
+        digest = fuse_files(rule, paths, samples, schema, out, progress, see, expected)
+    if base_sha256 is not None and sha256.hexdigest() != base_sha256:
+        log.warning("no figures of the updates: the fused model before is altered on this disk")
+        return digest, {}
     return digest, influence.figures()
 
 

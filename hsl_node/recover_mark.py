@@ -1,6 +1,7 @@
 """The mark in the journal: this node may have lost something of its state, and must ask before it signs anything.
 
-By `recover --from-peers`, `restore`, by a peer's proof (`asking.py`), or when a journal came to another machine.
+By `recover --from-peers`, `restore`, by a peer's proof (`asking.py`), by a checkpoint that is gone or altered
+(`altered.py`), or when a journal came to another machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from hsl_node.sync import keyring
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout, Store
+
+ALTERED = "altered"  # what this disk did to checkpoints (`altered.py`), until its operator has acted
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def prepare(state: Path, without: tuple[str, ...] = (), documents: tuple[Path, .
     try:
         for folder in documents:
             exports.take(folder, store, ring, Peer(node.name))
+        store.journal.set_meta(ALTERED, "")
         set_mark(store.journal, Mark("its operator said that state was lost or set back", without))
     finally:
         store.close()

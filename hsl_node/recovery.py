@@ -17,10 +17,9 @@ import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsl_node import evidence, service
+from hsl_node import altered, evidence, service
 from hsl_node.errors import (
     Equivocation,
     FederationMismatch,
@@ -43,7 +42,7 @@ from hsl_node.sync.limits import one_line
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
-from hsl_node.sync.recovered import recovered, relied_on
+from hsl_node.sync.recovered import recovered
 from hsl_node.sync.round import Claim, Phase
 from hsl_node.sync.tensors import holds
 from hsl_node.sync.transport import OperationFailed
@@ -342,17 +341,13 @@ class Recovery:
     async def _is_whole(self, state: machine.State) -> bool:
         """Is everything there that the saved state relies on?"""
         node = self._node
-        files: list[tuple[Path, str]] = []
-        for round, peer in relied_on(state):
-            row = node.journal.manifest(round, peer)
-            path = node.layout.outbox(round) if peer == node.me else node.layout.inbox(round, peer)
-            if row is None:
-                return False
-            if row["content"]["bytes"]:
-                files.append((path, row["sha256"]))
-        if state.phase is Phase.TRAIN:
-            files.append((node.layout.fused(state.round - 1), state.base))
-        return await asyncio.to_thread(lambda: all(holds(path, sha256) for path, sha256 in files))
+        relied_on = altered.files_of(node.journal, node.layout, state)
+        if relied_on is None:
+            return False
+        files = {path: sha256 for path, (sha256, _) in relied_on.items()}
+        if state.phase in (Phase.TRAIN, Phase.AGREE, Phase.FINISHED):  # what it trains from, or validates at the end
+            files[node.layout.fused(state.round - 1)] = state.base
+        return await asyncio.to_thread(lambda: all(holds(path, sha256) for path, sha256 in files.items()))
 
     async def _bring(self, state: machine.State, offers: Mapping[str, Offer], held: Mapping[str, Held]) -> None:
         """What the others signed for this round and the next, into their inboxes here, as if they had just sent it.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hsl_node import errors
-from hsl_node.errors import AlreadyRunning, HslError, LocalStateError, TrainerError
+from hsl_node.errors import AlreadyRunning, Altered, HslError, LocalStateError, TrainerError
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ class Trainer:
                     await self._start()
                     self.initialised = await self._do(self._init_job)
                 return self.initialised or {} if job["job"] == "init" else await self._do(job)
+            except Altered:
+                raise  # no attempt finds other bytes there
             except (TrainerError, LocalStateError, AlreadyRunning, OSError) as exc:
                 # AlreadyRunning: the trainer of a daemon that was killed is not gone yet and holds the folder's lock.
                 await self._end(signal.SIGKILL)

@@ -11,7 +11,7 @@ import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
-from hsl_node import __version__, identity, poisoning
+from hsl_node import __version__, altered, identity, poisoning
 from hsl_node.errors import Diverged, LocalStateError
 from hsl_node.intake import claim_of
 from hsl_node.sync import round as machine
@@ -163,6 +163,8 @@ class Work:
                     node.layout.fused(action.round - 1),
                     node.layout.fused(action.round),
                     progress,
+                    action.inputs,
+                    state.base,
                 )
                 break
             except OSError as exc:
@@ -179,6 +181,7 @@ class Work:
             lambda: poisoning.record_fusion(node.journal, action.round, figures, samples if by_images else {}),
         )
         poisoning.renew(node.journal, node.alarms, node.me, state.peers)
+        altered.renew(node.journal, node.alarms, node.known_state().round)
         best = node.journal.best_fused()
         await asyncio.to_thread(
             node.store.prune, node.known_state().round, frozenset({0} | ({best[0]} if best else set()))
@@ -196,7 +199,8 @@ class Work:
         node = self._node
         round = self.last_to_validate()
         if round is not None:
-            job = {"job": "validate", "round": round, "base": str(node.layout.fused(round))}
+            base, sha256 = node.layout.fused(round), node.known_state().base
+            job = {"job": "validate", "round": round, "base": str(base), "base_sha256": sha256}
             await self._run(job, base=round)
         self.busy = None
         await node.trainer.stop()  # nothing more to train: give the memory back

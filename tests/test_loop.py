@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hsl_node.errors import ConfigError, DataError, Diverged, LocalStateError
+from hsl_node.errors import Altered, ConfigError, DataError, Diverged, LocalStateError
 from hsl_node.sync.tensors import MAGNITUDE_MAX, check_file, read_weights, schema_of, sha256_of, write_weights
 from hsl_node.train import checkpoint, loop
 from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, epoch_pairs, normalise, upload
@@ -255,7 +255,7 @@ def test_a_hospital_without_training_images_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_base_with_other_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LocalStateError, match="is not the file"):
+    with pytest.raises(Altered, match="is gone or altered on this disk"):
         run(learning.site(), tmp_path, base_sha256="0" * 64)
 
 

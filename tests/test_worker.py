@@ -179,7 +179,9 @@ def test_threat_22_killed_with_sigkill_again_and_again_the_run_ends_with_the_sam
     assert (state / "r2.safetensors").read_bytes() == (untouched / "r2.safetensors").read_bytes()
     assert learning.same_bytes(state / "trainer", untouched / "trainer")
 
-    validated = process.do("validated", job="validate", round=2, base=str(state / "r2.safetensors"))[-1]
+    validated = process.do(
+        "validated", job="validate", round=2, base=str(state / "r2.safetensors"), base_sha256=last["sha256"]
+    )[-1]
     assert validated["auc"] == last["auc"] and validated["loss"] > 0
     process.send('{"job": "quit"}')
     assert process.popen.wait() == 0
@@ -212,7 +214,7 @@ def test_a_job_that_fails_is_an_event_and_the_next_job_runs(tmp_path: Path, star
     base = initial(process, state)
     process.send(json.dumps({"job": "train", "round": 1, "out": "x", **base, "base_sha256": "0" * 64}))
     error = process.until(lambda e: e["event"] == "error")[-1]
-    assert error["error"] == "LocalStateError" and error["exit_code"] == 15 and error["remedy"]
+    assert error["error"] == "Altered" and error["exit_code"] == 15 and error["remedy"]
     process.send('{"job": "dance"}')
     assert "dance" in process.until(lambda e: e["event"] == "error")[-1]["message"]
     assert train(process, state, 1, base)[-1]["event"] == "trained"

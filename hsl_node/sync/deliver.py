@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from hsl_node.config import Federation, PeerCard
-from hsl_node.errors import TransportError, escaped
+from hsl_node.errors import Altered, TransportError, escaped
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.names import INBOX, PARTS, FileName, Kind, Peer, Round
 from hsl_node.sync.receipts import Answer, Receipts
+from hsl_node.sync.tensors import holds
 from hsl_node.sync.transport import BLOCK_BYTES, OperationFailed, Source, Transport
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ async def deliver(
 
     Raises:
         TransportError: this connection leads no further, try another one with the same `known`.
+        Altered: our checkpoint is not what was signed.
         LocalStateError: our checkpoint file cannot be read.
     """
     receipts = Receipts(link, parcel.name, card, federation, (card.key,) if keys is None else keys)
@@ -139,6 +141,8 @@ async def deliver(
             transfer.enter("waiting for receipt")
             answer = await _wait_for_receipt(link, receipts, parcel, transfer, known)
         receipt, transfer.receipt = answer.receipt, answer.document
+        if receipt.code in TORN_CODES:
+            await asyncio.to_thread(_require_whole, parcel)
         if receipt.accepted:
             transfer.sent = transfer.total
             return receipt
@@ -157,6 +161,12 @@ async def deliver(
             await _clear(link, parcel)
         else:
             return receipt
+
+
+def _require_whole(parcel: Parcel) -> None:
+    """Was it torn on its way, or here? Raises: Altered."""
+    if parcel.data is not None and not holds(parcel.data, parcel.name.sha256):
+        raise Altered(f"this node's checkpoint of round {parcel.name.round}, {parcel.data}, is altered on this disk")
 
 
 async def _bring(link: Transport, parcel: Parcel, transfer: Transfer, known: Known) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hsl_node.errors import Altered, PeerDataError
 from hsl_node.sync.durable import Step, replacing
 from hsl_node.sync.fusion import RULES, shares_of
 from hsl_node.sync.names import Digest, Peer
@@ -29,22 +30,27 @@ def fuse_files(
     out: Path,
     progress: Callable[[float], None] | None = None,
     see: See | None = None,
+    expected: Mapping[Peer, str] | None = None,
 ) -> Digest:
     """Fuse the full set into `out`, durably (`durable.replacing`); gives its sha256.
 
-    The files were checked on arrival (`tensors.check_file`); `progress` receives the share done, 0 to 1.
+    The files were checked on arrival (`tensors.check_file`), and may have changed on the disk since: `expected` has the
+    sha256 of each, compared in the pass that reads it. `progress` receives the share done, 0 to 1.
+
+    Raises:
+        Altered: a file is gone, or not what was expected; nothing was put into place.
     """
     digest = hashlib.sha256(schema.header)
     shares = shares_of(samples)
     with ExitStack() as stack:
-        files = [stack.enter_context(open(paths[p], "rb")) for p in sorted(paths)]
+        files = [stack.enter_context(_Input(p, paths[p], len(schema.header))) for p in sorted(paths)]
         target = stack.enter_context(replacing(out, Step.FUSION_WRITE))
         target.write(schema.header)
         for spec in schema.tensors:
             step = min(CHUNK_BYTES, READ_BYTES // len(files)) // np.dtype(DTYPES[spec.dtype]).itemsize
             elements = math.prod(spec.shape)
             for start in range(0, elements, step):
-                chunks = [read_chunk(f, spec, start, min(step, elements - start)) for f in files]
+                chunks = [f.read(spec, start, min(step, elements - start)) for f in files]
                 if see:
                     see(spec, start, chunks)
                 fused = RULES[rule](chunks, shares)
@@ -53,4 +59,41 @@ def fuse_files(
                 target.write(fused.data)
             if progress:
                 progress((spec.offset + spec.bytes) / schema.file_bytes)
+        if expected is not None:  # before the rename
+            for file in files:
+                file.require(expected[file.peer])
     return Digest(digest.hexdigest())
+
+
+class _Input:
+    """One checkpoint of the full set; hashed while it is read, header first, then every chunk once and in order."""
+
+    def __init__(self, peer: Peer, path: Path, header_bytes: int) -> None:
+        self.peer = peer
+        self._path = path
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115  (closed in `__exit__`)
+        except FileNotFoundError as exc:
+            raise self._altered("gone from") from exc
+        self._sha256 = hashlib.sha256(self._file.read(header_bytes))
+
+    def __enter__(self) -> _Input:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, spec: TensorSpec, start: int, count: int) -> Array:
+        try:
+            chunk = read_chunk(self._file, spec, start, count)
+        except PeerDataError as exc:  # it was whole when it came
+            raise self._altered("cut short on") from exc
+        self._sha256.update(chunk.data)
+        return chunk
+
+    def require(self, sha256: str) -> None:
+        if self._sha256.hexdigest() != sha256:
+            raise self._altered("altered on")
+
+    def _altered(self, how: str) -> Altered:
+        return Altered(f"the checkpoint of {self.peer}, {self._path}, is {how} this disk since it was checked")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from hsl_node.config import PeerCard, fingerprint, split_address
-from hsl_node.errors import KeyRefused, LocalStateError, TransportError, escaped
+from hsl_node.errors import Altered, KeyRefused, LocalStateError, TransportError, escaped
 from hsl_node.identity import Identity
 from hsl_node.sync.names import Peer
 
@@ -213,7 +213,7 @@ class Source:
     """The bytes to send: a file, or a small document in memory. Blocking: call `read` in a thread."""
 
     def __init__(self, source: Path | bytes) -> None:
-        """Raises: LocalStateError: it cannot be opened."""
+        """Raises: Altered: it is gone. LocalStateError: it cannot be opened."""
         self._content = source if isinstance(source, bytes) else b""
         self._file = None
         self.size = len(self._content)
@@ -221,6 +221,8 @@ class Source:
             try:
                 self._file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed in `close`)
                 self.size = os.fstat(self._file.fileno()).st_size
+            except FileNotFoundError as exc:
+                raise Altered(f"{source}, which is to be sent, is gone from this disk") from exc
             except OSError as exc:
                 raise _unreadable(source, exc) from exc
         self._path = source
@@ -229,7 +231,8 @@ class Source:
         """The next READ_AHEAD_BLOCKS blocks; fewer at the end.
 
         Raises:
-            LocalStateError: our disk failed, or the file became shorter.
+            Altered: the file became shorter.
+            LocalStateError: our disk failed.
         """
         starts = range(offset, min(offset + READ_AHEAD_BLOCKS * BLOCK_BYTES, self.size), BLOCK_BYTES)
         return [self._block(start, min(BLOCK_BYTES, self.size - start)) for start in starts]
@@ -242,7 +245,7 @@ class Source:
         except OSError as exc:
             raise _unreadable(self._path, exc) from exc
         if len(block) != count:
-            raise _unreadable(self._path, "it became shorter while it was sent")
+            raise Altered(f"{self._path!s} became shorter while it was sent")
         return block
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hsl_node.errors import DataError, Diverged, LocalStateError
+from hsl_node.errors import Altered, DataError, Diverged, LocalStateError
 from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest
@@ -65,7 +65,8 @@ def train_round(
     Raises:
         DataError: no training images.
         Diverged: a loss or an output is not a finite number, or a weight is one that no peer would take.
-        LocalStateError: `base` is not the file it should be, or the disk fails.
+        Altered: `base` is not the file it should be.
+        LocalStateError: the disk fails.
     """
     epochs = epochs or site.plan.epochs_per_round
     patience = patience or site.plan.patience_epochs
@@ -187,11 +188,7 @@ def _open_round(
             return learner, saved.state
         log.warning("its best weights so far are gone or altered: the round begins anew", extra={"round": round})
 
-    if not holds(base, base_sha256):
-        raise LocalStateError(
-            f"{base} is not the file with sha256 {base_sha256[:12]} that round {round} starts from",
-            remedy="check the disk; every peer's fused/ folder has the same file, byte for byte: copy one here",
-        )
+    require_model(base, base_sha256)
     if saved and saved.state.run == site.run and saved.state.round == round - 1 and saved.state.finished:
         _warn_if_the_machine_changed(site, saved.state)
         learner.model.load_state_dict(saved.model)  # tensors that are never shared go on from here
@@ -255,6 +252,12 @@ def _write_best(folder: Path, state: RoundState, out: Path) -> Digest:
 def _has_its_best(folder: Path, state: RoundState) -> bool:
     """Are the weights that the epoch checkpoint names what they were?"""
     return state.best is None or holds(checkpoint.best_path(folder, state), state.best.sha256)
+
+
+def require_model(path: Path, sha256: str) -> None:
+    """Raises: Altered: this is not the fused model with that sha256 (any more)."""
+    if not holds(path, sha256):
+        raise Altered(f"{path}, the fused model with sha256 {sha256[:12]}, is gone or altered on this disk")
 
 
 def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:

@@ -4,7 +4,7 @@
 
     job init      {"out"}                                  seeded initial weights    -> initialised
     job train     {"round", "base", "base_sha256", "out"}  one round, or its rest    -> validated, epoch ..., trained
-    job validate  {"round", "base"}                        a fused model, on its own -> validated
+    job validate  {"round", "base", "base_sha256"}         a fused model, on its own -> validated
     job quit
 
 Killed at any moment, the same job sent again ends with the same bytes. The end of stdin means that the supervisor is
@@ -29,7 +29,7 @@ from typing import IO, Any
 from hsl_node.errors import DiskFailed, HslError, TrainerError
 from hsl_node.train import site as opening
 from hsl_node.train.lock import hold_lock
-from hsl_node.train.loop import Report, train_round, validated, worth_of
+from hsl_node.train.loop import Report, require_model, train_round, validated, worth_of
 from hsl_node.train.method import Site
 from hsl_node.train.scoring import open_model
 from hsl_node.train.sources import SPLIT_NAMES, TRAIN
@@ -59,7 +59,7 @@ class Worker:
             case "train":
                 self._train(int(job["round"]), Path(job["base"]), str(job["base_sha256"]), Path(job["out"]))
             case "validate":
-                self._validate(int(job["round"]), Path(job["base"]))
+                self._validate(int(job["round"]), Path(job["base"]), str(job["base_sha256"]))
             case other:
                 raise TrainerError(f"unknown job {other!r}", remedy="supervisor and trainer are of different versions")
 
@@ -105,7 +105,8 @@ class Worker:
             }
         )
 
-    def _validate(self, round: int, base: Path) -> None:
+    def _validate(self, round: int, base: Path, base_sha256: str) -> None:
+        require_model(base, base_sha256)
         _, model = open_model(base, self.site.plan, self.site.machine)
         self.report(validated(self.site, round, worth_of(self.site, model, round, self.report)))
 
