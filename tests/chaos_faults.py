@@ -12,6 +12,7 @@ from hsl_node.sync.names import INBOX, FileName, Kind, Peer
 
 if TYPE_CHECKING:
     from chaos_sim import World
+    from chaos_site import Site
 
 
 def befall(world: World, fault: Fault) -> None:
@@ -37,6 +38,8 @@ def befall(world: World, fault: Fault) -> None:
         case "journal":
             if site.life is not None and site.life.store is not None:
                 FailingJournal(site.life.store.journal, site.disk, fault.count, fault.what == "done")
+        case "rot":
+            _alter(world, site)
         case "cut":
             world.net.ways[there].cut_after = fault.count
         case "hole":
@@ -74,6 +77,20 @@ def heal(world: World) -> None:
 def _hold(world: World, ways: list[tuple[Peer, Peer | None]], until: float) -> None:
     for way in ways:
         world.net.ways[way].held_until = max(world.net.ways[way].held_until, until)  # type: ignore[index]
+
+
+def _alter(world: World, site: Site) -> None:
+    """One bit of one checkpoint, as it lies on the disk; who is alive is not told, and who is down neither."""
+    state = site.layout.state
+    files = [p for where in ("outbox/r*", "inbox/r*/*", "fused/r*") for p in sorted(state.glob(f"{where}.safetensors"))]
+    if not files:
+        return
+    path = world.rng.choice(files)
+    content = bytearray(path.read_bytes())
+    content[world.rng.randrange(len(content))] ^= 1 << world.rng.randrange(8)
+    path.write_bytes(content)
+    site.rotten = True
+    world.say("FAULT", f"altered {path.relative_to(state)}")
 
 
 def _deliver_again(world: World, sender: Peer, receiver: Peer | None) -> None:

@@ -19,7 +19,21 @@ from hsl_node.sync.names import Peer
 
 FUSIONS = ("weighted_mean", "median")
 BETWEEN = ("cut", "hole", "deaf", "mute", "slow", "refuse", "part", "again")
-AT_ONE = ("kill", "kill", "crash", "crash", "crash", "power", "blackout", "stop", "full", "disk", "disk", "journal")
+AT_ONE = (
+    "kill",
+    "kill",
+    "crash",
+    "crash",
+    "crash",
+    "power",
+    "blackout",
+    "stop",
+    "full",
+    "disk",
+    "disk",
+    "journal",
+    "rot",
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,8 @@ def _fault(rng: random.Random, peers: tuple[Peer, ...], calm_s: float) -> Fault:
             return Fault(at_s, kind, peer, count=rng.randint(1, 12), what=operation, code=code)
         case "journal":
             return Fault(at_s, kind, peer, count=rng.randint(1, 8), what=rng.choice(("done", "not done")))
+        case "rot":  # of one disk of each federation: what is altered at everybody is lost
+            return Fault(at_s, kind, peers[0])
         case _:
             return Fault(at_s, kind, peer)
 

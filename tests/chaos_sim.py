@@ -254,6 +254,8 @@ class _Log(logging.Handler):
         names = ("peer", "round", "phase", "sha256", "code", "reason", "text")
         fields = [f"{n}={getattr(record, n)}" for n in names if hasattr(record, n)]
         self._world.say(str(life or ""), f"{said} {' '.join(fields)}"[:300])
+        if said == "a file is not what it was" and life is not None and not life.site.rotten:
+            self._world.problem(f"{life} lost what it had promised to keep: {' '.join(fields)}")
         if said in ERRORS:
             error = record.exc_info[1] if record.exc_info else ""
             self._world.problem(f"{life}: {said} {error!r} {' '.join(fields)}"[:600])

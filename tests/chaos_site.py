@@ -20,14 +20,14 @@ from virtual_time import OWNER, Killed, Process, context_of
 
 from hsl_node import poisoning
 from hsl_node.config import Federation, NodeConfig
-from hsl_node.errors import LocalStateError
+from hsl_node.errors import Altered, LocalStateError
 from hsl_node.identity import Identity
 from hsl_node.launch import DISK_ERRORS
 from hsl_node.node import Node
 from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout, Store
-from hsl_node.sync.tensors import sha256_of, write_weights
+from hsl_node.sync.tensors import holds, sha256_of, write_weights
 
 FLOATS = 1100  # of one checkpoint: a handful of the simulation's small blocks
 # What can be wrong with a node on purpose, so that chaos is seen to find it.
@@ -89,6 +89,7 @@ class Site:
     lives: int = 0
     bad_ends: list[str] = field(default_factory=list)
     down: bool = False
+    rotten: bool = False  # its disk has altered a file
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.root / self.peer)
@@ -132,7 +133,8 @@ class Site:
         said = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else f"exit {outcome}"
         self.say(f"ended: {said}")
         ours = isinstance(outcome, LocalStateError) or getattr(outcome, "errno", None) in DISK_ERRORS
-        if "set back" in said or (outcome != 0 and not (ours and disk_failed)):
+        healing = isinstance(outcome, Altered) and self.rotten
+        if "set back" in said or (outcome != 0 and not healing and not (ours and disk_failed)):
             self.bad_ends.append(f"{life} ended: {said}")
         self._gone(life, silent=False)
         self.restart(self.rng.uniform(0.5, 20))
@@ -203,6 +205,8 @@ class StandIn:
                     if self.initialised is None:
                         self.initialised = await self._do({"job": "init", "out": str(self._initial)})
                     return self.initialised if job["job"] == "init" else await self._do(job)
+                except Altered:
+                    raise
                 except (OSError, LocalStateError) as exc:
                     self._life.site.say(f"trainer failed: {exc}")
                     self.initialised = None
@@ -219,6 +223,8 @@ class StandIn:
                     self._write(out, Step.START_INITIAL, "initial")
                 event = {"event": "initialised", "device": "none", "versions": {"torch": "stand-in"}}
                 event["images"] = {"train": samples, "validation": 2, "test": 3}
+            case "train" | "validate" if not holds(Path(job["base"]), job["base_sha256"]):
+                raise Altered(f"{job['base']} is not the model to start from")
             case "train":
                 round, out = job["round"], Path(job["out"])
                 self._on_event({"event": "validated", "round": round - 1, "auc": 0.5, "loss": 0.7})
