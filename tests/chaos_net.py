@@ -80,6 +80,12 @@ class FakeConnection:
     def set_write_buffer_limits(self, high: int) -> None:
         pass
 
+    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        raise AssertionError("a simulated line carries no bytes of SSH")
+
+    def process_packet(self, kind: int, number: int, packet: object) -> bool:
+        raise AssertionError("a simulated line carries no packets of SSH")
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         known = {"peername": (self._wire.me,), "username": str(self._wire.me), "client_version": f"SSH-2.0-{self._run}"}
         return known.get(name, default)

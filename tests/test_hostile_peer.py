@@ -14,7 +14,7 @@ import sys
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncssh
 import paramiko
@@ -37,11 +37,14 @@ def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
         yield Siege(cluster)
 
 
-def attack(story: Awaitable[None]) -> None:
-    async def main() -> None:
-        await asyncio.wait_for(story, 120)
+Result = TypeVar("Result")
 
-    asyncio.run(main())
+
+def attack(story: Awaitable[Result]) -> Result:
+    async def main() -> Result:
+        return await asyncio.wait_for(story, 120)
+
+    return asyncio.run(main())
 
 
 async def refused(work: Awaitable[Any]) -> None:
@@ -91,6 +94,8 @@ def test_threat_02_a_daemon_neither_follows_nor_waits_for_what_lies_in_its_inbox
             case "folder":
                 path.mkdir()
         attack(cedar.deliver(manifest, None))
+        receipt = attack(cedar.receipt(manifest, siege.victim_key))  # else cedar's own daemon might bring the data
+        assert (receipt.accepted, receipt.code) == (False, "file")
         if kind == "folder":
             path.rmdir()
         assert secret.read_bytes() == data
