@@ -47,6 +47,7 @@ BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must n
 SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
 READ_S = 60.0  # for all that one list has of ours: one document settles it, where the peer is honest
 READ_MAX = 16  # documents of one list; a hostile one names hundreds
+DOUBLED_MAX = 3  # times; what a turn brought is kept, so short ones cost a slow line nothing
 FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; else the next has its turn
 
 
@@ -132,6 +133,7 @@ class Asking:
                     progress = partial(_tell_progress, tell, giver, sha256, size)
                     await fetch_file(link, sha256, size, folder, target, progress)
                 log.info("taken from a peer", extra={"peer": giver, "sha256": sha256[:12]})
+                self._excuse(giver)
                 return True
             except TimeoutError:
                 self._slow[giver] += 1
@@ -153,10 +155,21 @@ class Asking:
         return False
 
     def _turn_s(self, giver: Peer, size: int) -> float:
-        return float((FAIR_S + size / FAIR_BYTES_PER_S) * 2 ** min(self._slow[giver], 20))
+        return float((FAIR_S + size / FAIR_BYTES_PER_S) * 2 ** min(self._slow[giver], DOUBLED_MAX))
 
     def _last(self, giver: Peer) -> tuple[bool, int, Peer]:
         return giver in self._wrong, self._slow[giver], giver
+
+    def _excuse(self, giver: Peer) -> None:
+        """It gave what it listed."""
+        self._slow.pop(giver, None)
+        self._wrong.discard(giver)
+        self._node.alarms.settle(f"wrong bytes {giver}")
+
+    def forget(self) -> None:
+        """Another round is fused: whoever was slow, or gave wrong bytes, is asked like the others again."""
+        for giver in self._node.others:
+            self._excuse(giver)
 
     def _name_wrong(self, giver: Peer, error: PeerDataError) -> None:
         self._wrong.add(giver)

@@ -35,7 +35,7 @@ from hsl_node.ping import ping
 from hsl_node.port import MAPPING_FIX, mapping_needed, require_port
 from hsl_node.sync import keyring
 from hsl_node.sync.journal import Journal
-from hsl_node.sync.store import Layout, room
+from hsl_node.sync.store import Layout, reserve_of, room
 from hsl_node.units import size
 
 TORCH_S = 120.0  # the first import after an installation compiles its bytecode
@@ -110,7 +110,7 @@ def _examined(state: Path) -> list[Check]:
         return [*checks, *(Check(name, "skipped", "needs the federation") for name in ("anchor", "disk", "peers"))]
     joined = federation
     checks.append(_check("anchor", lambda: _anchor(layout, configured, joined)))
-    checks.append(_check("disk", lambda: _disk(layout, joined)))
+    checks.append(_check("disk", lambda: _disk(layout, configured, joined)))
     try:
         return checks + _peers(state, configured.name, joined, ring)
     except OSError as exc:
@@ -223,10 +223,10 @@ def _anchor(layout: Layout, node: NodeConfig, federation: Federation) -> str:
     return f"{found.name}, {len(found.labels)} images, as the federation says"
 
 
-def _disk(layout: Layout, federation: Federation) -> str:
+def _disk(layout: Layout, node: NodeConfig, federation: Federation) -> str:
     initial = layout.fused(0)
     started = initial.exists()
-    found = room(layout, initial.stat().st_size if started else 0, len(federation.peer))
+    found = room(layout, initial.stat().st_size if started else 0, len(federation.peer), reserve_of(node.inbox.kind))
     if found.free < found.arrival:
         text = f"{size(found.free)} free: no checkpoint of a peer is taken in below {size(found.arrival)}"
         raise LocalStateError(text, remedy="free some space")

@@ -284,7 +284,7 @@ class Node:
             # Whatever no action could handle ends the process; the journal makes the restart safe.
             self._fatal = self._fatal or error
             self._stopping.set()
-            if isinstance(error, Altered):
+            if isinstance(error, Altered) and self._fatal is error:  # others may meet the same file while we leave
                 with contextlib.suppress(LocalStateError):  # no room: the next start finds it again
                     what = error.message.replace(f"{self.layout.state}/", "")
                     altered.found(self.journal, self.known_state().round, what)

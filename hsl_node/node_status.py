@@ -12,6 +12,7 @@ from hsl_node.config import fingerprint
 from hsl_node.status_journal import HALTED_FIX, aucs
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
+from hsl_node.sync.store import reserve_of
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -158,7 +159,7 @@ def _received(node: Node, peer: Peer) -> dict[str, Any]:
 def _disk(node: Node) -> dict[str, int] | None:
     if node.schema is None:
         return None
-    room = node.store.room(node.schema.file_bytes, len(node.federation.peers))
+    room = node.store.room(node.schema.file_bytes, len(node.federation.peers), reserve_of(node.config.inbox.kind))
     return {"free": room.free, "need": room.round}
 
 

@@ -63,6 +63,8 @@ def denied(path: Path, state: Path | None = None) -> tuple[str, str]:
 def explained(error: OSError, state: Path | None = None) -> tuple[str, str]:
     """(What is wrong, what to do) for an error of a disk that nobody caught where it arose."""
     if isinstance(error, PermissionError) and isinstance(error.filename, str):
+        if state is not None and not os.path.isabs(error.filename) and (found := unusable(state)):
+            return told(state, found)  # a name within some open folder: which one the error does not say
         return denied(Path(error.filename).absolute(), state)
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}", "check the disk: free space, its file system, `dmesg`"

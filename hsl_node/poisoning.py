@@ -9,7 +9,6 @@ suddenly others. A person decides: each can be an unusual hospital, and none see
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.influence import ROUNDS_BACK, Figures, Influence, changed_counts, largest_share, unusual
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer, Round
-from hsl_node.sync.tensors import Array, Schema, TensorSpec, is_there, read_chunk
+from hsl_node.sync.tensors import Array, Schema, TensorSpec, holds, is_there, read_chunk
 
 log = logging.getLogger(__name__)
 
@@ -63,21 +62,17 @@ def fuse_watched(
     Raises:
         Altered: see `fuse_files`.
     """
-    if not is_there(base, schema.file_bytes):
+    if not is_there(base, schema.file_bytes) or (base_sha256 is not None and not holds(base, base_sha256)):
+        log.warning("no figures of the updates: the fused model before is gone from this disk, or altered")
         return fuse_files(rule, paths, samples, schema, out, progress, None, expected), {}
     influence = Influence(sorted(paths))
     with open(base, "rb") as file:
-        sha256 = hashlib.sha256(file.read(len(schema.header)))
 
         def see(spec: TensorSpec, start: int, chunks: Sequence[Array]) -> None:
             before = read_chunk(file, spec, start, len(chunks[0]))
-            sha256.update(before.data)
             influence.see(spec.name, before, chunks)
 
         digest = fuse_files(rule, paths, samples, schema, out, progress, see, expected)
-    if base_sha256 is not None and sha256.hexdigest() != base_sha256:
-        log.warning("no figures of the updates: the fused model before is altered on this disk")
-        return digest, {}
     return digest, influence.figures()
 
 

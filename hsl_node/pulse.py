@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hsl_node import service
 from hsl_node.sync.holdings import held
 from hsl_node.sync.round import Phase
+from hsl_node.sync.store import reserve_of
 from hsl_node.units import size
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Pulse:
     def _watch_room(self) -> None:
         """Below its reserve our inbox takes nothing any more; the peers only learn that it failed, so say it here."""
         node = self._node
-        found = node.store.room(node.schema.file_bytes if node.schema else 0, len(node.federation.peers))
+        reserve = reserve_of(node.config.inbox.kind)
+        found = node.store.room(node.schema.file_bytes if node.schema else 0, len(node.federation.peers), reserve)
         if found.free >= found.arrival:
             return node.alarms.settle("room")
         text = f"{size(found.free)} free: no checkpoint of a peer is taken in below {size(found.arrival)}"

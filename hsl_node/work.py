@@ -20,7 +20,7 @@ from hsl_node.sync.manifest import Manifest, parse_manifest
 from hsl_node.sync.names import Digest, Round
 from hsl_node.sync.plateau import plateaued
 from hsl_node.sync.round import Declare, Fuse, Fused, Phase, Train, Trained
-from hsl_node.sync.store import paths_of
+from hsl_node.sync.store import paths_of, reserve_of
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -182,6 +182,7 @@ class Work:
         )
         poisoning.renew(node.journal, node.alarms, node.me, state.peers)
         altered.renew(node.journal, node.alarms, node.known_state().round)
+        node.asking.forget()
         best = node.journal.best_fused()
         await asyncio.to_thread(
             node.store.prune, node.known_state().round, frozenset({0} | ({best[0]} if best else set()))
@@ -210,7 +211,8 @@ class Work:
         try:
             while True:
                 try:
-                    return node.store.require_room(node.known_schema().file_bytes, len(node.federation.peers))
+                    size, peers = node.known_schema().file_bytes, len(node.federation.peers)
+                    return node.store.require_room(size, peers, reserve_of(node.config.inbox.kind))
                 except LocalStateError as exc:
                     node.alarms.sound("disk", exc.message, exc.remedy)
                     await asyncio.sleep(ROOM_LOOK_S)

@@ -5,8 +5,13 @@ Threats 22 and 23. Real daemons with the stand-in trainer; what the trainer does
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +22,17 @@ from hsl_node import altered, recover_mark
 from hsl_node.alarms import Alarms
 from hsl_node.config import Plan
 from hsl_node.errors import Altered
+from hsl_node.node import Node
 from hsl_node.poisoning import fuse_watched
+from hsl_node.recover_mark import ALTERED
+from hsl_node.sync import fuse_files as fuse_module
+from hsl_node.sync import tensors
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout
 from hsl_node.sync.tensors import schema_of, sha256_of, write_weights
+from hsl_node.sync.transport import Source
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=2, plateau_rounds=100)
 NAMES = ("ash", "birch", "cedar")
@@ -119,6 +129,46 @@ def test_threat_23_a_fusion_compares_every_byte_that_it_reads_before_its_file_is
     with pytest.raises(Altered, match=r"the checkpoint of birch, .*birch\.safetensors, is altered on"):
         fuse_files("mean", paths, samples, schema, out, expected=expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ash.safetensors", "birch.safetensors"]
+
+
+def unreadable(*args: object) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_threat_23_a_sector_that_cannot_be_read_is_as_good_as_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commonest fault of a disk: the file is there, whole by its size, and its bytes do not come."""
+    paths, out = inputs(tmp_path), tmp_path / "fused.safetensors"
+    monkeypatch.setattr(fuse_module, "read_chunk", unreadable)
+    with pytest.raises(Altered, match="not readable any more on this disk"):
+        fuse_files("mean", paths, dict.fromkeys(paths, 1), schema_of(weights()), out)
+    with monkeypatch.context() as one:
+        one.setattr(os, "pread", unreadable)
+        with pytest.raises(Altered, match="cannot be read any more"):
+            Source(paths[BIRCH]).read(0)
+    monkeypatch.setattr(tensors, "sha256_of", unreadable)
+    assert not tensors.holds(paths[BIRCH], "0" * 64)
+
+
+def test_threat_23_one_altered_file_counts_once_however_many_pushes_meet_it(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.make()
+    journal = Journal.create(layout.journal)
+    node: Any = SimpleNamespace(
+        _running={}, _fatal=None, _stopping=asyncio.Event(), layout=layout, journal=journal,
+        known_state=lambda: SimpleNamespace(round=3),
+    )  # fmt: skip
+
+    async def story() -> None:
+        for key in ("push birch", "push cedar", "fuse 3"):
+            error = Altered("gone")
+            task: Any = SimpleNamespace(cancelled=lambda: False, exception=lambda error=error: error)
+            Node._ended(node, key, task)
+
+    asyncio.run(story())
+    assert json.loads(journal.meta(ALTERED) or "")["rounds"] == [3]
+    journal.close()
 
 
 def test_threat_23_no_figures_are_taken_from_a_fused_model_that_is_altered(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from hsl_node.errors import DataError, LocalStateError, UsageError
 from hsl_node.hints import addressed, command, default_state
 from hsl_node.ping import ping
 from hsl_node.pulse import Pulse
+from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
 from hsl_node.terminal import print_json
@@ -540,13 +541,14 @@ def test_the_disk_is_not_sound_while_the_daemon_says_that_it_takes_no_checkpoint
             layout=store.layout,
             schema=SimpleNamespace(file_bytes=100_000),
             federation=node,
+            config=config.load_node(two[0]),
             alarms=Alarms(),
         )
         Pulse(daemon)._watch_room()
         (disk,) = [c for c in doctor.examine(two[0]) if c.name == "disk"]
         refuses = "room" in daemon.alarms
         try:
-            store.require_room(100_000, 2)
+            store.require_room(100_000, 2, Quota.reserve_bytes)
             starts = True
         except LocalStateError:
             starts = False

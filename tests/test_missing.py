@@ -71,7 +71,11 @@ def node_of(site: Site, link: Link) -> Any:
     layout = Layout(site.root)
     layout.make()
     node = SimpleNamespace(
-        layout=layout, intake=SimpleNamespace(homes=site.homes), known_schema=lambda: site.schema, asking=None
+        layout=layout,
+        intake=SimpleNamespace(homes=site.homes),
+        known_schema=lambda: site.schema,
+        asking=None,
+        alarms=Alarms(),
     )
     node.asking = Near(node, link)
     return node
@@ -192,7 +196,7 @@ def test_threat_13_what_one_peer_began_with_rubbish_no_other_peer_has_to_complet
         fetch(tmp_path, Link(bytes(len(DATA)), breaks=2), giver="birch")
     assert fetch(tmp_path, Link(DATA), giver="cedar").read_bytes() == DATA
     with pytest.raises(PeerDataError):
-        fetch(tmp_path, Link(DATA), giver="birch")
+        fetch(tmp_path, Link(bytes(len(DATA))), giver="birch")
     assert parts(tmp_path) == {}, "rubbish is not gone on with"
     assert fetch(tmp_path, Link(DATA), giver="birch").read_bytes() == DATA
 
@@ -302,6 +306,40 @@ def test_threat_18_whose_bytes_are_wrong_is_named_and_asked_last_from_then_on(si
         assert [a["code"] for a in asks._node.alarms.listing()] == ["wrong bytes birch"]
         assert await got(asks, site, files[1]) == files[1]
         assert (birch.turns, cedar.turns) == (1, 2)
+
+    asyncio.run(story())
+
+
+def test_threat_23_what_the_own_disk_spoilt_of_a_fetch_is_fetched_again_and_its_giver_not_blamed(site: Site) -> None:
+    async def story() -> None:
+        asks, files = asking_of(site, Giver(), Giver())
+        sha256 = hashlib.sha256(files[0]).hexdigest()
+        part = asks._node.layout.fetched / CEDAR / sha256
+        part.parent.mkdir(parents=True)
+        for content in (b"x" * BLOCK, b"x" * len(files[0])):
+            part.write_bytes(content)
+            assert await got(asks, site, files[0], CEDAR) == files[0]
+            assert not asks._node.alarms.listing() and not part.exists()
+            (site.root / "here" / sha256[:8]).unlink()
+
+    asyncio.run(story())
+
+
+def test_threat_18_who_gives_what_it_lists_or_after_another_round_is_asked_like_the_others(site: Site) -> None:
+    async def story() -> None:
+        asks, files = asking_of(site, birch := Giver(), Giver())
+        right = dict(birch.files)
+        birch.files = {name: b"rubbish" for name in right}
+        assert await got(asks, site, files[0]) == files[0]
+        assert asks._node.alarms.listing()
+        birch.files = right
+        assert await got(asks, site, files[1], BIRCH) == files[1]
+        assert not asks._node.alarms.listing() and asks._last(BIRCH) == (False, 0, BIRCH)
+        asks._slow[BIRCH] = 1000
+        assert asks._turn_s(BIRCH, 0) == 2**asking.DOUBLED_MAX * asking.FAIR_S, "and not for days"
+        asks._node.others = (BIRCH, CEDAR)
+        asks.forget()
+        assert asks._last(BIRCH) == (False, 0, BIRCH)
 
     asyncio.run(story())
 

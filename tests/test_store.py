@@ -228,31 +228,38 @@ def test_threat_21_a_round_starts_only_with_room_for_two_rounds_of_everybody(sto
     """3 peers: two rounds of 3 checkpoints and a fusion each = 8 x 1 GB, beside the reserve of 268 MB."""
     free = 8_000_000_000 + 256 * 2**20
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
-    store.require_room(1_000_000_000, 3)
+    store.require_room(1_000_000_000, 3, RESERVE)
     free -= 1
     with pytest.raises(LocalStateError, match=r"8\.3 GB free; two rounds of 3 peers need 8\.3 GB"):
-        store.require_room(1_000_000_000, 3)
+        store.require_room(1_000_000_000, 3, RESERVE)
 
 
 def test_what_is_stored_already_counts_as_room(store):
     store.admit(claimed(store, b"x" * 1000), 1, BIRCH)
     store.layout.outbox(1).write_bytes(b"x" * 1000)
-    assert store.room(1000, 2).round == RESERVE + 4000  # two rounds of 2 peers and a fusion = 6, two are here
+    assert store.room(1000, 2, RESERVE).round == RESERVE + 4000  # two rounds of 2 peers and a fusion = 6, two are here
 
 
 def test_a_round_needs_no_less_than_the_inbox_does_to_take_a_checkpoint_in(store):
     """Also where all that two rounds store is here already: below that, what a peer sends is refused."""
     for peer in (ASH, BIRCH, CEDAR):
         store.admit(claimed(store, b"x" * 4000), 1, peer)
-    found = store.room(1000, 2)
+    found = store.room(1000, 2, RESERVE)
     assert found.round == found.arrival == RESERVE + 1000
 
 
 def test_lacking_room_is_told_in_units_that_fit(store, monkeypatch):
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3_900_000}))
     with pytest.raises(LocalStateError, match=r"has 3\.9 MB free; two rounds of 3 peers need 268 MB\n") as told:
-        store.require_room(1000, 3)
+        store.require_room(1000, 3, RESERVE)
     assert "free some space" in told.value.remedy
+
+
+def test_what_another_programs_inbox_gives_away_is_no_reserve_of_ours(store, monkeypatch):
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=8000))
+    store.require_room(1000, 3, store_module.reserve_of("directory"))
+    with pytest.raises(LocalStateError):
+        store.require_room(1000, 3, store_module.reserve_of("embedded"))
 
 
 def test_the_alarm_about_room_ends_with_the_wait_for_it(store, monkeypatch):
@@ -265,6 +272,7 @@ def test_the_alarm_about_room_ends_with_the_wait_for_it(store, monkeypatch):
         alarms=Alarms(),
         known_schema=lambda: SimpleNamespace(file_bytes=1000),
         federation=SimpleNamespace(peers=(ASH, BIRCH)),
+        config=SimpleNamespace(inbox=SimpleNamespace(kind="embedded")),
     )
 
     async def waits(until: Callable[[asyncio.Task[None]], object]) -> None:
@@ -284,7 +292,7 @@ def test_checkpoint_deleted_while_room_is_measured_counts_nothing(store):
     folder = store.layout.inbox(1, Peer("birch")).parent
     folder.mkdir()
     (folder / "birch.safetensors").symlink_to("gone")
-    assert store.room(1000, 2).round == RESERVE + 6000
+    assert store.room(1000, 2, RESERVE).round == RESERVE + 6000
 
 
 def lay(layout: Layout, peer: Peer, folder: str, *sizes: int) -> None:

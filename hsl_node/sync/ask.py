@@ -88,12 +88,18 @@ async def fetch_file(
         try:
             descriptor = durable.disk.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             with durable.disk.file(descriptor) as file:
-                digest = await asyncio.to_thread(_digest_of, file)
-                progress(file.tell())
-                while (at := file.tell()) < size and (block := await _read(link, sha256, at, size)):
-                    digest.update(block)
-                    await asyncio.to_thread(file.write, block)
-                    progress(at + len(block))
+                for digest in (await asyncio.to_thread(_digest_of, file), hashlib.sha256()):
+                    resumed = file.tell() > 0
+                    progress(file.tell())
+                    while (at := file.tell()) < size and (block := await _read(link, sha256, at, size)):
+                        digest.update(block)
+                        await asyncio.to_thread(file.write, block)
+                        progress(at + len(block))
+                    if digest.hexdigest() == sha256 or not resumed:
+                        break
+                    # Our own disk may have spoilt what lay here: once more from its start, before the giver is named.
+                    file.seek(0)
+                    file.truncate()
                 if digest.hexdigest() != sha256:
                     found = digest.hexdigest()[:12]
                     raise PeerDataError(f"what is offered as {sha256[:12]} has sha256 {found}", code="sha256")

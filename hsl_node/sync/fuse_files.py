@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,9 @@ class _Input:
     def __init__(self, peer: Peer, path: Path, header_bytes: int) -> None:
         self.peer = peer
         self._path = path
-        try:
+        with self._whole():
             self._file = open(path, "rb")  # noqa: SIM115  (closed in `__exit__`)
-        except FileNotFoundError as exc:
-            raise self._altered("gone from") from exc
-        self._sha256 = hashlib.sha256(self._file.read(header_bytes))
+            self._sha256 = hashlib.sha256(self._file.read(header_bytes))
 
     def __enter__(self) -> _Input:
         return self
@@ -84,16 +83,28 @@ class _Input:
         self._file.close()
 
     def read(self, spec: TensorSpec, start: int, count: int) -> Array:
-        try:
+        with self._whole():
             chunk = read_chunk(self._file, spec, start, count)
-        except PeerDataError as exc:  # it was whole when it came
-            raise self._altered("cut short on") from exc
         self._sha256.update(chunk.data)
         return chunk
 
     def require(self, sha256: str) -> None:
         if self._sha256.hexdigest() != sha256:
             raise self._altered("altered on")
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """It was whole, and could be read, when it came."""
+        try:
+            yield
+        except PeerDataError as exc:
+            raise self._altered("cut short on") from exc
+        except FileNotFoundError as exc:
+            raise self._altered("gone from") from exc
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            raise self._altered("not readable any more on") from exc
 
     def _altered(self, how: str) -> Altered:
         return Altered(f"the checkpoint of {self.peer}, {self._path}, is {how} this disk since it was checked")

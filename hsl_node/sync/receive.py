@@ -12,6 +12,7 @@ the bytes are copied instead. Scan one sender at a time and act on the result be
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import logging
@@ -337,6 +338,10 @@ def _is_kept(context: _Context, manifest: Manifest) -> bool:
         check_file(path, context.schema, sha256=manifest.sha256)
         durable.accept(path)
     except (PeerDataError, FileNotFoundError):
+        return False
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
         return False
     return True
 

@@ -131,13 +131,13 @@ class Store:
                 if _round_in_name(path) < current - 2 and _round_in_name(path) not in keep_fused:
                     path.unlink()
 
-    def require_room(self, checkpoint_bytes: int, peers: int) -> None:
+    def require_room(self, checkpoint_bytes: int, peers: int, reserve_bytes: int) -> None:
         """Two rounds of everybody must fit beside the reserve before a round starts.
 
         Raises:
             LocalStateError: says how much is missing.
         """
-        found = self.room(checkpoint_bytes, peers)
+        found = self.room(checkpoint_bytes, peers, reserve_bytes)
         if found.free < found.round:
             free, need = size(found.free), size(found.round)
             raise LocalStateError(
@@ -145,9 +145,9 @@ class Store:
                 remedy="free some space; the node goes on by itself",
             )
 
-    def room(self, checkpoint_bytes: int, peers: int) -> Room:
+    def room(self, checkpoint_bytes: int, peers: int, reserve_bytes: int) -> Room:
         """See `room`."""
-        return room(self.layout, checkpoint_bytes, peers)
+        return room(self.layout, checkpoint_bytes, peers, reserve_bytes)
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,20 @@ class Room:
     round: int  # below it no round is started; at least `arrival`
 
 
-def room(layout: Layout, checkpoint_bytes: int, peers: int) -> Room:
+def reserve_of(inbox: str) -> int:
+    """Bytes of the disk that this kind of inbox never gives away: another program's server knows of none."""
+    return Quota.reserve_bytes if inbox == "embedded" else 0
+
+
+def room(layout: Layout, checkpoint_bytes: int, peers: int, reserve_bytes: int) -> Room:
     """What the disk has and what this node needs of it: what is stored already counts as room for a round.
 
     The inbox never gives its reserve away, so what a round still has to store comes on top of that.
     """
     held = sum(_held(layout.state / folder) for folder in ("inbox", "outbox"))
     missing = max(checkpoint_bytes, 2 * (peers + 1) * checkpoint_bytes - held)
-    reserve = Quota.reserve_bytes
-    return Room(shutil.disk_usage(layout.state).free, reserve + checkpoint_bytes, reserve + missing)
+    free = shutil.disk_usage(layout.state).free
+    return Room(free, reserve_bytes + checkpoint_bytes, reserve_bytes + missing)
 
 
 def _held(folder: Path) -> int:

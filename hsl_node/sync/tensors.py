@@ -6,6 +6,7 @@ duplicate keys and NaN. All peers of a federation share one `Schema`, so all che
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -215,10 +216,13 @@ def is_there(path: Path, size: int) -> bool:
 
 
 def holds(path: Path, sha256: str) -> bool:
-    """Is this the file? It may go at any moment: the intake moves what it claims."""
-    with suppress(FileNotFoundError):
+    """Is this the file? It may go at any moment: the intake moves what it claims. One that cannot be read is none."""
+    try:
         return sha256_of(path) == sha256
-    return False
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.EIO):
+            raise
+        return False
 
 
 def read_chunk(file: BinaryIO, spec: TensorSpec, start: int, count: int) -> Array:

@@ -11,6 +11,7 @@ trust on first use, no agent, no password, no file of the user's ~/.ssh is ever 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -215,7 +216,7 @@ class Source:
     def __init__(self, source: Path | bytes) -> None:
         """Raises: Altered: it is gone. LocalStateError: it cannot be opened."""
         self._content = source if isinstance(source, bytes) else b""
-        self._file = None
+        self._file, self._path = None, source
         self.size = len(self._content)
         if isinstance(source, Path):
             try:
@@ -225,14 +226,13 @@ class Source:
                 raise Altered(f"{source}, which is to be sent, is gone from this disk") from exc
             except OSError as exc:
                 raise _unreadable(source, exc) from exc
-        self._path = source
 
     def read(self, offset: int) -> Sequence[bytes]:
         """The next READ_AHEAD_BLOCKS blocks; fewer at the end.
 
         Raises:
-            Altered: the file became shorter.
-            LocalStateError: our disk failed.
+            Altered: the file became shorter, or the disk does not give it any more.
+            LocalStateError: it may not be read.
         """
         starts = range(offset, min(offset + READ_AHEAD_BLOCKS * BLOCK_BYTES, self.size), BLOCK_BYTES)
         return [self._block(start, min(BLOCK_BYTES, self.size - start)) for start in starts]
@@ -253,5 +253,7 @@ class Source:
             self._file.close()
 
 
-def _unreadable(path: Path | bytes, reason: object) -> LocalStateError:
+def _unreadable(path: Path | bytes, reason: OSError) -> LocalStateError:
+    if reason.errno == errno.EIO:
+        return Altered(f"{path!s}, which is to be sent, cannot be read any more from this disk")
     return LocalStateError(f"{path!s} cannot be read: {reason}", remedy="check the disk of the state directory")
