@@ -1,4 +1,4 @@
-"""Ten protections of the node, each with changes that switch it off; seven more are in `mutants_more.py`.
+"""Ten protections of the node, each with changes that switch it off; more are in `mutants_more.py`.
 
 `mutations.py` runs the tests against them.
 
@@ -109,6 +109,21 @@ TEN_MUTANTS = (
         if exc.errno != errno.EINVAL:""",
         "test_durable.py::test_threat_23_a_write_returns_only_after_the_system_has_synced_file_then_folder",
         (*DISK, "test_durable.py"),
+    ),
+    Mutant(
+        "fsync",
+        "a file that lies there already is taken without an fsync",
+        "sync/durable.py",
+        """\
+    descriptor = disk.open(path, os.O_RDONLY)
+    try:
+        sync(""",
+        """\
+    return
+    try:
+        sync(""",
+        "test_disk_faults.py::test_threat_23_a_checkpoint_admitted_just_before_a_kill_is_durable_before_its_receipt",
+        DISK,
     ),
     Mutant(
         "fsync",
