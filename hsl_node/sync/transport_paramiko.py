@@ -178,9 +178,10 @@ class _Link:
         options.digests = tuple(m for m in MACS if m in options.digests)
         options.key_types = ("ssh-ed25519",)
         options.compression = ("none",)
-        # The event loop watches; these would be shorter than a slow line needs.
-        ssh.banner_timeout = ssh.handshake_timeout = ssh.auth_timeout = self._patience.connect_s
-        ssh.start_client(timeout=self._patience.connect_s)
+        # The event loop watches, and says what is wrong; paramiko's own limits, which say less, must not come before.
+        later_s = 10 * self._patience.connect_s
+        ssh.banner_timeout = ssh.handshake_timeout = ssh.auth_timeout = later_s
+        ssh.start_client(timeout=later_s)
         offered = ssh.get_remote_server_key()
         pinned = [asyncssh.import_public_key(key).public_data for key in login.host_keys]
         if offered.asbytes() not in pinned:
@@ -192,7 +193,7 @@ class _Link:
             if not ssh.is_active() or "timeout" in str(exc).lower():  # paramiko says "authentication" for these too
                 raise login.lost("logging in", exc) from exc
             raise login.our_key_refused(identity) from exc
-        channel = ssh.open_session(timeout=self._patience.connect_s)
+        channel = ssh.open_session(timeout=later_s)
         channel.invoke_subsystem("sftp")
         self.sftp = paramiko.SFTPClient(channel)
         ssh.set_keepalive(int(max(1, self._patience.keepalive_s)))
