@@ -89,7 +89,7 @@ def _alter(world: World, site: Site) -> None:
     content = bytearray(path.read_bytes())
     content[world.rng.randrange(len(content))] ^= 1 << world.rng.randrange(8)
     path.write_bytes(content)
-    site.rotten = True
+    site.altered.add(path)
     world.say("FAULT", f"altered {path.relative_to(state)}")
 
 

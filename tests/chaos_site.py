@@ -89,7 +89,7 @@ class Site:
     lives: int = 0
     bad_ends: list[str] = field(default_factory=list)
     down: bool = False
-    rotten: bool = False  # its disk has altered a file
+    altered: set[Path] = field(default_factory=set)  # files, by its disk
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.root / self.peer)
@@ -133,7 +133,7 @@ class Site:
         said = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else f"exit {outcome}"
         self.say(f"ended: {said}")
         ours = isinstance(outcome, LocalStateError) or getattr(outcome, "errno", None) in DISK_ERRORS
-        healing = isinstance(outcome, Altered) and self.rotten
+        healing = isinstance(outcome, Altered) and bool(self.altered)
         if "set back" in said or (outcome != 0 and not healing and not (ours and disk_failed)):
             self.bad_ends.append(f"{life} ended: {said}")
         self._gone(life, silent=False)
