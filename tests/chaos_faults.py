@@ -87,9 +87,10 @@ def _alter(world: World, site: Site) -> None:
         return
     path = world.rng.choice(files)
     content = bytearray(path.read_bytes())
-    content[world.rng.randrange(len(content))] ^= 1 << world.rng.randrange(8)
+    at, bit = world.rng.randrange(len(content)), 1 << world.rng.randrange(8)
+    content[at] ^= bit
     path.write_bytes(content)
-    site.altered.add(path)
+    site.altered.setdefault(path, []).append((at, bit))
     world.say("FAULT", f"altered {path.relative_to(state)}")
 
 

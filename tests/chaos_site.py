@@ -89,7 +89,7 @@ class Site:
     lives: int = 0
     bad_ends: list[str] = field(default_factory=list)
     down: bool = False
-    altered: set[Path] = field(default_factory=set)  # files, by its disk
+    altered: dict[Path, list[tuple[int, int]]] = field(default_factory=dict)  # by its disk: file -> (byte, bit)
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.root / self.peer)
