@@ -58,6 +58,8 @@ def _ed25519(text: str) -> str:
         raise ValueError('not a public key of the form "ssh-ed25519 AAAA..."') from exc
     if parts[0] != "ssh-ed25519" or len(blob) != 51 or blob[:19] != b"\0\0\0\x0bssh-ed25519\0\0\0\x20"[:19]:
         raise ValueError("only ssh-ed25519 keys are used here")
+    if base64.b64encode(blob).decode() != parts[1]:  # keys are compared as text: one key, one spelling
+        raise ValueError("the key is not written as ssh-keygen writes it: copy it again")
     return f"{parts[0]} {parts[1]}"  # a comment is not part of the key
 
 

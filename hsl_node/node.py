@@ -13,7 +13,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hsl_node import altered, config, ending, enrol, identity, poisoning, recover_mark, service
@@ -318,11 +318,11 @@ class Node:
         """The operator changed keyring.toml, or this node's key: sessions of keys that went end, pushes begin anew."""
         before, self.keyring = self.keyring, changed
         rekeyed = own.public != self.identity.public
-        self.identity = own
+        self.identity = replace(own, run=self.identity.run)  # the process is the same, whatever key it uses
         if self.server is not None:
             self.server.trust(changed)
             if rekeyed:
-                self.server.show(own)
+                self.server.show(self.identity)
         if rekeyed:
             log.warning("this node uses another key now", extra={"fingerprint": own.fingerprint})
         for peer in self.federation.peers:

@@ -453,6 +453,22 @@ def test_only_whole_ed25519_keys_are_taken(key):
         PeerCard(name="ash", address="a.org:1", key=key)
 
 
+@pytest.mark.parametrize("respelt", ["{}====", "{}=", "{}AAAA", "{} ", "{}\n"])
+def test_threat_17_a_key_has_one_spelling_so_that_a_revoked_one_does_not_come_back_under_another(federation, respelt):
+    """Python's decoder takes "K====" for K; keys are compared as text."""
+    key, other = federation.peer[0].key, respelt.format(federation.peer[0].key)
+    try:
+        assert PeerCard(name="ash", address="a.org:1", key=other).key == key
+    except ValueError as refused:
+        assert "ssh-ed25519" in str(refused) or "ssh-keygen" in str(refused)
+
+
+def test_threat_17_one_key_does_not_speak_for_two_peers_by_another_spelling(federation):
+    ash, birch = federation.peer[:2]
+    with pytest.raises(ValueError, match="as ssh-keygen writes it"):
+        PeerCard(name=birch.name, address=birch.address, key=ash.key + "====")
+
+
 def test_a_keys_comment_is_not_part_of_it(federation):
     key = federation.peer[0].key
     assert PeerCard(name="ash", address="a.org:1", key=f"{key} root@ash").key == key

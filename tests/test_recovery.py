@@ -213,8 +213,9 @@ def test_threat_12_a_machine_rolled_back_unnoticed_finds_out_before_it_signs(
         require_same(cluster, undisturbed)
 
 
+@pytest.mark.parametrize("keys_read_anew", [False, True])
 def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing_wrong_is_fused(
-    tmp_path: Path, undisturbed: dict[int, str]
+    tmp_path: Path, undisturbed: dict[int, str], keys_read_anew: bool
 ) -> None:
     with Cluster(tmp_path, NAMES, PLAN) as cluster:
         training_round_1(cluster, "cedar")
@@ -230,6 +231,8 @@ def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing
         before = seen(cluster.status("ash"), "cedar")
         cluster.start("cedar")
         status = cluster.wait_until("ash", lambda s: seen(s, "cedar") > before, "cedar is there")
+        if keys_read_anew:  # as after each `peer revoke`, `peer update` and `key rotate`
+            control.ask(state, "keys")
         twin = [sys.executable, "-c", START, str(clone), sys.executable, str(STAND_IN), "--state", str(clone)]
         twin += ["--hold", str(cluster.hold_file("cedar"))]
         process = subprocess.Popen(twin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -17,7 +17,7 @@ import pytest
 from asyncssh.sftp import SFTPError
 from boxes import BIRCH, CEDAR, DATA, inbox, on_loop, put
 
-from hsl_node.errors import ConfigError
+from hsl_node.errors import LocalStateError
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.names import Peer
 
@@ -213,9 +213,9 @@ async def test_threat_20_strings_of_peers_are_escaped_and_log_lines_bounded(
 
 
 @on_loop
-async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_named_and_tried_again_by_the_service(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
-        with pytest.raises(ConfigError, match=str(box.port)):
+        with pytest.raises(LocalStateError, match=str(box.port)):
             await box.server.start("127.0.0.1", box.port)
 
 

@@ -22,7 +22,7 @@ import asyncssh
 from asyncssh.kex import get_kex_algs
 
 from hsl_node.config import Federation, fingerprint, split_address
-from hsl_node.errors import ConfigError, LocalStateError, PeerDataError, escaped
+from hsl_node.errors import LocalStateError, PeerDataError, escaped
 from hsl_node.identity import Identity
 from hsl_node.sync.algorithms import CIPHERS, KEY_EXCHANGES, MACS
 from hsl_node.sync.home import Home
@@ -111,7 +111,7 @@ class InboxServer:
         """Listen; gives back the port (0 = any).
 
         Raises:
-            ConfigError: the port is in use, or the address is not ours.
+            LocalStateError: the port is in use, or the address is not ours.
         """
         for peer in self._federation.peers:
             if peer != self._me:
@@ -150,7 +150,7 @@ class InboxServer:
             )
         except OSError as exc:
             what = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be listened on: {exc.strerror or exc}"
-            raise ConfigError(
+            raise LocalStateError(
                 f"{host}:{port} {what}", remedy='stop the other program, or set another "listen" in node.toml'
             ) from exc
         self._sweeper = asyncio.create_task(self._keep_sweeping())
