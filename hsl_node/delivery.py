@@ -8,6 +8,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from hsl_node import units
 from hsl_node.errors import Altered, LocalStateError, escaped
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.names import FileName, Kind, Peer, Round
@@ -52,6 +53,7 @@ class Delivery:
                 receipt = await self._until_accepted(parcel, peer)
             finally:  # also when this round need not be delivered any more
                 node.alarms.settle(f"refused by {peer}")
+                node.alarms.settle(f"loses {peer}")
             journal, seconds = node.journal, time.monotonic() - began
             log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})
             node.apply(
@@ -80,6 +82,7 @@ class Delivery:
                 rng=random.Random(),
                 keys=node.keyring.keys(peer),  # their change ends this task and begins it anew: Node.trust
                 host_keys=node.keyring.host_keys(node.federation.get(peer)),
+                on_lost=self._lost,
             )
             if receipt.accepted:
                 return receipt
@@ -90,6 +93,12 @@ class Delivery:
             node.alarms.sound(f"refused by {peer}", text, fix)
             await asyncio.sleep(wait_s)
             refusals += 1
+
+    def _lost(self, transfer: Transfer) -> None:
+        peer, lost = transfer.peer, units.size(transfer.lost_bytes)
+        text = f"the inbox of {peer} has taken and lost {lost} of this node's round {transfer.round}"
+        fix = f"{peer} must look at its inbox's disk and at what removes files there; this node sends ever more rarely"
+        self._node.alarms.sound(f"loses {peer}", text, fix)
 
     def _parcel(self, round: Round) -> Parcel:
         node = self._node

@@ -212,6 +212,7 @@ def test_threat_18_a_lie_delays_a_delivery_and_never_ends_it(
 ) -> None:
     """While it lies nothing counts as delivered; when it stops, the very bytes arrive."""
     monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.3)
+    monkeypatch.setattr(push_module, "LOST_WAIT_MAX_S", 0.01)
     patience = Patience(answer_s=0.5) if liar is NeverAnswers else Patience()  # only there a silence is what ends it
     parcel, manifest = parcel_of(tmp_path, DATA)
     receiver = Receiver(tmp_path, manifest, parcel.name)
@@ -239,6 +240,82 @@ def test_threat_18_a_lie_delays_a_delivery_and_never_ends_it(
             assert served.listed == 0, "names of a server's making were asked for"
 
     asyncio.run(asyncio.wait_for(story(), 120))
+
+
+class Forgets(Liar):
+    """Takes a checkpoint whole and loses it at the rename; every other time it hangs up at the second block."""
+
+    opened = whole = 0
+    blocks = 0
+
+    def open(self, path: bytes, pflags: int, attrs: SFTPAttrs) -> Any:
+        if self.telling and b"safetensors.part" in path:
+            type(self).opened += 1
+        return super().open(path, pflags, attrs)
+
+    def write(self, file_obj: object, offset: int, data: bytes) -> Any:
+        self.blocks += 1
+        if self.telling and self.opened % 2 and self.blocks == 2:
+            self.forget()
+            self.channel.get_connection().abort()
+        return super().write(file_obj, offset, data)
+
+    def rename(self, oldpath: bytes, newpath: bytes) -> Any:
+        if not self.telling:
+            return super().rename(oldpath, newpath)
+        type(self).whole += 1
+        self.lie()
+        self.forget()
+        raise SFTPFailure("Failure")
+
+    def forget(self) -> None:
+        for part in (self.root / "parts").iterdir():
+            part.unlink()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_threat_18_a_server_that_takes_checkpoints_and_loses_them_is_sent_them_ever_more_rarely(
+    client: Client, tmp_path: Path
+) -> None:
+    """A short attempt after a long one is no progress, and so no reason to begin the back-off anew."""
+    parcel, manifest = parcel_of(tmp_path, DATA)
+    receiver = Receiver(tmp_path, manifest, parcel.name)
+    for folder in ("parts", "inbox", "receipts"):
+        (receiver.home / folder).mkdir(parents=True)
+    waits: list[tuple[int, float, float]] = []  # (whole checkpoints taken so far, pause, what a wake cannot shorten)
+    told: list[int] = []
+
+    async def story() -> None:
+        async with lying(Forgets, KEY, receiver.home) as served:
+            receiver.port = served.port
+            monkeypatch = pytest.MonkeyPatch()
+            enough = asyncio.Event()
+
+            async def wait(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
+                waits.append((served.whole, seconds, at_least))
+                if served.whole == 5:
+                    monkeypatch.setattr(served, "telling", False)
+                    enough.set()
+
+            transfer = Transfer(PEER)
+            task = pushing(
+                receiver, parcel, transfer, client=client, wait=wait, on_lost=lambda t: told.append(t.lost_bytes)
+            )
+            try:
+                await enough.wait()
+                await until(lambda: receiver.path("inbox", Kind.MANIFEST).exists())
+                receiver.committed(ME)
+                assert (await task).accepted
+            finally:
+                monkeypatch.undo()
+            assert transfer.resent_bytes >= transfer.lost_bytes >= 4 * len(DATA)
+
+    asyncio.run(asyncio.wait_for(story(), 120))
+    assert hashlib.sha256(receiver.took[-1]).hexdigest() == manifest.sha256
+    long = [seconds for _, seconds, at_least in waits if seconds == at_least >= 60]
+    assert long[0] == 60 and long[-1] >= 240, "two checkpoints are lost: a minute, then twice that, and so on"
+    assert len([w for w in waits if w[0] >= 3]) == len([w for w in waits if w[0] >= 3 and w[1] >= 60])
+    assert told and told[0] >= 2 * len(DATA)
 
 
 # ---------------------------------------------------------------- packets

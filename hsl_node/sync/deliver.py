@@ -61,7 +61,9 @@ class Transfer:
     sent: int = 0  # bytes of the data file that lie at the peer
     total: int = 0
     resumed_from: int = 0
+    most: int = 0  # of `sent`, over all attempts: only what goes beyond it is progress
     resent_bytes: int = 0  # that lay there before
+    lost_bytes: int = 0  # of those, that were taken and then gone: not what resuming sends again
     retries: int = 0
     last_error: str = ""
     next_try: float | None = None
@@ -71,7 +73,7 @@ class Transfer:
 
     def begin(self, parcel: Parcel) -> None:
         self.round, self.total = parcel.name.round, parcel.bytes
-        self.sent = self.resumed_from = self.resent_bytes = self.retries = 0
+        self.sent = self.resumed_from = self.most = self.resent_bytes = self.lost_bytes = self.retries = 0
         self.last_error = ""
         self.enter("idle")
 
@@ -85,6 +87,7 @@ class Transfer:
             self._rate = self.rate_bytes_per_s
             self._mark = (time.monotonic(), self.sent)
         self.sent = end
+        self.most = max(self.most, end)
 
     @property
     def rate_bytes_per_s(self) -> float:
@@ -232,12 +235,17 @@ async def _resume_point(
 ) -> tuple[int, bool]:
     """Where to go on in a part, and whether to create it. A part that is no prefix of ours is removed."""
     present = await link.size(part)
+    if transfer is not None:
+        lost = max(0, transfer.sent - (present or 0))
+        transfer.lost_bytes += lost
+        transfer.resent_bytes += lost
     if present is None:
         return 0, True
     offset = max(0, present // BLOCK_BYTES - REWIND_BLOCKS) * BLOCK_BYTES
     usable = present <= size and (not offset or await _same_block(link, part, content, offset - BLOCK_BYTES))
     if transfer is not None:
         transfer.resent_bytes += present - offset if usable else present
+        transfer.lost_bytes += 0 if usable else min(present, transfer.sent)
     if usable:
         return offset, False
     await link.remove(part)

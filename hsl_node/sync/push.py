@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 BACKOFF_BASE_S = 1.0  # doubles with every failure; the wait is drawn evenly from 0 to that: peers don't march in step
 BACKOFF_CAP_S = 60.0  # a peer that comes back is found within a minute, half a minute on average
 WOKEN_WAIT_S = 1.0  # two nodes that fail to serve each other must not wake each other at the speed of the network
+# A server that takes a whole checkpoint and loses it, twice, is not sent a third at once: after 1 min, 2 min, ... 1 h.
+LOST_TIMES, LOST_WAIT_S, LOST_WAIT_MAX_S = 2, 60.0, 3600.0
 # At most 12 tries an hour, the woken one included: more looks like an attack to the peer's defences.
 KEY_REFUSED_WAIT_S, KEY_REFUSED_JITTER = 330.0, 1.2
 
@@ -54,10 +56,13 @@ async def push(
     wait: Wait = wait_for_peer,
     keys: Sequence[str] | None = None,
     host_keys: Sequence[str] | None = None,
+    on_lost: Callable[[Transfer], None] = lambda transfer: None,
 ) -> Receipt:
     """Deliver `parcel` to the peer of `card`, however long that takes. `wake`: try at once, the peer is there.
 
     `keys`, `host_keys`: what the peer may sign its receipt with and what its server may show; None: as the card says.
+
+    `on_lost`: the peer's server has taken whole checkpoints and lost them; the pauses grow.
 
     Gives back the peer's receipt: it accepts, or refuses for a reason that sending again cannot mend.
 
@@ -69,7 +74,7 @@ async def push(
     transfer.begin(parcel)
     failures = 0  # in a row, without any progress
     while True:
-        before = transfer.sent
+        before = transfer.most
         transfer.enter("connecting")
         wake.clear()
         try:
@@ -87,10 +92,13 @@ async def push(
             await wait(seconds, wake, at_least=seconds if woken else WOKEN_WAIT_S)
             woken = woken or wake.is_set()
         except TransportError as exc:
-            failures = 1 if transfer.sent > before else failures + 1
-            seconds = backoff_s(failures, rng)
+            failures = 1 if transfer.most > before else failures + 1
+            seconds, at_least = backoff_s(failures, rng), 0 if failures == 1 else WOKEN_WAIT_S
+            if lost := _times_lost(transfer):
+                seconds = at_least = min(LOST_WAIT_S * 2.0 ** min(lost - LOST_TIMES, 30), LOST_WAIT_MAX_S)
+                on_lost(transfer)
             _note(transfer, exc, seconds)
-            await wait(seconds, wake, at_least=0 if failures == 1 else WOKEN_WAIT_S)
+            await wait(seconds, wake, at_least=at_least)
         except HslError:
             raise
         except Exception as exc:  # one peer's link must never end this node: a bug of ours or theirs, told in the log
@@ -99,6 +107,12 @@ async def push(
             log.exception("push broke", extra={"peer": card.name, "round": parcel.name.round})
             _note(transfer, TransportError(f"{card.name}: {type(exc).__name__}: {escaped(str(exc))}"), seconds)
             await wait(seconds, wake, at_least=WOKEN_WAIT_S)
+
+
+def _times_lost(transfer: Transfer) -> int:
+    """How often a whole checkpoint was taken and then gone; 0 while that may be a server's bad day."""
+    times = transfer.lost_bytes // max(transfer.total, 1)
+    return times if times >= LOST_TIMES else 0
 
 
 def backoff_s(failures: int, rng: random.Random) -> float:
