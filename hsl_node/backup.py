@@ -1,8 +1,8 @@
 """Backup and restore: one tar file with what cannot be made anew. Works beside a running daemon.
 
     backup.json          first: format, versions, sha256 and size of every file that follows
-    node.toml federation.toml keyring.toml splits.json keys/node_ed25519 anchor.safetensors
-    journal.sqlite3 fused/r000012.safetensors
+    node.toml federation.toml keyring.toml splits.json keys/node_ed25519 keys/node_ed25519.next (in a key change)
+    anchor.safetensors journal.sqlite3 fused/r000012.safetensors
 
 A restore reads plain members only, header by header: the file may come from anybody.
 The journal is copied as of one moment. The outbox is left out: the peers keep what was published. A restored node asks
@@ -44,17 +44,18 @@ FORMAT: Literal["hsl-node backup"] = "hsl-node backup"
 VERSION: Literal[1] = 1
 INDEX = "backup.json"
 INDEX_MAX_BYTES = 64 * 1024
-MEMBERS_MAX = 16  # seven, and two fused models
-SETTINGS_MAX_BYTES = 1024 * 1024  # node.toml, federation.toml, keyring.toml, the key
+MEMBERS_MAX = 16  # eight, and two fused models
+SETTINGS_MAX_BYTES = 1024 * 1024  # node.toml, federation.toml, keyring.toml, the keys
 MEMBER_MAX_BYTES = 1 << 40  # anchor set, journal, fused models: the room on the disk is looked at before
 KEY = "keys/node_ed25519"
+NEXT = KEY + ".next"  # the new key of `key rotate`, until --finish
 BLOCK_BYTES = 1024 * 1024
 FOUND_SHOWN = 5  # of what lies where a node is to be restored
 MIXED = "its files are of two nodes: take another copy of it, or an older backup"
 STAGING = ".restore"  # in the state directory: a restore that was cut short, to be made again
 _NAME = re.compile(
-    r"node\.toml|federation\.toml|keyring\.toml|splits\.json|anchor\.safetensors|journal\.sqlite3|keys/node_ed25519"
-    r"|fused/r[0-9]{6}\.safetensors",
+    r"node\.toml|federation\.toml|keyring\.toml|splits\.json|anchor\.safetensors|journal\.sqlite3"
+    r"|keys/node_ed25519(\.next)?|fused/r[0-9]{6}\.safetensors",
     re.ASCII,
 )
 
@@ -91,7 +92,7 @@ class Index(Strict):
         for name, measured in self.files.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"it names a file that no backup holds: {escaped(name, 80)}")
-            if measured.bytes > SETTINGS_MAX_BYTES and (name.endswith(".toml") or name == KEY):
+            if measured.bytes > SETTINGS_MAX_BYTES and (name.endswith(".toml") or name in (KEY, NEXT)):
                 raise ValueError(f"{name} has {measured.bytes} bytes")
         if "node.toml" not in self.files:
             raise ValueError("it holds no node.toml")
@@ -139,8 +140,10 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> Summary:
 
         for name in ("node.toml", "federation.toml", "keyring.toml", "splits.json"):
             add(name, state / name)
-        if with_key and not add(KEY, layout.key):
-            left_out.append(f"the private key: it is not at {layout.key}")
+        if with_key:
+            add(NEXT, state / NEXT)  # before the key: a `--finish` in between leaves it twice in here, not out
+            if not add(KEY, layout.key):
+                left_out.append(f"the private key: it is not at {layout.key}")
         fused = []
         if layout.journal.exists():
             copy = Path(folder) / "journal.sqlite3"
@@ -309,12 +312,12 @@ def _check(staging: Path, layout: Layout, index: Index) -> None:
 
 
 def _require_free(state: Path, index: Index) -> None:
-    """Nothing but folders, a key that the backup leaves out, and what a restore left that was cut short."""
+    """Nothing but folders, keys that the backup leaves out, and what a restore left that was cut short."""
     unfinished = (state / STAGING).exists() and not (state / "node.toml").exists()
 
     def expected(path: Path) -> bool:
         name = path.relative_to(state).as_posix()
-        if name == "run/lock" or (name == KEY and not index.has_key):
+        if name == "run/lock" or (not index.has_key and name in (KEY, NEXT) and name not in index.files):
             return True
         return unfinished and (name.startswith(f"{STAGING}/") or _NAME.fullmatch(name) is not None)
 

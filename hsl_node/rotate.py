@@ -17,7 +17,7 @@ from pathlib import Path
 from hsl_node import config, identity, keys, ping
 from hsl_node.config import fingerprint
 from hsl_node.enrol import write_new
-from hsl_node.errors import HslError, KeyRefused, NotInitialised, PeerDataError, UsageError
+from hsl_node.errors import HslError, KeyRefused, LocalStateError, NotInitialised, PeerDataError, UsageError
 from hsl_node.identity import MANIFEST_NAMESPACE, Identity
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
@@ -42,12 +42,20 @@ def begin(state: Path, key: Path | None = None) -> Begun:
 
     Raises:
         NotInitialised: no key here; `key` says where it is.
+        LocalStateError: the key that was announced is lost; another one cannot be announced.
+        UsageError: the new key is in its place already.
     """
     node, federation = config.load_node(state), config.load_federation(state)
     me, path = Peer(node.name), key or Layout(state).key
-    current, waiting = identity.load(path), _next(path)
-    keyring.require_mine(keyring.load(state, federation), me, current.public)
-    new = identity.load(waiting) if waiting.exists() else identity.generate(waiting)
+    current, ring = identity.load(path), keyring.load(state, federation)
+    keyring.require_mine(ring, me, current.public)
+    update = ring.overlap(me)
+    if update is not None and current.public == update.new:
+        raise UsageError(
+            f"{path} holds the new key {current.fingerprint} already: a change was cut short",
+            remedy="`hsl-node key rotate --finish` completes it",
+        )
+    new = _unannounced(path, ring.chain(me)) if update is None else _announced(path, update)
 
     def announced(ring: keyring.Keyring) -> keyring.Keyring:
         if ring.overlap(me) is not None:
@@ -69,6 +77,7 @@ def finish(state: Path, key: Path | None = None, *, force: bool = False) -> bool
 
     Raises:
         UsageError: no change is under way.
+        LocalStateError: the new key here is not the one that was announced; nothing was changed, also with `force`.
         KeyRefused: a peer does not let the new key in yet; nothing was changed, unless `force`.
     """
     node, federation = config.load_node(state), config.load_federation(state)
@@ -78,7 +87,7 @@ def finish(state: Path, key: Path | None = None, *, force: bool = False) -> bool
         with keys.told_again(state):
             raise UsageError("no key change is under way", remedy="`hsl-node key rotate` begins one")
     if identity.load(path).public != update.new:  # else: an earlier call was cut short after this
-        new = identity.load(_next(path))
+        new = _announced(path, update)
         if not force:
             _require_welcome(state, new)
         with durable.passing(Step.KEYS_SWITCH):
@@ -100,6 +109,38 @@ def _require_welcome(state: Path, new: Identity) -> None:
             remedy="each of them runs hsl-node peer update with this node's update file; then call this again. "
             "--force leaves behind who is missing: it will refuse this node until it took the update",
         )
+
+
+def _announced(path: Path, update: KeyUpdate) -> Identity:
+    """The new key of this update.
+
+    Raises:
+        LocalStateError: it is not here. No peer would let another one in, and nobody can sign a second update.
+    """
+    waiting = _next(path)
+    new = identity.load(waiting) if waiting.exists() else None
+    if new is None or new.public != update.new:
+        raise LocalStateError(
+            f"{update.peer} announced the new key {fingerprint(update.new)}; {waiting} "
+            + (f"holds another one, {new.fingerprint}" if new else "is not there")
+            + "; nothing was changed",
+            remedy="put it there, out of a backup made since `hsl-node key rotate` (keys/node_ed25519.next in it). "
+            f"Lost for good: the old key {fingerprint(update.old)} goes on counting and the run ends with it; tell the "
+            'others not to run peer update --finish. README, "The new key is lost", has the rest',
+        )
+    return new
+
+
+def _unannounced(path: Path, used: tuple[str, ...]) -> Identity:
+    """A key that nobody was told of yet: a new one, or that of a call that was cut short."""
+    waiting = _next(path)
+    if waiting.exists():
+        new = identity.load(waiting)
+        if new.public not in used:
+            durable.accept(waiting)
+            return new
+        waiting.unlink()  # a copy of the key in use, out of a backup: it would be announced as its own successor
+    return identity.generate(waiting)
 
 
 def _next(path: Path) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from cluster import Cluster
 from typer.testing import CliRunner
 
-from hsl_node import backup, config, enrol, identity, recover_mark
+from hsl_node import backup, config, enrol, identity, recover_mark, rotate
 from hsl_node.cli import main
 from hsl_node.commands.app import app
 from hsl_node.config import AnchorCard, Plan
@@ -96,6 +96,83 @@ def test_another_nodes_key_in_place_is_refused_and_stays(lived: Path, tmp_path: 
         backup.restore(tmp_path / "new", tmp_path / "open.tar")
     assert identity.load(Layout(tmp_path / "new").key).public == other.public
     assert not (tmp_path / "new" / "node.toml").exists()
+
+
+@pytest.fixture
+def changing(tmp_path: Path) -> Path:
+    """A state directory between `key rotate` and `key rotate --finish`."""
+    with Cluster(tmp_path / "changing", ("ash", "birch"), PLAN) as cluster:
+        rotate.begin(cluster.layout("ash").state)
+        return cluster.layout("ash").state
+
+
+def test_a_key_change_goes_on_from_a_backup_that_was_made_in_its_midst(changing: Path, tmp_path: Path) -> None:
+    update = rotate.begin(changing).update
+    made = backup.backup(changing, tmp_path / "ash.tar")
+    assert made.has_key and backup.NEXT in made.files
+    backup.restore(tmp_path / "new", tmp_path / "ash.tar")
+    assert (tmp_path / "new" / backup.NEXT).read_bytes() == (changing / backup.NEXT).read_bytes()
+    assert (tmp_path / "new" / backup.NEXT).stat().st_mode & 0o777 == 0o600
+    assert rotate.begin(tmp_path / "new").update == update
+    assert not rotate.finish(tmp_path / "new", force=True)
+    assert identity.load(Layout(tmp_path / "new").key).public == update.new
+
+
+def test_a_backup_from_before_these_held_the_new_key_is_restored_and_its_change_not_finished_with_another(
+    changing: Path, tmp_path: Path
+) -> None:
+    backup.backup(changing, tmp_path / "ash.tar")
+    older = repacked(tmp_path / "ash.tar", tmp_path / "older.tar", without_next)
+    backup.restore(tmp_path / "new", older)
+    before = (tmp_path / "new" / backup.KEY).read_bytes()
+    for force in (False, True):
+        with pytest.raises(LocalStateError, match="is not there"):
+            rotate.finish(tmp_path / "new", force=force)
+    shutil.copy(changing / backup.NEXT, tmp_path / "new" / backup.NEXT)
+    assert (tmp_path / "new" / backup.KEY).read_bytes() == before
+    assert not rotate.finish(tmp_path / "new", force=True)
+
+
+def test_a_change_that_is_finished_in_the_midst_of_a_backup_leaves_the_new_key_in_it(
+    changing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = rotate.begin(changing).update
+    finished = []
+
+    def opened(path: Path, mode: str) -> Any:
+        file = open(path, mode)  # noqa: SIM115  (backup closes it)
+        if path.parent.name == "keys" and not finished:
+            finished.append(rotate.finish(changing, force=True))
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "open", opened, raising=False)
+        backup.backup(changing, tmp_path / "ash.tar")
+    backup.restore(tmp_path / "new", tmp_path / "ash.tar")
+    assert finished and not rotate.finish(tmp_path / "new", force=True)
+    assert identity.load(Layout(tmp_path / "new").key).public == update.new
+
+
+def test_without_keys_it_holds_neither_and_waits_for_both(changing: Path, tmp_path: Path) -> None:
+    made = backup.backup(changing, tmp_path / "open.tar", with_key=False)
+    assert not [name for name in made.files if name.startswith("keys/")]
+    shutil.copytree(changing / "keys", tmp_path / "new" / "keys")
+    backup.restore(tmp_path / "new", tmp_path / "open.tar")
+    for name in (backup.KEY, backup.NEXT):
+        assert (tmp_path / "new" / name).read_bytes() == (changing / name).read_bytes()
+    (changing / backup.KEY).rename(tmp_path / "credential")  # with systemd, against its page: moved away too early
+    said = CliRunner().invoke(app, ["--state", str(changing), "backup", str(tmp_path / "half.tar")]).output
+    assert "PRIVATE KEY" in said and "not in it: the private key" in said
+    assert backup.verify(tmp_path / "half.tar").files.keys() >= {backup.NEXT}
+
+
+def without_next(name: str, content: bytes) -> bytes | None:
+    """As an older hsl-node wrote it."""
+    if name != "backup.json":
+        return None if name == backup.NEXT else content
+    index = json.loads(content)
+    del index["files"][backup.NEXT]
+    return json.dumps(index).encode()
 
 
 def repacked(source: Path, target: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
@@ -226,6 +303,14 @@ def test_threat_20_an_index_is_as_we_write_it_or_refused_in_plain_words(
     assert left.value.code in (15, 78) and "What to do: " in shown.err
     assert (shown.out + shown.err).replace("\n", "").isprintable() and "Traceback" not in shown.err
     assert [p.name for p in tmp_path.iterdir()] == ["lie.tar"]
+
+
+@pytest.mark.parametrize("name", [backup.KEY, backup.NEXT])
+def test_threat_20_a_key_has_the_size_of_a_key(lived: Path, tmp_path: Path, name: str) -> None:
+    entry = {"sha256": "0" * 64, "bytes": backup.SETTINGS_MAX_BYTES + 1}
+    with_index(lambda i: i["files"].__setitem__(name, entry))(lived / "ash.tar", tmp_path / "long.tar")
+    with pytest.raises(LocalStateError, match=f"{name} has {entry['bytes']} bytes"):
+        backup.restore(tmp_path / "new", tmp_path / "long.tar")
 
 
 def members(path: Path) -> list[tuple[str, bytes]]:

@@ -17,6 +17,7 @@ import pytest
 from boxes import inbox, on_loop
 from cluster import WAIT_S, Cluster
 from conftest import Members, make_federation
+from faulty_disk import Recorder
 from test_enrol import run
 
 from hsl_node import backup, config, control, doctor, enrol, identity, keys, rotate
@@ -26,12 +27,13 @@ from hsl_node.errors import (
     FederationMismatch,
     HslError,
     KeyRefused,
+    LocalStateError,
     NotRunning,
     PeerDataError,
     UsageError,
 )
 from hsl_node.identity import MANIFEST_NAMESPACE, Identity, verify
-from hsl_node.sync import keyring
+from hsl_node.sync import durable, keyring
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring, KeyringFile, sign_update
 from hsl_node.sync.names import Peer
@@ -225,6 +227,59 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
         cluster.start_all()
         cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")
+
+
+def test_a_new_key_that_is_lost_costs_no_round_and_the_next_federation_changes_keys_again(tmp_path: Path) -> None:
+    """The way that the refusal and the README name: the run ends with the old key, which birch alone lets in."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        ash, birch = state(cluster, "ash"), state(cluster, "birch")
+        cluster.hold("birch", 2)
+        cluster.start_all()
+        cluster.wait_until("ash", lambda s: s["round"] == 2 and s["waiting_for"] == ["birch"], "round 2 signed")
+        begun = rotate.begin(ash)
+        old, lost = begun.update.old, begun.update.new
+        rotate.take(birch, begun.file, fingerprint(lost))
+        file = tmp_path / "ash.tar"
+        backup.backup(ash, file)
+        cluster.kill("ash")
+        shutil.rmtree(ash)
+        backup.restore(ash, file)
+        cluster.layout("ash").make()
+        next_of(ash).unlink()  # as a backup from before these held it
+        with pytest.raises(LocalStateError, match="is not there"):
+            rotate.begin(ash)
+        with pytest.raises(LocalStateError, match="is not there"):
+            rotate.finish(ash, force=True)
+
+        keys.revoke(birch, "ash")
+        assert keys.pardon(birch, "ash", fingerprint(old)).keyring.keys(ASH) == (old,), "whoever finds the other one"
+        with pytest.raises(HslError, match="old key"):
+            rotate.end(birch, "ash")  # it would leave ash without any key
+        cluster.start("ash")
+        cluster.release("birch")
+        cluster.wait_finished()
+        assert cluster.fused("ash") == cluster.fused("birch")
+        assert signed_by(cluster, "birch", old) == set(range(7)), "no round was lost"
+
+        cards = []
+        for name in NAMES[:2]:
+            assert cluster.stop(name) == 0
+            cards.append(tmp_path / f"{name}.card")
+            cards[-1].write_text(config.card_text(enrol.card_of(state(cluster, name))))
+        agreed = enrol.create(name="cluster, again", cards=cards, plan=PLAN, anchor=None)
+        (tmp_path / "new.toml").write_text(config.federation_text(agreed))
+        for name in NAMES[:2]:
+            enrol.join(state(cluster, name), tmp_path / "new.toml", replace=True)
+        cluster.start_all()
+        for name in NAMES[:2]:
+            cluster.wait_until(name, lambda s: s["round"] is not None, "running")
+        begun = rotate.begin(ash)
+        assert begun.update.old == old and begun.update.new not in (old, lost)
+        rotate.take(birch, begun.file, fingerprint(begun.update.new))
+        assert rotate.finish(ash)
+        cluster.wait_finished()
+        assert cluster.fused("ash") == cluster.fused("birch")
+        assert identity.load(cluster.layout("ash").key).public == begun.update.new
 
 
 class Refused(Asking):
@@ -499,6 +554,85 @@ def test_a_finish_that_was_cut_short_after_the_key_changed_places_is_completed(t
         keyring.require_mine(keyring.load(layout.state, cluster.federation), "ash", begun.update.new)
         rotate.finish(layout.state)  # asks nobody: the new key is the node's already
         assert keyring.load(layout.state, cluster.federation).keys(ASH) == (begun.update.new,)
+
+
+def test_a_change_that_was_cut_short_there_is_not_begun_anew_and_a_copy_of_its_key_does_no_harm(tmp_path: Path) -> None:
+    """`key rotate` made another key then; a copy, out of a backup, could be announced as its own successor."""
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        ash = state(cluster, "ash")
+        begun = rotate.begin(ash)
+        shutil.copy(next_of(ash), cluster.layout("ash").key)
+        for left in (("node_ed25519", "node_ed25519.next"), ("node_ed25519",)):
+            assert tuple(sorted(p.name for p in next_of(ash).parent.iterdir())) == left
+            with pytest.raises(UsageError) as refused:
+                rotate.begin(ash)
+            assert "--finish" in refused.value.remedy
+            next_of(ash).unlink(missing_ok=True)
+        shutil.copy(cluster.layout("ash").key, next_of(ash))
+        rotate.finish(ash)
+        assert identity.load(cluster.layout("ash").key).public == begun.update.new
+        second = rotate.begin(ash).update
+        assert (second.number, second.old) == (2, begun.update.new) and second.new != second.old
+        assert identity.load(next_of(ash)).public == second.new
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("instead", ["nothing", "another key"])
+def test_no_key_but_the_one_that_was_announced_takes_over(tmp_path: Path, instead: str, elsewhere: bool) -> None:
+    """Another one locked the node out for good: it replaced the old key, and nobody had been told of it."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        ash, key = state(cluster, "ash"), cluster.layout("ash").key
+        if elsewhere:
+            (tmp_path / "safe").mkdir()
+            key = key.rename(tmp_path / "safe" / "node.key")
+        named = key if elsewhere else None
+        begun = rotate.begin(ash, named)
+        waiting = key.with_name(key.name + ".next")
+        waiting.rename(tmp_path / "lost")
+        other = identity.generate(waiting) if instead == "another key" else None
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        for call in (
+            lambda: rotate.begin(ash, named),
+            lambda: rotate.finish(ash, named),
+            lambda: rotate.finish(ash, named, force=True),
+        ):
+            with pytest.raises(LocalStateError, match="nothing was changed") as refused:
+                call()
+            said = refused.value.message
+            assert fingerprint(begun.update.new) in said and str(waiting) in said and said.startswith("ash announced")
+            assert (other.fingerprint if other else "is not there") in said
+            assert "backup" in refused.value.remedy and fingerprint(begun.update.old) in refused.value.remedy
+            assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+        (tmp_path / "lost").rename(waiting)
+        assert rotate.begin(ash, named).update == begun.update
+        assert not rotate.finish(ash, named, force=True)
+        assert identity.load(key).public == begun.update.new
+
+
+def test_no_key_is_announced_that_a_power_loss_could_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that made it was killed before it synced the folder; the next one took the file as it lay."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        ash = state(cluster, "ash")
+        disk = Recorder(ash)
+        monkeypatch.setattr(durable, "disk", disk)
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "sync_folder", lambda folder: None)
+            made = identity.generate(next_of(ash))
+        assert rotate.begin(ash).update.new == made.public
+        made_bytes, announced, lost = next_of(ash).read_bytes(), 0, 0
+        for after, _ in disk.after_power_loss(tmp_path / "reboots"):
+            there = next_of(after).exists() and next_of(after).read_bytes() == made_bytes
+            lost += not there
+            if keyring.path_of(after).exists():
+                announced += 1
+                assert there
+            shutil.rmtree(after)
+        disk.close()
+        assert announced and lost
+
+
+def next_of(state: Path) -> Path:
+    return state / "keys" / "node_ed25519.next"
 
 
 def test_a_revoked_peers_change_is_not_listed_as_one() -> None:

@@ -49,12 +49,12 @@ def backup(
     print(f"{made.path}: {len(made.files)} files, {size(made.bytes)}")
     for what in made.left_out:
         print(f"not in it: {what}")
-    if made.has_key:
+    if any(name.startswith("keys/") for name in made.files):
         print(
             "It holds this node's PRIVATE KEY: whoever has the file can act as this hospital. Keep it as you keep keys."
         )
     else:
-        print("It holds no private key: keep keys/node_ed25519 elsewhere. Without it the node cannot come back.")
+        print("It holds no private key: keep the folder keys/ elsewhere. Without it the node cannot come back.")
 
 
 def restore(context: typer.Context, file: Annotated[Path, typer.Argument(help="A file of `hsl-node backup`.")]) -> None:
