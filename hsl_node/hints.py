@@ -11,8 +11,8 @@ SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.
 STATE_VARIABLE = "HSL_NODE_STATE"
 
 NOTHING_HERE = (
-    "a new node: `hsl-node init`. After a loss: `hsl-node restore FILE` brings back what a backup holds. Or point "
-    "--state at the right folder"
+    "if there was one, see that its volume is mounted. A new node: `hsl-node init`. After a loss: `hsl-node restore "
+    "FILE` brings back what a backup holds. Or point --state at the right folder"
 )
 
 

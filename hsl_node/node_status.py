@@ -13,6 +13,7 @@ from hsl_node.status_journal import HALTED_FIX, aucs
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store import reserve_of
+from hsl_node.trainer import KILL_SILENT_S
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -171,7 +172,8 @@ def _warnings(node: Node, trainer: str | dict[str, Any], since: float) -> list[d
             if trainer["state"] == "silent"
             else f"the trainer died and is started again ({trainer['restarts']} so far): {trainer['last_error']}"
         )
-        fix = "see log/trainer.log; the node restarts it by itself and loses at most one epoch"
+        minutes = f"{KILL_SILENT_S / 60:.0f}"
+        fix = f"see log/trainer.log; the node restarts it after {minutes} min of silence and loses at most one epoch"
         warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})
     if node.paused and node.state is not None and node.state.phase is not Phase.FINISHED:
         text = "training is paused here; the other hospitals will wait for this one"

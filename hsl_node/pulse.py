@@ -53,6 +53,8 @@ class Pulse:
         state = self._node.state
         if state is None:
             return "starting"
+        trainer = self._node.trainer.status()["state"]
+        trouble = f"degraded: the trainer is {trainer}; " if trainer in ("silent", "restarting") else ""
         training = 0 < state.round <= state.rounds and state.phase is not Phase.FINISHED
         waiting = f", waiting for {', '.join(state.missing)}" if state.me in state.have and state.missing else ""
-        return str(state.phase) + (f", round {state.round} of {state.rounds}" if training else "") + waiting
+        return trouble + str(state.phase) + (f", round {state.round} of {state.rounds}" if training else "") + waiting

@@ -153,7 +153,7 @@ class Trainer:
     async def _next(self, stdout: asyncio.StreamReader) -> Event:
         try:
             async with asyncio.timeout(KILL_SILENT_S):
-                line = await stdout.readline()
+                line = await self._line(stdout)
                 code = await self._process.wait() if not line and self._process else None
         except TimeoutError as exc:
             raise TrainerError(f"no sign of life for {KILL_SILENT_S:.0f} s") from exc
@@ -169,6 +169,20 @@ class Trainer:
         if not isinstance(event, dict):
             raise TrainerError(f"not an event: {line[:80]!r}")
         return event
+
+    async def _line(self, stdout: asyncio.StreamReader) -> bytes:
+        """The next one, however late; that it is late is told once."""
+        reading = asyncio.ensure_future(stdout.readline())
+        try:
+            await asyncio.wait([reading], timeout=SILENT_S)
+            if not reading.done():
+                minutes = f"{KILL_SILENT_S / 60:.0f}"
+                log.warning(
+                    "the trainer is silent", extra={"pid": self.status()["pid"], "restarted_after_min": minutes}
+                )
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _end(self, sign: signal.Signals) -> None:
         """Returns when the process is gone, and lets a cancellation go on only then: its successor needs its lock."""

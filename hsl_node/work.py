@@ -229,6 +229,7 @@ class Work:
         node = self._node
         match event.get("event"):
             case "initialised":
+                self.busy = None  # images are decoded, and this may be followed by a long wait for the peers
                 node.journal.set_meta("samples", str(event["images"]["train"]))
                 node.journal.set_meta("torch", str(event["versions"]["torch"]))
                 node.journal.set_meta("device", str(event["device"]))

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from asyncssh.sftp import SFTPError
@@ -24,9 +26,13 @@ from hsl_node import identity
 from hsl_node.config import Plan
 from hsl_node.errors import NotRunning
 from hsl_node.logs import log_path
+from hsl_node.pulse import Pulse
 from hsl_node.sync.holdings import free
+from hsl_node.sync.journal import Journal
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.names import Kind, Peer
+from hsl_node.sync.round import Phase
+from hsl_node.work import Work
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
 NAMES = ("ash", "birch")
@@ -98,6 +104,26 @@ def test_threat_29_a_killed_daemons_stopped_trainer_holds_up_the_next_one_and_do
             os.kill(pid, signal.SIGKILL)
         cluster.wait_finished()
         assert final_digests(cluster) == undisturbed
+
+
+@pytest.mark.parametrize("trainer", ["silent", "restarting", "working"])
+def test_threat_29_systemds_status_line_tells_of_a_trainer_that_hangs(trainer: str) -> None:
+    state = SimpleNamespace(phase=Phase.TRAIN, round=3, rounds=20, have={}, missing=(), me="ash")
+    node: Any = SimpleNamespace(state=state, trainer=SimpleNamespace(status=lambda: {"state": trainer}))
+    line = Pulse(node)._headline()
+    assert line.endswith("train, round 3 of 20")
+    assert (f"degraded: the trainer is {trainer}" in line) == (trainer != "working")
+
+
+def test_images_that_are_decoded_are_no_longer_shown_as_being_decoded(tmp_path: Path) -> None:
+    """A node may wait for days for its peers after that."""
+    with closing(Journal.create(tmp_path / "journal.sqlite3")) as journal:
+        node: Any = SimpleNamespace(journal=journal)
+        work = Work(node)
+        work.event({"event": "busy", "what": "decoding images", "done": 1, "total": 60})
+        assert work.busy is not None
+        work.event({"event": "initialised", "images": {"train": 36}, "versions": {"torch": "2"}, "device": "cpu"})
+        assert work.busy is None
 
 
 def test_threat_29_the_node_is_called_degraded_within_a_minute() -> None:

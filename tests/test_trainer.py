@@ -149,7 +149,7 @@ time.sleep(600)
 
 @pytest.mark.parametrize("limit", ["SILENT_S", "KILL_SILENT_S"])
 def test_threat_29_a_silent_trainer_is_called_silent_and_later_restarted(
-    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One limit is short at a time, so that what it leads to is there to be seen for as long as that takes."""
     monkeypatch.setattr(module, limit, 0.2)
@@ -159,6 +159,7 @@ def test_threat_29_a_silent_trainer_is_called_silent_and_later_restarted(
         job = asyncio.create_task(trainer.run(JOB))
         if limit == "SILENT_S":
             await until(lambda: trainer.status()["state"] == "silent")
+            await until(lambda: "the trainer is silent" in caplog.messages)
             assert trainer.restarts == 0
         else:
             await _restarted(trainer)
