@@ -135,9 +135,10 @@ class Intake:
                 arrival.data.unlink(missing_ok=True)
             self._answer(arrival, "ended", f"the run has ended with round {node.known_state().round - 1}")
             return True
-        node.alarms.settle(f"setup {peer}")
-        node.alarms.settle(f"refused {peer}")
         known = node.journal.manifest(manifest.round, peer)
+        node.alarms.settle(f"setup {peer}")
+        if known is None:  # what was taken before can be sent again as often as its sender likes
+            node.alarms.settle(f"refused {peer}")
         if known is not None and content_digest(known["content"]) != manifest.digest and manifest.round > 0:
             self._prove(known["document"], arrival)
             if arrival.data is not None:

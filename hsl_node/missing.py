@@ -24,7 +24,7 @@ from hsl_node.sync import durable
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.durable import Step
 from hsl_node.sync.manifest import Manifest
-from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, FileName, Kind, Peer
+from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.plain_files import open_folder, unlink
 from hsl_node.sync.round import Phase
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 PATIENCE_S = 60.0  # a checkpoint that is being checked, or between two attempts, comes by itself
+# What arrives is not asked for while it grows by so much in such a time: to hold a part open costs its sender nothing.
+# A line of 0.1 Mbit/s may be dead for three minutes of it, and sends again for one what lay here before.
+GROWTH_BYTES, STILL_S = 256 * 1024, 300.0
 PAUSE_S = (4.0, 600.0)  # between two questions to one peer; doubles
 AFTER_CONNECT_S = 5.0  # a peer that was down is there again
 
@@ -44,18 +47,20 @@ AFTER_CONNECT_S = 5.0  # a peer that was down is there again
 class Missing:
     """One for each daemon."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, clock: Callable[[], float] = lambda: time.monotonic()) -> None:
         self._node = node
+        self._clock = clock
         self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
         self._since: dict[Peer, float] = {}  # who is waited for though others have fused it; monotonic
         self._lost: tuple[Peer, ...] = ()
-        self._shown: set[Peer] = set()  # of these, another peer has shown the manifest
+        self._shown: dict[Peer, Digest] = {}  # of these, another peer has shown the manifest: what it names
+        self._grown: dict[tuple[Round, Peer], tuple[float, int]] = {}  # when it grew, the longest that it was
         self._have_fused: frozenset[Peer] = frozenset()
         self._left = True  # something half fetched, by an earlier process perhaps, or a recovery
 
     def connected(self, peer: Peer) -> None:
         """A peer that could not be asked may be asked now."""
-        self._turns.connected(peer, time.monotonic())
+        self._turns.connected(peer, self._clock())
 
     async def watch(self) -> None:
         """For ever: fetch what is not on its way from whoever has it."""
@@ -63,14 +68,15 @@ class Missing:
             self.look()
             if self._left and not self._lost:
                 await asyncio.to_thread(self._clear)
-            due = [g for g in self._turns.due(time.monotonic()) if not self._node.keyring.is_revoked(g)]
+            due = [g for g in self._turns.due(self._clock()) if not self._node.keyring.is_revoked(g)]
             if self._lost and due:
                 await self._ask(due)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
         """Who is lost now, and whom to ask. Also where something has arrived: an alarm ends with its cause."""
-        node, now, elsewhere = self._node, time.monotonic(), _elsewhere(self._node)
+        node, now = self._node, self._clock()
+        elsewhere = _elsewhere(node, self._coming(now))
         self._since = {p: self._since.get(p, now) for p in elsewhere}
         lost = tuple(p for p, certain in elsewhere.items() if certain or now - self._since[p] >= PATIENCE_S)
         have_fused = frozenset(node.known_state().early)
@@ -82,11 +88,27 @@ class Missing:
             ):
                 self._turns.ask(giver, now)
         self._lost, self._have_fused = lost, have_fused
-        self._shown &= set(lost)
+        self._shown = {p: digest for p, digest in self._shown.items() if p in lost}
         for peer in node.others:
             if peer not in lost:
                 node.alarms.settle(f"lost {peer}")
         self._tell({p for p in lost if elsewhere[p]})
+
+    def _coming(self, now: float) -> frozenset[Peer]:
+        """Whose checkpoint of this round arrives and grew lately: beyond what ever lay here of one."""
+        round, coming = self._node.known_state().round, set()
+        self._grown = {key: grown for key, grown in self._grown.items() if key[0] == round}
+        for part in self._node.server.incoming(round) if self._node.server else ():
+            peer = part.name.peer
+            if part.name.sha256 != self._shown.get(peer, part.name.sha256):
+                continue  # its sender has signed another one
+            grew_at, longest = self._grown.get((round, peer), (float("-inf"), 0))
+            if part.bytes >= longest + GROWTH_BYTES:
+                grew_at = now
+                self._grown[round, peer] = now, part.bytes
+            if now - grew_at < STILL_S:
+                coming.add(peer)
+        return frozenset(coming)
 
     def _tell(self, certain: Collection[Peer]) -> None:
         """Only what is certain: that somebody says it has fused a checkpoint does not mean that there is one."""
@@ -109,7 +131,7 @@ class Missing:
             if not await self._try(giver, self._fetch(giver, offers)):
                 at_hand.discard(giver)
         for giver in givers:
-            self._turns.asked(giver, time.monotonic(), reached=giver in at_hand)
+            self._turns.asked(giver, self._clock(), reached=giver in at_hand)
 
     async def _try(self, giver: Peer, question: Awaitable[None]) -> bool:
         """False: it could not be reached, or the link broke."""
@@ -136,7 +158,7 @@ class Missing:
                 async with node.asking.connected(giver) as link:
                     keys = node.keyring.keys(listed.peer)
                     manifest, document = await fetch_manifest(link, listed, node.federation, keys)
-                self._shown.add(Peer(listed.peer))
+                self._shown[Peer(listed.peer)] = Digest(manifest.sha256)
                 self._tell(())
                 if await place(node, manifest, document, offers, patient=not others_may):
                     placed.add(listed.peer)
@@ -149,7 +171,7 @@ class Missing:
             shutil.rmtree(folder)
 
 
-def _elsewhere(node: Node) -> dict[Peer, bool]:
+def _elsewhere(node: Node, coming: Collection[Peer]) -> dict[Peer, bool]:
     """Whom this node waits for though others have fused it; True: it will not be sent again."""
     state = node.known_state()
     if state.phase is Phase.HALTED or state.me not in state.have or not state.early:
@@ -158,7 +180,6 @@ def _elsewhere(node: Node) -> dict[Peer, bool]:
     # the next round itself sends older rounds first.
     here = {p: claim.manifest for p, claim in state.have.items()}
     fused = any(all(c.inputs.get(p, d) == d for p, d in here.items()) for c in state.early.values())
-    coming = node.server.incoming() if node.server else {}
     missing = (p for p in state.missing if p not in coming and not node.keyring.is_revoked(p))
     return {p: p in state.early for p in missing if fused or p in state.early}
 

@@ -304,8 +304,8 @@ class Node:
             text = f"two nodes with the key of {peer} are at work: a clone, or a copy of its state directory"
             fix = f"call {peer}: it must stop one of them and restart the other; nothing differing is fused meanwhile"
             self.alarms.sound(f"twice {peer}", text, fix)
-        else:
-            self.alarms.settle(f"twice {peer}")
+        else:  # a process that nobody saw before ends nothing by itself: the two may be there still
+            self.alarms.settle(f"twice {peer}", when_quiet=True)
 
     def _disk_failed(self, error: LocalStateError) -> None:
         """A failed fsync is never retried: leave, and go on from the journal."""

@@ -139,8 +139,8 @@ def _peer(node: Node, peer: Peer, receipt: sqlite3.Row | None) -> dict[str, Any]
 
 
 def _received(node: Node, peer: Peer) -> dict[str, Any]:
-    incoming = node.server.incoming().get(peer) if node.server else None
     round = node.state.round if node.state else 0
+    incoming = next((i for i in node.server.incoming(round) if i.name.peer == peer), None) if node.server else None
     total = node.schema.file_bytes if node.schema else 0
     claim = node.state.have.get(peer) if node.state else None
     row = node.journal.manifest(claim.round, peer) if claim else None

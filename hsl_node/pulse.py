@@ -31,6 +31,7 @@ class Pulse:
             if self._node.state is None:  # a first start decodes all images, however long that takes
                 service.notify(service.extend(STARTING_S))
             self._watch_room()
+            self._node.alarms.expire()
             await asyncio.sleep(min(PULSE_S, service.watchdog_interval_s() or PULSE_S))
 
     def _watch_room(self) -> None:

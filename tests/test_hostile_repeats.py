@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from cluster import Cluster
 from hostile import Hostile, Signed, put, until
-from test_equivocation import at, begin, face
+from test_equivocation import at, begin, face, warned
 
 from hsl_node import control
 from hsl_node.config import Plan
-from hsl_node.sync.names import RECEIPTS, Kind
+from hsl_node.sync.names import RECEIPTS, Digest, Kind
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=5, epochs_per_round=1, plateau_rounds=100)
 TIMES = 5
@@ -40,6 +41,36 @@ def test_threat_04_what_was_accepted_is_not_checked_again_and_not_told_again(tmp
         lines = (cluster.layout("ash").state / "log" / "output.txt").read_text().splitlines()
         assert sum("CHECKED" in x and "cedar" in x for x in lines) == 1
         assert sum("checkpoint verified" in x and "peer=cedar round=1" in x for x in lines) == 1
+
+
+def test_threat_20_what_was_accepted_before_ends_no_alarm(tmp_path: Path) -> None:
+    """cedar sent rubbish and its accepted manifest by turns: the alarm was gone whenever somebody looked."""
+    # As a signature may be made in many ways, the same can come in other bytes.
+    anew = "import hsl_node.intake as i; i.Intake._known = lambda self, name, document: None"
+    with Cluster(tmp_path, ("ash", "birch", "cedar"), PLAN, prelude=anew) as cluster:
+        cluster.hold("birch")  # all of it in round 1
+        begin(cluster)
+        manifest, data = face(cluster, 1.0)
+        asyncio.run(asyncio.wait_for(by_turns(cluster, manifest, data), 200))
+
+
+async def by_turns(cluster: Cluster, manifest: Signed, data: bytes) -> None:
+    cedar, shown = at(cluster, "ash"), "refused cedar"
+    rubbish = Signed({}, b"rubbish", replace(manifest.name, sha256=Digest("0" * 64)))
+
+    async def taken(what: Signed, with_data: bytes | None = None) -> list[str]:
+        await cedar.deliver(what, with_data)
+        await until(lambda: not lies(cluster, "ash", what))
+        return [w["text"] for w in cluster.status("ash")["warnings"] if w["code"] == shown]
+
+    await taken(rubbish)
+    await asyncio.to_thread(cluster.wait_until, "ash", lambda s: warned(s, shown), "refuses it")
+    await taken(manifest, data)
+    await asyncio.to_thread(cluster.wait_until, "ash", lambda s: not warned(s, shown), "a new manifest ends it")
+    await taken(rubbish)
+    await asyncio.to_thread(cluster.wait_until, "ash", lambda s: warned(s, shown), "refuses it again")
+    (text,) = await taken(manifest)
+    assert text.startswith("raised 2 times: cedar sent"), "it is not over"
 
 
 async def repeated(cluster: Cluster, manifest: Signed, data: bytes) -> None:

@@ -16,7 +16,9 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
+from cluster import Cluster
 from faulty_disk import FaultyDisk
+from test_equivocation import PLAN, TRAINER, at, begin, face, signed
 from test_receive import ASH, BIRCH, CEDAR, ROUND, Site
 from test_receive import site as site
 from test_round import START, checkpoint
@@ -30,10 +32,11 @@ from hsl_node.sync import durable
 from hsl_node.sync.ask import fetch_file
 from hsl_node.sync.durable import Disk
 from hsl_node.sync.keyring import Keyring
-from hsl_node.sync.names import PARTS, RECEIPTS, Digest, Kind, Peer
+from hsl_node.sync.names import PARTS, RECEIPTS, Digest, FileName, Kind, Peer
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.receive import Arrival, Refusal
 from hsl_node.sync.round import Phase
+from hsl_node.sync.server import Incoming
 from hsl_node.sync.store import Layout
 from hsl_node.turns import Turns
 
@@ -528,3 +531,109 @@ def test_threat_09_who_says_that_it_fused_other_manifests_than_those_here_gives_
     state = replace(state, early={CEDAR: checkpoint(CEDAR, 2, inputs=right)})
     watch.look()
     assert watch._turns.due(time.monotonic()) == [BIRCH, CEDAR] and node.alarms.listing() == [], "asked for, not told"
+
+
+# ---------------------------------------------------------------- what is on its way
+
+
+class Inbox:
+    """ash's, into which cedar writes; ash lacks cedar's checkpoint of round 1, which birch has fused."""
+
+    def __init__(self) -> None:
+        self.now, self.parts = 1000.0, list[Incoming]()
+        self.state = replace(
+            START, phase=Phase.COLLECT, round=1, have={p: checkpoint(p) for p in (ASH, BIRCH)},
+            early={BIRCH: checkpoint(BIRCH, 2)},
+        )  # fmt: skip
+        node: Any = SimpleNamespace(
+            others=(BIRCH, CEDAR), alarms=Alarms(), known_state=lambda: self.state, server=self,
+            keyring=SimpleNamespace(is_revoked=lambda peer: False),
+        )  # fmt: skip
+        self.missing = missing.Missing(node, clock=lambda: self.now)
+
+    def incoming(self, round: int) -> list[Incoming]:
+        return [part for part in self.parts if part.name.round == round]
+
+    def holds(self, size: int, sha256: str = "a" * 64) -> None:
+        """This much of it lies here; cedar holds the part open."""
+        name = FileName("0" * 8, 1, CEDAR, Digest(sha256), Kind.DATA, part=True)
+        self.parts = [Incoming(name, size, 95_000_000, 0.0)]
+
+    def lost_after(self, seconds: float, growth: Callable[[], object] = lambda: None) -> bool:
+        """Is it asked for, at the end of this time?"""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += missing.LOOK_S
+            growth()
+            self.missing.look()
+        return self.missing._lost == (CEDAR,)
+
+
+def test_threat_05_a_part_that_is_held_open_and_does_not_grow_is_not_waited_for() -> None:
+    box = Inbox()
+    box.holds(1)
+    assert box.lost_after(missing.PATIENCE_S + missing.LOOK_S), "a byte is nothing"
+
+    box = Inbox()
+    box.holds(10_000_000)
+    assert not box.lost_after(missing.STILL_S)
+    assert box.lost_after(missing.PATIENCE_S + missing.LOOK_S)
+    box.holds(0)  # removed, and begun anew
+    assert box.lost_after(2)
+    box.holds(10_000_000)
+    assert box.lost_after(2), "so much was here before"
+    box.holds(10_000_000 + missing.GROWTH_BYTES, "b" * 64)
+    assert not box.lost_after(2)
+
+
+def test_a_slow_line_that_is_dead_for_three_minutes_is_waited_for() -> None:
+    """0.1 Mbit/s, in blocks of 256 KiB; then nothing, a new connection, and what lay here is sent once more."""
+    box, rate, block = Inbox(), 12_500.0, 256 * 1024
+    began = box.now
+
+    def grows() -> None:
+        box.holds(int((box.now - began) * rate) // block * block)
+
+    assert not box.lost_after(30, grows) and not box.lost_after(600, grows)
+    assert not box.lost_after(180 + 3 * block / rate)
+    began += 180 + 3 * block / rate
+    assert not box.lost_after(600, grows)
+
+
+def test_threat_05_another_checkpoint_than_the_one_that_was_shown_is_not_waited_for() -> None:
+    box = Inbox()
+    assert box.lost_after(missing.PATIENCE_S + missing.LOOK_S)
+    box.missing._shown[CEDAR] = Digest("a" * 64)  # birch gave cedar's manifest
+    box.holds(50_000_000, "b" * 64)
+    assert box.lost_after(2)
+    box.holds(missing.GROWTH_BYTES, "a" * 64)
+    assert not box.lost_after(2)
+
+
+def test_what_grew_in_the_round_before_says_nothing_of_this_one() -> None:
+    box = Inbox()
+    box.holds(95_000_000)
+    box.missing.look()
+    box.state = replace(box.state, round=2)
+    box.parts = [replace(p, bytes=missing.GROWTH_BYTES, name=replace(p.name, round=2)) for p in box.parts]
+    assert not box.lost_after(2 * missing.PATIENCE_S)
+    assert len(box.missing._grown) == 1
+
+
+def test_threat_05_a_manifest_held_open_at_one_peer_does_not_keep_it_from_what_another_has(tmp_path: Path) -> None:
+    """cedar gives its checkpoint to ash alone, and writes a byte to birch."""
+    prelude = "import hsl_node.missing as m; m.PATIENCE_S, m.LOOK_S = 1.0, 0.2"
+    with Cluster(tmp_path, ("ash", "birch", "cedar"), PLAN, trainer=TRAINER, prelude=prelude) as cluster:
+
+        async def story() -> None:
+            manifest, data = await asyncio.to_thread(face, cluster, 1.0)
+            await asyncio.to_thread(signed, cluster, "birch", 1)
+            part = f"parts/{manifest.name.as_part()}"
+            async with at(cluster, "birch").sftp() as client, client.open(part, "xb") as file:
+                await file.write(b"x")
+                await at(cluster, "ash").deliver(manifest, data)
+                await asyncio.to_thread(cluster.wait_until, "birch", lambda s: s["round"] == 2, "has it from ash")
+                await client.stat("parts")  # held all the time
+
+        begin(cluster)
+        asyncio.run(story())

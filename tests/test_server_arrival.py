@@ -153,10 +153,19 @@ async def test_status_shows_what_arrives(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.sftp() as client:
         async with client.open(f"parts/{box.name().as_part()}", "xb") as file:
             await file.write(DATA[:1234])
-            incoming = box.server.incoming()[BIRCH]
-            assert (incoming.bytes, incoming.total, incoming.name.round) == (1234, DATA_BYTES, 1)
+            (incoming,) = box.server.incoming(1)
+            assert (incoming.bytes, incoming.total, incoming.name) == (1234, DATA_BYTES, box.name().as_part())
             assert incoming.rate_bytes_per_s > 0
-        assert box.server.incoming() == {}
+            assert box.server.incoming(2) == []
+        assert box.server.incoming(1) == []
+
+
+@on_loop
+async def test_a_manifest_that_is_held_open_is_no_checkpoint_that_arrives(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.sftp() as client:
+        part = f"parts/{box.name(kind=Kind.MANIFEST).as_part()}"
+        await (await client.open(part, "xb")).write(b"x")
+        assert len(box.server.home(BIRCH).writing()) == 1 and box.server.incoming(1) == []
 
 
 @on_loop

@@ -20,6 +20,7 @@ from boxes import ASH, BIRCH, CEDAR, DATA, DATA_BYTES, SHA, Box, inbox, on_loop,
 from hostile import log_in as connect
 
 from hsl_node.sync.link import UNSENT_MAX_BYTES, source_of
+from hsl_node.sync.names import Kind
 
 # ---------------------------------------------------------------- floods (threats 4, 5)
 
@@ -421,6 +422,40 @@ async def test_threat_05_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path
             await file.fsync()
 
 
+@pytest.mark.parametrize("kind", [Kind.DATA, Kind.MANIFEST])
+@on_loop
+async def test_threat_05_what_writes_the_same_again_and_again_gets_nowhere(tmp_path: Path, kind: Kind) -> None:
+    """A manifest of one byte was complete, and 64 KiB that had been there before were progress, for ever."""
+    async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.connect() as connection:
+        limits, now = box.server.limits, time.monotonic()
+        client = await connection.start_sftp_client()
+        file = await client.open(f"parts/{box.name(kind=kind).as_part()}", "xb")
+        block = DATA[: limits.progress_bytes] if kind is Kind.DATA else b"x"
+        await file.write(block)
+        box.server.sweep(now)
+        await file.write(block, 0)
+        box.server.sweep(now + limits.progress_s - 1)
+        assert not connection.is_closed()
+        await file.write(block, 0)
+        box.server.sweep(now + limits.progress_s + 1)
+        await connection.wait_closed()
+
+
+@on_loop
+async def test_threat_05_who_resumes_over_a_slow_line_may_send_again_what_lay_there(tmp_path: Path) -> None:
+    """It goes back up to 767 KiB, which at 64 KiB in two minutes is no growth for long."""
+    async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.sftp() as client:
+        limits, now, part = box.server.limits, time.monotonic(), f"parts/{box.name().as_part()}"
+        step = limits.progress_bytes
+        async with client.open(part, "xb") as file:
+            await file.write(DATA[:-step])
+        async with client.open(part, "r+b") as file:
+            for i in range(0, DATA_BYTES, step):
+                await file.write(DATA[i : i + step], i)
+                box.server.sweep(now := now + limits.progress_s - 1)
+            await file.fsync()
+
+
 @on_loop
 async def test_threat_05_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
     async with inbox(tmp_path, sweep_s=3600) as box:
@@ -453,7 +488,7 @@ async def test_threat_04_hostile_connections_leave_no_open_files_behind(tmp_path
             else:
                 connection._transport.abort()
             await connection.wait_closed()
-        await until(lambda: not box.server._links and not box.server.incoming())
+        await until(lambda: not box.server._links and not box.server.incoming(1))
         assert len(os.listdir("/proc/self/fd")) <= before
 
 

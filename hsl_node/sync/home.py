@@ -24,7 +24,7 @@ from hsl_node.sync.durable import Step
 from hsl_node.sync.limits import Quota
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
 from hsl_node.sync.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, parse_file_name
-from hsl_node.sync.part import OpenFile, Part
+from hsl_node.sync.part import REWIND_MAX_BYTES, OpenFile, Part
 from hsl_node.sync.plain_files import exists, open_folder, open_plain, require_plain
 
 FOLDERS = (PARTS, INBOX, RECEIPTS)
@@ -135,6 +135,7 @@ class Home:
                 if part is None or part.inode != status.st_ino or part.hashed > status.st_size:
                     part = Part(name, self.limit_of(name), status.st_ino, hash=hashlib.sha256())
                 part.size = status.st_size
+                file.reached = max(0, part.size - REWIND_MAX_BYTES)
                 self._parts[str(name)] = part
                 part.writer, file.part = file, part
                 if part.hash is not None and part.hashed < part.size:
@@ -164,6 +165,8 @@ class Home:
                 raise
             file.slow = time.monotonic() - began > SLOW_WRITE_S
             file.received += len(data)
+            if data:  # an empty write gets nowhere
+                file.reached = max(file.reached, offset + len(data))
 
     async def fsync(self, file: OpenFile) -> None:
         async with file.lock:

@@ -39,7 +39,7 @@ class Limits:
     sessions_per_peer: int = 2
     handles_per_connection: int = 8
     idle_s: float = 600  # without any request
-    progress_s: float = 120  # an unfinished transfer must bring `progress_bytes` in this time, or the link is cut;
+    progress_s: float = 120  # an unfinished transfer must get on by `progress_bytes` in this time, or the link is cut;
     progress_bytes: int = 64 * 1024  # 64 peers on one 4 Mbit/s line get fifteen times as much each
     sweep_s: float = 5
     offers_per_minute: int = 240  # lists of what is kept for a peer, 15 ms each; a node asks before each signature

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 HASH_BLOCK_BYTES = 1024 * 1024
+REWIND_MAX_BYTES = 1024 * 1024  # a resuming sender goes back less far (`deliver.py`)
 
 
 @dataclass(eq=False)
@@ -25,6 +26,7 @@ class OpenFile:
     part: Part | None = None  # None: opened for reading
     opened: float = field(default_factory=time.monotonic)
     received: int = 0
+    reached: int = 0  # the end of what was written, and at first where a resuming sender may begin
     offered: bool = False  # lies below offer/: reading it is counted
     slow: bool = False  # the last write took long: the next one goes to a thread
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -85,7 +87,8 @@ class Part:
 
     @property
     def complete(self) -> bool:
-        return self.size == self.limit if self.name.kind is Kind.DATA else 0 < self.size <= self.limit
+        """All bytes are there. How long a manifest will be nobody knows before it is renamed."""
+        return self.name.kind is Kind.DATA and self.size == self.limit
 
     @property
     def digest(self) -> Digest | None:

@@ -29,7 +29,7 @@ from hsl_node.sync.home import Home
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.limits import Allowance, Counters, Limits, LogLimit, Sources
 from hsl_node.sync.link import Link, source_of
-from hsl_node.sync.names import Digest, FileName, Peer, is_digest
+from hsl_node.sync.names import Digest, FileName, Kind, Peer, Round, is_digest
 from hsl_node.sync.part import OpenFile
 from hsl_node.sync.runs import Runs
 
@@ -44,7 +44,7 @@ DISK_THREADS = 4
 
 @dataclass(frozen=True)
 class Incoming:
-    """A part that is being written now, for status."""
+    """A part that somebody holds open for writing; whether it grows is another matter."""
 
     name: FileName
     bytes: int
@@ -103,7 +103,7 @@ class InboxServer:
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="inbox")
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._progress: dict[OpenFile, tuple[float, int]] = {}  # unfinished transfer -> (since when, bytes then)
+        self._progress: dict[OpenFile, tuple[float, int]] = {}  # unfinished transfer -> (since when, its end then)
         self._lines = LogLimit(limits.log_lines_per_minute)
         self.trust(keyring or Keyring.of(federation))
 
@@ -193,15 +193,14 @@ class InboxServer:
         """Peers with a live connection to this inbox."""
         return frozenset(link.peer for link in self._links if link.peer is not None)
 
-    def incoming(self) -> dict[Peer, Incoming]:
-        """What arrives at this moment."""
-        result = {}
-        for peer, home in self._home.items():
-            for file in home.writing():
-                if (part := file.part) is not None:
-                    seconds = max(time.monotonic() - file.opened, 0.001)
-                    result[peer] = Incoming(part.name, part.size, part.limit, file.received / seconds)
-        return result
+    def incoming(self, round: Round) -> list[Incoming]:
+        """Checkpoints of this round that are open for writing at this moment; each names its peer."""
+        return [
+            Incoming(part.name, part.size, part.limit, file.received / max(time.monotonic() - file.opened, 0.001))
+            for home in self._home.values()
+            for file in home.writing()
+            if (part := file.part) is not None and part.name.kind is Kind.DATA and part.name.round == round
+        ]
 
     def take_digest(self, peer: Peer, name: str) -> Digest | None:
         """sha256 of the file now in `peer`'s inbox/, if all its bytes were hashed on arrival. Forgotten once taken.
@@ -360,9 +359,9 @@ class InboxServer:
         for file, peer in writing.items():
             if file.part is None or file.part.complete:
                 continue
-            since, received = self._progress.setdefault(file, (now, file.received))
-            if file.received - received >= self.limits.progress_bytes:
-                self._progress[file] = (now, file.received)
+            since, reached = self._progress.setdefault(file, (now, file.reached))
+            if file.reached - reached >= self.limits.progress_bytes:
+                self._progress[file] = (now, file.reached)
             elif now - since > self.limits.progress_s:
                 self.note(peer, "transfer without progress cut", peer=peer, bytes=file.part.size)
                 for link in list(self._links):
