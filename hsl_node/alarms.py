@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 QUIET_S = 300.0  # long enough that a person who was called finds it; short enough after it was mended
 BY_PEERS = frozenset(
-    {"lost", "not shown", "refused", "refused by", "setup", "twice", "unproven", "wrong bytes"}
+    {"loses", "lost", "not shown", "refused", "refused by", "setup", "twice", "unproven", "wrong bytes"}
 )  # such an alarm's code is one of these, or one of these and the peer's name
 
 
@@ -47,6 +47,7 @@ class _Known:
 class Alarms:
     def __init__(self, clock: Callable[[], float] = lambda: time.monotonic()) -> None:
         self._clock = clock
+        self._began = time.time()
         self._known: dict[str, _Known] = {}
         self._lines = LogLimit(LOG_LINES_PER_MINUTE, self._clock)
 
@@ -54,13 +55,17 @@ class Alarms:
         """Is it so now? It may be shown for longer."""
         return code in self._known and self._known[code].settled is None
 
-    def sound(self, code: str, text: str, fix: str) -> None:
-        """Raise an alarm, or renew the text of one; logged only when it is new."""
+    def sound(self, code: str, text: str, fix: str, since: float | None = None) -> None:
+        """Raise an alarm, or renew the text of one; logged only when it is new.
+
+        `since`: it has stood since then (wall clock), and an earlier process has told of it.
+        """
         self.expire()
         known = self._known.get(code)
         if known is None:
-            known = self._known[code] = _Known(Alarm(code, text, fix, time.time()))
-            self._log(logging.WARNING, "warning", code, text=text)
+            known = self._known[code] = _Known(Alarm(code, text, fix, time.time() if since is None else since))
+            told = since is not None and since < self._began
+            self._log(*(logging.INFO, "warning, still") if told else (logging.WARNING, "warning"), code, text=text)
             return
         known.alarm = replace(known.alarm, text=text, fix=fix)
         if not known.shown:

@@ -122,22 +122,26 @@ def record_validation(journal: Journal, me: Peer, event: Mapping[str, Any]) -> N
 
 
 def renew(journal: Journal, alarms: Alarms, me: Peer, peers: Sequence[Peer]) -> None:
-    """Alarms as the journal's last rounds say, newest last; so a restart forgets none."""
-    last = max((r["round"] for r in journal.rows("fused")), default=0)
+    """Alarms as the journal's last rounds say, newest last; so a restart forgets none, and none is new by it."""
+    fused = {r["round"]: r["at"] for r in journal.rows("fused")}
+    last = max(fused, default=0)
     loud: dict[str, tuple[str, str]] = {}
+    since: dict[str, float | None] = {}
     for round in range(max(1, last - ROUNDS_LOUD + 1), last + 1):
         record = journal.influence(round)
         for code, (key, answer) in SIGNS.items():
             for peer, text in record.get(key, {}).items() if record else ():
                 who, whose = ("your own site", "this node") if peer == me else (peer, peer)
                 loud[f"{code} {peer}"] = (f"round {round}, {whose}: {text}", answer.format(who=who, round=round))
+                since.setdefault(f"{code} {peer}", fused.get(round))
         gate = journal.result(_gate(round))
         if gate:
             who = "every hospital, and your own,"
             loud["validation"] = (f"round {round}: {gate['text']}", ANSWER.format(who=who, round=round))
+            since.setdefault("validation", fused.get(round))
     for code in [f"{code} {p}" for code in SIGNS for p in peers] + ["validation"]:
         if code in loud:
-            alarms.sound(code, *loud[code])
+            alarms.sound(code, *loud[code], since=since[code])
         else:
             alarms.settle(code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,25 @@ def fuse_round(journal: Journal, round: int, found: dict[Peer, Figures]) -> None
     with journal.transaction():
         journal.record_fused(round, Digest(f"{round:064x}"))
         record_fusion(journal, round, found)
+
+
+def test_an_alarm_that_stood_before_a_restart_is_as_old_as_it_is_and_no_new_warning_in_the_log(
+    journal, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "hsl_node")
+    alarms = Alarms()
+    fuse_round(journal, 1, {**dict.fromkeys(PEERS, plain()), CEDAR: plain(97)})
+    renew(journal, alarms, ASH, PEERS)
+    (before,) = alarms.listing()
+    assert [(r.levelname, r.msg) for r in caplog.records if r.name == "hsl_node.alarms"] == [("WARNING", "warning")]
+    caplog.clear()
+    now = time.time()
+    monkeypatch.setattr("hsl_node.alarms.time.time", lambda: now + 86_400)
+    alarms = Alarms()  # the next day, restarted
+    renew(journal, alarms, ASH, PEERS)
+    (after,) = alarms.listing()
+    assert abs(after["since"] - before["since"]) < 3600
+    assert [(r.levelname, r.msg) for r in caplog.records if r.name == "hsl_node.alarms"] == [("INFO", "warning, still")]
 
 
 def test_an_alarm_names_peer_and_numbers_survives_a_restart_and_fades_after_some_rounds(journal):
