@@ -17,11 +17,11 @@ from pathlib import Path
 from hsl_node import config, identity, keys, ping
 from hsl_node.config import fingerprint
 from hsl_node.enrol import write_new
-from hsl_node.errors import HslError, KeyRefused, LocalStateError, NotInitialised, PeerDataError, UsageError
-from hsl_node.identity import MANIFEST_NAMESPACE, Identity
+from hsl_node.errors import KeyRefused, LocalStateError, NotInitialised, UsageError
+from hsl_node.identity import Identity
+from hsl_node.settled import require_settled
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
-from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import KeyUpdate
 from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout
@@ -188,39 +188,13 @@ def end(state: Path, name: str) -> keys.Outcome:
 
     Raises:
         UsageError: no change of its key is under way here.
-        HslError: something that it signed with the old key may still be on its way to us, or the other way round.
+        HslError: it has not changed over, or something of the old key may still be on its way: see `settled.py`.
     """
     ring = keyring.load(state, config.load_federation(state))
     update = ring.overlap(name)
     if update is not None and (Layout(state).journal).exists():
-        _require_settled(state, Peer(name), update)
+        require_settled(state, Peer(name), update)
     return keys.change(state, lambda ring: ring.finishing(name))
-
-
-def _require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
-    """Its newest manifest is signed with the new key, so all before are here; and nothing waits for a receipt."""
-    journal = Journal.read_only(Layout(state).journal)
-    try:
-        rounds = [m["round"] for m in journal.rows("manifests") if m["peer"] == peer]
-        newest = journal.manifest(max(rounds), peer) if rounds else None
-        owed = [r for r, p in (journal.state() or {}).get("owed", ()) if p == peer]
-    finally:
-        journal.close()
-    again = "call this again when it is: `hsl-node status` shows the round; until then both keys count"
-    if newest is not None:
-        try:
-            identity.verify(newest["document"], update.new, MANIFEST_NAMESPACE)
-        except PeerDataError:
-            raise HslError(
-                f"the last manifest of {peer} (round {newest['round']}) is signed with its old key: it has not "
-                "changed over, or nothing new of it has arrived since",
-                remedy=f"{peer} runs hsl-node key rotate --finish; {again}",
-            ) from None
-    if owed:
-        raise HslError(
-            f"round {owed[0]} is not delivered to {peer} yet: its receipt may be signed with the old key",
-            remedy=again,
-        )
 
 
 def require_key(state: Path, key: Path | None) -> None:

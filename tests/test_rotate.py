@@ -19,8 +19,11 @@ from cluster import WAIT_S, Cluster
 from conftest import Members, make_federation
 from faulty_disk import Recorder
 from test_enrol import run
+from test_equivocation import at, deliver, face
+from test_equivocation import begin as play
+from test_recovery_without import with_a_plain_inbox
 
-from hsl_node import backup, config, control, doctor, enrol, identity, keys, rotate
+from hsl_node import backup, config, control, doctor, enrol, identity, keys, ping, rotate
 from hsl_node.asking import Asking
 from hsl_node.config import Plan, fingerprint
 from hsl_node.errors import (
@@ -30,6 +33,7 @@ from hsl_node.errors import (
     LocalStateError,
     NotRunning,
     PeerDataError,
+    TransportError,
     UsageError,
 )
 from hsl_node.identity import MANIFEST_NAMESPACE, Identity, verify
@@ -227,6 +231,123 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
         cluster.start_all()
         cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")
+
+
+def wait_delivered(cluster: Cluster) -> None:
+    """Finished, and all have the receipts for their closing statements."""
+    cluster.wait_finished()
+    last = f"round {cluster.federation.plan.rounds + 1}: accepted"
+    for name in cluster.names:
+        cluster.wait_until(name, lambda s: all(p["receipt"] == last for p in s["peers"]), last)
+
+
+def test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_uses_it(tmp_path: Path) -> None:
+    """Nothing comes after the closing statement: the peer is asked, and an old key that is in use is kept."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        ash, birch = state(cluster, "ash"), state(cluster, "birch")
+        cluster.start_all()
+        wait_delivered(cluster)
+        begun = rotate.begin(ash)
+        new = begun.update.new
+        assert rotate.take(birch, begun.file, fingerprint(new)).live
+        refused_end(birch, "answers with its old key")
+        with pytest.raises(HslError, match="its old key"):
+            rotate.end(birch, "ash")  # the same a second time
+        assert rotate.finish(ash)
+        assert cluster.stop("ash") == 0
+        with pytest.raises(TransportError, match="has to be asked"):
+            rotate.end(birch, "ash")
+        cluster.start("ash")
+        cluster.wait_until("ash", lambda s: s["state"] == "finished", "up again")
+        assert rotate.end(birch, "ash").live
+        cluster.wait_until("birch", lambda s: not s["warnings"], "settled")
+        assert keyring.load(birch, cluster.federation).keys(ASH) == (new,)
+        assert [a.error for a in ping.ping(ash, ())] == [a.error for a in ping.ping(birch, ())] == [""]
+
+
+@pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
+def test_a_key_changed_while_the_daemons_are_down_is_finished_when_they_are_back(tmp_path: Path, client: str) -> None:
+    """The one who asks needs no daemon of its own."""
+    with Cluster(tmp_path, NAMES[:2], PLAN, node={"client": client}) as cluster:
+        ash, birch = state(cluster, "ash"), state(cluster, "birch")
+        cluster.start_all()
+        wait_delivered(cluster)
+        for name in NAMES[:2]:
+            assert cluster.stop(name) == 0
+        begun = rotate.begin(ash)
+        rotate.take(birch, begun.file, fingerprint(begun.update.new))
+        assert not rotate.finish(ash, force=True)
+        cluster.start("ash")
+        cluster.wait_until("ash", lambda s: s["state"] == "finished", "up again")
+        assert not rotate.end(birch, "ash").live
+        assert keyring.load(birch, cluster.federation).keys(ASH) == (begun.update.new,)
+
+
+def test_a_key_changed_after_a_halt_is_finished_at_the_peers(tmp_path: Path) -> None:
+    """cedar, played by the test, tells both that it stopped in round 1: they halt and sign nothing more."""
+    with Cluster(tmp_path, NAMES, PLAN) as cluster:
+        ash, birch = state(cluster, "ash"), state(cluster, "birch")
+        play(cluster)
+        checkpoint, _ = face(cluster, 1.0)
+        base = checkpoint.content["base"]
+        halted = at(cluster, "ash").manifest(checkpoint.content, sha256=base, bytes=0, auc=None, halted=True)
+        for name in NAMES[:2]:
+            deliver(halted, None, cluster, name)
+        for name in NAMES[:2]:
+            cluster.wait_until(name, lambda s: s["state"] == "halted", "halted")
+        begun = rotate.begin(ash)
+        assert rotate.take(birch, begun.file, fingerprint(begun.update.new)).live
+        end_refused_when_delivered(cluster, birch)
+        assert rotate.finish(ash, force=True), "cedar has no daemon"
+        assert rotate.end(birch, "ash").live
+        assert keyring.load(birch, cluster.federation).keys(ASH) == (begun.update.new,)
+
+
+def end_refused_when_delivered(cluster: Cluster, birch: Path) -> None:
+    """Until ash has all of birch, that is the reason; then that ash uses its old key."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        with pytest.raises(HslError, match="old key") as refused:
+            rotate.end(birch, "ash")
+        if "answers with its old key" in refused.value.message:
+            return
+        assert time.monotonic() < deadline, refused.value
+        time.sleep(0.1)
+
+
+def test_a_key_changed_after_the_run_is_finished_at_the_peers_also_where_its_inbox_is_openssh(tmp_path: Path) -> None:
+    """Its host key is another and stays; nothing is offered there. What it answers with is signed with its own key."""
+    with with_a_plain_inbox(tmp_path) as cluster:
+        birch, cedar = state(cluster, "birch"), state(cluster, "cedar")
+        cluster.start_all()
+        wait_delivered(cluster)
+        begun = rotate.begin(cedar)
+        for name in NAMES[:2]:
+            assert rotate.take(state(cluster, name), begun.file, fingerprint(begun.update.new)).live
+        with pytest.raises(HslError, match="its old key"):
+            rotate.end(birch, "cedar")
+        assert rotate.finish(cedar)
+        for name in NAMES[:2]:
+            assert rotate.end(state(cluster, name), "cedar").live
+        assert keyring.load(birch, cluster.federation).keys("cedar") == (begun.update.new,)
+
+
+def test_an_old_key_stays_until_something_of_its_peer_has_arrived(tmp_path: Path) -> None:
+    """ash's statement before round 1 may be under way, signed with the old key; it is never signed again."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        birch = state(cluster, "birch")
+        cluster.start("birch")
+        cluster.wait_until("birch", lambda s: s["waiting_for"] == ["ash"], "its own statement is signed")
+        begun = rotate.begin(state(cluster, "ash"))
+        assert rotate.take(birch, begun.file, fingerprint(begun.update.new)).live
+        refused_end(birch, "old key")
+        cluster.start("ash")  # with the old key
+        cluster.wait_until("birch", lambda s: s["round"] >= 1, "it counted")
+
+
+def refused_end(at: Path, why: str) -> None:
+    with pytest.raises(HslError, match=why):
+        rotate.end(at, "ash")
 
 
 def test_a_new_key_that_is_lost_costs_no_round_and_the_next_federation_changes_keys_again(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ SILENCE_MAX_S = 600.0  # the peer took the files and gives no receipt: after tha
 # that never answers must not cost a whole checkpoint every ten minutes; one that lost its disk waits 20 min for it.
 LOST_FIRST, LOST_MAX = 2, 6
 OLD_REFUSAL_S = 60.0  # the files are taken, but the receipt is still the refusal from before: by now that is the answer
+LOOKS_AFTER_TAKEN = 8  # in 2 s: a manifest of a past round is gone a moment before it is answered
 ANEW_MAX = 2  # how often a torn file is sent once more from its first byte
 # The receiver checks size and hash first: any later code is about what we meant to send; again would be no help.
 TORN_CODES = frozenset({"size", "sha256"})
@@ -164,6 +165,29 @@ async def deliver(
             await _clear(link, parcel)
         else:
             return receipt
+
+
+async def answers_with(link: Transport, parcel: Parcel, *, card: PeerCard, federation: Federation, key: str) -> bool:
+    """Have the peer answer once more to what it has accepted: does it sign with `key` now? Waits for its answer.
+
+    Brings the manifest alone. What signs a receipt is the peer's daemon, also where the inbox is another program's.
+
+    Raises:
+        TransportError: the link broke.
+    """
+    receipts = Receipts(link, parcel.name, card, federation, (key,))
+    if await receipts.find():
+        return True
+    await _bring_manifest(link, parcel)
+    pause, taken = RECEIPT_FIRST_S, 0
+    while True:
+        taken += await link.size(_inbox(parcel, Kind.MANIFEST)) is None
+        if await receipts.find():
+            return True
+        if taken > LOOKS_AFTER_TAKEN:
+            return False
+        await asyncio.sleep(pause)
+        pause = min(pause * RECEIPT_GROWTH, RECEIPT_CAP_S)
 
 
 def _require_whole(parcel: Parcel) -> None:
