@@ -349,6 +349,28 @@ def read_aloud(public_key: str) -> str:
     return " ".join(digits[i : i + 4] for i in range(0, 20, 4))
 
 
+FINGERPRINT_FORMS = 'as SHA256:... or as the five groups of four in quotes, "0123 4567 89ab cdef 0123"'
+
+
+def is_fingerprint_of(said: str, public_key: str) -> bool:
+    """Is this what a person was told of that key? Either form counts, whole; spaces don't.
+
+    80 bits are enough: who wants another key taken has to find one with the same, about 2^80 tries. Two keys alike
+    (2^40) are of no use: the key that is read aloud is its hospital's own.
+    """
+    typed = "".join(said.split())
+    return typed == fingerprint(public_key) or typed.lower() == read_aloud(public_key).replace(" ", "")
+
+
+def not_the_fingerprint(said: str | None, of_what: str) -> str:
+    """What is wrong with it: nothing was said, it is none, or another key's."""
+    if not said:
+        return f"no fingerprint was given for {of_what}"
+    if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}|[0-9a-fA-F]{20}", "".join(said.split()), re.ASCII):
+        return f"{said!r} is no whole fingerprint, neither {FINGERPRINT_FORMS.replace(' or as', ' nor as')}"
+    return f"{said!r} is not the fingerprint of {of_what}"
+
+
 def split_address(text: str) -> tuple[str, int]:
     """`host:port` or `[v6]:port`; ('', 0) where it is neither."""
     found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", text)

@@ -1,7 +1,7 @@
 """This node's own key, replaced in the midst of a run without losing a round; and the other side of that.
 
-    here                      rotate: new key, NAME.update signed by the old one; the old one goes on signing
-    every other peer          peer update NAME.update: the old and the new key both speak for NAME
+    here                      rotate: new key, NAME_1.update signed by the old one; the old one goes on signing
+    every other peer          peer update NAME_1.update: the old and the new key both speak for NAME
     here                      rotate --finish: asks every peer whether it lets the new key in, then uses it alone
     every other peer          peer update --finish NAME: the new key alone
 
@@ -63,13 +63,24 @@ def begin(state: Path, key: Path | None = None) -> Begun:
         return ring.updating(keyring.sign_update(ring, me, current, new.public))
 
     outcome = keys.change(state, announced)
-    update = outcome.keyring.overlap(me)
-    assert update is not None
-    documents = [a.document for a in outcome.keyring.file.update]
-    document = next(d for d in documents if keyring.parse_update(d) == update)
-    file = state / f"{me}.update"
-    write_new(file, document, replace=True)
+    update, file = _write_updates(state, me, outcome.keyring)[-1]
     return Begun(update, file, outcome.live)
+
+
+def updates(state: Path) -> list[tuple[KeyUpdate, Path]]:
+    """This node's updates in this federation, the first one first; each is written to its file again."""
+    node, federation = config.load_node(state), config.load_federation(state)
+    return _write_updates(state, Peer(node.name), keyring.load(state, federation))
+
+
+def _write_updates(state: Path, me: Peer, ring: keyring.Keyring) -> list[tuple[KeyUpdate, Path]]:
+    """A file for each: who missed one needs it before the next one."""
+    written = []
+    for update, document in ring.documents(me):
+        file = state / f"{me}_{update.number}.update"  # as `verify --export` names it; no peer's name has a "_"
+        write_new(file, document, replace=True)
+        written.append((update, file))
+    return written
 
 
 def finish(state: Path, key: Path | None = None, *, force: bool = False) -> bool:
@@ -171,14 +182,13 @@ def take(state: Path, path: Path, said: str | None) -> keys.Outcome:
         HslError: see `Keyring.check`.
     """
     update = read_update(state, path)
-    if said != fingerprint(update.new):
+    if not config.is_fingerprint_of(said or "", update.new):
         raise UsageError(
-            f"nothing was changed: {f'{said} is not the fingerprint of' if said else 'no fingerprint was given for'} "
-            f"the new key of {update.peer}",
+            f"nothing was changed: {config.not_the_fingerprint(said, f'the new key of {update.peer}')}",
             # Not as a command to paste: it would take whatever key the file brings.
             remedy=f"call {update.peer} and let them read it aloud, then: `hsl-node peer update "
-            f"{shlex.quote(str(path))} --fingerprint WHAT_THEY_READ_ALOUD`. If that is not what is shown above, this "
-            "is not their file",
+            f"{shlex.quote(str(path))} --fingerprint WHAT_THEY_READ_ALOUD`, either {config.FINGERPRINT_FORMS}. If it "
+            "is another one than shown above, this is not their file",
         )
     return keys.change(state, lambda ring: ring.updating(read_text(path)))
 

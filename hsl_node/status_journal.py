@@ -1,4 +1,4 @@
-"""The snapshot of a node whose daemon is down: what the journal knows, in the same dict, live parts None."""
+"""The snapshot of a node whose daemon is down: what journal and keyring.toml know; the same dict, live parts None."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from hsl_node import __version__
 from hsl_node.ending import find_ending
+from hsl_node.errors import HslError
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer, Round
 
@@ -30,13 +31,14 @@ def from_journal(state: Path) -> dict[str, Any]:
         "peers": [], "waiting_for": [], "waiting_since": None, "disk": None, "device": None, "trainer": None,
         "last_fused": None, "aucs": [], "best": None, "warnings": [],
     }  # fmt: skip
+    keys = _of_the_keys(state)
     if not (state / "journal.sqlite3").exists():
-        return snapshot
+        return snapshot | {"warnings": keys}
     journal = Journal.read_only(state / "journal.sqlite3")
     try:
         ended, found = find_ending(journal), snapshot | _recorded(journal)
         disk = {"free": shutil.disk_usage(state).free, "need": None}
-        return found | {"ended": ended, "disk": disk, "warnings": _of_the_end(ended) + found["warnings"]}
+        return found | {"ended": ended, "disk": disk, "warnings": _of_the_end(ended) + found["warnings"] + keys}
     finally:
         journal.close()
 
@@ -46,6 +48,23 @@ def _of_the_end(ended: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     since = ended["at"] if ended["how"] == "failed" else None  # when it was killed nobody knows
     return [{"code": "ended", "text": ended["text"], "since": since, "fix": ended["fix"]}]
+
+
+def _of_the_keys(state: Path) -> list[dict[str, Any]]:
+    """Whose keys are being changed, or revoked. From keyring.toml, which changes while the daemon is down too."""
+    if not (state / "keyring.toml").exists():
+        return []
+    from hsl_node import config  # slow to load: only where a key was changed or revoked
+    from hsl_node.keys import warnings_of
+    from hsl_node.sync import keyring
+
+    try:
+        me, federation = Peer(config.load_node(state).name), config.load_federation(state)
+        ring = keyring.load(state, federation)
+    except HslError as exc:
+        return [{"code": "keys", "text": exc.message, "since": None, "fix": exc.remedy}]
+    found = [warning for peer in federation.peers for warning in warnings_of(ring, peer, me).items()]
+    return [{"code": code, "text": text, "since": None, "fix": fix} for code, (text, fix) in found]
 
 
 def _recorded(journal: Journal) -> dict[str, Any]:
@@ -120,7 +139,8 @@ def _recorded_peer(
 
 
 def _recorded_warnings(journal: Journal, state: dict[str, Any]) -> list[dict[str, Any]]:
-    notes = [n for n in journal.rows("notes") if n["level"] in ("error", "warning") and n["code"] != "halted"]
+    told_anew = ("halted", "keys")  # as it is now: below, and `_of_the_keys`
+    notes = [n for n in journal.rows("notes") if n["level"] in ("error", "warning") and n["code"] not in told_anew]
     warnings = [{"code": n["code"], "text": n["text"], "since": n["at"], "fix": ""} for n in notes[-ERROR_NOTES:]]
     if state["reason"]:
         warnings.insert(0, {"code": "halted", "text": state["reason"], "since": None, "fix": HALTED_FIX})

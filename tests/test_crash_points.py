@@ -413,7 +413,7 @@ def test_a_key_change_killed_at_every_point_and_given_again_ends_with_the_same_b
         new = keyring.load(ash.state, cluster.federation).newest("ash")
         old = cluster.federation.get("ash").key
 
-        take = ("peer", "update", str(ash.state / "ash.update"), "--fingerprint", fingerprint(new))
+        take = ("peer", "update", str(ash.state / "ash_1.update"), "--fingerprint", fingerprint(new))
         killed.at("birch", *take, points=once(Step.KEYS_RING, "after"))
         assert killed.run("birch", *take) == 2  # it was taken; only the daemon did not know yet
         cluster.wait_until("birch", lambda s: any(w["code"] == "keys ash" for w in s["warnings"]), "told")

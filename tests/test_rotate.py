@@ -23,7 +23,7 @@ from test_equivocation import at, deliver, face
 from test_equivocation import begin as play
 from test_recovery_without import with_a_plain_inbox
 
-from hsl_node import backup, config, control, doctor, enrol, identity, keys, ping, rotate
+from hsl_node import backup, config, control, doctor, enrol, identity, keys, ping, rotate, status
 from hsl_node.asking import Asking
 from hsl_node.config import Plan, fingerprint
 from hsl_node.errors import (
@@ -598,6 +598,88 @@ def test_nothing_is_taken_without_the_new_keys_fingerprint(tmp_path: Path) -> No
         assert not keyring.path_of(state(cluster, "birch")).exists()
 
 
+def test_a_fingerprint_is_taken_in_either_form_and_in_no_part_of_one(tmp_path: Path) -> None:
+    """What `key rotate` prints to be read aloud is taken; what is none is said to be none, not another's."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        begun = rotate.begin(state(cluster, "ash"))
+        old, new = begun.update.old, begun.update.new
+        aloud = config.read_aloud(new)
+        for said in ("6f38 a13f", aloud[:-1], aloud + " 0", "SHA256:abc", fingerprint(new)[7:], fingerprint(new)[:-1]):
+            with pytest.raises(UsageError, match=r"nothing was changed: .* is no whole fingerprint") as refused:
+                rotate.take(state(cluster, "birch"), begun.file, said)
+            assert "five groups of four" in str(refused.value)
+        for said in (config.read_aloud(old), fingerprint(old), "SHA256:" + fingerprint(new)[7:].swapcase()):
+            with pytest.raises(
+                UsageError, match=r"nothing was changed: .* is not the fingerprint of the new key of ash"
+            ):
+                rotate.take(state(cluster, "birch"), begun.file, said)
+        for number, said in enumerate((aloud.upper(), f" {fingerprint(new)}\n")):
+            assert config.is_fingerprint_of(said, new), number
+        done = run("--state", state(cluster, "birch"), "peer", "update", begun.file, "--fingerprint", aloud)
+        assert done.exit_code == 0 and aloud in done.stdout
+        keys.revoke(state(cluster, "birch"), "ash")
+        for said in ("", "6f38 a13f", config.read_aloud(cluster.federation.get("birch").key)):
+            with pytest.raises(UsageError):
+                keys.pardon(state(cluster, "birch"), "ash", said)
+        ring = keys.pardon(state(cluster, "birch"), "ash", aloud.replace(" ", "").upper()).keyring
+        assert ring.keys(ASH) == (new,)
+
+
+def test_a_node_that_is_down_says_which_keys_count_now_and_not_which_did(tmp_path: Path) -> None:
+    """Two changes of ash, the last one ended while birch's daemon was down: its journal knows nothing of that."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        ash, birch = state(cluster, "ash"), state(cluster, "birch")
+
+        def told() -> list[str]:
+            return [w["text"] for w in status.fetch(birch)["warnings"]]
+
+        cluster.start_all()
+        wait_delivered(cluster)
+        for _ in range(2):
+            begun = rotate.begin(ash)
+            assert rotate.take(birch, begun.file, fingerprint(begun.update.new)).live
+            assert rotate.finish(ash)
+            assert rotate.end(birch, "ash").live
+        last = rotate.begin(ash)
+        assert rotate.take(birch, last.file, fingerprint(last.update.new)).live
+        (alive,) = told()
+        assert cluster.stop("birch") == 0
+        assert told() == [alive], "as the live one said it"
+        assert fingerprint(last.update.old) in alive and fingerprint(last.update.new) in alive
+        assert rotate.finish(ash, force=True)
+        rotate.end(birch, "ash")
+        assert told() == []
+        keys.revoke(birch, "ash")
+        (revoked,) = told()
+        assert "ash is revoked" in revoked
+        keyring.path_of(birch).write_text("version = 2\n")
+        (broken,) = told()
+        assert "keyring.toml" in broken
+
+
+def test_a_peer_that_missed_an_update_gets_the_earlier_one_again(tmp_path: Path) -> None:
+    """`key rotate` wrote the second over the first, and nothing printed the first again."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        ash, birch = state(cluster, "ash"), state(cluster, "birch")
+        assert run("--state", ash, "key", "updates").stdout == "this node's key was never changed in this federation\n"
+        first = rotate.begin(ash)
+        rotate.finish(ash, force=True)
+        second = rotate.begin(ash)
+        assert (first.file.name, second.file.name) == ("ash_1.update", "ash_2.update")
+        with pytest.raises(UsageError, match="has changed its key 2 times, here 0 are known") as refused:
+            rotate.take(birch, second.file, fingerprint(second.update.new))
+        assert "hsl-node key updates" in refused.value.remedy
+        lost = {f: f.read_bytes() for f in (first.file, second.file)}
+        for file in lost:
+            file.unlink()
+        done = run("--state", ash, "key", "updates")
+        assert {f: f.read_bytes() for f in lost} == lost
+        for begun in (first, second):
+            assert str(begun.file) in done.stdout and config.read_aloud(begun.update.new) in done.stdout
+            rotate.take(birch, begun.file, fingerprint(begun.update.new))
+        assert keyring.load(birch, cluster.federation).newest(ASH) == second.update.new
+
+
 def test_a_command_for_here_names_the_state_directory_and_one_for_another_machine_does_not(tmp_path: Path) -> None:
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
         ash, birch = state(cluster, "ash"), state(cluster, "birch")
@@ -609,15 +691,15 @@ def test_a_command_for_here_names_the_state_directory_and_one_for_another_machin
 
         begun = said(ash, "key", "rotate", "--key", cluster.layout("ash").key)
         assert f"here: hsl-node --state {ash} key rotate --finish --key {cluster.layout('ash').key}\n" in begun
-        assert "each of them: hsl-node peer update ash.update" in begun
+        assert "each of them: hsl-node peer update ash_1.update" in begun
         refused = said(ash, "key", "rotate", "--finish")
         assert "each of them runs hsl-node peer update" in refused and str(ash) not in refused
         new = identity.load(ash / "keys" / "node_ed25519.next").fingerprint
-        taken = said(birch, "peer", "update", ash / "ash.update", "--fingerprint", new)
+        taken = said(birch, "peer", "update", ash / "ash_1.update", "--fingerprint", new)
         assert f"until: hsl-node --state {birch} peer update --finish ash" in taken
         assert f"hsl-node --state {birch} peer revoke ash --undo" in said(birch, "peer", "revoke", "ash")
         undo = said(birch, "peer", "revoke", "ash", "--undo")
-        assert "hsl-node status --json there" in undo and f"{birch} status" not in undo
+        assert "hsl-node card there" in undo and f"{birch} card" not in undo
 
 
 def test_every_command_shows_the_key_that_counts_now_and_the_files_as_replaced(tmp_path: Path) -> None:

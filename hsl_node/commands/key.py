@@ -1,4 +1,4 @@
-"""This node's own key: rotate."""
+"""This node's own key: rotate it, write what announces it again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ from hsl_node.hints import command
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="This node's own key.")
-    group.callback()(_group)
     group.command(epilog="Example: hsl-node key rotate --finish")(rotate)
+    group.command(epilog="Example: hsl-node key updates")(updates)
     app.add_typer(group, name="key", rich_help_panel=ENROL, no_args_is_help=True)
-
-
-def _group() -> None:
-    pass  # keeps `rotate` a command of the group while it is the only one
 
 
 def rotate(
@@ -58,3 +54,20 @@ def rotate(
         f"3. here: {again}\n"
         f"4. each of them: hsl-node peer update --finish {update.peer}"
     )
+
+
+def updates(context: typer.Context) -> None:
+    """Write this node's update files again, one for each change of its key.
+
+    For a peer that missed one, or lost it. It takes them in their order; read it each new key's line over the phone.
+    """
+    from hsl_node import config, enrol
+    from hsl_node import rotate as change
+
+    state = state_of(context)
+    enrol.require_owner(state)
+    written = change.updates(state)
+    if not written:
+        print("this node's key was never changed in this federation")
+    for update, file in written:
+        print(f"{file}\n  new key  {config.fingerprint(update.new)}   {config.read_aloud(update.new)}")

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     group.command("list", epilog="Example: hsl-node peer list")(list_peers)
     group.command(epilog="Example: hsl-node peer ping mercy")(ping)
     group.command(epilog="Example: hsl-node peer revoke mercy")(revoke)
-    group.command(epilog="Example: hsl-node peer update mercy.update")(update)
+    group.command(epilog="Example: hsl-node peer update mercy_1.update")(update)
     app.add_typer(group, name="peer", rich_help_panel=ENROL, no_args_is_help=True)
 
 
@@ -82,7 +82,11 @@ def revoke(
     peer: Annotated[str, typer.Argument(help="Whom to cut off.")],
     undo: Annotated[bool, typer.Option("--undo", help="Take it back; needs --fingerprint.")] = False,
     fingerprint: Annotated[
-        str | None, typer.Option(metavar="SHA256:...", help="With --undo: the key's, as that hospital reads it aloud.")
+        str | None,
+        typer.Option(
+            metavar="SHA256:...",
+            help="With --undo: the key's, as that hospital reads it aloud; either form, in quotes.",
+        ),
     ] = None,
 ) -> None:
     """Cut a peer off: a stolen key, a hospital that left.
@@ -108,13 +112,17 @@ def update(
     context: typer.Context,
     card: Annotated[str, typer.Argument(help="The update file; with --finish the peer's name.")],
     fingerprint: Annotated[
-        str | None, typer.Option(metavar="SHA256:...", help="The new key's, as that hospital reads it aloud.")
+        str | None,
+        typer.Option(
+            metavar="SHA256:...", help="The new key's, as that hospital reads it aloud; either form, in quotes."
+        ),
     ] = None,
     finish: Annotated[bool, typer.Option("--finish", help="The change is over: the old key counts no more.")] = False,
 ) -> None:
     """Take a peer's new key, announced by `hsl-node key rotate` there.
 
-    Shows both fingerprints; nothing changes until the new one is given. Then both keys count until --finish.
+    Shows both fingerprints; nothing changes until the new one is given, as SHA256:... or as "0123 4567 89ab cdef
+    0123". Then both keys count until --finish, which needs that hospital's daemon once the run is over.
     """
     from pathlib import Path
 

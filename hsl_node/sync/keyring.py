@@ -20,7 +20,19 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hsl_node.canonical import canonical_json
-from hsl_node.config import Federation, Frozen, PeerCard, PeerName, PublicKey, Text, fingerprint, require_member
+from hsl_node.config import (
+    FINGERPRINT_FORMS,
+    Federation,
+    Frozen,
+    PeerCard,
+    PeerName,
+    PublicKey,
+    Text,
+    fingerprint,
+    is_fingerprint_of,
+    not_the_fingerprint,
+    require_member,
+)
 from hsl_node.errors import FederationMismatch, KeyRefused, PeerDataError, UsageError
 from hsl_node.identity import Identity, verify
 from hsl_node.sync.names import Peer
@@ -107,6 +119,11 @@ class Keyring:
     def newest(self, peer: str) -> str:
         return self.chain(peer)[0]
 
+    def documents(self, peer: str) -> list[tuple[KeyUpdate, str]]:
+        """The updates of this peer in this federation, in their order, each with what was signed."""
+        documents = (a.document for a in self.file.update if self._is_of(a, peer))
+        return [(parse_update(document), document) for document in documents]
+
     def overlap(self, peer: str) -> KeyUpdate | None:
         """The update of this peer that is not finished."""
         return next((u for u, finished in reversed(self.links) if u.peer == peer and not finished), None)
@@ -140,12 +157,13 @@ class Keyring:
             UsageError: this node has revoked no such key of this peer.
         """
         theirs = [r for r in self.file.revoked if r.peer == peer and r.key in self.chain(peer)]
-        found = [r for r in theirs if fingerprint(r.key) == said]
+        found = [r for r in theirs if is_fingerprint_of(said, r.key)]
         if not found:
             shown = ", ".join(fingerprint(r.key) for r in theirs) or "none"
             raise UsageError(
-                f"{said!r} is not the fingerprint of a revoked key of {peer}; revoked: {shown}",
-                remedy=f"call {peer} and let them read theirs aloud (hsl-node status --json there), then give that one",
+                f"{not_the_fingerprint(said, f'a revoked key of {peer}')}; revoked: {shown}",
+                remedy=f"call {peer} and let them read theirs aloud (hsl-node card there), then give that one, either "
+                f"{FINGERPRINT_FORMS}",
             )
         return self._with(
             self.file.model_copy(update={"revoked": tuple(r for r in self.file.revoked if r not in found)})
@@ -205,7 +223,8 @@ class Keyring:
         if update.number != len(links) + 1:
             raise UsageError(
                 f"{update.peer} has changed its key {update.number} times, here {len(links)} are known",
-                remedy=f"ask {update.peer} for its earlier update files; take them in their order",
+                remedy=f"ask {update.peer} for its earlier update files (hsl-node key updates writes them again); "
+                "take them in their order",
             )
         old = self.newest(update.peer)
         if update.old != old:
@@ -273,7 +292,7 @@ def parse_update(document: str) -> KeyUpdate:
         raise PeerDataError(
             "this is not a key update as `hsl-node key rotate` writes it",
             code="update",
-            remedy="ask for the file NAME.update again; a mail program may have changed it",
+            remedy="ask for the file NAME_1.update again; a mail program may have changed it",
         ) from exc
     return update
 
