@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import tarfile
 import tempfile
 import time
@@ -168,10 +167,8 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> Summary:
 
 def _copy_journal(source: Path, target: Path) -> list[int]:
     """A copy as of one moment; gives the rounds whose fused models it needs: the last one and the best."""
-    uri = f"{source.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True)) as theirs, closing(sqlite3.connect(target)) as ours:
-        theirs.backup(ours)
-        ours.execute("PRAGMA journal_mode = DELETE")  # one file, without a write-ahead log beside it
+    with closing(Journal.read_only(source)) as journal:
+        journal.copy(target)
     with closing(Journal.read_only(target)) as journal:
         state, best = journal.state(), journal.best_fused()
         rounds = {state["round"] - 1} if state else set()

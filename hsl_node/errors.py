@@ -11,7 +11,7 @@ HslError                      1   something we name, with what to do now
 │  └─ Equivocation           14   one peer signed two different checkpoints for one round
 ├─ LocalStateError           15   our own disk, journal, quota or port: may be right at the next try
 │  ├─ Altered                15   a file here is gone, or no longer what it was when it was checked
-│  └─ DiskFailed             15   an fsync failed: never tried again, the process ends
+│  └─ DiskFailed             15   an fsync or the journal failed: never tried again, the process ends
 ├─ WaitTimeout               16   a wait with a limit ran out
 ├─ FederationMismatch        17   peers run different plans, anchors, models or fused weights
 ├─ ConfigError               78   the operator's files: node.toml, federation.toml, data, anchor

@@ -102,18 +102,27 @@ class Node:
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stopping.set)
-        durable.on_failure = lambda error: loop.call_soon_threadsafe(self._disk_failed, error)  # whoever catches it
-        async with serve(self.layout.state / "run" / "control.sock", self._control):
-            ending.note_running(self.journal)
-            self._tell_keys()
-            self._spawn("pulse", Pulse(self).beat())
-            self._spawn("begin", self._begin())
-            await self._stopping.wait()
-            service.notify("STOPPING=1", "STATUS=leaving")
-            log.info("stopping")
-            await self._end()
-            if self._fatal is None:  # else `launch.py` leaves the word
-                ending.note(self.journal, None)
+
+        def failed(error: LocalStateError) -> None:
+            """From any thread, whoever catches it; in the last commit too, which no turn of the loop follows."""
+            self._fatal = self._fatal or error
+            loop.call_soon_threadsafe(self._stopping.set)
+
+        durable.on_failure = failed
+        try:
+            async with serve(self.layout.state / "run" / "control.sock", self._control):
+                ending.note_running(self.journal)
+                self._tell_keys()
+                self._spawn("pulse", Pulse(self).beat())
+                self._spawn("begin", self._begin())
+                await self._stopping.wait()
+                service.notify("STOPPING=1", "STATUS=leaving")
+                log.info("stopping")
+                await self._end()
+                if self._fatal is None:  # else `launch.py` leaves the word
+                    ending.note(self.journal, None)
+        finally:
+            durable.on_failure = lambda error: None
         if self._fatal is not None:
             raise self._fatal
         return 0
@@ -222,7 +231,6 @@ class Node:
         await self.trainer.stop()
         if self.server is not None:
             await self.server.stop()
-        durable.on_failure = lambda error: None
 
     # ------------------------------------------------------------------ the round machine, driven
 

@@ -532,6 +532,41 @@ def test_a_daemon_whose_journal_fails_exits_15_though_only_the_trainer_had_somet
         assert cluster.fused("ash") == cluster.fused("birch")
 
 
+_UNREADABLE = """
+import sqlite3, sys
+class Failing(sqlite3.Connection):
+    def execute(self, query, *values):
+        if sys.argv[1].endswith("/ash") and {part!r} in query:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+            raise error
+        return super().execute(query, *values)
+connect = sqlite3.connect
+sqlite3.connect = lambda *args, **more: connect(*args, **more, factory=Failing)
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [
+        ("FROM signed WHERE", "where a checkpoint is signed"),
+        ("FROM manifests WHERE peer = ? ORDER", "where a peer asks for a list, whose connection takes every error"),
+    ],
+)
+def test_threat_23_a_daemon_whose_disk_fails_where_its_journal_is_read_exits_15(
+    tmp_path: Path, part: str, where: str
+) -> None:
+    with Cluster(tmp_path, ("ash", "birch"), PLAN, trainer=[], prelude=_UNREADABLE.format(part=part)) as cluster:
+        cluster.start_all()
+        assert cluster.processes["ash"].wait(clusters.WAIT_S) == 15, cluster.output("ash")
+        said = cluster.output("ash")
+        assert "the journal cannot be read: disk I/O error" in said and "Traceback" not in said
+        cluster.prelude = ""
+        cluster.start("ash")
+        cluster.wait_finished()
+        assert cluster.fused("ash") == cluster.fused("birch")
+
+
 def test_a_trainer_whose_fsync_fails_says_so_and_leaves_with_15(tmp_path: Path) -> None:
     state = state_of(tmp_path)
     code = _BREAK.format(tests=TESTS, nth=1) + "from hsl_node.train.worker import main; sys.exit(main(sys.argv[1:]))"

@@ -74,6 +74,34 @@ def test_a_clean_stop_is_shown_as_one_and_a_kill_as_an_end_without_a_word(tmp_pa
         assert "! the daemon ended without a word" in shown(state)
 
 
+LAST_COMMIT = """
+import sqlite3
+from hsl_node import ending
+class Failing:
+    def __init__(self, db): self._db = db
+    def __getattr__(self, name): return getattr(self._db, name)
+    def execute(self, query, *values):
+        if query == "COMMIT":
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+        return self._db.execute(query, *values)
+note = ending.note
+def noted(journal, error):
+    if error is None:
+        journal._db = Failing(journal._db)
+    note(journal, error)
+ending.note = noted
+"""
+
+
+def test_threat_23_a_disk_that_fails_in_the_last_commit_of_a_clean_stop_makes_it_none(tmp_path: Path) -> None:
+    with Cluster(tmp_path, NAMES, PLAN, trainer=[], prelude=LAST_COMMIT) as cluster:
+        waiting_for_birch(cluster)
+        assert cluster.stop("ash") == 15, cluster.output("ash")
+        assert last_error(cluster.layout("ash").state)["reason"] == "the journal cannot be written: disk I/O error"
+
+
 def test_a_data_path_that_is_gone_ends_the_start_though_no_training_is_due_and_is_told(tmp_path: Path) -> None:
     images = tmp_path / "images"
     with Cluster(tmp_path, NAMES, PLAN) as cluster:

@@ -7,16 +7,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from hsl_node.errors import LocalStateError, NotInitialised
+from hsl_node.errors import DiskFailed, LocalStateError, NotInitialised
+from hsl_node.sync import durable
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.store import Layout
 
 ASH, BIRCH = Peer("ash"), Peer("birch")
 SHA, OTHER = Digest("a" * 64), Digest("b" * 64)
@@ -365,3 +367,129 @@ def test_a_journal_that_is_none_any_more_still_asks_for_a_backup(tmp_path: Path)
     with pytest.raises(LocalStateError, match="cannot be opened") as broken:
         Journal.create(tmp_path / "journal.sqlite3")
     assert "backup" in broken.value.remedy and "full" not in broken.value.message
+
+
+# ------------------------------------------------------------------ why it cannot be read any more
+
+READINGS: dict[str, Callable[[Journal], object]] = {
+    "state": Journal.state,
+    "meta": lambda j: j.meta("x"),
+    "signed": lambda j: j.signed(1),
+    "manifest": lambda j: j.manifest(1, ASH),
+    "offered": lambda j: j.offered((ASH,), 0, 9),
+    "offered of nobody": lambda j: j.offered((), 0, 9),
+    "fused_digests": lambda j: j.fused_digests([1]),
+    "documents": Journal.documents,
+    "last_signed": Journal.last_signed,
+    "receipt": lambda j: j.receipt(1, ASH),
+    "last_receipts": Journal.last_receipts,
+    "result": lambda j: j.result("x"),
+    "influence": lambda j: j.influence(1),
+    "rows": lambda j: j.rows("notes"),
+    "signed_by": lambda j: j.signed_by(ASH),
+    "best_fused": Journal.best_fused,
+}
+
+
+class Failing(sqlite3.Connection):
+    """A disk that gives an input/output error wherever rows are read, once `failing`."""
+
+    failing = False
+
+    def execute(self, query: str, *values: object) -> sqlite3.Cursor:  # type: ignore[override]
+        if self.failing and query.startswith("SELECT"):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+            raise error
+        return super().execute(query, *values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[LocalStateError]:
+    """What the process is told, whoever catches the error."""
+    errors: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", errors.append)
+    return errors
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("within", ["a transaction", "none"])
+def test_threat_23_a_disk_that_fails_where_the_journal_is_read_ends_the_process_as_one_that_fails_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[LocalStateError], reading: str, within: str
+) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **more, factory=Failing))
+    journal = Journal.create(tmp_path / "j")
+    journal.set_meta("x", "before")
+    READINGS[reading](journal)
+    journal._db.failing = True  # type: ignore[attr-defined]
+    with pytest.raises(DiskFailed, match="the journal cannot be read: disk I/O error") as failed:
+        if within == "none":
+            READINGS[reading](journal)
+        with journal.transaction():
+            journal.set_meta("x", "after")
+            READINGS[reading](journal)
+    assert told == [failed.value]
+    journal._db.failing = False  # type: ignore[attr-defined]
+    assert journal.meta("x") == "before" and not journal._db.in_transaction
+
+
+def malformed(path: Path) -> None:
+    """One page of it, that of a table which nothing reads at the start."""
+    journal = Journal.create(path)
+    for round in range(5):
+        journal.record_manifest(round, ASH, SHA, b"document", {"auc": 0.5, "bytes": 0})
+    journal.save_state({"me": "ash", "round": 1, "phase": "train", "peers": ["ash"], "have": {}})
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'manifests'"
+    page, size = journal._db.execute(query).fetchone()[0], journal._db.execute("PRAGMA page_size").fetchone()[0]
+    journal.close()
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xa5" * size)
+
+
+def test_a_malformed_journal_is_named_with_its_cure_and_ends_the_process(
+    tmp_path: Path, told: list[LocalStateError]
+) -> None:
+    malformed(tmp_path / "j")
+    for opener in (Journal.create, Journal.read_only):
+        journal = opener(tmp_path / "j")
+        with pytest.raises(LocalStateError, match="the journal cannot be read: database disk image is malformed") as broken:
+            journal.documents()
+        assert "restore a backup" in broken.value.remedy
+        assert told.pop() is broken.value and not told
+        journal.close()
+
+
+def test_a_command_that_reads_a_malformed_journal_says_so_in_one_line(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "ash")
+    layout.make()
+    (layout.state / "node.toml").write_text('name = "ash"\naddress = "127.0.0.1:1"\n')
+    malformed(layout.journal)
+    for words in (["status"], ["status", "--json"], ["round", "history"]):
+        command = [sys.executable, "-m", "hsl_node", "--state", str(layout.state), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        error, remedy = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (15, "")
+        assert error.startswith("Error: the journal cannot be read: ") and remedy.startswith(
+            "What to do: check the disk"
+        )
+
+
+def test_a_journal_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    Journal.create(path).close()
+    with pytest.raises(LocalStateError, match="the journal cannot be copied"):
+        Journal.read_only(path).copy(tmp_path / "absent" / "copy")
+
+
+def test_a_command_beside_the_daemon_writes_and_never_makes_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(NotInitialised):
+        Journal.beside(tmp_path / "j")
+    assert list(tmp_path.iterdir()) == []
+    daemon = Journal.create(tmp_path / "j")
+    beside = Journal.beside(tmp_path / "j")
+    with beside.transaction():
+        beside.record_result("x", {"auc": 0.5})
+    assert daemon.result("x") == {"auc": 0.5}
+    assert beside._db.execute("PRAGMA synchronous").fetchone()[0] == 2

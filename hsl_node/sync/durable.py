@@ -28,7 +28,7 @@ from enum import Enum
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from hsl_node.errors import DiskFailed
+from hsl_node.errors import DiskFailed, LocalStateError
 
 MOVES = ("before", "renamed", "after")
 WRITES = ("before", "renaming", "renamed", "after")
@@ -126,7 +126,7 @@ class Disk:
 
 
 disk = Disk()
-on_failure: Callable[[DiskFailed], object] = lambda error: None  # noqa: E731  (the daemon's way out, from any thread)
+on_failure: Callable[[LocalStateError], object] = lambda error: None  # noqa: E731  (the daemon's way out, from any thread)
 
 
 # ---------------------------------------------------------------- files

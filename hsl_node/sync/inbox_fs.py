@@ -344,6 +344,9 @@ def _watched(handler: Any) -> Any:
         except OSError as exc:
             self._link.note("disk error in the inbox", logging.ERROR, errno=exc.errno, reason=exc.strerror)
             raise
+        except LocalStateError as exc:  # in making a list, say: the journal cannot be read, and has told the process
+            self._link.note("disk error in the inbox", logging.ERROR, reason=exc.message)
+            raise asyncssh.SFTPFailure("the disk failed") from exc
         except Exception as exc:
             log.exception("bug in the inbox")
             raise asyncssh.SFTPFailure("internal error") from exc

@@ -1,6 +1,8 @@
 """The journal: what this node knows and has promised, in SQLite. Survives kill -9 at any point.
 
-One writer, the daemon. `hsl-node status`, `report` and `round history` read it, also while the daemon is down.
+Whoever writes holds the state directory's lock (`store.py`): the daemon, or a command while none runs. The exception is
+`evaluate`, which adds its result beside a daemon, in one transaction that reads again what it rests on. `hsl-node
+status`, `report` and `round history` only read, also while the daemon is down.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.owners import denied
+from hsl_node.sync import durable
 from hsl_node.sync.durable import Step, disk_failed, passing
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.units import size
@@ -43,7 +46,7 @@ CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT 
 
 
 class Journal:
-    """Open with `create` or `read_only`; wall-clock times (`at`) are for display only, never for order."""
+    """Open with `create`, `beside` or `read_only`; wall-clock times (`at`) are for display only, never for order."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -53,10 +56,9 @@ class Journal:
     def create(cls, path: Path) -> Journal:
         """Open for writing; make it where it is absent."""
         try:
-            db = sqlite3.connect(path, isolation_level=None, timeout=10)  # of this thread alone
+            db = _connected(path)
             path.chmod(0o600)
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before the action that relies on it
             if _is_empty(db):
                 with passing(Step.START_JOURNAL):
                     db.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', '{VERSION}'); COMMIT;")
@@ -67,12 +69,21 @@ class Journal:
     @classmethod
     def read_only(cls, path: Path) -> Journal:
         """Raises: NotInitialised, LocalStateError."""
+        return cls._existing(path, "ro")
+
+    @classmethod
+    def beside(cls, path: Path) -> Journal:
+        """For a command that writes while the daemon may run, in one `transaction`. Raises: as `read_only`."""
+        return cls._existing(path, "rw")
+
+    @classmethod
+    def _existing(cls, path: Path, mode: str) -> Journal:
         never = NotInitialised(f"no journal at {path}", remedy="the node has not been started here yet")
         if not path.exists():
             raise never
         try:
-            uri = f"{path.absolute().as_uri()}?mode=ro"  # quoted: a folder may be called 100%, a?b or a#b
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
+            uri = f"{path.absolute().as_uri()}?mode={mode}"  # quoted: a folder may be called 100%, a?b or a#b
+            db = _connected(uri, uri=True)
             if _is_empty(db):  # its first start is making it, or was killed there and will make it
                 db.close()
                 raise never
@@ -81,9 +92,11 @@ class Journal:
             raise _broken(path, exc) from exc
 
     def _of_our_version(self, path: Path) -> Journal:
-        if self.meta("version") != str(VERSION):
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()  # `_broken` names the file
+        if found is None or found["value"] != str(VERSION):
+            version = found and found["value"]
             raise LocalStateError(
-                f"{path} was written by another hsl-node (journal version {self.meta('version')}, here {VERSION})",
+                f"{path} was written by another hsl-node (journal version {version}, here {VERSION})",
                 remedy="install the version that wrote it",
             )
         return self
@@ -97,6 +110,15 @@ class Journal:
         if problem != "ok":
             raise _broken(path, sqlite3.DatabaseError(problem))
 
+    def copy(self, target: Path) -> None:
+        """Into one file, as of one moment. Raises: DiskFailed, LocalStateError: of either."""
+        try:
+            with closing(sqlite3.connect(target)) as theirs:
+                self._db.backup(theirs)
+                theirs.execute("PRAGMA journal_mode = DELETE")  # without a write-ahead log beside it
+        except sqlite3.Error as exc:
+            raise _failed("copied", exc) from exc
+
     def close(self) -> None:
         self._db.close()
 
@@ -107,6 +129,8 @@ class Journal:
         Raises:
             LocalStateError: the disk is full; nothing of it happened.
             DiskFailed: the disk fails; only a restart tells whether it happened.
+
+        Every reading raises the same: LocalStateError where the file is malformed.
         """
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -118,12 +142,7 @@ class Journal:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
             if isinstance(exc, sqlite3.Error):
-                if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
-                    raise disk_failed(f"the journal cannot be written: {exc}") from exc
-                raise LocalStateError(
-                    f"the journal cannot be written: {exc}",
-                    remedy="check the disk; the node goes on from its journal after a restart",
-                ) from exc
+                raise _failed("written", exc) from exc
             raise
 
     # -------------------------------------------------------------- the state and what was promised
@@ -183,24 +202,20 @@ class Journal:
         rows = [
             row
             for peer in everything_of
-            for row in self._db.execute(
-                "SELECT * FROM manifests WHERE peer = ? ORDER BY round DESC LIMIT ?", (peer, newest)
-            )
+            for row in self._rows("SELECT * FROM manifests WHERE peer = ? ORDER BY round DESC LIMIT ?", peer, newest)
         ]
         marks = ",".join("?" * len(everything_of))
-        rows += self._db.execute(
-            f"SELECT * FROM manifests WHERE round >= ? AND peer NOT IN ({marks})", (since, *everything_of)
-        ).fetchall()
+        rows += self._rows(f"SELECT * FROM manifests WHERE round >= ? AND peer NOT IN ({marks})", since, *everything_of)
         return [dict(row) for row in rows]
 
     def fused_digests(self, rounds: Sequence[Round]) -> dict[Round, Digest]:
         marks = ",".join("?" * len(rounds))
-        found = self._db.execute(f"SELECT round, sha256 FROM fused WHERE round IN ({marks})", tuple(rounds))
+        found = self._rows(f"SELECT round, sha256 FROM fused WHERE round IN ({marks})", *rounds)
         return {row["round"]: Digest(row["sha256"]) for row in found}
 
     def documents(self) -> list[dict[str, Any]]:
         """All verified manifests: signed `document` and decoded `content`."""
-        rows = self._db.execute("SELECT document, content FROM manifests ORDER BY round, peer").fetchall()
+        rows = self._rows("SELECT document, content FROM manifests ORDER BY round, peer")
         return [{"document": row["document"], "content": json.loads(row["content"])} for row in rows]
 
     def last_signed(self) -> Round | None:
@@ -221,7 +236,7 @@ class Journal:
 
     def last_receipts(self) -> dict[Peer, sqlite3.Row]:
         """The newest receipt of each peer: `round`, `accepted`, `code`."""
-        rows = self._db.execute("SELECT receiver, round, accepted, code, max(rowid) FROM receipts GROUP BY receiver")
+        rows = self._rows("SELECT receiver, round, accepted, code, max(rowid) FROM receipts GROUP BY receiver")
         return {Peer(row["receiver"]): row for row in rows}
 
     # -------------------------------------------------------------- what happened, for people and reports
@@ -293,7 +308,7 @@ class Journal:
             "signed",
         ):
             raise ValueError(table)
-        rows = [dict(r) for r in self._db.execute(f"SELECT * FROM {table} ORDER BY rowid")]
+        rows = [dict(r) for r in self._rows(f"SELECT * FROM {table} ORDER BY rowid")]
         for row in rows:
             row.pop("document", None)
             if "content" in row:
@@ -302,7 +317,7 @@ class Journal:
 
     def signed_by(self, peer: Peer) -> dict[Round, dict[str, Any]]:
         """What this peer's verified manifests say, in order of round."""
-        rows = self._db.execute("SELECT round, content FROM manifests WHERE peer = ? ORDER BY round", (peer,))
+        rows = self._rows("SELECT round, content FROM manifests WHERE peer = ? ORDER BY round", peer)
         return {row["round"]: json.loads(row["content"]) for row in rows}
 
     def best_fused(self) -> tuple[Round, Digest] | None:
@@ -322,8 +337,39 @@ class Journal:
                 self._db.execute(query, values)
 
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
-        row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
-        return row
+        """Of a query that gives one row at most."""
+        return next(iter(self._rows(query, *values)), None)
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """Whatever is read of an open journal comes through here. Raises: DiskFailed, LocalStateError."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.ProgrammingError:  # a bug of ours: another thread, say
+            raise
+        except sqlite3.Error as exc:
+            raise _failed("read", exc) from exc
+
+
+def _failed(done: str, exc: sqlite3.Error) -> LocalStateError:
+    """The error to raise. Where the disk fails or the file is malformed the process has been told: who catches it can
+    neither go on with that journal.
+    """
+    text, code = f"the journal cannot be {done}: {exc}", getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    if code == sqlite3.SQLITE_IOERR:
+        return disk_failed(text)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):  # or Python names no code: a text is no UTF-8
+        remedy = "check the disk, then restore a backup: a restored node asks its peers for what came after it"
+        error = LocalStateError(text, remedy=remedy)
+        durable.on_failure(error)
+        return error
+    return LocalStateError(text, remedy="check the disk; the node goes on from its journal after a restart")
+
+
+def _connected(database: Path | str, *, uri: bool = False) -> sqlite3.Connection:
+    """For this thread alone."""
+    db = sqlite3.connect(database, isolation_level=None, timeout=10, uri=uri)
+    db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before the action that relies on it
+    return db
 
 
 def _is_empty(db: sqlite3.Connection) -> bool:
