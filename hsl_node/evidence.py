@@ -20,12 +20,15 @@ from pathlib import Path
 from hsl_node.config import Federation
 from hsl_node.errors import PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.sync import durable
 from hsl_node.sync.journal import Journal
+from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.manifest import Manifest, parse_manifest
 from hsl_node.sync.names import PEER_PATTERN, Peer, Round
+from hsl_node.sync.store import Store
 
 _FIRST = re.compile(rf"(r([0-9]{{6}})_({PEER_PATTERN}))_(first|own_1)\.manifest", re.ASCII)
-_OTHER = {"first": "second", "own_1": "own_2"}  # own: found while recovering
+_OTHER = {"first": "second", "own_1": "own_2"}
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,10 @@ class Proof:
         return first.read_bytes(), second.read_bytes()
 
 
-def names(round: Round, peer: Peer) -> tuple[str, str]:
-    """Of the two files."""
-    stem = f"r{round:06d}_{peer}"
-    return f"{stem}_first.manifest", f"{stem}_second.manifest"
+def names(round: Round, peer: Peer, *, own: bool = False) -> tuple[str, str]:
+    """Of the two files. `own`: this node's signatures, found while recovering."""
+    first = "own_1" if own else "first"
+    return f"r{round:06d}_{peer}_{first}.manifest", f"r{round:06d}_{peer}_{_OTHER[first]}.manifest"
 
 
 def kept(folder: Path) -> list[Proof]:
@@ -72,6 +75,26 @@ def require_proof(proof: Proof, keys: Sequence[str], federation: Federation) -> 
     if first.digest == second.digest or proof.round == 0:
         raise PeerDataError("both documents say the same, or may differ: it is no proof", code="evidence")
     return first, second
+
+
+def keep(
+    store: Store, ring: Keyring, round: Round, peer: Peer, documents: tuple[bytes, bytes], *, own: bool = False
+) -> None:
+    """Keep two manifests of one round, both verified, that differ. A proof that lies there stays: not hundreds.
+
+    What lies there and proves nothing is replaced, file by file: a kill came between the two, and what is found later
+    need not be the same two in the same order; or the disk has altered one.
+    """
+    folder = store.layout.state / "evidence"
+    first, second = (folder / name for name in names(round, peer, own=own))
+    try:
+        require_proof(Proof(round, peer, (first, second)), ring.chain(peer), ring.federation)
+    except (PeerDataError, FileNotFoundError):
+        for path, document in zip((first, second), documents, strict=True):
+            store.keep_evidence(path.name, document)
+    else:
+        durable.accept(first)
+        durable.accept(second)
 
 
 def keep_told(journal: Journal, lists: Mapping[Peer, bytes]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hsl_node import evidence
 from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.sync.keyring import Keyring
@@ -44,17 +45,16 @@ def take(folder: Path, store: Store, ring: Keyring, me: Peer) -> int:
             )
         if (manifest.peer, manifest.round) != (me, round):
             raise PeerDataError(f"{path.name} is about something else than its name says", code="name")
-        _record(store, me, manifest, document)
+        _record(store, ring, me, manifest, document)
     return len(found)
 
 
-def _record(store: Store, me: Peer, manifest: Manifest, document: bytes) -> None:
+def _record(store: Store, ring: Keyring, me: Peer, manifest: Manifest, document: bytes) -> None:
     known = store.journal.manifest(manifest.round, me)
     if known is None:
         store.journal.record_manifest(manifest.round, me, manifest.sha256, document, manifest.content())
     elif manifest.round > 0 and content_digest(known["content"]) != manifest.digest:
-        for number, each in enumerate((known["document"], document), start=1):
-            store.keep_evidence(f"r{manifest.round:06d}_{me}_own_{number}.manifest", each)
+        evidence.keep(store, ring, manifest.round, me, (known["document"], document), own=True)
         raise Equivocation(
             f"two different manifests of round {manifest.round} carry this node's signature: both are in evidence/",
             remedy="find and stop the other copy of this node; then agree with the other hospitals on a new federation",

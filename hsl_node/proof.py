@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from hsl_node import evidence
 from hsl_node.asking import BEFORE_SIGNING, is_away
 from hsl_node.errors import HslError, PeerDataError, TransportError, escaped
+from hsl_node.sync import durable
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.limits import one_line
 from hsl_node.sync.manifest import Manifest, content_digest
@@ -103,6 +104,8 @@ class Proofs:
         self._proven.add((round, peer))
         self._name(peer, round)
         if peer != node.me and round >= node.known_state().round - 1:
+            for path in proof.paths:
+                durable.accept(path)
             node.apply(Proven(peer, round))
 
     def _look(self, now: float) -> None:
@@ -218,8 +221,7 @@ class Proofs:
     def keep(self, first: bytes, manifest: Manifest, second: bytes) -> None:
         """Two manifests of one round, both verified, that differ: keep both, name who signed them."""
         round, peer = manifest.round, Peer(manifest.peer)
-        for name, document in zip(evidence.names(round, peer), (first, second), strict=True):
-            self._node.store.keep_evidence(name, document)  # the first two are proof; not hundreds
+        evidence.keep(self._node.store, self._node.keyring, round, peer, (first, second))
         self._proven.add((round, peer))
         log.error("equivocation", extra={"peer": peer, "round": round})
         self._name(peer, round)

@@ -292,8 +292,8 @@ class Recovery:
                 continue
             before = first.setdefault(round, one)
             if before.manifest.digest != one.manifest.digest:
-                for number, each in enumerate((before, one), start=1):
-                    self._node.store.keep_evidence(f"r{round:06d}_{one.peer}_own_{number}.manifest", each.document)
+                both = (before.document, one.document)
+                evidence.keep(self._node.store, self._node.keyring, round, one.peer, both, own=True)
                 raise Equivocation(
                     f"two different manifests of round {round} carry this node's signature: a clone or an old copy of "
                     "it has signed one of them; both are in evidence/",

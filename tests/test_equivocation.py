@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -16,20 +17,25 @@ from typing import Any
 import asyncssh
 import pytest
 from cluster import Cluster
+from conftest import FederationOf, Members
 from hostile import Hostile, Signed, until
 from test_enrol import run
 from test_verify import code
 
 from hsl_node import audit, evidence, identity, proof
+from hsl_node.alarms import Alarms
 from hsl_node.canonical import canonical_json
 from hsl_node.config import Plan
 from hsl_node.errors import PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
+from hsl_node.sync import durable
 from hsl_node.sync.journal import Journal
-from hsl_node.sync.manifest import content_digest
+from hsl_node.sync.keyring import Keyring
+from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.names import Peer
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.server import InboxServer
+from hsl_node.sync.store import Layout, Store
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=5, epochs_per_round=1, plateau_rounds=100)
 HONEST, CULPRIT = ("ash", "birch"), "cedar"
@@ -267,6 +273,95 @@ def test_a_pair_that_proves_nothing_is_a_defect_and_no_accusation(tmp_path: Path
         found = audit.examine(state)
         assert [(p.round, p.peer) for p in found.proofs] == [(1, "birch")]
         assert not any("proves nothing" in d for d in found.defects)
+
+
+class Killed(BaseException):
+    """kill -9."""
+
+
+class Finder:
+    """A node that finds two manifests of birch for round 7, of three that birch signed."""
+
+    def __init__(self, members: Members, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.members, self.layout, self._patch = members, Layout(folder), monkeypatch
+        self.layout.make()
+        self.said = [self._manifest(samples) for samples in (1, 2, 3)]
+        self.documents = [members.identities[Peer("birch")].sign(m.content(), MANIFEST_NAMESPACE) for m in self.said]
+
+    def _manifest(self, samples: int) -> Manifest:
+        return Manifest(
+            federation=self.members.federation.digest, round=7, peer="birch", sha256="7" * 64, bytes=1000,
+            base="b" * 64, inputs={}, samples=samples, auc=0.5, plateau=False, halted=False, anchor=None,
+            schema="e" * 64, instance="f" * 16, software="test",
+        )  # fmt: skip
+
+    def find(self, first: int, second: int, killed: int = 0) -> bool:
+        """In a process of its own, killed at the n-th point; False: it came to the end before."""
+        left = killed
+
+        def reached(step: object, where: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        store: Any = SimpleNamespace(layout=self.layout)
+        store.keep_evidence = lambda name, document: Store.keep_evidence(store, name, document)
+        node: Any = SimpleNamespace(
+            store=store, layout=self.layout, me=Peer("ash"), alarms=Alarms(),
+            federation=self.members.federation, keyring=Keyring.of(self.members.federation),
+        )  # fmt: skip
+        with self._patch.context() as patch:
+            patch.setattr(durable, "_reached", reached)
+            try:
+                proof.Proofs(node).keep(self.documents[first], self.said[second], self.documents[second])
+            except Killed:
+                return True
+        return False
+
+    def proven(self) -> set[int] | None:
+        """The samples of the two documents that lie there as a proof; None: none does."""
+        with contextlib.suppress(PeerDataError):
+            for found in evidence.kept(self.layout.state / "evidence"):
+                keys = Keyring.of(self.members.federation).chain("birch")
+                return {m.samples for m in evidence.require_proof(found, keys, self.members.federation)}
+        return None
+
+
+def test_threat_22_a_proof_is_whole_though_a_kill_left_one_of_its_documents_and_they_come_the_other_way_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, federation_of: FederationOf
+) -> None:
+    """The journal is lost with the kill, so what this node "had" and what differs from it may be another two."""
+    members, died = federation_of(2), 0
+    for n in range(1, 9):  # eight points: four for each file
+        for m in range(1, 9):
+            finder = Finder(members, tmp_path / f"{n} {m}", monkeypatch)
+            assert finder.find(0, 1, killed=n)
+            whole = finder.proven()
+            died += finder.find(1, 0, killed=m)
+            assert whole is None or finder.proven() == whole, "what was proven is proven"
+            finder.find(1, 0)
+            assert finder.proven() == {1, 2}
+    assert died > 30, "the second finder was hardly ever killed"
+
+
+def test_threat_11_a_whole_proof_stays_and_what_proves_nothing_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, federation_of: FederationOf
+) -> None:
+    finder = Finder(federation_of(2), tmp_path / "ash", monkeypatch)
+    finder.find(0, 1)
+    finder.find(2, 0)
+    assert finder.proven() == {1, 2}, "the first two are proof; not hundreds"
+    first = finder.layout.state / "evidence" / evidence.names(7, Peer("birch"))[0]
+    for rotten in (b"", first.read_bytes().replace(b'"samples":1', b'"samples":9'), finder.documents[1]):
+        first.write_bytes(rotten)
+        assert finder.proven() is None
+        finder.find(2, 0)
+        assert finder.proven() == {1, 3}
+        finder.find(0, 1)
+        assert finder.proven() == {1, 3}
+        for path, document in zip(evidence.names(7, Peer("birch")), finder.documents, strict=False):
+            (first.parent / path).write_bytes(document)
 
 
 # ------------------------------------------------------------------ what the tests share

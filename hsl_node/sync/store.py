@@ -110,11 +110,12 @@ class Store:
             durable.sync_folder(target.parent.parent)
 
     def keep_evidence(self, name: str, document: bytes) -> Path:
-        """Keep a signed document that proves a peer's fault. The name is ours, never the peer's."""
+        """Keep a signed document that proves a peer's fault, in place of what lies there: see `evidence.keep`."""
         path = self.layout.state / "evidence" / name
-        if path.exists():
+        there = path.exists()
+        if there and path.read_bytes() == document:
             durable.accept(path)
-        elif len(os.listdir(path.parent)) < EVIDENCE_MAX_FILES:
+        elif there or len(os.listdir(path.parent)) < EVIDENCE_MAX_FILES:
             durable.write(path, document, Step.RECEIVER_EVIDENCE)
         return path
 
