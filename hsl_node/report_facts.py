@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hsl_node.config import Federation, load_federation, load_node
-from hsl_node.results import EVALUATION
+from hsl_node.results import find_evaluation
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout
 
@@ -76,7 +76,7 @@ def read(state: Path) -> NodeFacts:
             transfers=journal.rows("transfers"),
             notes=journal.rows("notes"),
             influence={r["round"]: found for r in fused if (found := journal.influence(r["round"]))},
-            evaluation=journal.result(EVALUATION),
+            evaluation=find_evaluation(journal),
         )
     finally:
         journal.close()

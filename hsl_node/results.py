@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hsl_node.config import load_federation, load_node
 from hsl_node.enrol import write_new
-from hsl_node.errors import DataError, LocalStateError, UsageError
+from hsl_node.errors import DataError, FederationMismatch, LocalStateError, NotInitialised, UsageError
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Round
 from hsl_node.sync.store import Layout
@@ -77,28 +77,31 @@ def evaluate(
 
     Raises:
         UsageError: the run is not over: the test set is for the final model. `again` measures all the same, and counts.
+        FederationMismatch: another run took the place of this one meanwhile.
     """
     layout = Layout(state)
     with _journal(layout) as journal:
-        record = journal.result(EVALUATION)
+        record, best = find_evaluation(journal), journal.best_fused()
         wanted = (
             {"fused", "local"} | ({"alone"} if alone else set()) | ({"fused_random"} if pairing == "random" else set())
         )
-        if record is not None and not again and wanted - {"local"} <= record["test"].keys():
-            return record
         saved = journal.state()
         final = saved is not None and saved["phase"] in ("finished", "halted")
+        same = record is not None and best is not None and record["weights"].get("fused") == best[1]
+        if record is not None and not again and (same or not final) and wanted - {"local"} <= record["test"].keys():
+            return record
         if not final and not again:
             raise UsageError(
                 "the run is not over; the test set is for the final model",
                 remedy="wait until `hsl-node status` says finished; with --again it is measured now, and counted",
             )
         round, sha256 = _best(journal)
-    if record is None or again or record["weights"].get("fused") != sha256:
-        measured = 0 if record is None else int(record["evaluated"])
+        federation = journal.meta("federation")
+    anew = again or not same
+    if record is None or anew:
         wanted |= set() if record is None else record["test"].keys()  # what was compared before stays comparable
         record = {
-            "evaluated": measured + 1,
+            "evaluated": 0,  # counted when it is recorded
             "final": final,
             "round": round,
             "weights": {},
@@ -106,9 +109,38 @@ def evaluate(
             "test": {},
         }
     record = _measured(layout, record, wanted - record["test"].keys(), (round, sha256), report)
-    with _journal(layout, write=True) as journal:
-        journal.record_result(EVALUATION, record)
+    with _writing(layout) as journal, journal.transaction():
+        if journal.meta("federation") != federation or journal.fused_digests([round]).get(round) != sha256:
+            raise _another_run()
+        journal.record_result(EVALUATION, _joined(find_evaluation(journal), record, anew))
         return journal.result(EVALUATION) or record  # as every later call will give it
+
+
+def find_evaluation(journal: Journal) -> dict[str, Any] | None:
+    """What is recorded, where it is of a model of this journal's run."""
+    record = journal.result(EVALUATION)
+    if (
+        record is not None
+        and journal.fused_digests([record["round"]]).get(record["round"]) == record["weights"]["fused"]
+    ):
+        return record
+    return None
+
+
+def _joined(there: Mapping[str, Any] | None, found: dict[str, Any], anew: bool) -> dict[str, Any]:
+    """What to record: the figures that another evaluation recorded meanwhile of this model stay, and its count does."""
+    if there is None:
+        return {**found, "evaluated": 1}
+    if there["weights"]["fused"] == found["weights"]["fused"]:
+        found = {**found, **{key: {**there[key], **found[key]} for key in ("weights", "auc_validation", "test")}}
+    return {**found, "evaluated": int(there["evaluated"]) + anew}
+
+
+def _another_run() -> FederationMismatch:
+    return FederationMismatch(
+        "this state directory holds another run than when the evaluation began: nothing was recorded",
+        remedy="`hsl-node evaluate` measures the run that is here now",
+    )
 
 
 def evaluation_text(record: Mapping[str, Any], *, asked: float | None = None) -> str:
@@ -266,7 +298,7 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
     model = find_model(state, round)
     machine, anchor = _machine_and_anchor(state)
     with _journal(Layout(state)) as journal:
-        record = journal.result(EVALUATION)
+        record = find_evaluation(journal)
         inputs = {r["peer"]: r["sha256"] for r in journal.rows("manifests") if r["round"] == model.round}
     scored = record is not None and record["weights"].get("fused") == model.sha256
     facts = {
@@ -321,11 +353,20 @@ def _machine_and_anchor(state: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _journal(layout: Layout, *, write: bool = False) -> Iterator[Journal]:
-    journal = Journal.read_only(layout.journal)
-    if write:
+def _writing(layout: Layout) -> Iterator[Journal]:
+    try:
+        journal = Journal.beside(layout.journal)
+    except NotInitialised as exc:  # it was there: `join --replace` has moved it, and no start made the next one yet
+        raise _another_run() from exc
+    try:
+        yield journal
+    finally:
         journal.close()
-        journal = Journal.create(layout.journal)
+
+
+@contextmanager
+def _journal(layout: Layout) -> Iterator[Journal]:
+    journal = Journal.read_only(layout.journal)
     try:
         yield journal
     finally:

@@ -42,7 +42,7 @@ def evaluation(fused: float | None, alone: float | None, *, classes: tuple[str, 
         "at": 0.0,
         "images": {"train": 30, "validation": 5, "test": 10},
         "classes": list(classes),
-        "weights": {"fused": "f" * 64, "alone": "a" * 64},
+        "weights": {"fused": "2" * 64, "alone": "a" * 64},
         "auc_validation": {"fused": 0.9, "alone": 0.8},
         "test": {"fused": metrics(fused), "alone": metrics(alone)},
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -14,12 +16,13 @@ from conftest import FederationOf
 from PIL import Image
 from typer.testing import CliRunner
 
-from hsl_node import results
+from hsl_node import enrol, results
 from hsl_node.commands.app import app
 from hsl_node.config import Plan, federation_text
-from hsl_node.errors import DataError, LocalStateError, UsageError
+from hsl_node.errors import DataError, FederationMismatch, LocalStateError, UsageError
 from hsl_node.study import phantoms
 from hsl_node.sync.journal import Journal
+from hsl_node.sync.names import Digest
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store import Layout
 from hsl_node.sync.tensors import read_weights, sha256_of
@@ -213,3 +216,104 @@ def test_round_that_is_not_kept_names_those_that_are(state: Path) -> None:
     with pytest.raises(UsageError, match="no fused model of round 7") as caught:
         results.find_model(state, 7)
     assert "rounds kept here: 1" in str(caught.value)
+
+
+# ------------------------------------------------------------------ what happens while it measures, which takes minutes
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Once, when the figures are there and not recorded yet."""
+    measured = results._measured
+
+    def then(*args: Any) -> dict[str, Any]:
+        found = measured(*args)
+        monkeypatch.setattr(results, "_measured", measured)
+        happens()
+        return found
+
+    monkeypatch.setattr(results, "_measured", then)
+
+
+def another_run(state: Path, federation: str | None, model: str) -> None:
+    """As `federation join --replace` and a start leave it; federation None: before the start."""
+    layout = Layout(state)
+    enrol._set_aside(layout)
+    if federation is not None:
+        journal = Journal.create(layout.journal)
+        journal.set_meta("federation", federation)
+        journal.record_fused(1, Digest(model))
+        journal.record_validation(1, 0.6, 0.7)
+        journal.close()
+        set_phase(state, Phase.FINISHED)
+
+
+@pytest.mark.parametrize(
+    ("federation", "model"),
+    [("b" * 64, "b" * 64), ("a" * 64, "b" * 64), ("b" * 64, "the same"), (None, "")],
+    ids=["another federation", "another model", "the same model", "not started yet"],
+)
+def test_figures_of_one_run_are_never_recorded_in_the_journal_of_the_next(
+    state: Path, monkeypatch: pytest.MonkeyPatch, federation: str | None, model: str
+) -> None:
+    journal = Journal.create(Layout(state).journal)
+    journal.set_meta("federation", "a" * 64)
+    journal.close()
+    model = sha256_of(Layout(state).fused(1)) if model == "the same" else model
+    meanwhile(monkeypatch, lambda: another_run(state, federation, model))
+    with pytest.raises(FederationMismatch, match="another run than when the evaluation began: nothing was recorded"):
+        results.evaluate(state)
+    path = Layout(state).journal
+    assert path.exists() == (federation is not None), "it makes no journal"
+    if federation is not None:
+        journal = Journal.read_only(path)
+        assert journal.result(results.EVALUATION) is None
+        journal.close()
+
+
+def test_a_record_of_another_runs_model_is_not_shown(state: Path, tmp_path: Path) -> None:
+    """As an earlier version may have left it: neither by evaluate, nor on the card of an export."""
+    journal = Journal.create(Layout(state).journal)
+    alien = {"evaluated": 3, "final": True, "round": 1, "weights": {"fused": "c" * 64, "local": "d" * 64}}
+    journal.record_result(results.EVALUATION, {**alien, "test": {"fused": {"auc": 1}, "local": {"auc": 1}}})
+    journal.close()
+    results.export(state, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["test"] is None
+    found = results.evaluate(state)
+    assert (found["evaluated"], found["weights"]["fused"]) == (1, sha256_of(Layout(state).fused(1)))
+    assert found == recorded(state)
+
+
+def test_two_evaluations_at_once_are_two_and_both_sets_of_figures_stay(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(monkeypatch, lambda: results.evaluate(state, pairing="random"))
+    found = results.evaluate(state)
+    assert found == recorded(state)
+    assert (found["evaluated"], set(found["test"])) == (2, {"fused", "local", "fused_random"})
+    assert found["weights"].keys() == found["auc_validation"].keys() == found["test"].keys()
+
+
+def test_what_is_added_while_another_measures_again_is_no_use_of_the_test_set_more(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results.evaluate(state)
+    meanwhile(monkeypatch, lambda: results.evaluate(state, again=True))
+    found = results.evaluate(state, pairing="random")
+    assert (found["evaluated"], set(found["test"])) == (2, {"fused", "local", "fused_random"})
+
+
+def test_what_was_measured_before_the_end_is_measured_anew_after_it(state: Path) -> None:
+    """The final model is another one by then; until the end the stored record is shown."""
+    set_phase(state, Phase.TRAIN)
+    first = results.evaluate(state, again=True)
+    digest, _ = initial_weights(
+        state, PLAN.model_copy(update={"seed": 3}), METHODS[PLAN.method], Layout(state).fused(2)
+    )
+    journal = Journal.create(Layout(state).journal)
+    journal.record_fused(2, digest)
+    journal.record_validation(2, 0.9, 0.7)
+    journal.close()
+    assert results.evaluate(state) == first
+    set_phase(state, Phase.FINISHED)
+    found = results.evaluate(state)
+    assert (found["evaluated"], found["final"], found["weights"]["fused"]) == (2, True, digest)
