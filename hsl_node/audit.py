@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from hsl_node import config, evidence
 from hsl_node.errors import HslError, PeerDataError
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, verify
+from hsl_node.scratch import scratch
 from hsl_node.sync import keyring
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
@@ -259,8 +259,8 @@ def _fused_again(
 ) -> str | None:
     try:
         schema = read_schema(layout.fused(0))
-        with TemporaryDirectory(dir=layout.state / "run", prefix="verify-") as folder:
-            return fuse_files(federation.plan.fusion, paths, samples, schema, Path(folder) / "fused")
+        with scratch(layout.state / "run", "verify-") as folder:
+            return fuse_files(federation.plan.fusion, paths, samples, schema, folder / "fused")
     except FileNotFoundError:  # pruned by the running daemon meanwhile
         return None
 

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -33,6 +32,7 @@ from hsl_node import __version__, config, identity, toml_file
 from hsl_node.config import Federation, Name, NodeConfig, PeerName, Sha256
 from hsl_node.errors import ConfigError, LocalStateError, UsageError, escaped
 from hsl_node.recover_mark import Mark, set_mark
+from hsl_node.scratch import scratch
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
@@ -128,7 +128,7 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> Summary:
         raise UsageError(f"{target} exists already; nothing was changed", remedy="name another file")
     layout, node = Layout(state), config.load_node(state)
     left_out: list[str] = []
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hsl-node-backup-") as folder, ExitStack() as stack:
+    with scratch(target.parent, ".hsl-node-backup-") as folder, ExitStack() as stack:
         sources: dict[str, IO[bytes]] = {}
 
         def add(name: str, path: Path) -> bool:
@@ -145,7 +145,7 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> Summary:
                 left_out.append(f"the private key: it is not at {layout.key}")
         fused = []
         if layout.journal.exists():
-            copy = Path(folder) / "journal.sqlite3"
+            copy = folder / "journal.sqlite3"
             fused = _copy_journal(layout.journal, copy)
             add("journal.sqlite3", copy)
         for round in fused:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hsl_node import config, ending, enrol, identity, owners
+from hsl_node import config, ending, enrol, identity, owners, scratch
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.errors import AlreadyRunning, ConfigError, DataError, DataUnavailable, HslError, LocalStateError
 from hsl_node.memory import keep_freed_memory
@@ -72,6 +72,7 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
     os.umask(0o077)
     keep_freed_memory()
     store = Store(Layout(state))
+    scratch.clear(state / "run", "verify-")
     gc.freeze()  # what the imports made stays for good: later collections need not look at it
     try:
         if node_config.inbox.kind == "embedded":

@@ -517,6 +517,8 @@ def test_a_backup_is_there_whole_or_not_at_all(
     assert fresh(command, *words) == (2 if point.endswith(IN_PLACE) else 0)
     backup.verify(file)
     assert file.stat().st_mode & 0o777 == 0o600
+    if not point.endswith(IN_PLACE):
+        assert not list(tmp_path.glob(".hsl-node-backup-*")), "a copy of the journal stays"
 
 
 RESTORED = 4  # federation.toml, journal, key, node.toml

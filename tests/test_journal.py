@@ -454,7 +454,9 @@ def test_a_malformed_journal_is_named_with_its_cure_and_ends_the_process(
     malformed(tmp_path / "j")
     for opener in (Journal.create, Journal.read_only):
         journal = opener(tmp_path / "j")
-        with pytest.raises(LocalStateError, match="the journal cannot be read: database disk image is malformed") as broken:
+        with pytest.raises(
+            LocalStateError, match="the journal cannot be read: database disk image is malformed"
+        ) as broken:
             journal.documents()
         assert "restore a backup" in broken.value.remedy
         assert told.pop() is broken.value and not told
