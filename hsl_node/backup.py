@@ -11,6 +11,7 @@ them what it has signed since (`recovery.py`), so an old backup does no harm.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import itertools
@@ -126,6 +127,18 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> Summary:
     """
     if target.exists():
         raise UsageError(f"{target} exists already; nothing was changed", remedy="name another file")
+    try:
+        return _backup(state, target, with_key=with_key)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise LocalStateError(
+            f"{target} could not be written: {exc.strerror}; the backup is not made",
+            remedy="make room in that folder, or name another; the node itself goes on",
+        ) from exc
+
+
+def _backup(state: Path, target: Path, *, with_key: bool) -> Summary:
     layout, node = Layout(state), config.load_node(state)
     left_out: list[str] = []
     with scratch(target.parent, ".hsl-node-backup-") as folder, ExitStack() as stack:

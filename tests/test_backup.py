@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -517,3 +518,18 @@ def test_recover_names_what_is_missing_and_where_to_get_it(tmp_path: Path) -> No
         Layout(state).key.unlink()
         asked = CliRunner().invoke(app, ["--state", str(state), "recover", "--from-peers"])
         assert isinstance(asked.exception, NotInitialised) and "tar -xf BACKUP" in asked.exception.remedy
+
+
+def test_a_folder_that_is_full_is_named_and_nothing_half_made_is_left_in_it(
+    lived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not the disk of the state directory: whoever looks there finds nothing."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backup, "_add_member", full)
+    with pytest.raises(LocalStateError, match="No space left on device") as caught:
+        backup.backup(lived / "ash", tmp_path / "b.tar")
+    assert str(tmp_path / "b.tar") in caught.value.message and "that folder" in caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
