@@ -1,6 +1,7 @@
 """Proof that a peer signed two different manifests for one round: both documents, side by side in evidence/.
 
     r000007_cedar_first.manifest      what this node had        r000007_cedar_second.manifest      what differs from it
+    r000007_ash_own_1.manifest        what a recovery of this node, ash, found signed by itself: own_2, too
 
 Anybody who has the federation file can check it, with stock ssh-keygen too (`hsl-node verify --export`). A document
 without the peer's signature, or about something else, proves nothing.
@@ -38,6 +39,7 @@ class Proof:
     round: Round
     peer: Peer
     paths: tuple[Path, Path]
+    own: bool = False  # found by a recovery, which also reads what a key of this node signed that is replaced by now
 
     def documents(self) -> tuple[bytes, bytes]:
         first, second = self.paths
@@ -57,7 +59,7 @@ def kept(folder: Path) -> list[Proof]:
         if match := _FIRST.fullmatch(path.name):
             other = path.with_name(f"{match[1]}_{_OTHER[match[4]]}.manifest")
             if other.exists():
-                found.append(Proof(int(match[2]), Peer(match[3]), (path, other)))
+                found.append(Proof(int(match[2]), Peer(match[3]), (path, other), match[4] == "own_1"))
     return found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.sync import receive
 from hsl_node.sync.limits import LOG_LINES_PER_MINUTE, LogLimit
 from hsl_node.sync.manifest import Manifest, content_digest
-from hsl_node.sync.names import Digest, FileName, Peer
+from hsl_node.sync.names import Digest, FileName, Peer, Round
 from hsl_node.sync.receive import Arrival, Refusal, Repeat
 from hsl_node.sync.round import Arrived, Claim, Phase
 
@@ -60,7 +61,7 @@ class Intake:
                 swept = time.monotonic()
                 await asyncio.to_thread(self._sweep, peer)
             again = False
-            for item in await asyncio.to_thread(self._scan, peer, node.work.software()):
+            for item in await asyncio.to_thread(self._scan, peer, node.work.software(), self._signed(peer)):
                 if node.keyring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
                     break
                 match item:
@@ -78,7 +79,13 @@ class Intake:
                 async with asyncio.timeout(RESCAN_S if self._foreign is None else RESCAN_DIRECTORY_S):
                     await wake.wait()
 
-    def _scan(self, peer: Peer, software: str) -> list[Arrival | Refusal | Repeat]:
+    def _signed(self, peer: Peer) -> dict[Round, Digest]:
+        """Its manifests of the open rounds that are here; the opening statement may be corrected."""
+        journal, current = self._node.journal, self._node.known_state().round
+        known = {round: journal.manifest(round, peer) for round in (current, current + 1) if round > 0}
+        return {round: content_digest(row["content"]) for round, row in known.items() if row}
+
+    def _scan(self, peer: Peer, software: str, signed: Mapping[Round, Digest]) -> list[Arrival | Refusal | Repeat]:
         node = self._node
         return receive.scan(
             peer,
@@ -92,6 +99,7 @@ class Intake:
             take_digest=node.server.take_digest if node.server else (lambda p, name: None),
             kept=self._kept,
             accepted=self._known,
+            signed=signed,
             software=software,
             foreign=self._foreign is not None,
             keyring=node.keyring,
@@ -140,12 +148,9 @@ class Intake:
         if known is None:  # what was taken before can be sent again as often as its sender likes
             node.alarms.settle(f"refused {peer}")
         if known is not None and content_digest(known["content"]) != manifest.digest and manifest.round > 0:
-            self._prove(known["document"], arrival)
             if arrival.data is not None:
                 arrival.data.unlink(missing_ok=True)
-            # Halts now, or in the next round where mine of this one is signed (`round._object`); not for a past round.
-            node.apply(Arrived(claim_of(manifest)))
-            self._answer(arrival, "equivocation", "two different manifests were signed for this round")
+            self._prove(known["document"], arrival)
             return True
         if arrival.data is not None:
             await asyncio.to_thread(node.store.admit, arrival.data, manifest.round, peer)
@@ -182,10 +187,13 @@ class Intake:
         return state.phase is Phase.FINISHED and manifest.round > state.round
 
     def _refused(self, refusal: Refusal) -> bool:
-        """Say why to our operator, and to the sender where its signature held. Gives whether it was accepted once."""
+        """Say why to our operator, and to the sender where its signature held.
+
+        Gives whether its sender had told us of this round before.
+        """
         node, peer, manifest, error = self._node, refusal.sender, refusal.manifest, refusal.error
-        if manifest is not None and refusal.code == "round":
-            if manifest.round > node.known_state().round:
+        if manifest is not None and refusal.code in ("round", "equivocation"):
+            if refusal.code == "round" and manifest.round >= node.known_state().round:
                 return False  # not yet ours: it stays, and the next scan after the window moved takes it
             known = node.journal.manifest(manifest.round, peer)
             if known is not None and content_digest(known["content"]) == manifest.digest:  # our receipt was lost
@@ -193,7 +201,8 @@ class Intake:
                 return True
             if known is not None and manifest.round > 0:
                 self._prove(known["document"], refusal)
-            elif known is not None:
+                return True
+            if known is not None:
                 fix = "restore its state directory from backup, or start a new federation: this one has begun"
                 node.alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
                 return False
@@ -236,9 +245,10 @@ class Intake:
                 del accepted[oldest]
 
     def _prove(self, first: bytes, second: Arrival | Refusal) -> None:
-        """Two signed, different manifests of one round: keep both."""
+        """Two signed, different manifests of one round: keep both, act on it, then let go of the second."""
         assert second.manifest is not None and second.document is not None
         self._node.proofs.keep(first, second.manifest, second.document)
+        self._answer(second, "equivocation", "two different manifests were signed for this round")
 
 
 def claim_of(manifest: Manifest) -> Claim:

@@ -5,6 +5,8 @@
     this node has halted, perhaps because another did                        ──┘   read what differs from ours
                                                                                             │
       evidence/ has both, NAME is named, the round machine is told  ◄── signed by NAME ─────┘
+                              ▲
+    NAME itself delivers a second one (`intake.py`); a start finds both in evidence/
 
 What is not signed by NAME proves nothing against it; a peer that names such a manifest and cannot show it is named
 itself. A peer whose inbox is another program's server cannot be asked: it asks us.
@@ -96,17 +98,16 @@ class Proofs:
     def _remember(self, proof: evidence.Proof) -> None:
         """From before a restart, which may have come before the journal had the word of it."""
         node, peer, round = self._node, proof.peer, proof.round
+        # What was kept while its key counted is proof for good. A recovery reads more: see `_compare`.
+        keys = node.keyring.keys(peer) if proof.own else node.keyring.chain(peer)
         try:
-            evidence.require_proof(proof, node.keyring.chain(peer), node.federation)
+            evidence.require_proof(proof, keys, node.federation)
         except PeerDataError as exc:
             log.warning("proves nothing", extra={"peer": peer, "round": round, "reason": escaped(exc.message)})
             return
-        self._proven.add((round, peer))
-        self._name(peer, round)
-        if peer != node.me and round >= node.known_state().round - 1:
-            for path in proof.paths:
-                durable.accept(path)
-            node.apply(Proven(peer, round))
+        for path in proof.paths:
+            durable.accept(path)
+        self._proves(peer, round)
 
     def _look(self, now: float) -> None:
         """Whom to ask, and when."""
@@ -207,7 +208,6 @@ class Proofs:
                     continue
                 if manifest.digest != content_digest(ours["content"]):
                     self.keep(ours["document"], manifest, document)
-                    node.apply(Proven(Peer(manifest.peer), manifest.round))
                 elif len(self._same) < SAME_MAX:
                     self._same.add(listed.document)
         return offer
@@ -219,12 +219,23 @@ class Proofs:
         return ours is not None and hashlib.sha256(ours["document"]).hexdigest() != listed.document
 
     def keep(self, first: bytes, manifest: Manifest, second: bytes) -> None:
-        """Two manifests of one round, both verified, that differ: keep both, name who signed them."""
+        """Two manifests of one round, both verified, that differ: keep both, and act on it."""
         round, peer = manifest.round, Peer(manifest.peer)
+        if (round, peer) in self._proven:
+            return
         evidence.keep(self._node.store, self._node.keyring, round, peer, (first, second))
-        self._proven.add((round, peer))
         log.error("equivocation", extra={"peer": peer, "round": round})
+        self._proves(peer, round)
+
+    def _proves(self, peer: Peer, round: Round) -> None:
+        """Name who signed two, and tell the round machine.
+
+        The one rule, of any peer, this node included, and of any round, however long ago: who sees the proof later, or
+        again after a restart, must not decide otherwise than who saw it at once.
+        """
+        self._proven.add((round, peer))
         self._name(peer, round)
+        self._node.apply(Proven(peer, round))
 
     def _name(self, peer: Peer, round: Round) -> None:
         node = self._node

@@ -167,6 +167,7 @@ class World:
                 found.append((self._lose, me))
             if self.compare:
                 found += [(self._prove, me, *one) for one in sorted(self._differing(me))]
+                found += [(self._keep_and_crash, me, *one) for one in sorted(self._differing(me))]
         for message in {m.key: m for m in self.network}.values():
             found.append((self._deliver, message))
             found.append((self.network.append, message))  # it comes twice
@@ -260,7 +261,10 @@ class World:
         # What was lost on its way together with its sender's disk was never seen: it may be signed anew.
         self.published[message.sender, claim.round].add(claim.manifest)
         assert claim.round <= node.state.round + 1, "a peer is at most one round ahead"
-        if claim.round >= node.state.round:
+        known = node.disk.claims.get((claim.round, claim.peer))
+        if known is not None and known.manifest != claim.manifest and claim.round > 0:
+            self._prove(message.receiver, claim.round, claim.peer)
+        elif claim.round >= node.state.round:
             if not claim.statement:
                 node.disk.inbox.setdefault((claim.round, claim.peer), claim.sha256)
             node.disk.claims.setdefault((claim.round, claim.peer), claim)
@@ -272,6 +276,11 @@ class World:
         if node.state is not None:
             node.disk = replace(node.disk, state=json.dumps(to_json(node.state)), mine=dict(node.mine))
             node.saved = True
+
+    def restart_all(self) -> None:
+        for me in self.nodes:
+            self._crash(me)
+            self._start(me)
 
     def _crash(self, me: Peer) -> None:
         node = self.nodes[me]
@@ -304,6 +313,11 @@ class World:
         for proof in found:
             self._prove(*proof)
         return bool(found)
+
+    def _keep_and_crash(self, me: Peer, round: Round, peer: Peer) -> None:
+        """Before the round machine has the word of it."""
+        self.nodes[me].disk.evidence.add((round, peer))
+        self._crash(me)
 
     def _prove(self, me: Peer, round: Round, peer: Peer) -> None:
         self.nodes[me].disk.evidence.add((round, peer))
@@ -354,6 +368,8 @@ class World:
         node.state, node.mine = from_json(json.loads(node.disk.state)), dict(node.disk.mine)
         node.work = list(todo(node.state))
         node.lives += 1
+        for round, peer in sorted(node.disk.evidence):
+            self._handle(me, Proven(peer, round))
 
 
 def _round(node: Node) -> Round:

@@ -310,6 +310,7 @@ class Finder:
         node: Any = SimpleNamespace(
             store=store, layout=self.layout, me=Peer("ash"), alarms=Alarms(),
             federation=self.members.federation, keyring=Keyring.of(self.members.federation),
+            apply=lambda event: None,
         )  # fmt: skip
         with self._patch.context() as patch:
             patch.setattr(durable, "_reached", reached)

@@ -181,7 +181,6 @@ def test_the_next_round_is_accepted_and_the_one_after_stays_until_it_is(site: Si
     early = site.deliver(data, site.manifest(data, round=ROUND + 2))
     (refusal,) = site.scan()
     assert isinstance(refusal, Refusal) and refusal.code == "round" and refusal.manifest is not None
-    site.answer(refusal.manifest, accepted=False, code="round", text="not yet")
     assert (site.inbox / str(early)).exists() and (site.inbox / str(early.of(Kind.DATA))).exists()
     (arrival,) = site.scan(current=ROUND + 1)
     assert isinstance(arrival, Arrival)
@@ -318,6 +317,9 @@ def test_threat_14_a_signed_manifest_that_fails_a_check_is_refused(
     (refusal,) = site.scan()
     assert isinstance(refusal, Refusal) and refusal.code == code
     assert isinstance(refusal.error, FederationMismatch if code == "setup" else PeerDataError)
+    if code == "round" and manifest.round < ROUND:
+        assert [r.document for r in site.scan()] == [refusal.document], "it may be proof: it stays until it is answered"
+        site.answer(manifest, accepted=False, code=code)
     assert refusal.kept is not None and not list(site.inbox.iterdir())
     site.honest()
 
@@ -391,6 +393,44 @@ def test_threat_14_a_manifest_of_another_version_counts_as_its_senders_only_with
     assert os.listdir(site.inbox) == [str(name.of(Kind.DATA))]
     site.deliver(None, manifest)
     assert isinstance(site.scan()[0], Arrival)
+
+
+@pytest.mark.parametrize("round", [ROUND, ROUND + 1])
+@pytest.mark.parametrize("data", ["never comes", "is right", "fails a check"])
+@pytest.mark.parametrize(
+    "changes", [{"samples": 11}, {"sha256": "a" * 64}, {"schema": "e" * 64}, {"inputs": {}}], ids=str
+)
+def test_threat_11_a_second_manifest_of_an_open_round_is_found_whatever_becomes_of_its_data(
+    site: Site, round: int, data: str, changes: dict[str, Any]
+) -> None:
+    """It stays, crash or no crash, until it is answered; its data does not."""
+    good = site.good_data()
+    first = site.manifest(good, round=round)
+    second = site.manifest(good, round=round, **changes)
+    name = site.deliver({"never comes": None, "is right": good, "fails a check": good[:-1]}[data], second)
+    for _ in range(2):
+        (refusal,) = site.scan(signed={round: first.digest})
+        assert isinstance(refusal, Refusal) and refusal.code == "equivocation"
+        assert (refusal.manifest, refusal.document) == (second, site.sign(second))
+        assert os.listdir(site.inbox) == [str(name)] and not list((site.claimed / BIRCH).iterdir())
+    site.answer(second, accepted=False, code=refusal.code)
+    site.honest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"peer": "cedar"}, "owner"), ({"federation": "a" * 64}, "federation"), ({"sha256": "a" * 64}, "name"),
+     ({"round": ROUND + 1}, "name"), ({}, "")],
+    ids=str,
+)  # fmt: skip
+def test_threat_11_what_is_about_something_else_or_says_the_same_contradicts_nothing(
+    site: Site, changes: dict[str, Any], code: str
+) -> None:
+    data = site.good_data()
+    first = site.manifest(data)
+    site.deliver(data, first, site.sign(site.manifest(data, **changes)))
+    (found,) = site.scan(signed={ROUND: first.digest})
+    assert found.code == code if isinstance(found, Refusal) else (found.manifest, code) == (first, "")
 
 
 def test_threat_10_a_manifest_of_another_federation_by_name_and_content_is_refused(site: Site) -> None:

@@ -11,7 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from simulation import Contributions, World, digest_of, plain_fusion, signed, weighted_fusion
 
-from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.round import Claim, Phase
 
 Face = Callable[[Claim], Claim]  # what a liar signs beside the truth
@@ -93,6 +93,7 @@ def test_threat_11_a_peer_that_signs_two_checkpoints_is_named_by_all_and_nobody_
     assert len(world.published[culprit, at]) > 0
     require_halted_naming(world, culprit)
     require_no_innocent_named_as_a_liar(world)
+    require_one_decision(world)
     event(f"proofs: {min(world.proofs, 4)}")
 
 
@@ -126,6 +127,7 @@ def test_a_peer_that_signs_the_same_checkpoint_with_other_words_is_named_by_all_
     named = {world.named[p] for p in peers if p != culprit}
     assert max(named) <= at + 1 if compare else named == {at + 1}, "when the next manifests are there, or the proof"
     require_no_innocent_named_as_a_liar(world)
+    require_one_decision(world)
     event(f"{what}, the others {'have' if ready else 'have no'} plateau")
 
 
@@ -165,6 +167,7 @@ def test_threat_11_where_one_peer_alone_sees_both_faces_nobody_is_left_waiting(p
     if halted:
         assert culprit in honest[witness].reason
     assert all(culprit in honest[p].reason or witness in honest[p].reason for p in halted)
+    require_one_decision(world)
     event("halted" if halted - {witness} else "finished")
 
 
@@ -205,19 +208,41 @@ def require_no_innocent_named_as_a_liar(world: World) -> None:
         assert accused <= {world.culprit}, f"{peer} says: {state.reason}"
 
 
-def test_comparing_happens_where_both_faces_lie_and_is_remembered():
+def require_one_decision(world: World) -> None:
+    """Whoever has a proof has halted for it, whenever it came, unless it had finished. A restart decides likewise."""
+    for node in world.nodes.values():
+        assert node.state is not None
+        for round, peer in node.disk.evidence if node.state.phase is not Phase.FINISHED else ():
+            assert f"{peer} signed two different manifests for round {round}" in node.state.reason
+    before = world.states()
+    world.restart_all()
+    assert world.states() == before
+
+
+def test_proofs_come_by_comparing_and_by_delivery_in_every_order_and_before_a_crash():
     """The tests above would prove little without it."""
-    proofs = named = 0
+    seen = {"in all": 0, "of a past round": 0, "killed before the word": 0}
+
+    class Watched(World):
+        def _prove(self, me: Peer, round: Round, peer: Peer) -> None:
+            seen["of a past round"] += self.nodes[me].state.round > round
+            super()._prove(me, round, peer)
+
+        def _keep_and_crash(self, me: Peer, round: Round, peer: Peer) -> None:
+            seen["killed before the word"] += 1
+            super()._keep_and_crash(me, round, peer)
+
     for seed in range(30):
 
-        def two_faces(receiver: Peer, claim: Claim) -> list[Claim]:
-            return [other_face(claim) if claim.round == 1 and receiver == "birch" else claim]
+        def two_faces(receiver: Peer, claim: Claim, both: bool = seed % 2 == 0) -> list[Claim]:
+            if claim.round != 1 or receiver != "birch":
+                return [claim]
+            return [claim, other_face(claim)] if both else [other_face(claim)]
 
-        world = World(PEERS[:3], 2, culprit=PEERS[0], lie=two_faces, compare=True).run(schedule(seed, 300)).settle()
-        proofs += world.proofs
-        named += sum("both are in evidence/" in s.reason for s in world.states().values())
-    assert proofs > 10
-    assert named > 0.8 * proofs, "a node that crashes between has the proof, and not the word"
+        world = Watched(PEERS[:3], 2, culprit=PEERS[0], lie=two_faces, compare=True).run(schedule(seed, 300)).settle()
+        require_one_decision(world)
+        seen["in all"] += world.proofs
+    assert all(count > 5 for count in seen.values()), seen
 
 
 def test_a_node_that_saves_after_publishing_is_caught_by_this_simulation():

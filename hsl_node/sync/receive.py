@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,7 @@ def scan(
     take_digest: Callable[[Peer, str], Digest | None] = lambda peer, name: None,
     kept: Callable[[Manifest], Path | None] = lambda manifest: None,
     accepted: Callable[[FileName, bytes], Manifest | None] = lambda name, document: None,
+    signed: Mapping[Round, Digest] = {},
     software: str = "",
     foreign: bool = True,
     keyring: Keyring | None = None,
@@ -111,8 +112,11 @@ def scan(
     """Everything in the sender's inbox/ that is complete, checked.
 
     A manifest whose data is not there yet waits, and so does data without manifest. A manifest one round beyond the
-    window is reported but stays: it becomes acceptable. Everything else that is refused is removed. `accepted` knows
-    documents that need no second look: checking a large checkpoint costs its receiver more than its sender.
+    window is reported but stays: it becomes acceptable. One that differs from `signed`, the sender's manifests of the
+    open rounds that are known, is refused without a look at its data (code `equivocation`). That, and a manifest of a
+    past round, may be proof: it stays until it is answered. Everything else that is refused is removed.
+    `accepted` knows documents that need no second look: checking a large checkpoint costs its receiver more than its
+    sender.
 
     Raises:
         LocalStateError: our own disk or permissions.
@@ -120,8 +124,9 @@ def scan(
     assert sender != me
     keys = (keyring or Keyring.of(federation)).keys(sender)
     context = _Context(
-        sender, me, claimed, federation, current, schema, anchor, take_digest, kept, accepted, software, foreign, keys
-    )
+        sender, me, claimed, federation, current, schema, anchor, take_digest, kept, accepted, signed, software,
+        foreign, keys,
+    )  # fmt: skip
     found: list[Arrival | Refusal | Repeat] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
         (claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -183,13 +188,12 @@ def answer(
             if not accepted:
                 _drop_oldest(folder, RECEIPTS_MAX)
             _write_document(folder, str(name.of(Kind.RECEIPT)), identity.sign(receipt.content(), RECEIPT_NAMESPACE))
-        if accepted or code != "round":  # a round that is not ours yet: its manifest waits
-            with (
-                durable.passing(Step.RECEIVER_RELEASE),
-                open_folder(homes, sender, INBOX) as inbox,
-                suppress(FileNotFoundError),
-            ):
-                durable.disk.unlink(str(name), folder=inbox)
+        with (
+            durable.passing(Step.RECEIVER_RELEASE),
+            open_folder(homes, sender, INBOX) as inbox,
+            suppress(FileNotFoundError),
+        ):
+            durable.disk.unlink(str(name), folder=inbox)
 
 
 def answered(sender: Peer, manifest: Manifest, *, homes: Path) -> bool:
@@ -245,6 +249,7 @@ class _Context:
     take_digest: Callable[[Peer, str], Digest | None]
     kept: Callable[[Manifest], Path | None]
     accepted: Callable[[FileName, bytes], Manifest | None]
+    signed: Mapping[Round, Digest]
     software: str
     foreign: bool
     keys: tuple[str, ...]  # that may sign for the sender
@@ -269,6 +274,8 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
             about = heading
             require_same_version(heading, context.me)
         about = manifest = parse_manifest(line)
+        if _contradicts(context, manifest, name):
+            raise PeerDataError("another manifest of this round was signed before", code="equivocation")
         check(manifest, name, context.federation, context.sender, context.current)
         require_same_setup(manifest, anchor=context.anchor, schema=context.schema.digest, software=context.software)
         if manifest.statement:
@@ -295,9 +302,11 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
         _make_durable(data)
         return Arrival(context.sender, manifest, document, data)
     except (PeerDataError, FederationMismatch) as exc:
-        if manifest is not None and manifest.round == context.current + 2 and getattr(exc, "code", "") == "round":
+        code = getattr(exc, "code", "")
+        if manifest is not None and manifest.round == context.current + 2 and code == "round":
             return Refusal(context.sender, str(name), exc, manifest, manifest, document)
-        unlink(str(name), inbox)
+        if code != "equivocation" and not (code == "round" and manifest and 0 < manifest.round < context.current):
+            unlink(str(name), inbox)
         if about is not None:  # signed, so the data is its sender's too; else it may still get a good manifest
             unlink(str(name.of(Kind.DATA)), inbox)
         if data is not None:
@@ -327,6 +336,11 @@ def _read_document(folder: int, name: FileName) -> bytes:
     if len(document) > MANIFEST_MAX_BYTES:
         raise PeerDataError(f"manifest of more than {MANIFEST_MAX_BYTES} bytes", code="size")
     return document
+
+
+def _contradicts(context: _Context, manifest: Manifest, name: FileName) -> bool:
+    ours = (manifest.federation, manifest.file_name()) == (context.federation.digest, name)
+    return ours and context.signed.get(manifest.round, manifest.digest) != manifest.digest
 
 
 def _is_kept(context: _Context, manifest: Manifest) -> bool:
