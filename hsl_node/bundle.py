@@ -222,12 +222,12 @@ def _rounds(state: Path) -> dict[str, Any]:
     try:
         manifests = [
             {"round": m["round"], "peer": m["peer"], "sha256": m["sha256"], "at": m["at"]}
-            for m in journal.rows("manifests")
+            for m in journal.each("manifests")
         ]
         found = {name: journal.rows(name) for name in ("phases", "fused", "transfers")}
         receipts = [
             {"round": r["round"], "receiver": r["receiver"], "accepted": r["accepted"], "code": allowed(r["code"])}
-            for r in journal.rows("receipts")
+            for r in journal.each("receipts")
         ]
         return {**found, "manifests": manifests, "receipts": receipts, "instance": journal.meta("instance")}
     finally:

@@ -219,7 +219,7 @@ def read_aloud(federation: Federation) -> str:
 def rounds_signed(journal: Journal) -> int:
     """How many checkpoints this node has promised to others. Statements (of round 0, the end, a halt) hold none."""
     me = (journal.state() or {}).get("me")
-    statements = {r["round"] for r in journal.rows("manifests") if r["peer"] == me and r["content"]["bytes"] == 0}
+    statements = {r["round"] for r in journal.each("manifests") if r["peer"] == me and r["content"]["bytes"] == 0}
     return len({row["round"] for row in journal.rows("signed")} - statements - {0})
 
 

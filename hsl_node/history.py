@@ -28,10 +28,7 @@ def rounds(state: Path) -> list[dict[str, Any]]:
         if saved is None:
             return []
         begun = sorted({r["round"] for r in journal.rows("phases") if r["phase"] in PHASES})
-        tables = {name: journal.rows(name) for name in ("manifests", "fused", "phases", "transfers")}
-        return [
-            _round(round, saved["me"], tables) | {"unusual": unusual_of(journal.influence(round))} for round in begun
-        ]
+        return [_round(journal, round, saved["me"]) for round in begun]
     finally:
         journal.close()
 
@@ -42,15 +39,16 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
     Raises:
         UsageError: this node has not begun that round.
     """
-    found = next((r for r in rounds(state) if r["round"] == number), None)
-    if found is None:
-        raise UsageError(f"this node has not begun round {number}", remedy="`hsl-node round history` lists them")
     journal = Journal.read_only(state / "journal.sqlite3")
     try:
-        receipts = {r["receiver"]: r for r in journal.rows("receipts") if r["round"] == number}
-        transfers = {t["peer"]: t for t in journal.rows("transfers") if t["round"] == number}
-        manifests = [m for m in journal.rows("manifests") if m["round"] == number]
-        epochs = [e["content"] for e in journal.rows("epochs") if e["round"] == number]
+        saved = journal.state()
+        if saved is None or not any(p["phase"] in PHASES for p in journal.rows("phases", number)):
+            raise UsageError(f"this node has not begun round {number}", remedy="`hsl-node round history` lists them")
+        found = _round(journal, number, saved["me"])
+        receipts = {r["receiver"]: r for r in journal.rows("receipts", number)}
+        transfers = {t["peer"]: t for t in journal.rows("transfers", number)}
+        manifests = journal.rows("manifests", number)
+        epochs = [e["content"] for e in journal.rows("epochs", number)]
         influence = (journal.influence(number) or {"peers": {}})["peers"]
     finally:
         journal.close()
@@ -81,9 +79,9 @@ def unusual_of(influence: Mapping[str, Any] | None) -> dict[str, str]:
     return found
 
 
-def _round(round: Round, me: str, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _round(journal: Journal, round: Round, me: str) -> dict[str, Any]:
     manifests, fused, phases, transfers = (
-        [row for row in tables[name] if row["round"] == round] for name in ("manifests", "fused", "phases", "transfers")
+        journal.rows(name, round) for name in ("manifests", "fused", "phases", "transfers")
     )
     spent = {p["phase"]: p["ended"] - p["started"] for p in phases if p["ended"] is not None}
     return {
@@ -96,6 +94,7 @@ def _round(round: Round, me: str, tables: dict[str, list[dict[str, Any]]]) -> di
         "seconds": {phase: spent.get(phase) for phase in PHASES},
         "sent_bytes": sum(t["bytes"] + t["resent"] for t in transfers if t["direction"] == "sent"),
         "received_bytes": sum(m["content"]["bytes"] for m in manifests if m["peer"] != me),
+        "unusual": unusual_of(journal.influence(round)),
     }
 
 

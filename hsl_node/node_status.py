@@ -25,8 +25,8 @@ def snapshot(node: Node) -> dict[str, Any]:
     """A plain dict; every figure is measured now or read from the journal, none is configured state."""
     state = node.state
     trainer = node.trainer.status()
-    phases = {(r["round"], r["phase"]): r["started"] for r in node.journal.rows("phases")}
-    since = phases.get((state.round, str(state.phase)), node.started) if state else node.started
+    phases = {r["phase"]: r["started"] for r in node.journal.rows("phases", state.round)} if state else {}
+    since = phases.get(str(state.phase), node.started) if state else node.started
     fused = [r for r in node.journal.rows("fused") if r["round"] > 0]
     waiting = list(state.missing) if state and state.me in state.have else []
     waiting = waiting or sorted(node.recovery.waiting) or _held_by(node, trainer["state"])
@@ -65,7 +65,7 @@ def snapshot(node: Node) -> dict[str, Any]:
         "device": node.journal.meta("device"),
         "trainer": trainer,
         "last_fused": {k: fused[-1][k] for k in ("round", "sha256", "auc")} if fused else None,
-        "aucs": aucs(node.journal.signed_by(node.me), fused),
+        "aucs": aucs(node.journal.aucs_of(node.me), fused),
         "best": {"round": best[0], "sha256": best[1]} if best else None,
         "warnings": _warnings(node, trainer, since),
     }

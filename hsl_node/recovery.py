@@ -15,7 +15,7 @@ import errno
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +38,10 @@ from hsl_node.recover_mark import Mark, machine_id
 from hsl_node.sync import round as machine
 from hsl_node.sync.ask import fetch_manifest
 from hsl_node.sync.durable import Step
+from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.limits import one_line
-from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.recovered import recovered
@@ -49,6 +50,7 @@ from hsl_node.sync.tensors import holds
 from hsl_node.sync.transport import OperationFailed
 
 if TYPE_CHECKING:
+    from hsl_node.config import Federation
     from hsl_node.node import Node
 
 log = logging.getLogger(__name__)
@@ -211,11 +213,8 @@ class Recovery:
             Equivocation: two different ones of one round carry this node's signature.
             HeldUp: a peer does not give what it lists, or what it gives does not fit what another one signed.
         """
-        node, held = self._node, {}
-        for row in node.journal.documents():
-            manifest = Manifest.model_validate(row["content"])
-            if manifest.federation == node.federation.digest:
-                held[hashlib.sha256(row["document"]).hexdigest()] = Held(manifest, row["document"])
+        named = {(m.round, Peer(m.peer)) for offer in offers.values() for m in offer.manifests}
+        held = await asyncio.to_thread(_known, self._node.layout.journal, self._node.federation, self._node.me, named)
         for offer in offers.values():
             await self._read(offer, held)
         counting = self._counting(held)
@@ -274,6 +273,8 @@ class Recovery:
         for offer in offers.values():
             named = mine.manifest.inputs.get(offer.peer)
             theirs = {h.manifest.digest for h in held.values() if (h.peer, h.manifest.round) == (offer.peer, round)}
+            if known := self._node.journal.manifest(round, Peer(offer.peer)):  # of a round that nobody names any more
+                theirs.add(content_digest(known["content"]))
             if named not in theirs and not offer.recovering:
                 document = next((d for d, h in held.items() if h is mine), "")
                 givers = sorted(o.peer for o in offers.values() if any(m.document == document for m in o.manifests))
@@ -399,6 +400,24 @@ class Recovery:
 
 def _names(peers: Mapping[Peer, str]) -> str:
     return "; ".join(f"{peer} ({why})" for peer, why in sorted(peers.items())) or "nobody"
+
+
+def _known(path: Path, federation: Federation, me: Peer, named: Collection[tuple[Round, Peer]]) -> dict[str, Held]:
+    """What the journal holds of what matters, however many rounds there were, by the sha256 of the document.
+
+    The rounds since my last but one, what `signed` lacks of mine, and the rounds and peers that are `named`: what an
+    answer lists and is here is not asked for, and what it says otherwise is seen.
+    """
+    journal = Journal.read_only(path)  # in a thread: parsing takes a while
+    try:
+        last = journal.last_manifest(me)
+        since = last["round"] - 1 if last else 0
+        rows = journal.documents(since, me)
+        rows += [row for round, peer in sorted(named) if round < since and (row := journal.manifest(round, peer))]
+    finally:
+        journal.close()
+    held = [Held(Manifest.model_validate(row["content"]), row["document"]) for row in rows]
+    return {hashlib.sha256(h.document).hexdigest(): h for h in held if h.manifest.federation == federation.digest}
 
 
 def _replaced(document: bytes, ring: Keyring, peer: str) -> bool:

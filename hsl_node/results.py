@@ -299,7 +299,7 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
     machine, anchor = _machine_and_anchor(state)
     with _journal(Layout(state)) as journal:
         record = find_evaluation(journal)
-        inputs = {r["peer"]: r["sha256"] for r in journal.rows("manifests") if r["round"] == model.round}
+        inputs = {r["peer"]: r["sha256"] for r in journal.rows("manifests", model.round)}
     scored = record is not None and record["weights"].get("fused") == model.sha256
     facts = {
         "trained_by": load_node(state).name,

@@ -12,7 +12,7 @@ from hsl_node import __version__
 from hsl_node.ending import find_ending
 from hsl_node.errors import HslError
 from hsl_node.sync.journal import Journal
-from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.names import Digest, Round
 
 ERROR_NOTES = 3  # the last things that went wrong, newest last
 HALTED_FIX = (
@@ -72,18 +72,16 @@ def _recorded(journal: Journal) -> dict[str, Any]:
     if state is None:
         return {}
     me, round = state["me"], state["round"]
-    phases, manifests, receipts = journal.rows("phases"), journal.rows("manifests"), journal.last_receipts()
+    phases, receipts = journal.rows("phases", round), journal.last_receipts()
     fused = [{k: r[k] for k in ("round", "sha256", "auc")} for r in journal.rows("fused") if r["round"] > 0]
     best = journal.best_fused()
     digest = journal.meta("federation")
     waiting = [p for p in state["peers"] if p not in state["have"]] if me in state["have"] else []
-    since = max((r["started"] for r in phases if r["round"] == round), default=None)
+    since = max((r["started"] for r in phases), default=None)
     return {
         "node": me,
         "instance": journal.meta("instance"),
-        "since": max(
-            (r["at"] for table in ("manifests", "epochs", "fused") for r in journal.rows(table)), default=since
-        ),
+        "since": journal.last_written() or since,
         "federation": {
             "name": None,
             "hash": digest[:8] if digest else None,
@@ -96,35 +94,35 @@ def _recorded(journal: Journal) -> dict[str, Any]:
         "rounds": state["rounds"],
         "phase": state["phase"],
         "reason": state["reason"],
-        "peers": [_recorded_peer(state, p, manifests, receipts.get(Peer(p))) for p in state["peers"] if p != me],
+        "peers": [
+            _recorded_peer(state, p, journal.last_manifest(p), receipts.get(p)) for p in state["peers"] if p != me
+        ],
         "waiting_for": waiting,
         "waiting_since": since if waiting else None,
         "device": journal.meta("device"),
         "last_fused": fused[-1] if fused else None,
-        "aucs": aucs({r["round"]: r["content"] for r in manifests if r["peer"] == me}, fused),
+        "aucs": aucs(journal.aucs_of(me), fused),
         "best": {"round": best[0], "sha256": best[1]} if best else None,
         "warnings": _recorded_warnings(journal, state),
     }
 
 
-def aucs(signed: Mapping[Round, dict[str, Any]], fused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def aucs(local: Mapping[Round, float | None], fused: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Validation AUC per round of this site: of its own checkpoint, and of what was fused. None: undefined."""
-    local = {round: content["auc"] for round, content in signed.items() if content["bytes"] > 0}
     after = {r["round"]: r["auc"] for r in fused}
     return [{"round": r, "local": local.get(r), "fused": after.get(r)} for r in sorted(local.keys() | after.keys())]
 
 
 def _recorded_peer(
-    state: dict[str, Any], peer: str, manifests: list[dict[str, Any]], receipt: sqlite3.Row | None
+    state: dict[str, Any], peer: str, last: dict[str, Any] | None, receipt: sqlite3.Row | None
 ) -> dict[str, Any]:
-    theirs = [m for m in manifests if m["peer"] == peer]
     claim = state["have"].get(peer)
-    size = theirs[-1]["content"]["bytes"] if claim and theirs else 0
+    size = last["content"]["bytes"] if claim and last else 0
     owed = any(p == peer and r == state["round"] for r, p in state["owed"])
     delivered = receipt is not None and receipt["round"] == state["round"] and receipt["accepted"] and not owed
     return {
         "name": peer, "address": None, "fingerprint": None, "connected": False,
-        "last_seen": theirs[-1]["at"] if theirs else None,
+        "last_seen": last["at"] if last else None,
         "sent": {
             "state": "done" if delivered else "idle", "round": state["round"], "bytes": 0, "total": 0, "rate": None,
             "retries": 0, "resent": 0, "last_error": "", "next_try_s": None,
@@ -132,7 +130,7 @@ def _recorded_peer(
         "received": {
             "state": "verified" if claim else "nothing", "round": state["round"], "bytes": size, "total": size,
             "rate": None, "sha256": Digest(claim["sha256"]) if claim else None,
-            "auc": theirs[-1]["content"]["auc"] if claim and theirs else None,
+            "auc": last["content"]["auc"] if claim and last else None,
         },
         "receipt": f"round {receipt['round']}: {receipt['code']}" if receipt else None,
     }  # fmt: skip

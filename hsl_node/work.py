@@ -106,7 +106,7 @@ class Work:
     ) -> Manifest:
         node = self._node
         plan = node.federation.plan
-        aucs = [*(c["auc"] for r, c in node.journal.signed_by(node.me).items() if 0 < r < round), auc]
+        aucs = [*(found for r, found in node.journal.aucs_of(node.me).items() if r < round), auc]
         return Manifest(
             federation=node.federation.digest,
             round=round,

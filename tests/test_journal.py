@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -244,17 +245,42 @@ def test_a_manifest_is_kept_with_its_signed_document(journal):
     assert journal.manifest(2, BIRCH) is None
 
 
-def test_what_one_peer_signed_comes_in_order_of_round(journal):
-    for round, auc in ((0, None), (2, 0.8), (1, 0.7), (3, None), (4, 0.9)):
-        journal.record_manifest(round, ASH, SHA, b"", {"auc": auc})
-    journal.record_manifest(1, BIRCH, SHA, b"", {"auc": 0.1})
-    assert [(r, c["auc"]) for r, c in journal.signed_by(ASH).items()] == [
-        (0, None),
-        (1, 0.7),
-        (2, 0.8),
-        (3, None),
-        (4, 0.9),
-    ]
+def test_the_aucs_of_one_peer_are_those_of_its_checkpoints_digit_by_digit_in_order_of_round(journal):
+    """The plateau flag of a manifest follows from them: a restart must find the same numbers."""
+    thirds = [n / 3 / 2**n for n in range(1, 60)]
+    for round, auc, size in ((0, None, 0), (2, 0.8, 9), (1, 0.7, 9), (3, None, 9), (4, None, 0)):
+        journal.record_manifest(round, ASH, SHA, b"", {"auc": auc, "bytes": size})
+    for round, auc in enumerate(thirds, start=1):
+        journal.record_manifest(round, BIRCH, SHA, b"", {"auc": auc, "bytes": 9})
+    assert list(journal.aucs_of(ASH).items()) == [(1, 0.7), (2, 0.8), (3, None)]
+    assert list(journal.aucs_of(BIRCH).values()) == thirds
+
+
+def test_the_aucs_of_many_rounds_are_read_without_the_names_of_all_peers_in_each(journal):
+    inputs = {f"p{n}": f"{n:064x}" for n in range(64)}
+    with journal.transaction():
+        for round in range(1, 201):
+            journal.record_manifest(round, ASH, SHA, b"", {"auc": 0.5, "bytes": 9, "inputs": inputs})
+    tracemalloc.start()
+    try:
+        assert len(journal.aucs_of(ASH)) == 200
+        assert tracemalloc.get_traced_memory()[1] < 200_000  # with them: 200 x 10 kB
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_last_manifest_of_a_peer_is_that_of_its_highest_round_whenever_it_was_written(journal):
+    for round in (2, 3, 1):  # as after a recovery
+        journal.record_manifest(round, ASH, SHA, b"%d" % round, {})
+    assert journal.last_manifest(ASH)["document"] == b"3"
+    assert journal.last_manifest(BIRCH) is None
+
+
+def test_rows_of_one_round_and_of_each_round(journal):
+    for round, peer in ((2, ASH), (1, BIRCH), (1, ASH)):
+        journal.record_manifest(round, peer, SHA, b"", {})
+    assert [(r["round"], r["peer"]) for r in journal.rows("manifests", 1)] == [(1, BIRCH), (1, ASH)]
+    assert [(r["round"], r["peer"]) for r in journal.each("manifests")] == [(1, BIRCH), (1, ASH), (2, ASH)]
 
 
 def test_the_last_receipt_of_each_peer_is_the_one_that_was_written_last(journal):

@@ -115,7 +115,7 @@ class Site:
 
     def manifest(self, peer: Peer, round: int, inputs: Mapping[str, str] = {}, samples: int = 10) -> Manifest:
         return Manifest(
-            federation=self.members.federation.digest, round=round, peer=peer, sha256=str(round) * 64, bytes=1000,
+            federation=self.members.federation.digest, round=round, peer=peer, sha256=f"{round:064}", bytes=1000,
             base="b" * 64, inputs=dict(inputs), samples=samples, auc=0.5, plateau=False, halted=False, anchor=None,
             schema="e" * 64, instance="f" * 16, software="test",
         )  # fmt: skip
@@ -253,6 +253,69 @@ def test_threat_12_two_manifests_that_we_signed_are_found(site: Site) -> None:
     run(story)
 
 
+class Long:
+    """A journal of 40 rounds, as of a backup: what ash, birch and cedar signed."""
+
+    def __init__(self, site: Site) -> None:
+        self.journal, self.held = site.recovery._node.journal, {}
+        for round in range(1, 41):
+            for peer in (ME, BIRCH, CEDAR):
+                before = {p: self.held[p, round - 1][0].digest for p in (ME, BIRCH, CEDAR)} if round > 1 else {}
+                manifest = site.manifest(peer, round, before)
+                self.held[peer, round] = manifest, by(site.members.identities[peer], manifest)
+        with self.journal.transaction():
+            for manifest, document in self.held.values():
+                self.record(manifest, document)
+
+    def record(self, manifest: Manifest, document: bytes) -> None:
+        peer = Peer(manifest.peer)
+        self.journal.record_manifest(manifest.round, peer, manifest.sha256, document, manifest.content())
+        if peer == ME:
+            self.journal.record_signed(manifest.round, Digest(manifest.sha256), document)
+
+
+def test_a_recovery_reads_of_a_long_journal_what_matters_now_and_what_the_answers_name(site: Site) -> None:
+    """Of 40 rounds the last two, and round 3, which cedar lists and gives nobody; beside the event loop."""
+
+    async def story() -> None:
+        long = Long(site)
+        for peer in (ME, CEDAR):
+            site.givers[CEDAR].list(*long.held[peer, 3], gives=None)
+        read: list[str] = []
+        long.journal._db.set_trace_callback(read.append)
+        held = await site.asked()
+        assert not [query for query in read if "manifests" in query], "not in the event loop"
+        assert {(h.peer, h.manifest.round) for h in held.values()} == {
+            *((p, n) for p in (ME, BIRCH, CEDAR) for n in (39, 40)), (ME, 3), (CEDAR, 3)
+        }  # fmt: skip
+
+    run(story)
+
+
+def test_threat_12_a_recovery_reads_all_that_we_signed_and_is_not_noted_as_signed(site: Site) -> None:
+    """As `recover --documents` leaves it: it is signed for good when the recovery ends."""
+
+    async def story() -> None:
+        long = Long(site)
+        long.journal._db.execute("DELETE FROM signed WHERE round IN (5, 6)")
+        mine = [h.manifest.round for h in (await site.asked()).values() if h.peer == ME]
+        assert sorted(mine) == [5, 6, 39, 40]
+
+    run(story)
+
+
+def test_threat_12_a_second_signature_of_a_round_long_ago_is_found(site: Site) -> None:
+    async def story() -> None:
+        Long(site)
+        second = site.manifest(ME, 3, samples=99)
+        site.givers[CEDAR].list(second, by(site.members.identities[ME], second))
+        with pytest.raises(Equivocation):
+            await site.asked()
+        assert len(list(site.evidence.iterdir())) == 2
+
+    run(story)
+
+
 def test_threat_12_who_left_out_our_signature_when_we_recovered_is_named_with_proof_against_us(site: Site) -> None:
     """birch listed round 3 of ours; cedar signed that it held none newer than round 2; somebody shows 3."""
     node = cast(Any, site.recovery._node)
@@ -317,6 +380,27 @@ def test_threat_17_a_replaced_key_says_nothing_of_a_round_that_the_new_one_signe
         found = [h.manifest for h in (await replaced.site.asked()).values()]
         assert mine in found and forged not in found
         assert not list(replaced.site.evidence.iterdir())
+
+    run(story)
+
+
+def test_threat_17_a_replaced_keys_signature_of_long_ago_fits_what_the_journal_has_of_the_others(
+    replaced: Replaced,
+) -> None:
+    """Nobody lists what the others signed before it: they list their last rounds."""
+
+    async def story() -> None:
+        site = replaced.site
+        long = Long(site)
+        mine, _ = long.held[ME, 21]
+        document = by(replaced.old, mine)
+        for table in ("manifests WHERE round = 21 AND peer = 'ash'", "signed WHERE round = 21"):
+            long.journal._db.execute(f"DELETE FROM {table}")
+        for giver in site.givers.values():
+            giver.listed = []
+        site.givers[BIRCH].list(mine, document)
+        held = await site.asked()
+        assert {h.manifest.round for h in held.values()} == {21, 39, 40}
 
     run(story)
 

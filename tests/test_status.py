@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ import pytest
 from snapshots import NOW, peer, snapshot
 from test_control import serving
 
-from hsl_node import enrol
+from hsl_node import bundle, enrol, history
 from hsl_node.cli import main, plain_status
 from hsl_node.errors import NotInitialised, NotRunning
 from hsl_node.status import Look, fetch, render
+from hsl_node.status_journal import from_journal
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
 from hsl_node.units import age, duration, progress, size, table
@@ -257,6 +260,33 @@ def test_daemon_down_json_has_the_keys_of_the_live_one_and_exits_3(state: Path) 
     assert found.keys() == snapshot().keys()
     assert found["peers"][0].keys() == snapshot()["peers"][0].keys()
     assert found["peers"][0]["sent"].keys() == snapshot()["peers"][0]["sent"].keys()
+
+
+@pytest.mark.parametrize("read", [from_journal, history.rounds, bundle._rounds])
+def test_what_is_read_of_a_long_run_takes_no_memory_for_what_is_not_shown(
+    state: Path, read: Callable[[Path], dict[str, Any] | list[Any]]
+) -> None:
+    """Each manifest names all peers: 40 rounds of 40 peers name 64,000, which are 16 MB in memory."""
+    in_round_2(state)
+    names = [f"p{n}" for n in range(39)]
+    content = {"auc": 0.8, "bytes": 5, "samples": 1, "software": "x", "inputs": {n: "e" * 64 for n in ("ash", *names)}}
+    store = Store(Layout(state))
+    with store.journal.transaction():
+        for round in range(3, 43):
+            store.journal.record_phase(round, "train")
+            for name in ("ash", *names):
+                store.journal.record_manifest(round, Peer(name), "d" * 64, b"", content)
+    store.journal.save_state((store.journal.state() or {}) | {"peers": ["ash", *names], "round": 42})
+    store.close()
+    read(state)  # what is imported for it
+    tracemalloc.start()
+    try:
+        found = read(state)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_500_000
+    assert len(found) > 3
 
 
 def test_never_started_is_said_and_exits_3(state: Path) -> None:

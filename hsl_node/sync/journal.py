@@ -213,9 +213,19 @@ class Journal:
         found = self._rows(f"SELECT round, sha256 FROM fused WHERE round IN ({marks})", *rounds)
         return {row["round"]: Digest(row["sha256"]) for row in found}
 
-    def documents(self) -> list[dict[str, Any]]:
-        """All verified manifests: signed `document` and decoded `content`."""
-        rows = self._rows("SELECT document, content FROM manifests ORDER BY round, peer")
+    def last_manifest(self, peer: Peer) -> dict[str, Any] | None:
+        """The manifest of this peer's highest round: see `manifest`."""
+        row = self._one("SELECT max(round) AS round FROM manifests WHERE peer = ?", peer)
+        return self.manifest(row["round"], peer) if row and row["round"] is not None else None
+
+    def documents(self, since: Round, me: Peer) -> list[dict[str, Any]]:
+        """Verified manifests: those since a round, and older ones of mine that `signed` lacks (`exports.py`)."""
+        rows = self._rows(
+            "SELECT document, content FROM manifests "
+            "WHERE round >= ? OR (peer = ? AND round NOT IN (SELECT round FROM signed)) ORDER BY round, peer",
+            since,
+            me,
+        )
         return [{"document": row["document"], "content": json.loads(row["content"])} for row in rows]
 
     def last_signed(self) -> Round | None:
@@ -294,8 +304,11 @@ class Journal:
         """
         return self.result(f"influence {round}")
 
-    def rows(self, table: str) -> list[dict[str, Any]]:
-        """All rows of one table in order, JSON columns decoded; for reports."""
+    def rows(self, table: str, round: Round | None = None) -> list[dict[str, Any]]:
+        """The rows of one table in order, JSON columns decoded; for reports. `round`: those of this one.
+
+        All manifests are much: of each round the names of all peers, for each of them.
+        """
         if table not in (
             "manifests",
             "receipts",
@@ -308,17 +321,34 @@ class Journal:
             "signed",
         ):
             raise ValueError(table)
-        rows = [dict(r) for r in self._rows(f"SELECT * FROM {table} ORDER BY rowid")]
+        which, values = ("", ()) if round is None else ("WHERE round = ?", (round,))
+        rows = [dict(r) for r in self._rows(f"SELECT * FROM {table} {which} ORDER BY rowid", *values)]
         for row in rows:
             row.pop("document", None)
             if "content" in row:
                 row["content"] = json.loads(row["content"])
         return rows
 
-    def signed_by(self, peer: Peer) -> dict[Round, dict[str, Any]]:
-        """What this peer's verified manifests say, in order of round."""
-        rows = self._rows("SELECT round, content FROM manifests WHERE peer = ? ORDER BY round", peer)
-        return {row["round"]: json.loads(row["content"]) for row in rows}
+    def each(self, table: str) -> Iterator[dict[str, Any]]:
+        """As `rows`, by rounds, and no more than one round at a time."""
+        for row in self._rows(f"SELECT DISTINCT round FROM {table} ORDER BY round"):
+            yield from self.rows(table, row["round"])
+
+    def aucs_of(self, peer: Peer) -> dict[Round, float | None]:
+        """Validation AUC of each checkpoint that this peer signed, in order of round; statements have none."""
+        rows = self._rows(
+            "SELECT round, json_extract(content, '$.auc', '$.bytes') AS found FROM manifests WHERE peer = ? "
+            "ORDER BY round",
+            peer,
+        )
+        found = {row["round"]: json.loads(row["found"]) for row in rows}  # the very digits that were signed
+        return {round: auc for round, (auc, size) in found.items() if size > 0}
+
+    def last_written(self) -> float | None:
+        """When something of a round was recorded last."""
+        tables = ("manifests", "epochs", "fused")
+        found = [self._one(f"SELECT at FROM {table} ORDER BY rowid DESC LIMIT 1") for table in tables]
+        return max((row["at"] for row in found if row), default=None)
 
     def best_fused(self) -> tuple[Round, Digest] | None:
         """The fused model with this site's highest validation AUC; undefined AUC: lowest loss; ties: the earlier."""
