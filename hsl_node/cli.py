@@ -9,6 +9,7 @@ Exit codes: errors.py. `Error: ...` and `What to do: ...` on stderr; a bug shows
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Always ends in SystemExit."""
     states, rest = _states_apart(list(sys.argv[1:] if arguments is None else arguments))
     state = state_directory(Path(states[-1]) if states else None)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may be no text, or none that this terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if (asked := plain_status(rest)) is not None:
             from hsl_node.commands.status import show

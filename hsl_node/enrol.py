@@ -95,6 +95,11 @@ def node_toml(*, name: str, address: str, listen: str | None, data: Path | None)
     port = config.split_address(address)[1] or 8922
     settings = {"name": name, "address": address, "listen": listen or f"0.0.0.0:{port}"}
     node = toml_file.check(settings, NodeConfig, "hsl-node init")
+    if data and not _is_text(str(data.absolute())):
+        raise ConfigError(
+            f"{str(data.absolute())!r} cannot stand in node.toml: its bytes are no UTF-8",
+            remedy="rename that folder or file, or name a link to it",
+        )
     example = '# path = "/srv/images"                     # folder with a folder per class | table .csv | file .npz'
     path = _line("path", str(data.absolute())) if data else example
     return NODE_TOML.format(
@@ -268,6 +273,14 @@ def write_new(
 def _copy(source: Path, target: Path) -> None:
     with open(source, "rb") as file, durable.replacing(target, Step.JOIN_ANCHOR) as copy:
         shutil.copyfileobj(file, copy)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:  # a name of other bytes, as Python spells it
+        return False
+    return True
 
 
 def _line(key: str, value: str) -> str:

@@ -277,17 +277,21 @@ def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) 
 
 
 def write_csv(found: Mapping[str, Any], out: Path | None) -> None:
-    """Predictions as CSV: the image, a column of probabilities per class, the model's sha256."""
+    """Predictions as CSV: the image, a column of probabilities per class, the model's sha256.
+
+    Bytes of a file name that are no UTF-8 stand there as in every output: `M\\udcfcller.png`.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("image", *found["classes"], "model_sha256"))
     for row in found["images"]:
         chances = (f"{row['probabilities'][c]:.6f}" for c in found["classes"])
         rows.writerow((row["image"], *chances, found["sha256"]))
+    content = text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
     if out is None:
-        print(text.getvalue(), end="")
+        print(content, end="")
     else:
-        write_new(out, text.getvalue(), mode=0o600, replace=True)  # names of images are names of patients, often
+        write_new(out, content, mode=0o600, replace=True)  # names of images are names of patients, often
 
 
 def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = False) -> tuple[tuple[Path, ...], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -156,6 +157,13 @@ def test_the_help_lists_every_key_that_an_error_message_sends_people_to(model: t
 
     listed = enrolment.KEYS if model is NodeConfig else federation.PLAN_KEYS
     assert sorted(listed.split(", ")) == sorted(keys_of(model))
+
+
+def test_images_under_a_name_that_node_toml_cannot_hold_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    with pytest.raises(ConfigError, match=r"M\\udcfcller' cannot stand in node.toml"):
+        enrol.init(tmp_path / "s", name="ash", address="127.0.0.1:9001", listen=None, data=data)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_second_init_refuses_and_keeps_everything(ash: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +17,7 @@ from typing import Any
 import pytest
 import tomli_w
 from conftest import FederationOf
+from pictures import write_folders
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -26,6 +31,7 @@ from hsl_node.sync.names import Digest
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store import Layout
 from hsl_node.sync.tensors import read_weights, sha256_of
+from hsl_node.terminal import print_json
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
 
@@ -166,6 +172,44 @@ def test_predictions_are_probabilities_of_each_class_in_the_order_given(state: P
         rows = list(csv.DictReader(file))
     assert float(rows[2]["malignant"]) == pytest.approx(found["images"][2]["probabilities"]["malignant"], abs=1e-6)
     assert {r["model_sha256"] for r in rows} == {sha256_of(Layout(state).fused(1))}
+
+
+def test_a_file_name_of_other_bytes_than_utf_8_is_told_in_every_output_alike(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the file, on a terminal, as JSON, and by `data check`: a scanner's M\\xfcller.png."""
+    names = [os.fsencode(tmp_path) + name for name in (b"/M\xfcller.png", "/König.png".encode())]
+    for name in names:
+        shutil.copyfile(next((tmp_path / "images").rglob("*.png")), name)
+    found = results.predict(state, [Path(os.fsdecode(name)) for name in names])
+    results.write_csv(found, tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [
+            f"{tmp_path}/M\\udcfcller.png",
+            f"{tmp_path}/König.png",
+        ]
+    results.write_csv(found, None)
+    assert capsys.readouterr().out == (tmp_path / "out.csv").read_text(encoding="utf-8")
+    print_json(found)
+    assert f"{tmp_path}/M\\udcfcller.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_no_output_ends_at_a_name_that_the_terminal_has_no_letters_for(tmp_path: Path, encoding: str) -> None:
+    folder = write_folders(tmp_path / "d", {"benign": 10, "malignant": 10})
+    for name in (b"/benign/M\xfcller.png", "/benign/König.png".encode()):
+        Path(os.fsdecode(os.fsencode(folder) + name)).write_text("no picture")
+    command = [sys.executable, "-m", "hsl_node", "--state", str(tmp_path / "ash")]
+    init = ["init", "--name", "ash", "--address", "127.0.0.1:9001", "--data", str(folder)]
+    subprocess.run([*command, *init], check=True, capture_output=True)
+    done = subprocess.run(
+        [*command, "data", "check", "--classes", "benign,malignant", "--image-size", "16"],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 78 and not done.stderr, done.stderr.decode()
+    shown = done.stdout.decode(encoding)
+    assert "benign/M\\udcfcller.png" in shown
+    assert ("benign/König.png" if encoding == "utf-8" else "benign/K\\xf6nig.png") in shown
 
 
 def test_unreadable_images_are_all_named_and_nothing_is_predicted(state: Path, tmp_path: Path) -> None:
