@@ -233,8 +233,13 @@ class Work:
                 node.journal.set_meta("samples", str(event["images"]["train"]))
                 node.journal.set_meta("torch", str(event["versions"]["torch"]))
                 node.journal.set_meta("device", str(event["device"]))
-                for number, text in enumerate(event.get("warnings", ())):
+                warnings = event.get("warnings", ())
+                for number, text in enumerate(warnings):
                     node.alarms.sound(f"data {number}", text, "look at `hsl-node data check`")
+                number = len(warnings)
+                while f"data {number}" in node.alarms:  # of the images as an earlier trainer found them
+                    node.alarms.settle(f"data {number}")
+                    number += 1
             case "progress":
                 self.epoch = event
                 self.busy = None

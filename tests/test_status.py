@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -14,6 +15,7 @@ import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from snapshots import NOW, peer, snapshot
 from test_control import serving
 
 from hsl_node import bundle, enrol, history
+from hsl_node.alarms import Alarms
 from hsl_node.cli import main, plain_status
 from hsl_node.errors import NotInitialised, NotRunning
 from hsl_node.status import Look, fetch, render
@@ -28,6 +31,7 @@ from hsl_node.status_journal import from_journal
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
 from hsl_node.units import age, duration, progress, size, table
+from hsl_node.work import Work
 
 CLI = [sys.executable, "-m", "hsl_node"]
 
@@ -287,6 +291,17 @@ def test_what_is_read_of_a_long_run_takes_no_memory_for_what_is_not_shown(
         tracemalloc.stop()
     assert peak < 2_500_000
     assert len(found) > 3
+
+
+def test_warnings_about_the_images_end_where_the_next_trainer_gives_fewer() -> None:
+    """A trainer that is started anew has looked at the images anew."""
+    journal: Any = SimpleNamespace(set_meta=lambda *_: None, transaction=contextlib.nullcontext)
+    node: Any = SimpleNamespace(alarms=Alarms(), journal=journal)
+    work = Work(node)
+    event = {"event": "initialised", "images": {"train": 1}, "versions": {"torch": "2"}, "device": "cpu"}
+    for warnings in (["a", "b", "c"], ["b"], ["b", "d"], []):
+        work.event({**event, "warnings": warnings})
+        assert [a["text"] for a in node.alarms.listing()] == warnings
 
 
 def test_never_started_is_said_and_exits_3(state: Path) -> None:
