@@ -67,7 +67,7 @@ class Missing:
         while True:
             self.look()
             if self._left and not self._lost:
-                await asyncio.to_thread(self._clear)
+                await self._clear()
             due = [g for g in self._turns.due(self._clock()) if not self._node.keyring.is_revoked(g)]
             if self._lost and due:
                 await self._ask(due)
@@ -164,11 +164,29 @@ class Missing:
                     placed.add(listed.peer)
                     node.intake.wake(Peer(listed.peer))
 
-    def _clear(self) -> None:
-        """What was half fetched and nobody lacks any more."""
-        self._left = False
-        for folder in self._node.layout.fetched.iterdir():
-            shutil.rmtree(folder)
+    async def _clear(self) -> None:
+        """What was half fetched and nobody lacks any more. What cannot be removed is told, and tried again."""
+        failed = await asyncio.to_thread(_emptied, self._node.layout.fetched)
+        self._left = failed is not None
+        if failed is None:
+            self._node.alarms.settle("fetched")
+        else:
+            text = f"{failed.filename or self._node.layout.fetched} cannot be removed: {failed.strerror or failed}"
+            self._node.alarms.sound("fetched", text, "it only takes room: remove it, or mend its owner and rights")
+
+
+def _emptied(folder: Path) -> OSError | None:
+    """Whatever lies there, also what nobody here has put there. Gives what kept some of it."""
+    failed = None
+    for path in folder.iterdir() if folder.exists() else ():
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as exc:
+            failed = exc
+    return failed
 
 
 def _elsewhere(node: Node, coming: Collection[Peer]) -> dict[Peer, bool]:

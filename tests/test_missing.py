@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -412,6 +413,61 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
         assert "lost birch" in node.alarms, "its manifest was shown"
 
     asyncio.run(story())
+
+
+# ---------------------------------------------------------------- what lies where it is fetched to
+
+
+async def cleared(node: Any, monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> None:
+    """The watch of a node that lacks nothing, until it has come so far."""
+    monkeypatch.setattr(missing, "LOOK_S", 0.0)
+    node.others, node.keyring = (), None
+    node.known_state = lambda: replace(START, phase=Phase.COLLECT, round=ROUND)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        watch = group.create_task(missing.Missing(node).watch())
+        while not until():
+            assert not watch.done()
+            await asyncio.sleep(0)
+        watch.cancel()
+
+
+def test_whatever_lies_among_what_was_half_fetched_goes_and_nothing_beyond_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a link to a folder, a link to nowhere, a pipe, a folder in a folder; it ended the daemon."""
+    node = node_of(site, Link(b""))
+    fetched, elsewhere = node.layout.fetched, site.root / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (fetched / "cedar" / "deeper").mkdir(parents=True)
+    (fetched / "README").write_text("put here by hand")
+    (fetched / "link").symlink_to(elsewhere)
+    (fetched / "broken").symlink_to("nowhere")
+    os.mkfifo(fetched / "pipe")
+    asyncio.run(cleared(node, monkeypatch, lambda: not any(fetched.iterdir())))
+    assert (elsewhere / "kept").exists() and not node.alarms.listing()
+
+
+def test_what_cannot_be_removed_is_named_and_removed_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that somebody has made immutable, say; what can be removed is."""
+    node, tries = node_of(site, Link(b"")), []
+    stuck, unlink = node.layout.fetched / "stuck", Path.unlink
+    stuck.touch()
+    (node.layout.fetched / "other").touch()
+
+    def held(path: Path, *args: Any) -> None:
+        if path == stuck and len(tries) < 3:
+            tries.append(path)
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path, *args)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    told: list[str] = []
+    sound = node.alarms.sound
+    monkeypatch.setattr(node.alarms, "sound", lambda code, text, fix: (told.append(text), sound(code, text, fix)))
+    asyncio.run(cleared(node, monkeypatch, lambda: not stuck.exists() and not node.alarms.listing()))
+    assert told == [f"{stuck} cannot be removed: Operation not permitted"] * 3
+    assert not any(node.layout.fetched.iterdir())
 
 
 # ---------------------------------------------------------------- whom to ask, and when
