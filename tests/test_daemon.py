@@ -50,6 +50,21 @@ def test_three_daemons_finish_all_rounds_with_the_same_bytes(tmp_path: Path, und
     assert len(set(undisturbed.values())) == 4
 
 
+def test_a_daemon_keeps_its_files_to_itself_whatever_umask_it_was_started_with(tmp_path: Path) -> None:
+    """Its trainer too. Receipts alone are for whoever reaches that folder: an SFTP server's accounts, or nobody."""
+    with Cluster(tmp_path, NAMES[:2], PLAN, prelude="import os; os.umask(0)") as cluster:
+        state = cluster.layout("ash").state
+        for path in (state, cluster.layout("birch").state):
+            (path / "log" / "output.txt").touch()
+        before = set(state.rglob("*"))
+        cluster.start_all()
+        cluster.wait_until("ash", lambda s: s["round"] == 2, "round 1 fused")
+        cluster.stop("ash")
+        modes = {str(p.relative_to(state)): p.lstat().st_mode & 0o077 for p in state.rglob("*") if p not in before}
+        assert {"fused/r000000.safetensors", "fused/r000001.safetensors", "journal.sqlite3"} <= modes.keys()
+        assert not [name for name, others in modes.items() if others and not name.endswith(".receipt")]
+
+
 # birch runs an hsl-node whose manifests are of the next version, as they will be one day.
 NEXT_VERSION = """
 import importlib.util, sys

@@ -333,7 +333,13 @@ def fetched(root: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("take", [best_to_outbox, initial, ledger, evidence, ring, fetched])
+def own_key(root: Path) -> Path:
+    """Of an `init` that was cut short, and is completed."""
+    enrol.init(root, name="ash", address="127.0.0.1:9001", listen=None, data=None)
+    return Layout(root).key
+
+
+@pytest.mark.parametrize("take", [best_to_outbox, initial, ledger, evidence, ring, fetched, own_key])
 def test_threat_23_a_file_taken_as_a_killed_process_left_it_survives_a_power_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], Path]
 ) -> None:
@@ -341,8 +347,11 @@ def test_threat_23_a_file_taken_as_a_killed_process_left_it_survives_a_power_los
     root = tmp_path / "state"
     (root / "evidence").mkdir(parents=True)
     state_of(tmp_path)  # images
+    Layout(root).make()
     if take is ledger:
         take(root).unlink()  # what is cached is there
+    if take is own_key:
+        (root / "node.toml").unlink()  # `init` has not come so far
     if take is best_to_outbox:
         take(root).unlink()
     disk = Recorder(root)

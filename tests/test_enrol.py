@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from faulty_disk import Fsync, Name, Recorder
 from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
@@ -19,6 +20,7 @@ from hsl_node.commands.app import app
 from hsl_node.commands.federation import _text
 from hsl_node.config import Federation, NodeConfig, Plan
 from hsl_node.errors import ConfigError, FederationMismatch, HslError, LocalStateError, UsageError
+from hsl_node.sync import durable
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.store import Layout, Store
@@ -164,6 +166,18 @@ def test_images_under_a_name_that_node_toml_cannot_hold_are_refused_before_anyth
     with pytest.raises(ConfigError, match=r"M\\udcfcller' cannot stand in node.toml"):
         enrol.init(tmp_path / "s", name="ash", address="127.0.0.1:9001", listen=None, data=data)
     assert not (tmp_path / "s").exists()
+
+
+def test_threat_23_the_name_of_a_new_state_directory_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a power loss takes all of it away: also the key, whose card may be on its way to the others."""
+    disk = Recorder(tmp_path)
+    monkeypatch.setattr(durable, "disk", disk)
+    made(tmp_path / "ash")
+    disk.close()
+    card = next(i for i, o in enumerate(disk.log) if isinstance(o, Name) and o.entries[0][1] == "ash.card.tmp")
+    assert Fsync(tmp_path.stat().st_ino) in disk.log[:card], "before the card is there"
 
 
 def test_a_second_init_refuses_and_keeps_everything(ash: Path) -> None:

@@ -283,6 +283,13 @@ def test_rows_of_one_round_and_of_each_round(journal):
     assert [(r["round"], r["peer"]) for r in journal.each("manifests")] == [(1, BIRCH), (1, ASH), (2, ASH)]
 
 
+def test_threat_20_of_refusals_without_end_the_newest_notes_are_kept(journal, monkeypatch):
+    monkeypatch.setattr("hsl_node.sync.journal.NOTES_MAX", 20)
+    for number in range(100):
+        journal.note("warning", "refused size", f"birch: {number}")
+    assert [n["text"] for n in journal.rows("notes")] == [f"birch: {n}" for n in range(80, 100)]
+
+
 def test_the_last_receipt_of_each_peer_is_the_one_that_was_written_last(journal):
     for round, receiver, accepted, code in (
         (1, ASH, True, "accepted"),

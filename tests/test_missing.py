@@ -415,6 +415,36 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
     asyncio.run(story())
 
 
+def test_threat_03_of_one_peer_one_checkpoint_is_fetched_however_many_manifests_a_giver_lists(site: Site) -> None:
+    """cedar has made three with birch, of one round. Each is signed by birch, and each checkpoint would be kept."""
+
+    async def story() -> None:
+        cedar = Giver()
+        asks, _ = asking_of(site, Giver(), cedar)
+        listed = []
+        for value in (1.0, 2.0, 3.0):
+            data = site.good_data(value)
+            manifest = site.manifest(data)
+            document = site.sign(manifest)
+            digest = hashlib.sha256(document).hexdigest()
+            cedar.files[manifest.sha256], cedar.documents[digest] = data, document
+            listed.append(Listed(peer=BIRCH, round=ROUND, sha256=manifest.sha256, document=digest))
+        offer = offer_by(site, CEDAR, *(m.sha256 for m in listed)).model_copy(update={"manifests": listed})
+        node: Any = asks._node
+        state = replace(START, phase=Phase.COLLECT, round=ROUND, have={ASH: checkpoint(ASH), CEDAR: checkpoint(CEDAR)})
+        node.asking, node.others, node.server = asks, (BIRCH, CEDAR), None
+        node.federation, node.keyring = site.members.federation, Keyring.of(site.members.federation)
+        node.known_state, node.intake.wake = lambda: state, lambda peer: None
+        watch = missing.Missing(node)
+        watch._lost = (BIRCH,)
+        await watch._fetch(CEDAR, {CEDAR: offer})
+        (placed,) = site.inbox.iterdir()
+        assert listed[0].sha256 in placed.name
+        assert len([p for p in node.layout.claimed.rglob("*") if p.is_file()]) == 1
+
+    asyncio.run(story())
+
+
 # ---------------------------------------------------------------- what lies where it is fetched to
 
 
