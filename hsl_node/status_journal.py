@@ -12,7 +12,7 @@ from hsl_node import __version__
 from hsl_node.ending import find_ending
 from hsl_node.errors import HslError
 from hsl_node.sync.journal import Journal
-from hsl_node.sync.names import Digest, Round
+from hsl_node.sync.names import Digest, Peer, Round
 
 ERROR_NOTES = 3  # the last things that went wrong, newest last
 HALTED_FIX = (
