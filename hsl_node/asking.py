@@ -66,7 +66,9 @@ class Asking:
         self.held_by: tuple[Peer, ...] = ()  # whose word keeps us from signing at this moment
 
     async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
-        return (await self.signed_offer_of(peer, patience))[0]
+        offer = (await self.signed_offer_of(peer, patience))[0]
+        self._node.set_back.heard(offer)
+        return offer
 
     async def signed_offer_of(self, peer: Peer, patience: Patience = Patience()) -> tuple[Offer, bytes]:
         """Its list, and the document that it signed."""

@@ -3,6 +3,7 @@
     its sender's manifest of the next round is here     it sends older rounds first, so it has a receipt that we forgot
     anybody's manifest of the next round is here,       that one has fused it; its sender may think that we are
     and nothing has come for a minute                   checking what it sent before the loss, and send it much later
+    a peer lists it, and nothing comes for a minute     its sender may have our receipt: this state was set back
 
 A recovery takes such checkpoints from the peers (`recovery.py`); but nobody else may have had it then, or its sender
 could not be asked.
@@ -190,16 +191,16 @@ def _emptied(folder: Path) -> OSError | None:
 
 
 def _elsewhere(node: Node, coming: Collection[Peer]) -> dict[Peer, bool]:
-    """Whom this node waits for though others have fused it; True: it will not be sent again."""
-    state = node.known_state()
-    if state.phase is Phase.HALTED or state.me not in state.have or not state.early:
+    """Whom this node waits for though others have its checkpoint; True: it will not be sent again."""
+    state, listed = node.known_state(), node.set_back.listed()
+    if state.phase is Phase.HALTED or state.me not in state.have or not (state.early or listed):
         return {}
     # Who says that it has fused other manifests than those here has not fused what we wait for; but a peer that is in
     # the next round itself sends older rounds first.
     here = {p: claim.manifest for p, claim in state.have.items()}
     fused = any(all(c.inputs.get(p, d) == d for p, d in here.items()) for c in state.early.values())
     missing = (p for p in state.missing if p not in coming and not node.keyring.is_revoked(p))
-    return {p: p in state.early for p in missing if fused or p in state.early}
+    return {p: p in state.early for p in missing if fused or p in state.early or p in listed}
 
 
 async def place(

@@ -33,6 +33,7 @@ from hsl_node.port import MAPPING_FIX, mapping_needed
 from hsl_node.proof import Proofs
 from hsl_node.pulse import Pulse
 from hsl_node.recovery import Recovery
+from hsl_node.set_back import SetBack
 from hsl_node.sync import durable, keyring
 from hsl_node.sync import round as machine
 from hsl_node.sync.durable import Step
@@ -40,7 +41,20 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.limits import Limits, Quota
 from hsl_node.sync.names import Digest, Peer
-from hsl_node.sync.round import Action, Arrived, Declare, Delivered, Fuse, Fused, Phase, Proven, Push, Train, Trained
+from hsl_node.sync.round import (
+    Action,
+    Arrived,
+    Declare,
+    Delivered,
+    Forgotten,
+    Fuse,
+    Fused,
+    Phase,
+    Proven,
+    Push,
+    Train,
+    Trained,
+)
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store
 from hsl_node.sync.tensors import Schema, holds, read_schema, sha256_of
@@ -55,6 +69,7 @@ _COMMITS = {
     Proven: Step.RECEIVER_RECORD,
     Fused: Step.FUSION_RECORD,
     Delivered: Step.SENDER_DELIVERED,
+    Forgotten: Step.SENDER_DELIVERED,
 }
 
 
@@ -89,6 +104,7 @@ class Node:
         self.recovery = Recovery(self)
         self.proofs = Proofs(self)
         self.missing = Missing(self)
+        self.set_back = SetBack(self)
         self.paused = self.journal.meta("paused") == "1"
         self.paused_at = float(self.journal.meta("paused_at") or self.started)
         self._running: dict[Action | str, asyncio.Task[None]] = {}
@@ -149,7 +165,7 @@ class Node:
         altered.renew(self.journal, self.alarms, self.state.round)
         if self.server is None:
             await self._open_inbox()
-        self._spawn("look", self.asking.check())
+        self.look()
         self._spawn("proofs", self.proofs.watch())
         self._spawn("missing", self.missing.watch())
         for peer in self.others:
@@ -157,6 +173,11 @@ class Node:
         service.notify("READY=1")
         log.info("started", extra={"round": self.state.round, "phase": str(self.state.phase)})
         self._reconcile()
+
+    def look(self) -> None:
+        """Ask all peers whether anybody objects to this process, if that is not being asked."""
+        if "look" not in self._running:
+            self._spawn("look", self.asking.check())
 
     def _needs_its_gpu(self) -> bool:
         """Only torch can tell whether the GPU that node.toml names is there; better now than when training is due."""

@@ -40,6 +40,9 @@ def befall(world: World, fault: Fault) -> None:
                 FailingJournal(site.life.store.journal, site.disk, fault.count, fault.what == "done")
         case "rot":
             _alter(world, site)
+        case "back":
+            if site.take_snapshot():
+                world.net.later(until, site.set_back)
         case "cut":
             world.net.ways[there].cut_after = fault.count
         case "hole":

@@ -33,6 +33,7 @@ AT_ONE = (
     "disk",
     "journal",
     "rot",
+    "back",
 )
 
 
@@ -102,7 +103,7 @@ def _fault(rng: random.Random, peers: tuple[Peer, ...], calm_s: float) -> Fault:
     match kind := rng.choice(AT_ONE):
         case "crash" | "blackout":
             return Fault(at_s, kind, peer, count=rng.choice((1, rng.randint(1, 10), rng.randint(1, 60))))
-        case "full":
+        case "full" | "back":
             return Fault(at_s, kind, peer, None, lasts_s)
         case "disk":
             operation = rng.choice(("open", "write", "write", "fsync", "fsync", "rename", "link", "unlink", "mkdir"))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import shutil
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,6 +91,8 @@ class Site:
     lives: int = 0
     bad_ends: list[str] = field(default_factory=list)
     down: bool = False
+    away: bool = False  # it does not start: its state is being put back
+    set_backs: int = 0
     altered: dict[Path, list[tuple[int, int]]] = field(default_factory=dict)  # by its disk: file -> (byte, bit)
 
     def __post_init__(self) -> None:
@@ -103,7 +107,7 @@ class Site:
     # -------------------------------------------------------------- a process
 
     def start(self) -> None:
-        if self.life is not None:
+        if self.life is not None or self.away:
             return
         self.lives += 1
         self.down = False
@@ -134,7 +138,8 @@ class Site:
         self.say(f"ended: {said}")
         ours = isinstance(outcome, LocalStateError) or getattr(outcome, "errno", None) in DISK_ERRORS
         healing = isinstance(outcome, Altered) and bool(self.altered)
-        if "set back" in said or (outcome != 0 and not healing and not (ours and disk_failed)):
+        finds_out = "set back" in said and self.set_backs > 0
+        if ("set back" in said or (outcome != 0 and not healing and not (ours and disk_failed))) and not finds_out:
             self.bad_ends.append(f"{life} ended: {said}")
         self._gone(life, silent=False)
         self.restart(self.rng.uniform(0.5, 20))
@@ -156,6 +161,41 @@ class Site:
         self.net.died(life, silent=silent)
         if life.store is not None:  # not now: we may be in the midst of a transaction, which unwinds
             self.net.later(0, life.store.close)
+
+    def take_snapshot(self) -> bool:
+        """Of the whole state, as it is at this moment. False: nothing to go back to, or another one is kept."""
+        state, copy = self.layout.state, self.root / f"snapshot-{self.peer}"
+        if copy.exists() or not self.layout.journal.exists():
+            return False
+        journal = sqlite3.connect(self.layout.journal)
+        try:
+            tables = {name for (name,) in journal.execute("SELECT name FROM sqlite_master")}
+            if "state" not in tables or journal.execute("SELECT 1 FROM state").fetchone() is None:
+                return False  # a lost disk, which only `recover --from-peers` may heal
+            shutil.copytree(state, copy, symlinks=True, ignore=shutil.ignore_patterns("run", "journal.sqlite3*"))
+            kept = sqlite3.connect(copy / "journal.sqlite3")
+            journal.backup(kept)
+            kept.close()
+        finally:
+            journal.close()
+        self.say("a snapshot is taken")
+        return True
+
+    def set_back(self) -> None:
+        """To the snapshot, as a machine is, without a word to it."""
+        self.away = True
+        if self.life is not None:
+            self._gone(self.life, silent=False)
+        self.net.later(self.net.loop.now + 0.01, self._put_back)  # then the dead process's journal is closed
+
+    def _put_back(self) -> None:
+        copy = self.root / f"snapshot-{self.peer}"
+        self.disk.close()
+        shutil.rmtree(self.layout.state)
+        copy.rename(self.layout.state)
+        self.say("is set back")
+        self.away, self.set_backs = False, self.set_backs + 1
+        self.start()
 
     def restart(self, after_s: float) -> None:
         self.net.later(self.net.loop.now + after_s, self.start)

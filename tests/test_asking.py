@@ -84,6 +84,7 @@ class Site:
         node: Any = SimpleNamespace(
             me=ME, others=(BIRCH,), federation=federation, identity=self.members.identities[ME], journal=self.journal,
             alarms=self.alarms, config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(federation),
+            set_back=SimpleNamespace(heard=lambda offer: None),
         )  # fmt: skip
         return Counting(node)
 

@@ -404,6 +404,7 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
         node.asking, node.others, node.server = asks, (BIRCH, CEDAR), None
         node.federation, node.keyring = site.members.federation, Keyring.of(site.members.federation)
         node.known_state, node.intake.wake = lambda: state, lambda peer: None
+        node.set_back = SimpleNamespace(listed=frozenset)
         watch = missing.Missing(node)
         watch._lost = (BIRCH,)
         async with asyncio.timeout(60):
@@ -571,7 +572,7 @@ def test_an_arrival_ends_the_alarm_at_once_and_who_has_fused_since_is_asked_at_o
     state = replace(START, phase=Phase.COLLECT, round=1, have={ASH: checkpoint(ASH), BIRCH: checkpoint(BIRCH)})
     node: Any = SimpleNamespace(
         others=(BIRCH, CEDAR), alarms=Alarms(), server=None, known_state=lambda: state,
-        keyring=SimpleNamespace(is_revoked=lambda peer: False),
+        keyring=SimpleNamespace(is_revoked=lambda peer: False), set_back=SimpleNamespace(listed=frozenset),
     )  # fmt: skip
     watch = missing.Missing(node)
     watch.look()
@@ -607,7 +608,7 @@ def test_threat_09_who_says_that_it_fused_other_manifests_than_those_here_gives_
     state = replace(state, early={CEDAR: checkpoint(CEDAR, 2, inputs=invented)})
     node: Any = SimpleNamespace(
         others=(BIRCH, CEDAR), alarms=Alarms(), server=None, known_state=lambda: state,
-        keyring=SimpleNamespace(is_revoked=lambda peer: False),
+        keyring=SimpleNamespace(is_revoked=lambda peer: False), set_back=SimpleNamespace(listed=frozenset),
     )  # fmt: skip
     watch = missing.Missing(node)
     watch.look()

@@ -17,6 +17,7 @@ from hsl_node.sync.round import (
     Declare,
     Delivered,
     Event,
+    Forgotten,
     Fuse,
     Fused,
     Phase,
@@ -223,6 +224,13 @@ def test_what_a_crash_makes_a_peer_deliver_again_is_no_second_face():
     ):
         restored = from_json(json.loads(json.dumps(to_json(state))))
         assert after(restored, Arrived(signed(claim))) == state
+
+
+def test_what_a_peer_has_lost_after_its_receipt_is_owed_again_until_the_next_receipt():
+    lost = after(collecting(), Delivered(BIRCH, 1), Forgotten(BIRCH, 1))
+    assert lost == after(lost, Forgotten(BIRCH, 1)) == collecting()
+    ended = replace(lost, phase=Phase.FINISHED)
+    assert Push(1, BIRCH) in todo(after(ended, Forgotten(BIRCH, 1)))
 
 
 def test_results_that_are_said_twice_change_nothing():

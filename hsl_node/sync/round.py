@@ -115,7 +115,15 @@ class Proven:
     round: Round
 
 
-Event = Trained | Arrived | Fused | Delivered | Proven
+@dataclass(frozen=True)
+class Forgotten:
+    """`peer` has lost my checkpoint of `round` after its receipt, and cannot ask me for it: see `set_back.py`."""
+
+    peer: Peer
+    round: Round
+
+
+Event = Trained | Arrived | Fused | Delivered | Proven | Forgotten
 
 # ------------------------------------------------------------------ actions: what to do
 
@@ -183,6 +191,8 @@ def _next(state: State, event: Event) -> State:
     match state.phase, event:
         case _, Delivered(peer, round):
             return replace(state, owed=state.owed - {(round, peer)})
+        case _, Forgotten(peer, round):
+            return replace(state, owed=state.owed | {(round, peer)})
 
         case ((Phase.TRAIN | Phase.AGREE | Phase.HALTED), Trained(claim)) if _is_mine(state, claim):
             others = {(state.round, p) for p in state.peers if p != state.me}
