@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AT_ONCE = 8  # peers asked at a time
-KEY_REFUSED_WAIT_S = 300.0  # as a push waits: more looks like an attack
 RETRY_S = (2.0, 30.0)  # doubles: what a peer said must be settled before a signature
 BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must not hold up what the others wait for
 SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
@@ -56,7 +55,6 @@ class Asking:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._refused: dict[Peer, tuple[float, KeyRefused]] = {}  # not before then; why
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._checking = asyncio.Lock()  # a third connection to a peer would cut the first, and its answer
         self._saying: dict[Peer, float] = {}  # who says that our key is at work twice, since when
@@ -73,26 +71,16 @@ class Asking:
     async def signed_offer_of(self, peer: Peer, patience: Patience = Patience()) -> tuple[Offer, bytes]:
         """Its list, and the document that it signed."""
         node = self._node
-        not_before, refused = self._refused.get(peer, (0.0, None))
-        if refused is not None and time.monotonic() < not_before:
-            raise KeyRefused(refused.message, remedy=refused.remedy)
-        try:
-            async with self._slots, self.connected(peer, patience) as link:
-                return await ask(link, node.federation, peer=peer, me=node.me, keys=node.keyring.keys(peer))
-        except KeyRefused as exc:
-            self._refused[peer] = time.monotonic() + KEY_REFUSED_WAIT_S, exc
-            raise
-
-    def forgive(self, peer: Peer) -> None:
-        """Another key counts now: it is asked at once."""
-        self._refused.pop(peer, None)
+        async with self._slots, self.connected(peer, patience) as link:
+            return await ask(link, node.federation, peer=peer, me=node.me, keys=node.keyring.keys(peer))
 
     def connected(
         self, peer: Peer, patience: Patience = Patience()
     ) -> contextlib.AbstractAsyncContextManager[Transport]:
         node = self._node
         card = node.federation.get(peer)
-        return connect(
+        login = partial(
+            connect,
             card,
             node.me,
             node.identity,
@@ -100,6 +88,7 @@ class Asking:
             patience=patience,
             host_keys=node.keyring.host_keys(card),
         )
+        return node.refused[peer].login(login, patience.connect_s)
 
     async def get(
         self,

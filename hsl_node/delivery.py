@@ -82,6 +82,7 @@ class Delivery:
                 rng=random.Random(),
                 keys=node.keyring.keys(peer),  # their change ends this task and begins it anew: Node.trust
                 host_keys=node.keyring.host_keys(node.federation.get(peer)),
+                refused=node.refused[peer],
                 on_lost=self._lost,
             )
             if receipt.accepted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import signal
 import time
@@ -41,6 +42,7 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.limits import Limits, Quota
 from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.refused import RefusedKey
 from hsl_node.sync.round import (
     Action,
     Arrived,
@@ -97,6 +99,7 @@ class Node:
         self.server: InboxServer | None = None
         self.alarms = Alarms()
         self.keyring = keyring.load(self.layout.state, self.federation)
+        self.refused = {p: RefusedKey(p, random.Random()) for p in self.others}
         self.intake = Intake(self)
         self.delivery = Delivery(self)
         self.offers = Offers(self)
@@ -323,6 +326,7 @@ class Node:
     def _connected(self, peer: Peer) -> None:
         self.intake.last_seen[peer] = time.time()
         self.alarms.settle("ports")
+        self.refused[peer].called()
         self.delivery.wake(peer)
         self.proofs.connected(peer)
         self.missing.connected(peer)
@@ -361,8 +365,10 @@ class Node:
                 log.warning("keys changed", extra={"peer": peer, "before": was, "now": now})
                 self.journal.note("warning", "keys", f"{peer}: keys that count here now: {now}")
                 if peer != self.me:
-                    self.asking.forgive(peer)
                     self.delivery.wake(peer)
+        for peer in self.others:
+            if rekeyed or before.keys(peer) != changed.keys(peer):
+                self.refused[peer] = RefusedKey(peer, random.Random())  # it was another key that was refused
         for action, task in self._running.items():
             if isinstance(action, Push) and (rekeyed or before.keys(action.peer) != changed.keys(action.peer)):
                 task.cancel()  # what is owed is begun again at once, from the bytes that lie there

@@ -36,7 +36,7 @@ from hsl_node.sync.round import Phase, from_json
 TRAINER = ["--bytes", "400000", "--epochs", "1"]
 CALM_AFTER_S = 12.0  # no fault begins later
 HANG_S = 180.0  # after that; a back-off is at most a minute, a silence of a line 45 s
-DEADLINES = "from hsl_node.sync import push\npush.BACKOFF_CAP_S = 4.0\npush.KEY_REFUSED_WAIT_S = 4.0\n"
+DEADLINES = "from hsl_node.sync import push, refused\npush.BACKOFF_CAP_S = 4.0\nrefused.KEY_REFUSED_WAIT_S = 4.0\n"
 STEPS = (
     Step.START_STATE, Step.SENDER_SIGN, Step.RECEIVER_PART, Step.RECEIVER_COMMIT, Step.RECEIVER_CLAIM,
     Step.RECEIVER_VERIFIED, Step.RECEIVER_ADMIT, Step.RECEIVER_RECORD, Step.RECEIVER_RECEIPT, Step.RECEIVER_RELEASE,

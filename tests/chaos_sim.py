@@ -186,7 +186,8 @@ class World:
             "hsl_node.node.Trainer": StandIn,
             "hsl_node.poisoning.fuse_watched": fuse_watched,
             "hsl_node.node.serve": _no_control_socket,
-            "hsl_node.delivery.random": SimpleNamespace(Random=lambda: random.Random(rng.random())),
+            "hsl_node.delivery.random": (drawn := SimpleNamespace(Random=lambda: random.Random(rng.random()))),
+            "hsl_node.node.random": drawn,
             "asyncssh.listen": net.listen,
         }
         limits = "hsl_node.sync.limits.LogLimit.__init__.__defaults__"

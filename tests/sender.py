@@ -22,6 +22,7 @@ from hsl_node.identity import Identity
 from hsl_node.sync.deliver import Parcel, Transfer
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.push import push
+from hsl_node.sync.refused import RefusedKey
 from hsl_node.sync.transport import Client, Patience
 
 
@@ -44,6 +45,7 @@ async def sending(
         client=client,
         transfer=transfer,
         wake=asyncio.Event(),
+        refused=RefusedKey(receiver.card(port).name, Impatient()),
         rng=Impatient(),
         patience=patience,
     )
@@ -77,6 +79,7 @@ def _send(card: PeerCard, parcel: Parcel, federation: Federation, key: bytes, cl
             client=client,
             transfer=Transfer(card.name),  # type: ignore[arg-type]
             wake=asyncio.Event(),
+            refused=RefusedKey(card.name, Impatient()),
             rng=Impatient(),
         )
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.refused import RefusedKey
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.transport import Patience
 
@@ -85,6 +87,7 @@ class Site:
             me=ME, others=(BIRCH,), federation=federation, identity=self.members.identities[ME], journal=self.journal,
             alarms=self.alarms, config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(federation),
             set_back=SimpleNamespace(heard=lambda offer: None),
+            refused={BIRCH: RefusedKey(BIRCH, random.Random())},
         )  # fmt: skip
         return Counting(node)
 

@@ -43,7 +43,7 @@ def test_a_refusal_is_no_longer_an_alarm_when_the_round_need_not_be_delivered_an
     node: Any = SimpleNamespace(
         me=ASH, others=(BIRCH,), federation=members.federation, identity=members.identities[ASH],
         config=SimpleNamespace(client="asyncssh"), alarms=Alarms(), journal=journal,
-        keyring=Keyring.of(members.federation),
+        keyring=Keyring.of(members.federation), refused={BIRCH: None},
     )  # fmt: skip
 
     async def story() -> None:

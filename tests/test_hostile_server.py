@@ -22,6 +22,7 @@ from hsl_node.config import fingerprint
 from hsl_node.errors import TransportError
 from hsl_node.sync import deliver as deliver_module
 from hsl_node.sync import push as push_module
+from hsl_node.sync import refused as refused_module
 from hsl_node.sync.deliver import Transfer
 from hsl_node.sync.names import Kind
 from hsl_node.sync.transport import Client, Patience, connect
@@ -411,7 +412,7 @@ def test_threat_16_a_host_key_swapped_in_mid_run_stops_this_peer_only(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is sent to the new key, both fingerprints are shown, another peer is served, and the old key mends it."""
-    monkeypatch.setattr(push_module, "KEY_REFUSED_WAIT_S", 0.3)
+    monkeypatch.setattr(refused_module, "KEY_REFUSED_WAIT_S", 0.3)
     rogue_key = asyncssh.generate_private_key("ssh-ed25519")
 
     async def story() -> None:

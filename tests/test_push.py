@@ -26,13 +26,14 @@ from hsl_node.config import PeerCard
 from hsl_node.errors import LocalStateError, TransportError
 from hsl_node.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity
 from hsl_node.sync import deliver as deliver_module
-from hsl_node.sync import push as push_module
+from hsl_node.sync import refused as refused_module
 from hsl_node.sync.deliver import Known, Parcel, Transfer, deliver
 from hsl_node.sync.manifest import Manifest, Receipt
 from hsl_node.sync.names import Digest, FileName, Kind, Peer
 from hsl_node.sync.push import backoff_s, push, wait_for_peer
 from hsl_node.sync.receipts import Answer, Receipts
 from hsl_node.sync.receive import answer
+from hsl_node.sync.refused import RefusedKey
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.transport import BLOCK_BYTES, Client, OperationFailed, Patience, connect
 
@@ -182,6 +183,7 @@ def pushing(receiver: Receiver, parcel: Parcel, transfer: Transfer, **options: A
         "client": "asyncssh",
         "transfer": transfer,
         "wake": asyncio.Event(),
+        "refused": RefusedKey(PEER, Impatient()),
         "rng": Impatient(),
     }
     port = options.pop("port", None)
@@ -774,16 +776,10 @@ def test_a_peer_that_shows_itself_is_tried_at_once(tmp_path: Path) -> None:
 def test_after_a_refused_key_it_waits_five_minutes_and_a_peer_that_calls_ends_that_once(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(push_module, "WOKEN_WAIT_S", 0.01)
-
-    waits: list[tuple[float, float]] = []
-
-    async def wait(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
-        waits.append((seconds, at_least))
-        await wait_for_peer(seconds, wake, at_least=at_least)
+    monkeypatch.setattr(refused_module, "CALLED_WAIT_S", 0.01)
 
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
-        wake = asyncio.Event()
+        refused = RefusedKey(PEER, Impatient())
         stranger = Identity(asyncssh.generate_private_key("ssh-ed25519"))
         async with Proxy(receiver.port) as net:
             task = pushing(
@@ -791,10 +787,9 @@ def test_after_a_refused_key_it_waits_five_minutes_and_a_peer_that_calls_ends_th
                 parcel,
                 transfer := Transfer(PEER),
                 port=net.port,
-                wake=wake,
+                refused=refused,
                 client=client,
                 identity=stranger,
-                wait=wait,
             )
             for tries in (1, 2):
                 since = time.monotonic()
@@ -802,9 +797,8 @@ def test_after_a_refused_key_it_waits_five_minutes_and_a_peer_that_calls_ends_th
                 assert transfer.next_try is not None
                 assert transfer.next_try - since > 300
                 assert stranger.fingerprint in transfer.last_error
-                wake.set()
-            (_, first), (seconds, second) = waits
-            assert (first, second) == (0.01, seconds) and seconds > 300
+                refused.called()
+            assert refused.left_s > 300, "the second call has changed nothing"
             assert net.connections == 2
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -823,6 +817,20 @@ def test_a_peer_that_calls_does_not_shorten_a_wait_below_what_it_must_be() -> No
     asyncio.run(main())
 
 
+class OnOurClock(RefusedKey):
+    """The peer connects to us in every wait."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(PEER, rng, lambda: self.clock)
+        self.clock = 0.0
+        self.tries: list[float] = []
+
+    async def over(self) -> None:
+        self.tries.append(self.clock)
+        self.called()
+        self.clock += self.left_s
+
+
 @pytest.mark.parametrize("rng", [Impatient(), Patient()], ids=["shortest waits", "longest waits"])
 def test_threat_30_a_refused_key_is_offered_at_most_twelve_times_an_hour_even_if_the_peer_calls_all_the_time(
     rng: random.Random, tmp_path: Path
@@ -830,25 +838,18 @@ def test_threat_30_a_refused_key_is_offered_at_most_twelve_times_an_hour_even_if
     """Real logins that a real server refuses; only the waiting is done on a clock of our own."""
 
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
-        now, tries = 0.0, []
-
-        async def wait(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
-            nonlocal now
-            tries.append(now)
-            wake.set()  # the peer connects to us in every wait
-            now += at_least
-
+        refused = OnOurClock(rng)
         async with Proxy(receiver.port) as net:
             stranger = Identity(asyncssh.generate_private_key("ssh-ed25519"))
-            task = pushing(receiver, parcel, Transfer(PEER), port=net.port, identity=stranger, rng=rng, wait=wait)
-            await until(lambda: now > 3 * 3600)
+            task = pushing(receiver, parcel, Transfer(PEER), port=net.port, identity=stranger, refused=refused)
+            await until(lambda: refused.clock > 3 * 3600)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            assert net.connections >= len(tries)  # none of them was pretended
-        waits = [b - a for a, b in itertools.pairwise(tries)]
+            assert net.connections >= len(refused.tries)  # none of them was pretended
+        waits = [b - a for a, b in itertools.pairwise(refused.tries)]
         assert waits[0] < 300  # woken, once
         assert min(waits[1:]) >= 300
-        assert max(sum(start <= t < start + 3600 for t in tries) for start in tries) <= 12
+        assert max(sum(start <= t < start + 3600 for t in refused.tries) for start in refused.tries) <= 12
 
     run(tmp_path, scenario)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from hsl_node.sync.keyring import Accepted, Keyring, KeyringFile, sign_update
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.refused import RefusedKey
 from hsl_node.sync.store import Layout, Store
 
 ME, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
@@ -109,6 +111,7 @@ class Site:
             me=ME, others=(BIRCH, CEDAR), federation=members.federation, identity=members.identities[ME],
             journal=store.journal, alarms=self.alarms, config=SimpleNamespace(client="asyncssh"),
             keyring=keyring, layout=layout, store=store,
+            refused={p: RefusedKey(p, random.Random()) for p in (BIRCH, CEDAR)},
         )  # fmt: skip
         node.asking = Asking(node)
         self.recovery = Recovery(cast(Any, node))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from test_equivocation import at, deliver, face
 from test_equivocation import begin as play
 from test_recovery_without import with_a_plain_inbox
 
-from hsl_node import backup, config, control, doctor, enrol, identity, keys, ping, rotate, status
+from hsl_node import asking, backup, config, control, doctor, enrol, identity, keys, ping, rotate, status
 from hsl_node.asking import Asking
-from hsl_node.config import Plan, fingerprint
+from hsl_node.config import PeerCard, Plan, fingerprint
 from hsl_node.errors import (
     FederationMismatch,
     HslError,
@@ -41,8 +42,9 @@ from hsl_node.sync import durable, keyring
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring, KeyringFile, sign_update
 from hsl_node.sync.names import Peer
+from hsl_node.sync.refused import RefusedKey
 from hsl_node.sync.store import Layout
-from hsl_node.sync.transport import Client, Patience, Transport, connect
+from hsl_node.sync.transport import Client, Transport, connect
 
 NAMES = ("ash", "birch", "cedar")
 PLAN = Plan(method="fedavg", rounds=5, epochs_per_round=2, plateau_rounds=100)
@@ -403,32 +405,35 @@ def test_a_new_key_that_is_lost_costs_no_round_and_the_next_federation_changes_k
         assert identity.load(cluster.layout("ash").key).public == begun.update.new
 
 
-class Refused(Asking):
-    """Asks a peer that shows a key that is not pinned."""
-
+@on_loop
+async def test_a_refused_key_is_left_alone_but_its_reason_stays_until_another_key_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     times = 0
 
     @contextlib.asynccontextmanager
-    async def connected(self, peer: Peer, patience: Patience = Patience()) -> AsyncIterator[Transport]:
-        self.times += 1
-        raise KeyRefused(f"{peer} shows another host key", remedy="take its update file")
+    async def connect(card: PeerCard, *arguments: Any, **more: Any) -> AsyncIterator[Transport]:
+        nonlocal times
+        times += 1
+        raise KeyRefused(f"{card.name} shows another host key", remedy="take its update file")
         yield
 
-
-@on_loop
-async def test_a_refused_key_is_left_alone_but_its_reason_stays_until_another_key_counts() -> None:
+    monkeypatch.setattr(asking, "connect", connect)
     members = make_federation(2)
-    node: Any = SimpleNamespace(federation=members.federation)
-    asking = Refused(node)
-    for _ in range(3):
+    node: Any = SimpleNamespace(
+        federation=members.federation, me=ASH, identity=members.identities[ASH],
+        config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(members.federation),
+        refused={BIRCH: RefusedKey(BIRCH, random.Random())},
+    )  # fmt: skip
+    for question in (Asking(node).offer_of(BIRCH), Asking(node).connected(BIRCH).__aenter__()):
         with pytest.raises(KeyRefused, match="another host key") as refused:
-            await asking.offer_of(BIRCH)
+            await question
         assert refused.value.remedy == "take its update file"
-    assert asking.times == 1
-    asking.forgive(BIRCH)
+    assert times == 1
+    node.refused[BIRCH] = RefusedKey(BIRCH, random.Random())  # `Node.trust`
     with pytest.raises(KeyRefused):
-        await asking.offer_of(BIRCH)
-    assert asking.times == 2
+        await Asking(node).offer_of(BIRCH)
+    assert times == 2
 
 
 def sent(status: dict, name: str) -> dict:  # type: ignore[type-arg]

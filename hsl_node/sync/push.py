@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from hsl_node.config import Federation, PeerCard
 from hsl_node.errors import HslError, KeyRefused, TransportError, escaped
@@ -14,6 +15,7 @@ from hsl_node.identity import Identity
 from hsl_node.sync.deliver import Known, Parcel, Transfer, deliver
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.names import Peer
+from hsl_node.sync.refused import RefusedKey
 from hsl_node.sync.transport import Client, Patience, connect
 
 Wait = Callable[..., Awaitable[None]]  # (seconds, wake, *, at_least)
@@ -27,8 +29,6 @@ BACKOFF_CAP_S = 60.0  # a peer that comes back is found within a minute, half a 
 WOKEN_WAIT_S = 1.0  # two nodes that fail to serve each other must not wake each other at the speed of the network
 # A server that takes a whole checkpoint and loses it, twice, is not sent a third at once: after 1 min, 2 min, ... 1 h.
 LOST_TIMES, LOST_WAIT_S, LOST_WAIT_MAX_S = 2, 60.0, 3600.0
-# At most 12 tries an hour, the woken one included: more looks like an attack to the peer's defences.
-KEY_REFUSED_WAIT_S, KEY_REFUSED_JITTER = 330.0, 1.2
 
 
 async def wait_for_peer(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
@@ -51,6 +51,7 @@ async def push(
     client: Client,
     transfer: Transfer,
     wake: asyncio.Event,
+    refused: RefusedKey,
     rng: random.Random,
     patience: Patience = Patience(),
     wait: Wait = wait_for_peer,
@@ -60,6 +61,7 @@ async def push(
 ) -> Receipt:
     """Deliver `parcel` to the peer of `card`, however long that takes. `wake`: try at once, the peer is there.
 
+    `refused`: whether its key is refused there, as all who connect to this peer know it.
     `keys`, `host_keys`: what the peer may sign its receipt with and what its server may show; None: as the card says.
 
     `on_lost`: the peer's server has taken whole checkpoints and lost them; the pauses grow.
@@ -70,7 +72,7 @@ async def push(
         LocalStateError: our checkpoint file cannot be read.
     """
     known = Known()
-    woken = False  # once by a peer that refused our key: it may have been started again with the right one
+    login = partial(connect, card, me, identity, client=client, patience=patience, host_keys=host_keys)
     transfer.begin(parcel)
     failures = 0  # in a row, without any progress
     while True:
@@ -78,7 +80,7 @@ async def push(
         transfer.enter("connecting")
         wake.clear()
         try:
-            async with connect(card, me, identity, client=client, patience=patience, host_keys=host_keys) as link:
+            async with refused.login(login, patience.connect_s) as link:
                 receipt = await deliver(
                     link, parcel, card=card, federation=federation, transfer=transfer, known=known, keys=keys
                 )
@@ -86,11 +88,8 @@ async def push(
                 transfer.enter("done" if receipt.accepted else "refused")
                 return receipt
         except KeyRefused as exc:
-            seconds = KEY_REFUSED_WAIT_S * rng.uniform(1, KEY_REFUSED_JITTER)
-            _note(transfer, exc, seconds)
-            wake.clear()
-            await wait(seconds, wake, at_least=seconds if woken else WOKEN_WAIT_S)
-            woken = woken or wake.is_set()
+            _note(transfer, exc, refused.left_s)
+            await refused.over()
         except TransportError as exc:
             failures = 1 if transfer.most > before else failures + 1
             seconds, at_least = backoff_s(failures, rng), 0 if failures == 1 else WOKEN_WAIT_S
