@@ -24,6 +24,7 @@ from hsl_node.config import PeerCard, fingerprint, split_address
 from hsl_node.errors import Altered, KeyRefused, LocalStateError, TransportError, escaped
 from hsl_node.identity import Identity
 from hsl_node.sync.names import Peer
+from hsl_node.sync.resolver import addresses
 
 BLOCK_BYTES = 255 * 1024  # of one SFTP request: OpenSSH takes 256 KiB including the header, and no more
 # Blocks on their way, 2 MiB: what OpenSSH's SSH window holds anyway, so more of them only cost memory (64 blocks:
@@ -181,10 +182,11 @@ async def open_socket(login: Login, seconds: float) -> socket.socket:
     Raises:
         TransportError: name unknown, nobody listens, or no answer.
     """
-    loop = asyncio.get_running_loop()
+    loop, doing = asyncio.get_running_loop(), "looking up its name"
     try:
         async with asyncio.timeout(seconds):
-            found = await loop.getaddrinfo(login.host, login.port, type=socket.SOCK_STREAM)
+            found = await addresses(login.host, login.port)
+            doing = "connecting"
             each_s = seconds / max(1, len(found))  # a black hole at the first address must not take the others' time
             for number, (family, kind, protocol, _, address) in enumerate(found):
                 sock = socket.socket(family, kind, protocol)
@@ -204,7 +206,7 @@ async def open_socket(login: Login, seconds: float) -> socket.socket:
                     sock.close()
                     raise
     except TimeoutError as exc:
-        raise login.silent("connecting", seconds) from exc
+        raise login.silent(doing, seconds) from exc
     except OSError as exc:
         raise login.lost("cannot be reached", exc.strerror or exc) from exc
     raise login.lost("cannot be reached", "the name has no address")
