@@ -412,14 +412,18 @@ READINGS: dict[str, Callable[[Journal], object]] = {
     "offered": lambda j: j.offered((ASH,), 0, 9),
     "offered of nobody": lambda j: j.offered((), 0, 9),
     "fused_digests": lambda j: j.fused_digests([1]),
-    "documents": Journal.documents,
+    "documents": lambda j: j.documents(0, ASH),
     "last_signed": Journal.last_signed,
     "receipt": lambda j: j.receipt(1, ASH),
     "last_receipts": Journal.last_receipts,
     "result": lambda j: j.result("x"),
     "influence": lambda j: j.influence(1),
     "rows": lambda j: j.rows("notes"),
-    "signed_by": lambda j: j.signed_by(ASH),
+    "aucs_of": lambda j: j.aucs_of(ASH),
+    "last_manifest": lambda j: j.last_manifest(ASH),
+    "last_written": Journal.last_written,
+    "rows of a round": lambda j: j.rows("manifests", 1),
+    "each": lambda j: list(j.each("manifests")),
     "best_fused": Journal.best_fused,
 }
 
@@ -472,6 +476,7 @@ def malformed(path: Path) -> None:
     journal = Journal.create(path)
     for round in range(5):
         journal.record_manifest(round, ASH, SHA, b"document", {"auc": 0.5, "bytes": 0})
+    journal.record_phase(1, "train")
     journal.save_state({"me": "ash", "round": 1, "phase": "train", "peers": ["ash"], "have": {}})
     query = "SELECT rootpage FROM sqlite_master WHERE name = 'manifests'"
     page, size = journal._db.execute(query).fetchone()[0], journal._db.execute("PRAGMA page_size").fetchone()[0]
@@ -490,7 +495,7 @@ def test_a_malformed_journal_is_named_with_its_cure_and_ends_the_process(
         with pytest.raises(
             LocalStateError, match="the journal cannot be read: database disk image is malformed"
         ) as broken:
-            journal.documents()
+            journal.documents(0, ASH)
         assert "restore a backup" in broken.value.remedy
         assert told.pop() is broken.value and not told
         journal.close()
