@@ -87,6 +87,7 @@ class Asking:
             client=node.config.client,
             patience=patience,
             host_keys=node.keyring.host_keys(card),
+            toll=node.delivery.transfers[peer].toll,
         )
         return node.refused[peer].login(login, patience.connect_s)
 

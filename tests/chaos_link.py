@@ -35,6 +35,7 @@ class Connected:
         client: str = "",
         patience: Patience = Patience(),
         host_keys: Sequence[str] | None = None,
+        toll: object = None,
     ) -> None:
         self.net = net
         self._login = Login.of(card, me, host_keys)

@@ -86,6 +86,9 @@ class FakeConnection:
     def process_packet(self, kind: int, number: int, packet: object) -> bool:
         raise AssertionError("a simulated line carries no packets of SSH")
 
+    def add_channel(self, channel: object) -> int:
+        raise AssertionError("a simulated line carries no channels of SSH")
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         known = {"peername": (self._wire.me,), "username": str(self._wire.me), "client_version": f"SSH-2.0-{self._run}"}
         return known.get(name, default)
@@ -264,7 +267,7 @@ class Wire:
             if self._fs is None and work not in (self._greet, self._accept):
                 return  # closed meanwhile
             if self._link is not None:
-                self._link.active()
+                self._link.asked()
             result = work(self._fs)  # type: ignore[arg-type]
             if isinstance(result, Awaitable):
                 result = await result

@@ -106,9 +106,9 @@ MORE_MUTANTS = (
     Mutant(
         "packet budget",
         "a stranger may send what it likes before it logs in",
-        "sync/link.py",
-        "            if self._unknown_bytes > LOGIN_MAX_BYTES:",
-        "            if self._unknown_bytes > 64 * LOGIN_MAX_BYTES:",
+        "sync/toll.py",
+        "            if self.login_bytes > self._login_max_bytes:",
+        "            if self.login_bytes > 64 * self._login_max_bytes:",
         "test_threat_05_packets.py::test_threat_05_a_stranger_that_sends_more_than_a_login_takes_is_cut",
         ("test_threat_05_packets.py",),
     ),

@@ -1,4 +1,4 @@
-"""Packets that carry no data: asyncssh parses each, and their sender pays nothing for them. Strangers and members.
+"""Packets and requests that cost their sender nothing: asyncssh parses each. Strangers, members and servers.
 
 The honest clients here are the real ones, with keepalives, new session keys and idle packets.
 """
@@ -9,17 +9,25 @@ import asyncio
 import logging
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 import paramiko
 import pytest
-from asyncssh.packet import Boolean, String, UInt32
+from asyncssh.packet import Boolean, Byte, SSHPacketHandler, String, UInt32
 from boxes import ASH, BIRCH, DATA, DATA_BYTES, SHA, Box, inbox, on_loop, put, until
+from hostile import AnyKey, Folder, lying
+from test_push import CLIENTS, ME, MEMBERS, PEER
 
+from hsl_node.errors import TransportError
+from hsl_node.sync.inbox_fs import InboxHandler
 from hsl_node.sync.link import LOGIN_MAX_BYTES
+from hsl_node.sync.toll import IN_A_ROW, PAYS_BYTES, Toll
+from hsl_node.sync.transport import Client, connect
 
 IGNORE = bytes.fromhex("0000000c 06 02 00000000 000000000000")  # length, padding, type, an empty string: 16 bytes
 
@@ -60,7 +68,7 @@ async def test_threat_05_a_stranger_that_sends_more_than_a_login_takes_is_cut(
 
 
 FLOODS: dict[str, Callable[[asyncssh.SSHClientConnection], None]] = {
-    "ignore": lambda c: c.send_packet(2, String(b"")),
+    "ignore": lambda c: c.send_packet(2, String(b"x")),
     "unimplemented": lambda c: c.send_packet(3, UInt32(0)),
     "debug": lambda c: c.send_debug("\x1b[2J"),
     "global request": lambda c: c.send_packet(80, String(b"x@y"), Boolean(True)),
@@ -69,7 +77,31 @@ FLOODS: dict[str, Callable[[asyncssh.SSHClientConnection], None]] = {
                                            String(b"h"), UInt32(1), String(b"h"), UInt32(1)),
     "channel request": lambda c: c.send_packet(98, UInt32(0), String(b"break"), Boolean(False), UInt32(1)),
     "unknown": lambda c: c.send_packet(192, String(b"")),
+    "key exchange": lambda c: exchange_keys(c),
+    "no data": lambda c: c.send_packet(94, UInt32(0), String(b"")),
+    "window": lambda c: c.send_packet(93, UInt32(0), UInt32(1)),
+    "stat": lambda c: c.send_packet(94, UInt32(0), String(REQUESTS["stat"] * 100)),
+    "rubbish": lambda c: c.send_packet(94, UInt32(0), String(REQUESTS["rubbish"] * 100)),
 }  # fmt: skip
+REQUESTS = {
+    "stat": String(Byte(17) + UInt32(1) + String(b"parts")),
+    "rubbish": String(Byte(17) + UInt32(1)),  # what would be asked for is missing
+}
+
+
+def bare(connection: Any) -> None:
+    """asyncssh sends an idle packet before each other one, which would be counted. An attacker does not."""
+    send = connection.send_packet
+    idle = (2, String(b""))
+    connection.send_packet = lambda *packet, **options: None if packet == idle else send(*packet, **options)
+
+
+def exchange_keys(connection: Any) -> None:
+    """Begin it, and go on with packets that belong to none."""
+    if not connection._kexinit_sent:
+        connection._send_kexinit()
+        connection._kexinit_sent = True
+    connection.send_packet(49, UInt32(0))
 
 
 @pytest.mark.parametrize("flood", FLOODS)
@@ -77,9 +109,11 @@ FLOODS: dict[str, Callable[[asyncssh.SSHClientConnection], None]] = {
 async def test_threat_05_a_member_that_sends_packets_without_end_is_cut_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, flood: str
 ) -> None:
-    async with inbox(tmp_path, packets_per_minute=200, log_lines_per_minute=1000) as box:
+    limits = {"packets_per_minute": 200, "requests_per_minute": 200, "log_lines_per_minute": 1000}
+    async with inbox(tmp_path, **limits) as box:
         async with box.connect() as connection, connection.start_sftp_client() as client:
             await client.stat("parts")
+            bare(connection)
             connection._transport.pause_reading()  # an answer that asyncssh did not ask for would end the flood
             while not box.rejected("rate"):
                 FLOODS[flood](connection)
@@ -92,19 +126,174 @@ async def test_threat_05_a_member_that_sends_packets_without_end_is_cut_and_name
         await box.honest()
 
 
+async def flood(box: Box, kind: str) -> None:
+    """With one connection, until it is cut."""
+    with suppress(asyncssh.Error, OSError):
+        async with box.connect() as connection:
+            await connection.open_session(subsystem="sftp", encoding=None)
+            bare(connection)
+            while not connection.is_closed():
+                FLOODS[kind](connection)
+                await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("kind", ["debug", "ignore", "window"])
 @on_loop
-async def test_threat_05_a_member_gets_no_new_budget_with_a_new_connection(tmp_path: Path) -> None:
-    async with inbox(tmp_path, packets_per_minute=200) as box:
-        for _ in range(3):
-            with pytest.raises((asyncssh.Error, OSError)):
-                async with box.connect() as connection:
-                    while True:
-                        FLOODS["ignore"](connection)
-                        await asyncio.sleep(0)
-                        if connection.is_closed():
-                            raise asyncssh.ConnectionLost("cut")
-        assert sum(taken._taken for taken in box.server._packets.values()) == 200
+async def test_threat_05_a_member_has_one_budget_for_all_its_connections(tmp_path: Path, kind: str) -> None:
+    """Two at a time, and one after the other."""
+    async with inbox(tmp_path, packets_per_minute=200, requests_per_minute=200) as box:
+        await asyncio.gather(flood(box, kind), flood(box, kind))
+        await flood(box, kind)
+        assert box.rejected("rate") == 3
+        (toll,) = box.server._tolls.values()
+        spent = toll.packets._taken if kind == "debug" else toll.requests._taken / PAYS_BYTES
+        assert 199 < spent <= 200
         await box.honest()
+
+
+@contextmanager
+def turns() -> Iterator[list[int]]:
+    """The last element is the number of turns that the loop's other callbacks have had."""
+    loop, count = asyncio.get_running_loop(), [0]
+
+    def turn() -> None:
+        nonlocal handle
+        count[0] += 1
+        handle = loop.call_soon(turn)
+
+    handle = loop.call_soon(turn)
+    try:
+        yield count
+    finally:
+        handle.cancel()
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@on_loop
+async def test_threat_04_a_burst_of_requests_leaves_others_their_turn_and_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_: str
+) -> None:
+    """A window of them, 8 s of work, held the loop up from the first to the last; no `status`, no round went on."""
+    handled: Counter[int] = Counter()  # turn -> requests
+    process = InboxHandler._process_packet
+    async with inbox(tmp_path, requests_per_minute=2000) as box:
+        with turns() as turn:
+
+            async def counted(self: InboxHandler, *packet: Any) -> None:
+                handled[turn[0]] += 1
+                await process(self, *packet)
+
+            monkeypatch.setattr(InboxHandler, "_process_packet", counted)
+            with suppress(asyncssh.Error, OSError):
+                async with box.connect() as connection:
+                    bare(connection)
+                    writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None)
+                    writer.write(String(Byte(1) + UInt32(3)))
+                    writer.write(REQUESTS[request_] * (2**20 // len(REQUESTS[request_])))
+                    while await reader.read(2**16):
+                        pass
+            assert box.rejected("rate") == 1
+        assert 2000 <= handled.total() <= 2000 + 2**20 / PAYS_BYTES
+        assert max(handled.values()) == 1
+        await box.honest()
+
+
+@on_loop
+async def test_threat_05_what_one_read_brings_leaves_others_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four thousand packets come with one read of the socket."""
+    handled: Counter[int] = Counter()
+    process = SSHPacketHandler.process_packet
+    async with inbox(tmp_path) as box:
+        with turns() as turn:
+
+            def counted(self: SSHPacketHandler, kind: int, *packet: Any) -> Any:
+                if isinstance(self, asyncssh.SSHServerChannel) and kind == 93:
+                    handled[turn[0]] += 1
+                return process(self, kind, *packet)
+
+            monkeypatch.setattr(SSHPacketHandler, "process_packet", counted)
+            async with box.connect() as connection:
+                await connection.open_session(subsystem="sftp", encoding=None)
+                bare(connection)
+                for _ in range(4000):
+                    FLOODS["window"](connection)
+                await until(lambda: handled.total() >= 4000)
+        assert max(handled.values()) <= IN_A_ROW
+        assert not box.rejected("rate")
+
+
+# ---------------------------------------------------------------- servers
+
+
+class Flooding(Folder):
+    kind: str
+
+    def __init__(self, channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        super().__init__(channel)
+        connection: Any = channel.get_connection()
+        connection.create_task(self.flood(connection))
+
+    async def flood(self, connection: asyncssh.SSHClientConnection) -> None:
+        self.lie()
+        bare(connection)
+        while not connection.is_closed():
+            FLOODS[self.kind](connection)
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("kind", ["ignore", "debug", "no data", "window"])
+@on_loop
+async def test_threat_18_a_server_that_sends_packets_without_end_is_left_and_named(
+    tmp_path: Path, client: Client, kind: str
+) -> None:
+    """Also on the next connection: it gets no new budget with it."""
+    toll = Toll(200, 200)
+    async with lying(type("Flooding", (Flooding,), {"kind": kind}), MEMBERS.identities[PEER].key, tmp_path) as server:
+        card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{server.port}"})
+        for _ in range(2):
+            with pytest.raises(TransportError, match=f"{PEER} at .* more than 200 packets"):
+                async with connect(card, ME, MEMBERS.identities[ME], client=client, toll=toll) as link:
+                    while True:
+                        await link.size("inbox/x")
+        assert server.fired > 0
+        assert toll.packets._taken == 200 or 199 < toll.requests._taken / PAYS_BYTES <= 200
+
+
+@on_loop
+async def test_threat_18_a_server_that_sends_more_than_a_login_takes_is_left(tmp_path: Path) -> None:
+    """Before it has let us in it may ask for as many signatures as it likes."""
+    sent = 0
+
+    class Asks(AnyKey):
+        def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+            self.conn = conn
+
+        def begin_auth(self, username: str) -> bool:
+            self.conn.create_task(self.flood())
+            return True
+
+        async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:  # type: ignore[override]
+            return await asyncio.get_running_loop().create_future()
+
+        async def flood(self) -> None:
+            nonlocal sent
+            while not self.conn.is_closed():
+                self.conn.send_packet(2, String(bytes(1000)))
+                sent += 1
+                await asyncio.sleep(0)
+
+    server = await asyncssh.listen(
+        "127.0.0.1", 0, config=None, server_factory=Asks, server_host_keys=[MEMBERS.identities[PEER].key]
+    )
+    card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{server.get_port()}"})
+    with pytest.raises(TransportError, match="before the login"):
+        async with connect(card, ME, MEMBERS.identities[ME]):
+            pass
+    assert sent > 100
+    server.close()
 
 
 # ---------------------------------------------------------------- honest clients
@@ -189,7 +378,25 @@ async def test_threat_05_an_honest_client_is_never_cut_for_its_packets(
         await HONEST[client](box, tmp_path)
         assert box.server.take_digest(BIRCH, str(box.name())) == SHA
         assert not box.server.counters.rejected and not box.server.counters.flooded
-        assert 1000 < links[-1]._unknown_bytes < LOGIN_MAX_BYTES / 4
-        (packets,) = box.server._packets.values()
-        assert 20 < packets._taken < box.server.limits.packets_per_minute / 10
-        print(f"{client}: {links[-1]._unknown_bytes} bytes until the login, {packets._taken} packets without data")
+        login_bytes = links[-1].turnstile.login_bytes
+        assert 1000 < login_bytes < LOGIN_MAX_BYTES / 4
+        (toll,) = box.server._tolls.values()
+        assert 20 < toll.packets._taken < box.server.limits.packets_per_minute / 10
+        print(f"{client}: {login_bytes} bytes until the login, {toll.packets._taken} packets without data")
+
+
+@on_loop
+async def test_threat_05_data_pays_for_the_packets_and_requests_that_it_takes(tmp_path: Path) -> None:
+    """In blocks of 4 KiB, an eighth of what any client uses; asyncssh sends an idle packet before each.
+
+    Those were counted once: 3000 blocks in a minute, 100 MB in blocks of 32 KiB, and a sender was cut.
+    """
+    async with inbox(tmp_path, packets_per_minute=60, requests_per_minute=60) as box, box.sftp() as client:
+        part = f"parts/{box.name().as_part()}"
+        for way in ("xb", "r+b", "rb"):
+            async with client.open(part, way, block_size=4096, max_requests=8) as file:
+                if way == "rb":
+                    assert await file.read() == DATA
+                else:
+                    await file.write(DATA)
+        assert not box.server.counters.rejected

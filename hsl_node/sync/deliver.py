@@ -11,7 +11,7 @@ import builtins
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.names import INBOX, PARTS, FileName, Kind, Peer, Round
 from hsl_node.sync.receipts import Answer, Receipts
 from hsl_node.sync.tensors import holds
+from hsl_node.sync.toll import Toll
 from hsl_node.sync.transport import BLOCK_BYTES, OperationFailed, Source, Transport
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Transfer:
     last_error: str = ""
     next_try: float | None = None
     receipt: bytes = b""  # the signed document that ended it, to keep
+    toll: Toll = field(default_factory=Toll, repr=False, compare=False)  # the peer's, for each connection to it
     _mark: tuple[float, int] = (0.0, 0)  # (time, sent) some seconds ago
     _rate: float = 0.0
 

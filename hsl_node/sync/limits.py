@@ -15,6 +15,10 @@ from hsl_node.sync.names import Peer
 log = logging.getLogger(__name__)
 
 SOURCES_PER_PEER = 4  # two gateways with two kinds of address
+PACKETS_PER_MINUTE = 3000  # without data, per peer: 500 connections, or 1500 session keys of 512 MB or more
+# SFTP requests, packets of data and windows, beside those that data pays for: 240 lists of what is kept for a peer and
+# 60 connections that ask for sizes take 5000; 30,000 cost one to two seconds.
+REQUESTS_PER_MINUTE = 30_000
 LOG_LINES_PER_MINUTE = 20  # enough to see what is going on; the counters count on
 
 
@@ -44,7 +48,8 @@ class Limits:
     sweep_s: float = 5
     offers_per_minute: int = 240  # lists of what is kept for a peer, 15 ms each; a node asks before each signature
     offer_files_per_hour: int = 160  # bytes of so many checkpoints: own, of 63 others for two rounds, and again
-    packets_per_minute: int = 3000  # without data, per peer: 500 connections, or 1500 session keys of 512 MB or more
+    packets_per_minute: int = PACKETS_PER_MINUTE
+    requests_per_minute: int = REQUESTS_PER_MINUTE
     log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer, and for all strangers together; the counters count on
     quota: Quota = field(default_factory=Quota)
 
@@ -71,12 +76,12 @@ class Allowance:
         self._since, self._taken = float("-inf"), 0
 
     def take(self, amount: int, now: float) -> bool:
-        """May this much more be taken? `now` is monotonic."""
+        """May this much more be taken? Less than 0 gives back. `now` is monotonic."""
         if now - self._since >= self._seconds:
             self._since, self._taken = now, 0
         if self._taken + amount > self._most:
             return False
-        self._taken += amount
+        self._taken = max(0, self._taken + amount)
         return True
 
 

@@ -7,18 +7,16 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 import asyncssh
-from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST
-from asyncssh.packet import SSHPacket, SSHPacketHandler
 from asyncssh.stream import SSHServerStreamSession
 
 from hsl_node.errors import LocalStateError, PeerDataError, escaped
 from hsl_node.sync.inbox_fs import InboxFS, InboxHandler
 from hsl_node.sync.names import FileName, Peer
 from hsl_node.sync.part import OpenFile
+from hsl_node.sync.toll import Turnstile
 
 if TYPE_CHECKING:
     from hsl_node.sync.server import InboxServer
@@ -33,6 +31,7 @@ class Link(asyncssh.SSHServer):
     def __init__(self, server: InboxServer) -> None:
         self.server = server
         self.conn: asyncssh.SSHServerConnection
+        self.turnstile: Turnstile
         self.source = ""
         self.peer: Peer | None = None
         self.key: bytes | None = None
@@ -47,7 +46,6 @@ class Link(asyncssh.SSHServer):
         self._writable.set()
         self._filesystems: set[InboxFS] = set()
         self._answered = False
-        self._unknown_bytes = 0  # from whoever this is, while it has not logged in
 
     # ------------------------------------------------------------ coming and going
 
@@ -55,14 +53,13 @@ class Link(asyncssh.SSHServer):
         self.conn = conn
         self.source = source_of(str(conn.get_extra_info("peername", ("",))[0]))
         # asyncssh ignores the transport's back-pressure: a client that never reads would grow our memory without end.
-        self._transport = conn._transport
-        assert self._transport is not None
-        self._transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
+        assert conn._transport is not None
+        conn._transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
         conn.pause_writing = self._pause  # type: ignore[method-assign]
         conn.resume_writing = self._resume  # type: ignore[method-assign]
-        self._parse = conn.data_received
-        conn.data_received = self._received  # type: ignore[method-assign]
-        self._budget(conn)
+        self.turnstile = Turnstile(
+            conn, LOGIN_MAX_BYTES, lambda: self.server.flooded(self), lambda error: self.refused("packet", "", error)
+        )
         self.server.admit(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -77,38 +74,11 @@ class Link(asyncssh.SSHServer):
 
     def _pause(self) -> None:
         self._writable.clear()
-        if self._transport:
-            self._transport.pause_reading()
+        self.turnstile.hold()
 
     def _resume(self) -> None:
         self._writable.set()
-        if self._transport:
-            self._transport.resume_reading()
-
-    def _received(self, data: bytes, datatype: int | None = None) -> None:
-        """Whoever has no key may send packets that nobody need answer, as fast as the line goes, and we parse each."""
-        if self.peer is None:
-            self._unknown_bytes += len(data)
-            if self._unknown_bytes > LOGIN_MAX_BYTES:
-                self.server.flooded(self)
-                return
-        self._parse(data, datatype)
-
-    def _budget(self, handler: SSHPacketHandler) -> None:
-        """What is no data costs us as much time and its sender as little, also with a key."""
-        process = handler.process_packet
-
-        def counted(pkttype: int, pktid: int, packet: SSHPacket) -> bool | Awaitable[None]:
-            if self.peer is not None and pkttype not in (MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST):
-                try:
-                    self.server.spend_packet(self.peer)
-                except PeerDataError as exc:
-                    self.refused("packet", "", exc)
-                    # Raised, not `abort`: that would still parse the rest of what was read.
-                    raise asyncssh.DisconnectError(asyncssh.DISC_PROTOCOL_ERROR, exc.message) from exc
-            return process(pkttype, pktid, packet)
-
-        handler.process_packet = counted  # type: ignore[method-assign]
+        self.turnstile.release()
 
     # ------------------------------------------------------------ who is it
 
@@ -143,6 +113,7 @@ class Link(asyncssh.SSHServer):
             self.abort()
             return
         self.peer, self.key = peer, key.public_data
+        self.turnstile.toll = self.server.toll(peer)
         self.last_request = time.monotonic()
         self.server.welcome(self, peer)
 
@@ -163,7 +134,6 @@ class Link(asyncssh.SSHServer):
         channel: asyncssh.SSHServerChannel[bytes] = self.conn.create_server_channel()
         # Environment variables would be kept without a limit; nothing here reads them.
         channel._process_env_request = lambda packet: False  # type: ignore[method-assign]
-        self._budget(channel)
         self.sessions += 1
         return channel, Session(self)
 
@@ -182,7 +152,9 @@ class Link(asyncssh.SSHServer):
 
     # ------------------------------------------------------------ called by the sessions
 
-    def active(self) -> None:
+    def asked(self) -> None:
+        """A request came. Raises: PeerDataError: one too many."""
+        self.turnstile.request()
         self.last_request = time.monotonic()
         if not self._answered and self.peer is not None:
             self._answered = True
@@ -194,6 +166,10 @@ class Link(asyncssh.SSHServer):
     def offered(self, name: str) -> OpenFile:
         assert self.peer is not None
         return self.server.offered(self.peer, self.run, name)
+
+    def sent(self, count: int) -> None:
+        assert self.turnstile.toll is not None
+        self.turnstile.toll.sent(count)
 
     def spend(self, count: int) -> None:
         assert self.peer is not None

@@ -72,7 +72,9 @@ async def push(
         LocalStateError: our checkpoint file cannot be read.
     """
     known = Known()
-    login = partial(connect, card, me, identity, client=client, patience=patience, host_keys=host_keys)
+    login = partial(
+        connect, card, me, identity, client=client, patience=patience, host_keys=host_keys, toll=transfer.toll
+    )
     transfer.begin(parcel)
     failures = 0  # in a row, without any progress
     while True:

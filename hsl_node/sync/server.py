@@ -32,6 +32,7 @@ from hsl_node.sync.link import Link, source_of
 from hsl_node.sync.names import Digest, FileName, Kind, Peer, Round, is_digest
 from hsl_node.sync.part import OpenFile
 from hsl_node.sync.runs import Runs
+from hsl_node.sync.toll import Toll
 
 __all__ = ["Counters", "InboxServer", "Incoming", "Limits"]
 
@@ -92,7 +93,7 @@ class InboxServer:
         self._runs: dict[Peer, Runs] = {}
         self._lists: dict[Peer, Allowance] = {}
         self._reading: dict[Peer, Allowance] = {}
-        self._packets: dict[Peer, Allowance] = {}
+        self._tolls: dict[Peer, Toll] = {}
         self._peer_of: dict[bytes, Peer] = {}
         self._home: dict[Peer, Home] = {}
         self._links: list[Link] = []  # oldest first
@@ -286,15 +287,9 @@ class InboxServer:
         if not self._reading.setdefault(peer, Allowance(most, 3600)).take(count, time.monotonic()):
             raise PeerDataError("reads more than a recovery needs", code="rate")
 
-    def spend_packet(self, peer: Peer) -> None:
-        """Count a packet that carries no data, on any connection of this peer.
-
-        Raises:
-            PeerDataError: code `rate`.
-        """
-        most = self.limits.packets_per_minute
-        if not self._packets.setdefault(peer, Allowance(most, 60)).take(1, time.monotonic()):
-            raise PeerDataError(f"more than {most} packets without data in a minute", code="rate")
+    def toll(self, peer: Peer) -> Toll:
+        """The same for all connections of this peer."""
+        return self._tolls.setdefault(peer, Toll(self.limits.packets_per_minute, self.limits.requests_per_minute))
 
     def sessions_of(self, peer: Peer) -> int:
         return sum(link.sessions for link in self._links if link.peer == peer)

@@ -25,6 +25,7 @@ from hsl_node.errors import Altered, KeyRefused, LocalStateError, TransportError
 from hsl_node.identity import Identity
 from hsl_node.sync.names import Peer
 from hsl_node.sync.resolver import addresses
+from hsl_node.sync.toll import Toll
 
 BLOCK_BYTES = 255 * 1024  # of one SFTP request: OpenSSH takes 256 KiB including the header, and no more
 # Blocks on their way, 2 MiB: what OpenSSH's SSH window holds anyway, so more of them only cost memory (64 blocks:
@@ -100,23 +101,26 @@ def connect(
     client: Client = "asyncssh",
     patience: Patience = Patience(),
     host_keys: Sequence[str] | None = None,
+    toll: Toll | None = None,
 ) -> AbstractAsyncContextManager[Transport]:
     """Connect to a peer's inbox. Leaving the context closes everything, also when the task is cancelled.
 
     `host_keys`: one of these the server must show; None: the one that the card pins.
+    `toll`: the peer's, for all connections to it; None: one of its own.
 
     Raises:
         KeyRefused: the peer shows another host key than the pinned one, or does not accept ours.
         TransportError: it cannot be reached.
     """
+    toll = toll or Toll()
     login = Login.of(card, me, host_keys)
     if client == "paramiko":
         from hsl_node.sync import transport_paramiko  # one client at a time is loaded: 12 MB
 
-        return transport_paramiko.connect(login, identity, patience)
+        return transport_paramiko.connect(login, identity, patience, toll)
     from hsl_node.sync import transport_asyncssh
 
-    return transport_asyncssh.connect(login, identity, patience)
+    return transport_asyncssh.connect(login, identity, patience, toll)
 
 
 # ---------------------------------------------------------------- shared by the clients

@@ -16,6 +16,7 @@ from asyncssh.kex import get_kex_algs
 from hsl_node.errors import HslError, TransportError
 from hsl_node.identity import Identity
 from hsl_node.sync.algorithms import CIPHERS, KEY_EXCHANGES, MACS
+from hsl_node.sync.toll import Toll, Turnstile
 from hsl_node.sync.transport import (
     BLOCK_BYTES,
     BLOCKS_IN_FLIGHT,
@@ -28,6 +29,7 @@ from hsl_node.sync.transport import (
     open_socket,
 )
 
+LOGIN_MAX_BYTES = 128 * 1024  # with a greeting; asyncssh's limit for that alone is 8 MB
 GOODBYE_S = 2  # for a polite end; what was sent is acknowledged by then, so a rude one loses nothing
 _BROKEN = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, asyncssh.SFTPBadMessage)
 _ABSENT = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath)
@@ -35,11 +37,12 @@ _NOT_OFFERED = (asyncssh.SFTPOpUnsupported, asyncssh.SFTPPermissionDenied)  # th
 
 
 @asynccontextmanager
-async def connect(login: Login, identity: Identity, patience: Patience) -> AsyncIterator[Transport]:
+async def connect(login: Login, identity: Identity, patience: Patience, toll: Toll) -> AsyncIterator[Transport]:
     """See `transport.connect`."""
-    connection = await _log_in(login, identity, patience)
+    doorman = _Doorman(toll)
+    connection = await _log_in(login, identity, patience, doorman)
     try:
-        link = _Link(login, connection, patience)
+        link = _Link(login, connection, patience, doorman)
         async with link.answer("opening SFTP", patience.connect_s):
             link.sftp = await connection.start_sftp_client()
         yield link
@@ -52,8 +55,9 @@ async def connect(login: Login, identity: Identity, patience: Patience) -> Async
         await connection.wait_closed()
 
 
-async def _log_in(login: Login, identity: Identity, patience: Patience) -> asyncssh.SSHClientConnection:
-    doorman = _Doorman()
+async def _log_in(
+    login: Login, identity: Identity, patience: Patience, doorman: _Doorman
+) -> asyncssh.SSHClientConnection:
     sock = await open_socket(login, patience.connect_s)
     try:
         async with asyncio.timeout(patience.connect_s):
@@ -98,13 +102,22 @@ async def _log_in(login: Login, identity: Identity, patience: Patience) -> async
 
 
 class _Doorman(asyncssh.SSHClient):
-    """Remembers a host key that is not the pinned one, to show its fingerprint."""
+    """Counts what the server sends. Remembers a host key that is not the pinned one, to show its fingerprint."""
 
     offered = ""
     connection: asyncssh.SSHClientConnection | None = None
+    turnstile: Turnstile
+
+    def __init__(self, toll: Toll) -> None:
+        self.toll = toll
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self.connection = conn
+        too_much = asyncssh.ProtocolError(f"the server sends more than {LOGIN_MAX_BYTES} bytes before the login")
+        self.turnstile = Turnstile(conn, LOGIN_MAX_BYTES, lambda: conn.connection_lost(too_much))
+
+    def auth_completed(self) -> None:
+        self.turnstile.toll = self.toll
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         self.offered = key.get_fingerprint()
@@ -114,10 +127,13 @@ class _Doorman(asyncssh.SSHClient):
 class _Link:
     sftp: asyncssh.SFTPClient
 
-    def __init__(self, login: Login, connection: asyncssh.SSHClientConnection, patience: Patience) -> None:
+    def __init__(
+        self, login: Login, connection: asyncssh.SSHClientConnection, patience: Patience, doorman: _Doorman
+    ) -> None:
         self._login = login
         self._connection = connection
         self._patience = patience
+        self._doorman = doorman
 
     @asynccontextmanager
     async def answer(self, what: str, seconds: float) -> AsyncIterator[None]:
@@ -130,14 +146,16 @@ class _Link:
             raise self._login.silent(what, seconds) from exc
         except asyncssh.SFTPError as exc:
             if isinstance(exc, _BROKEN):
-                self._connection.abort()
-                raise self._login.lost(what, exc) from exc
+                raise self._lost(what, exc) from exc
             raise self._login.failed(what, exc) from exc
         except HslError:
             raise
         except Exception as exc:  # a server that breaks the protocol shows as any error at all
-            self._connection.abort()
-            raise self._login.lost(what, exc) from exc
+            raise self._lost(what, exc) from exc
+
+    def _lost(self, what: str, exc: Exception) -> TransportError:
+        self._connection.abort()
+        return self._login.lost(what, self._doorman.turnstile.over or exc)
 
     async def size(self, path: str) -> int | None:
         async with self.answer("asking for a file's size", self._patience.answer_s):
@@ -200,6 +218,7 @@ class _Link:
             async with self.answer("sending", self._patience.for_bytes(BLOCK_BYTES)):
                 await request
             waiting.popleft()
+            self._doorman.toll.sent(BLOCK_BYTES)
             progress(end)
 
         try:

@@ -39,9 +39,10 @@ from paramiko.sftp import (
     int64,
 )
 
-from hsl_node.errors import HslError
+from hsl_node.errors import HslError, PeerDataError
 from hsl_node.identity import Identity
 from hsl_node.sync.algorithms import CIPHERS, KEY_EXCHANGES, MACS
+from hsl_node.sync.toll import Toll
 from hsl_node.sync.transport import (
     BLOCK_BYTES,
     BLOCKS_IN_FLIGHT,
@@ -66,10 +67,10 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 @asynccontextmanager
-async def connect(login: Login, identity: Identity, patience: Patience) -> AsyncIterator[Transport]:
+async def connect(login: Login, identity: Identity, patience: Patience, toll: Toll) -> AsyncIterator[Transport]:
     """See `transport.connect`."""
     sock = await open_socket(login, patience.connect_s)
-    link = _Link(login, sock, patience)
+    link = _Link(login, sock, patience, toll)
     try:
         await link.log_in(identity)
         yield link
@@ -82,13 +83,14 @@ class _Link:
 
     sftp: Any  # paramiko.SFTPClient
 
-    def __init__(self, login: Login, sock: socket.socket, patience: Patience) -> None:
+    def __init__(self, login: Login, sock: socket.socket, patience: Patience, toll: Toll) -> None:
         self._login = login
         self._sock = sock
         self._patience = patience
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"sftp-{login.peer}")
         self._ssh = paramiko.Transport(sock)
-        _bound(self._ssh.packetizer)
+        self._toll = toll
+        _bound(self._ssh.packetizer, toll)
         self._moved = 0.0  # monotonic time of the last sign of life, as the thread sees it
 
     # ------------------------------------------------------------ in the event loop
@@ -156,7 +158,8 @@ class _Link:
         except Exception as exc:  # a server that breaks the protocol shows as any error at all
             if isinstance(exc, OSError) and self._ssh.is_active():
                 raise self._login.failed(what, exc) from exc
-            raise self._login.lost(what, exc) from exc
+            cause = self._ssh.saved_exception  # of its reader's end; what a waiting call raises says less
+            raise self._login.lost(what, cause if isinstance(cause, paramiko.SSHException) else exc) from exc
         finally:
             if not call.done():
                 self._cut()
@@ -264,6 +267,7 @@ class _Link:
             end, number = waiting.popleft()
             answers.wait_for(number)
             self._moved = time.monotonic()
+            self._toll.sent(BLOCK_BYTES)
             report(end)
 
         for start in range(offset, content.size, READ_AHEAD_BLOCKS * BLOCK_BYTES):
@@ -277,9 +281,18 @@ class _Link:
             acknowledged()
 
 
-def _bound(packetizer: Any) -> None:
-    """Limit what one packet and the greeting may take of our memory."""
+def _bound(packetizer: Any, toll: Toll) -> None:
+    """Limit what one packet and the greeting may take of our memory, and all packets of our time."""
     read_all, read_some, greeting = packetizer.read_all, packetizer._read_timeout, 0
+    read_message = packetizer.read_message
+
+    def bounded_message() -> tuple[int, paramiko.Message]:
+        kind, message = read_message()
+        try:
+            toll.packet(kind, len(message.asbytes()))
+        except PeerDataError as exc:
+            raise paramiko.SSHException(exc.message) from exc
+        return kind, message
 
     def bounded_read(count: int, check_rekey: bool = False) -> bytes:
         if count > PACKET_MAX_BYTES:
@@ -295,6 +308,7 @@ def _bound(packetizer: Any) -> None:
         return block
 
     packetizer.read_all, packetizer._read_timeout = bounded_read, bounded_greeting
+    packetizer.read_message = bounded_message
 
 
 class _Answers:
