@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 QUIET_S = 300.0  # long enough that a person who was called finds it; short enough after it was mended
 BY_PEERS = frozenset(
-    {"loses", "lost", "not shown", "refused", "refused by", "setup", "twice", "unproven", "wrong bytes"}
+    {"loses", "lost", "not shown", "refused", "refused by", "set back", "setup", "twice", "unproven", "wrong bytes"}
 )  # such an alarm's code is one of these, or one of these and the peer's name
 
 

@@ -37,10 +37,9 @@ def require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
     journal = Journal.read_only(Layout(state).journal)
     try:
         saved = journal.state() or {"phase": None, "round": 0, "owed": ()}
-        last = max((m["round"] for m in journal.rows("manifests") if m["peer"] == peer), default=None)
-        newest = None if last is None else journal.manifest(last, peer)
+        newest = journal.last_manifest(peer)
         # Where I have finished or halted nobody comes further than I did: with its manifest of that round all is here.
-        over = saved["phase"] in (Phase.FINISHED, Phase.HALTED) and last is not None and last >= saved["round"]
+        over = saved["phase"] in (Phase.FINISHED, Phase.HALTED) and newest and newest["round"] >= saved["round"]
         mine = journal.signed(saved["round"]) if over else None
         owed = [r for r, p in saved["owed"] if p == peer]
     finally:
@@ -50,7 +49,7 @@ def require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
         raise HslError(
             f"round {owed[0]} is not delivered to {peer} yet: its receipt may be signed with the old key", remedy=again
         )
-    if last is None or newest is None:
+    if newest is None:
         raise HslError(
             f"nothing of {peer} has arrived in this run yet: its first manifest may be signed with the old key",
             remedy=again,
@@ -60,8 +59,8 @@ def require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
     except PeerDataError:
         if mine is None:
             raise HslError(
-                f"the last manifest of {peer} (round {last}) is signed with its old key: it has not changed over, or "
-                "nothing new of it has arrived since",
+                f"the last manifest of {peer} (round {newest['round']}) is signed with its old key: it has not "
+                "changed over, or nothing new of it has arrived since",
                 remedy=f"{peer} runs hsl-node key rotate --finish; {again}",
             ) from None
         _require_new_receipt(state, peer, update, saved["round"], *mine)
