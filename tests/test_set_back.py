@@ -94,7 +94,8 @@ def require_told_and_mended(cluster: Cluster, right: dict[int, str], *lost: str)
     log = log_path(cluster.layout("birch").state).read_text()
     for peer in lost:
         assert f"the checkpoint of {peer} is at other peers and not on its way here" in log
-    assert not any(w["code"].startswith(("lost", "set back")) for w in cluster.status("birch")["warnings"])
+    told = [w["text"] for w in cluster.status("birch")["warnings"] if w["code"].startswith(("lost", "set back"))]
+    assert all("over, shown until it was quiet" in text for text in told), told
 
 
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES], ids=["of two", "of three"])
