@@ -24,6 +24,7 @@ from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.errors import LocalStateError
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
+from hsl_node.sync.deliver import Transfer
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.manifest import Manifest
@@ -88,6 +89,7 @@ class Site:
             alarms=self.alarms, config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(federation),
             set_back=SimpleNamespace(heard=lambda offer: None),
             refused={BIRCH: RefusedKey(BIRCH, random.Random())},
+            delivery=SimpleNamespace(transfers={BIRCH: Transfer(BIRCH)}),
         )  # fmt: skip
         return Counting(node)
 

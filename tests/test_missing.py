@@ -80,6 +80,8 @@ def node_of(site: Site, link: Link) -> Any:
         known_schema=lambda: site.schema,
         asking=None,
         alarms=Alarms(),
+        server=None,
+        set_back=SimpleNamespace(listed=frozenset),
     )
     node.asking = Near(node, link)
     return node
@@ -404,7 +406,6 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
         node.asking, node.others, node.server = asks, (BIRCH, CEDAR), None
         node.federation, node.keyring = site.members.federation, Keyring.of(site.members.federation)
         node.known_state, node.intake.wake = lambda: state, lambda peer: None
-        node.set_back = SimpleNamespace(listed=frozenset)
         watch = missing.Missing(node)
         watch._lost = (BIRCH,)
         async with asyncio.timeout(60):
@@ -634,7 +635,7 @@ class Inbox:
         )  # fmt: skip
         node: Any = SimpleNamespace(
             others=(BIRCH, CEDAR), alarms=Alarms(), known_state=lambda: self.state, server=self,
-            keyring=SimpleNamespace(is_revoked=lambda peer: False),
+            keyring=SimpleNamespace(is_revoked=lambda peer: False), set_back=SimpleNamespace(listed=frozenset),
         )  # fmt: skip
         self.missing = missing.Missing(node, clock=lambda: self.now)
 

@@ -28,6 +28,7 @@ from hsl_node.errors import Equivocation
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
 from hsl_node.proof import Proofs
 from hsl_node.recovery import HeldUp, Recovery
+from hsl_node.sync.deliver import Transfer
 from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Accepted, Keyring, KeyringFile, sign_update
 from hsl_node.sync.manifest import Manifest
@@ -112,6 +113,7 @@ class Site:
             journal=store.journal, alarms=self.alarms, config=SimpleNamespace(client="asyncssh"),
             keyring=keyring, layout=layout, store=store,
             refused={p: RefusedKey(p, random.Random()) for p in (BIRCH, CEDAR)},
+            delivery=SimpleNamespace(transfers={p: Transfer(p) for p in (BIRCH, CEDAR)}),
         )  # fmt: skip
         node.asking = Asking(node)
         self.recovery = Recovery(cast(Any, node))

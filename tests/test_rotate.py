@@ -40,6 +40,7 @@ from hsl_node.errors import (
 from hsl_node.identity import MANIFEST_NAMESPACE, Identity, verify
 from hsl_node.sync import durable, keyring
 from hsl_node.sync import round as machine
+from hsl_node.sync.deliver import Transfer
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring, KeyringFile, sign_update
 from hsl_node.sync.names import Digest, Peer
@@ -426,6 +427,7 @@ async def test_a_refused_key_is_left_alone_but_its_reason_stays_until_another_ke
         federation=members.federation, me=ASH, identity=members.identities[ASH],
         config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(members.federation),
         refused={BIRCH: RefusedKey(BIRCH, random.Random())},
+        delivery=SimpleNamespace(transfers={BIRCH: Transfer(BIRCH)}),
     )  # fmt: skip
     for question in (Asking(node).offer_of(BIRCH), Asking(node).connected(BIRCH).__aenter__()):
         with pytest.raises(KeyRefused, match="another host key") as refused:
