@@ -135,6 +135,7 @@ class Site:
 
     def _ended(self, life: Life, outcome: object, *, disk_failed: bool) -> None:
         said = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else f"exit {outcome}"
+        said = said.replace(f"{self.root}/", "")  # a folder of this run alone
         self.say(f"ended: {said}")
         ours = isinstance(outcome, LocalStateError) or getattr(outcome, "errno", None) in DISK_ERRORS
         healing = isinstance(outcome, Altered) and bool(self.altered)

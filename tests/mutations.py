@@ -1,7 +1,7 @@
 """Switch each protection off in a copy of the package and see which tests fail: `make mutations`.
 
     python tests/mutations.py                   all; writes tests/MUTATIONS.md; exit code 1 where no test noticed
-    python tests/mutations.py fsync quota       some, to look at; writes nothing
+    python tests/mutations.py fsync quota       some; their rows are written anew, the others stay as they were seen
 
 A copy holds package, tests and what those read; it alone is on the path of the tests and of the daemons they start.
 """
@@ -14,6 +14,7 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import sys
@@ -194,6 +195,17 @@ def render(failed: dict[str, Sequence[str]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def recorded(page: str) -> dict[str, list[str]]:
+    """What failed by mutant's name, as far as an earlier page tells; of a test's cases only how many."""
+    found: dict[str, list[str]] = {}
+    for mutant in MUTANTS:
+        _, there, after = page.partition(f"**{mutant.off}** (`hsl_node/{mutant.file}`)")
+        rows = re.findall(r"- `([^`]+)`(?:, (\d+) cases)?$", re.split(r"^(?:\*\*|## )", after, flags=re.M)[0], re.M)
+        if there:
+            found[mutant.name] = [f"tests/{test}[{n}]" for test, count in rows for n in range(int(count or 1))]
+    return found
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -227,7 +239,9 @@ def main(wanted: Sequence[str]) -> int:
             + (f"{len(noticed)} fail" if noticed else "SURVIVED")
             + outcome.broken
         )
-    if not wanted and not survived:
+    if wanted:  # the other rows stay as they were seen
+        failed = recorded(TABLE.read_text()) | failed
+    if not survived and failed.keys() == {m.name for m in MUTANTS}:
         TABLE.write_text(render(failed))
     say(f"{len(chosen) - len(survived)} of {len(chosen)} noticed" + "".join(f"\n  not noticed: {n}" for n in survived))
     return 1 if survived else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mutants import TEN, Mutant, NotOnce, apply, mutated
-from mutations import MUTANTS, PROTECTIONS, REPOSITORY, TABLE, TESTS, run
+from mutations import MUTANTS, PROTECTIONS, REPOSITORY, TABLE, TESTS, recorded, render, run
 
 PACKAGE = REPOSITORY / "hsl_node"
 QUICK = sorted({mutant.quick for mutant in MUTANTS})
@@ -62,3 +62,9 @@ def test_the_table_has_a_row_for_every_mutant_and_names_tests_that_exist() -> No
     assert len(named) >= len(MUTANTS)
     for file, name in set(named):
         assert re.search(rf"def {name}\(", (TESTS / file).read_text()), f"make mutations: {file}::{name} is gone"
+
+
+def test_the_table_is_read_as_it_was_written() -> None:
+    """A run of some protections keeps the rows of the others."""
+    table = TABLE.read_text()
+    assert render(recorded(table)) == table
