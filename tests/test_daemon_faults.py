@@ -23,6 +23,7 @@ from hostile import Hostile
 from test_daemon import final_digests
 
 from hsl_node import identity
+from hsl_node.alarms import Alarms
 from hsl_node.config import Plan
 from hsl_node.errors import NotRunning
 from hsl_node.logs import log_path
@@ -118,7 +119,7 @@ def test_threat_29_systemds_status_line_tells_of_a_trainer_that_hangs(trainer: s
 def test_images_that_are_decoded_are_no_longer_shown_as_being_decoded(tmp_path: Path) -> None:
     """A node may wait for days for its peers after that."""
     with closing(Journal.create(tmp_path / "journal.sqlite3")) as journal:
-        node: Any = SimpleNamespace(journal=journal)
+        node: Any = SimpleNamespace(journal=journal, alarms=Alarms())
         work = Work(node)
         work.event({"event": "busy", "what": "decoding images", "done": 1, "total": 60})
         assert work.busy is not None
