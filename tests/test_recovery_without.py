@@ -191,7 +191,7 @@ def line_to(port: int) -> Iterator[tuple[Proxy, Callable[[Coroutine[Any, Any, No
 
 
 # One question, then none for an hour: only who shows itself is asked sooner.
-ONCE = HURRY + "; m.PAUSE_S, m.AFTER_CONNECT_S = (3600.0, 3600.0), 0.2"
+ONCE = HURRY + "; m.PAUSE_S, m.AFTER_CONNECT_S = (3600.0, 3600.0), 0.2; import hsl_node.alarms as a; a.QUIET_S = 1.0"
 
 
 def test_a_peer_that_was_away_when_it_was_asked_for_a_lost_checkpoint_is_asked_when_it_is_back(

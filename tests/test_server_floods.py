@@ -157,11 +157,11 @@ async def test_threat_04_unread_answers_do_not_fill_our_memory(tmp_path: Path) -
             for i in range(256):
                 writer.write(packet(Byte(5) + UInt32(i) + handle + UInt64(0) + UInt32(2**18)))
             (link,) = box.server._links
-            await until(lambda: not link._transport.is_reading())
+            await until(lambda: not link.conn._transport.is_reading())
             for _ in range(20):
                 await asyncio.sleep(0.01)
-                assert 0 < link._transport.get_write_buffer_size() < UNSENT_MAX_BYTES + 2 * 2**18
-            assert not link._transport.is_reading()
+                assert 0 < link.conn._transport.get_write_buffer_size() < UNSENT_MAX_BYTES + 2 * 2**18
+            assert not link.conn._transport.is_reading()
             await box.honest()
             connection._transport.resume_reading()
             for _ in range(256):  # nothing was lost
