@@ -190,8 +190,8 @@ def line_to(port: int) -> Iterator[tuple[Proxy, Callable[[Coroutine[Any, Any, No
         loop.close()
 
 
-# One question, then none for an hour: only who shows itself is asked sooner. Lists that peers give to other questions would
-# tell of it before that (`set_back.py`); here they do not.
+# One question, then none for an hour: only who shows itself is asked sooner. Lists that peers give to other questions
+# would tell of it before that (`set_back.py`); here they do not.
 ONCE = (
     HURRY
     + """; m.PAUSE_S, m.AFTER_CONNECT_S = (3600.0, 3600.0), 0.2
