@@ -35,6 +35,17 @@ if sys.argv[1].endswith("cedar"):
 """
 
 
+def arrives(cluster: Cluster, second: Signed, point: str) -> None:
+    """At ash: as delivered, or found by a node that is killed at `point` and started again."""
+    if not point:
+        return deliver(second, None, cluster, "ash")
+    cluster.kill("ash")
+    inbox = cluster.layout("ash").homes / CULPRIT / "inbox"
+    (inbox / str(second.name)).write_bytes(second.document)
+    cluster.crash("ash", point)
+    cluster.start("ash")
+
+
 @pytest.mark.parametrize("point", ["", *LATER])
 @pytest.mark.parametrize("round", [2, 4])
 def test_threat_11_a_second_manifest_of_a_past_round_halts_a_node_at_once_and_wherever_it_is_killed(
@@ -49,14 +60,8 @@ def test_threat_11_a_second_manifest_of_a_past_round_halts_a_node_at_once_and_wh
             cluster.wait_until(name, lambda s: s["round"] == round, f"round {round}")
         second = at(cluster, "ash").manifest(signed(cluster, CULPRIT, 1), samples=77)
         cluster.kill(CULPRIT)
+        arrives(cluster, second, point)
         inbox = cluster.layout("ash").homes / CULPRIT / "inbox"
-        if point:
-            cluster.kill("ash")
-            (inbox / str(second.name)).write_bytes(second.document)
-            cluster.crash("ash", point)
-            cluster.start("ash")
-        else:
-            deliver(second, None, cluster, "ash")
         status = require_named(cluster, "ash", CULPRIT)
         assert (status["state"], status["round"]) == ("halted", round)
         asyncio.run(asyncio.wait_for(until(lambda: not (inbox / str(second.name)).exists()), 60))
@@ -75,14 +80,7 @@ def test_threat_11_a_second_manifest_of_this_round_whose_data_never_comes_is_pro
             deliver(first, data, cluster, name)
         cluster.wait_until("ash", lambda s: s["waiting_for"] == ["birch"], "has cedar's")
         second, _ = face(cluster, 2.0)
-        if point:
-            cluster.kill("ash")
-            inbox = cluster.layout("ash").homes / CULPRIT / "inbox"
-            (inbox / str(second.name)).write_bytes(second.document)
-            cluster.crash("ash", point)
-            cluster.start("ash")
-        else:
-            deliver(second, None, cluster, "ash")
+        arrives(cluster, second, point)
         status = require_named(cluster, "ash", CULPRIT)
         assert (status["phase"], status["round"]) == ("collect", 1), "its own checkpoint is signed: the others fuse it"
         assert digests(cluster, "ash", CULPRIT) == {first.digest, second.digest}

@@ -61,6 +61,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
         return cluster.fused("ash")
 
 
+def join_anew(cluster: Cluster, folder: Path) -> None:
+    """ash and birch stop, agree on another federation file of the cards that they have now, and start."""
+    cards = []
+    for name in NAMES[:2]:
+        assert cluster.stop(name) == 0
+        cards.append(folder / f"{name}.card")
+        cards[-1].write_text(config.card_text(enrol.card_of(state(cluster, name))))
+    agreed = enrol.create(name="cluster, again", cards=cards, plan=PLAN, anchor=None)
+    (folder / "new.toml").write_text(config.federation_text(agreed))
+    for name in NAMES[:2]:
+        enrol.join(state(cluster, name), folder / "new.toml", replace=True)
+    cluster.start_all()
+
+
 def state(cluster: Cluster, name: str) -> Path:
     return cluster.layout(name).state
 
@@ -223,16 +237,7 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
         peer = next(c for c in doctor.examine(state(cluster, "ash")) if c.name == "peer birch")
         assert peer.exit_code == 12 and "restore a newer one" in peer.fix
 
-        cards = []
-        for name in NAMES[:2]:
-            assert cluster.stop(name) == 0
-            cards.append(tmp_path / f"{name}.card")
-            cards[-1].write_text(config.card_text(enrol.card_of(state(cluster, name))))
-        agreed = enrol.create(name="cluster, again", cards=cards, plan=PLAN, anchor=None)
-        (tmp_path / "new.toml").write_text(config.federation_text(agreed))
-        for name in NAMES[:2]:
-            enrol.join(state(cluster, name), tmp_path / "new.toml", replace=True)
-        cluster.start_all()
+        join_anew(cluster, tmp_path)
         cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")
 
@@ -387,16 +392,7 @@ def test_a_new_key_that_is_lost_costs_no_round_and_the_next_federation_changes_k
         assert cluster.fused("ash") == cluster.fused("birch")
         assert signed_by(cluster, "birch", old) == set(range(7)), "no round was lost"
 
-        cards = []
-        for name in NAMES[:2]:
-            assert cluster.stop(name) == 0
-            cards.append(tmp_path / f"{name}.card")
-            cards[-1].write_text(config.card_text(enrol.card_of(state(cluster, name))))
-        agreed = enrol.create(name="cluster, again", cards=cards, plan=PLAN, anchor=None)
-        (tmp_path / "new.toml").write_text(config.federation_text(agreed))
-        for name in NAMES[:2]:
-            enrol.join(state(cluster, name), tmp_path / "new.toml", replace=True)
-        cluster.start_all()
+        join_anew(cluster, tmp_path)
         for name in NAMES[:2]:
             cluster.wait_until(name, lambda s: s["round"] is not None, "running")
         begun = rotate.begin(ash)
