@@ -122,10 +122,14 @@ class Cluster:
     def hold_file(self, name: str) -> Path:
         return self.root / f"{name}.hold"  # not in its state directory, which some tests lose
 
-    def crash(self, name: str, point: str) -> None:
-        """Start it, and wait until the daemon has killed itself at this point of `sync/durable.py`."""
+    def crash(self, name: str, point: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Start it, and wait until the daemon has killed itself at this point of `sync/durable.py`.
+
+        `meanwhile`: called once it has been started; it lets the daemon come to that point.
+        """
         mark = self.root / f"crash{sum(1 for _ in self.root.glob('crash*'))}"
         process = self.start(name, HSL_CRASH_AT=f"{point} {mark}")
+        meanwhile()
         assert process.wait(WAIT_S) == -signal.SIGKILL, f"{point}\n{self.output(name)}"
         assert mark.read_text() == str(process.pid), "the daemon died, not its trainer"
 

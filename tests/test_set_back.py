@@ -153,8 +153,14 @@ def test_threat_12_a_node_set_back_behind_the_closing_statement_of_a_peer_gets_i
 ) -> None:
     """Nothing is signed after it: ash has finished, and no next round will ever show it."""
     with Cluster(tmp_path, NAMES[:2], PLAN, prelude=HURRY) as cluster:
+        cluster.hold("birch", 3)
         cluster.start("birch")
-        cluster.crash("ash", f"{Step.FUSION_WRITE.points[0]}#3")
+
+        def last_round() -> None:
+            cluster.wait_until("birch", lambda s: has(s, 3, "ash"), "has ash's: nobody will send it while ash is down")
+            release(cluster, "birch")
+
+        cluster.crash("ash", f"{Step.FUSION_WRITE.points[0]}#3", last_round)
         cluster.kill("ash")  # it has ended; it was meant to
         cluster.wait_until("birch", lambda s: last_signed(cluster, "birch") == 4, "waits for ash's statement")
         cluster.stop("birch")
