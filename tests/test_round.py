@@ -483,6 +483,14 @@ def test_threat_11_proof_that_was_fetched_halts_the_node_where_the_others_can_be
     assert again == state, "said twice"
 
 
+@pytest.mark.parametrize("peer", [CEDAR, ASH])
+def test_threat_11_proof_of_a_round_long_past_halts_the_node_whoever_signed_it(peer):
+    """Who sees it later must not decide otherwise than who saw it at once; ASH is this node."""
+    state, _ = step(replace(START, phase=Phase.TRAIN, round=7), Proven(peer, 2))
+    assert state.phase is Phase.HALTED
+    assert "signed two different manifests for round 2" in state.reason
+
+
 def test_proof_that_comes_after_the_end_stops_nothing():
     state = replace(START, phase=Phase.FINISHED, round=3)
     assert step(state, Proven(CEDAR, 3))[0] == state
