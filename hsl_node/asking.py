@@ -50,6 +50,14 @@ DOUBLED_MAX = 3  # times; what a turn brought is kept, so short ones cost a slow
 FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; else the next has its turn
 
 
+class HeldUp(TransportError):
+    """One peer keeps us from going on; the operator must know which, and why."""
+
+    def __init__(self, peer: str, why: str) -> None:
+        super().__init__(why)
+        self.peer = Peer(peer)
+
+
 class Asking:
     """One for each daemon."""
 
@@ -107,14 +115,14 @@ class Asking:
         may take as long as its line needs. Not `patient`: it has a turn too, the caller asks again.
         `tell(giver, how far)`: with each block.
 
-        Raises: TransportError: nobody else has it, and the link to one that has broke; or its turn is over.
+        Raises: HeldUp: nobody else has it, and the link to one that has broke; or its turn is over.
         """
         if await asyncio.to_thread(holds, target, sha256):
             await asyncio.to_thread(durable.accept, target)
             return True
         size = self._node.known_schema().file_bytes
         givers = sorted((Peer(o.peer) for o in offers.values() if sha256 in o.files), key=self._last)
-        broke: TransportError | None = None
+        broke: HeldUp | None = None
         while givers:
             giver = givers.pop(0)
             fair_s = self._turn_s(giver, size)
@@ -134,14 +142,15 @@ class Asking:
                 if givers:
                     givers.append(giver)
                 else:
-                    broke = TransportError(f"{giver}: {why}")
+                    broke = HeldUp(giver, f"{giver}: {why}")
             except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
                 log.warning("not taken", extra={"peer": giver, "reason": escaped(exc.message)})
                 if isinstance(exc, PeerDataError):
                     self._name_wrong(giver, exc)
             except TransportError as exc:
-                log.warning("not taken", extra={"peer": giver, "reason": escaped(exc.message)})
-                broke = exc
+                why = escaped(exc.message)
+                log.warning("not taken", extra={"peer": giver, "reason": why})
+                broke = HeldUp(giver, f"the link broke while it gave {sha256[:12]}, which it lists: {why}")
         if broke is not None:
             raise broke
         return False

@@ -6,11 +6,15 @@ Each document carries this node's own signature, so nobody has to be believed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from hsl_node import evidence
 from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
+from hsl_node.held import Held, counting
+from hsl_node.held import held as held_of
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, content_digest, parse_manifest
 from hsl_node.sync.names import Peer
@@ -35,6 +39,7 @@ def take(folder: Path, store: Store, ring: Keyring, me: Peer) -> int:
         raise UsageError(
             f"{folder} holds no manifest of {me}", remedy="ask that hospital for the folder of `verify --export` there"
         )
+    held: dict[str, Held] = {}
     for path, round in found:
         document = _read(path) + _read(path.with_name(path.name + ".sig"))
         manifest = parse_manifest(verify(document, ring.chain(me), MANIFEST_NAMESPACE))
@@ -45,16 +50,35 @@ def take(folder: Path, store: Store, ring: Keyring, me: Peer) -> int:
             )
         if (manifest.peer, manifest.round) != (me, round):
             raise PeerDataError(f"{path.name} is about something else than its name says", code="name")
-        _record(store, ring, me, manifest, document)
-    return len(found)
+        held[path.name] = held_of(manifest, document, ring)
+    _require_counting(held, store.journal, ring, me)
+    for one in held.values():
+        _record(store, ring, me, one)
+    return len(held)
 
 
-def _record(store: Store, ring: Keyring, me: Peer, manifest: Manifest, document: bytes) -> None:
-    known = store.journal.manifest(manifest.round, me)
+def _require_counting(held: Mapping[str, Held], journal: Journal, ring: Keyring, me: Peer) -> None:
+    """Raises: PeerDataError: a replaced key signed it, and nothing newer of this node names it: see `held.py`."""
+    mine = journal.last_manifest(me)
+    newest = {"": held_of(Manifest.model_validate(mine["content"]), mine["document"], ring)} if mine else {}
+    counts = counting({**held, **newest}, ring, me, journal.manifest)
+    for name in held:
+        if name not in counts:
+            raise PeerDataError(
+                f"{name} is signed with a key of this node that was replaced, and what its newer key signed does not "
+                "name it",
+                code="key",
+                remedy="call the hospital that sent the folder: somebody has that old key; nothing was taken",
+            )
+
+
+def _record(store: Store, ring: Keyring, me: Peer, one: Held) -> None:
+    manifest, document = one.manifest, one.document
+    known = store.journal.manifest(one.round, me)
     if known is None:
-        store.journal.record_manifest(manifest.round, me, manifest.sha256, document, manifest.content())
+        store.journal.record_manifest(one.round, me, manifest.sha256, document, manifest.content())
     elif manifest.round > 0 and content_digest(known["content"]) != manifest.digest:
-        evidence.keep(store, ring, manifest.round, me, (known["document"], document), own=True)
+        evidence.keep(store, ring, one.round, me, (known["document"], document), own=True)
         raise Equivocation(
             f"two different manifests of round {manifest.round} carry this node's signature: both are in evidence/",
             remedy="find and stop the other copy of this node; then agree with the other hospitals on a new federation",

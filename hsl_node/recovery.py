@@ -15,12 +15,13 @@ import errno
 import hashlib
 import logging
 import secrets
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsl_node import altered, evidence, service
+from hsl_node.asking import HeldUp
 from hsl_node.errors import (
     Equivocation,
     FederationMismatch,
@@ -31,7 +32,8 @@ from hsl_node.errors import (
     TransportError,
     escaped,
 )
-from hsl_node.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.held import Held, counting, forged
+from hsl_node.held import held as held_of
 from hsl_node.intake import claim_of
 from hsl_node.missing import place
 from hsl_node.recover_mark import Mark, machine_id
@@ -42,7 +44,7 @@ from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import Keyring
 from hsl_node.sync.limits import one_line
 from hsl_node.sync.manifest import Manifest, content_digest
-from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.names import ROUND_MAX, Digest, Peer, Round
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.recovered import recovered
 from hsl_node.sync.round import Claim, Phase
@@ -50,7 +52,6 @@ from hsl_node.sync.tensors import holds
 from hsl_node.sync.transport import OperationFailed
 
 if TYPE_CHECKING:
-    from hsl_node.config import Federation
     from hsl_node.node import Node
 
 log = logging.getLogger(__name__)
@@ -60,37 +61,14 @@ LOOK_AGAIN = 3  # times, where a checkpoint of ours is promised to nobody: a pee
 LOOK_AGAIN_S = 2.0
 
 
-@dataclass(frozen=True)
-class Held:
-    """One verified manifest that somebody holds."""
-
-    manifest: Manifest
-    document: bytes
-    replaced: bool = False  # signed with a key that this peer has replaced since
-
-    @property
-    def peer(self) -> Peer:
-        return Peer(self.manifest.peer)
-
-    @property
-    def sha256(self) -> Digest:
-        return Digest(self.manifest.sha256)
-
-
-class HeldUp(TransportError):
-    """One peer keeps the recovery from going on; the operator must know which, and why."""
-
-    def __init__(self, peer: str, why: str) -> None:
-        super().__init__(why)
-        self.peer = Peer(peer)
-
-
 class Recovery:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._mark = Mark("")
         self._unanswered: dict[Peer, str] = {}  # and why
         self._held_up: dict[Peer, str] = {}  # who has answered and still keeps us waiting
+        self._begun_again: dict[Peer, str] = {}  # because of whom, and why
+        self._broke: Counter[bytes] = Counter()  # how often this document's checkpoint could not be had
         self._fetching: dict[Peer, str] = {}  # who gives a file at this moment, and how far it is
         self._lists: dict[Peer, bytes] = {}  # what each answered, signed
         self._keys: dict[Peer, str] = {}  # of the unanswered, where a key is the reason: what to do about it
@@ -98,7 +76,7 @@ class Recovery:
     @property
     def waiting(self) -> dict[Peer, str]:
         """For whom, and why."""
-        return {**self._fetching, **self._held_up, **self._unanswered}
+        return {**self._fetching, **self._begun_again, **self._held_up, **self._unanswered}
 
     async def run(self, initial: Digest, mark: Mark) -> None:
         """Ask all peers; leave a journal and files from which the round goes on.
@@ -113,11 +91,15 @@ class Recovery:
         asked = tuple(p for p in node.others if p not in mark.without)
         self._unanswered = dict.fromkeys(asked, "not asked yet")
         self._tell()
-        looks = 0
+        looks, failures, lists_broke = 0, 0, False
         while True:
             offers = {o.peer: o for o in await asyncio.gather(*(self._answer_of(p) for p in asked))}
+            in_lists = True
             try:
                 held = await self.manifests(offers)
+                in_lists = False
+                if lists_broke:
+                    self._begun_again = {}
                 state, missing = await self._state(initial, offers, held)
                 if not missing or looks == LOOK_AGAIN:
                     await self._bring(state, offers, held)
@@ -129,9 +111,11 @@ class Recovery:
                 node.alarms.sound("disk", f"no room for what the peers keep for this node: {exc}", "free some space")
             except TransportError as exc:
                 log.warning("a recovery is begun again", extra={"reason": escaped(exc.message)})
-                if isinstance(exc, HeldUp):
-                    self._hold_up(exc.peer, exc.message)
-            await asyncio.sleep(LOOK_AGAIN_S)
+                failures, lists_broke = failures + 1, in_lists
+                if isinstance(exc, HeldUp):  # named until this is over, or something else breaks
+                    self._begun_again = {exc.peer: exc.message}
+                    self._tell()
+            await asyncio.sleep(min(LOOK_AGAIN_S * 2 ** min(max(failures - LOOK_AGAIN, 0), 30), RETRY_S[1]))
         self._write(state, initial, held, mark)
         node.alarms.settle("recovering")
         node.alarms.settle("disk")
@@ -143,7 +127,7 @@ class Recovery:
 
     def _tell(self) -> None:
         fixes = [self._keys[p] for p in sorted(self._keys)]  # whoever has such a peer left out signs rounds again
-        still = {**self._held_up, **self._unanswered}
+        still = {**self._begun_again, **self._held_up, **self._unanswered}
         if not still:  # then nobody must be left out: what one gives slowly, another one may have
             fixes.append("nothing is to be done: from a peer that is slow it goes on to another one with the same file")
         elif still.keys() != self._keys.keys():
@@ -214,14 +198,15 @@ class Recovery:
             HeldUp: a peer does not give what it lists, or what it gives does not fit what another one signed.
         """
         named = {(m.round, Peer(m.peer)) for offer in offers.values() for m in offer.manifests}
-        held = await asyncio.to_thread(_known, self._node.layout.journal, self._node.federation, self._node.me, named)
+        held = await asyncio.to_thread(_known, self._node.layout.journal, self._node.keyring, self._node.me, named)
         for offer in offers.values():
             await self._read(offer, held)
-        counting = self._counting(held)
-        self._require_one_signature(counting.values())
-        for one in counting.values():
-            self._require_fitting(one, counting, offers)
-        return counting
+        counts = await asyncio.to_thread(self._counting, held)
+        self._tell_forged(held, counts, offers)
+        self._require_one_signature(counts, offers)
+        for one in counts.values():
+            self._require_fitting(one, counts, offers)
+        return counts
 
     async def _read(self, offer: Offer, held: dict[str, Held]) -> None:
         """Raises: HeldUp: this peer's link broke, or it does not give a signature of this node that it lists."""
@@ -246,7 +231,7 @@ class Recovery:
                     except (PeerDataError, FederationMismatch) as exc:
                         worthless(exc)
                     else:
-                        held[listed.document] = Held(manifest, document, _replaced(document, ring, listed.peer))
+                        held[listed.document] = held_of(manifest, document, ring)
         except HeldUp:
             raise
         except HslError as exc:
@@ -255,11 +240,30 @@ class Recovery:
             self._held_up.pop(peer, None)
             self._tell()
 
-    @staticmethod
-    def _counting(held: Mapping[str, Held]) -> dict[str, Held]:
-        """Without what a replaced key says of a round for which the key of today has signed."""
-        today = {(h.peer, h.manifest.round) for h in held.values() if not h.replaced}
-        return {d: h for d, h in held.items() if not h.replaced or (h.peer, h.manifest.round) not in today}
+    def _counting(self, held: Mapping[str, Held]) -> dict[str, Held]:
+        journal = Journal.read_only(self._node.layout.journal)  # in a thread
+        try:
+            return counting(held, self._node.keyring, self._node.me, journal.manifest)
+        finally:
+            journal.close()
+
+    def _tell_forged(self, held: Mapping[str, Held], counts: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
+        """It is not taken, and holds nothing up; but somebody signs with a key that was replaced."""
+        found: dict[Peer, set[str]] = {}
+        for one in forged(held, counts):
+            log.warning(
+                "not taken", extra={"peer": one.peer, "round": one.round, "reason": "signed with a replaced key"}
+            )
+            found.setdefault(one.peer, set()).update(_givers(one, offers))
+        for peer, givers in sorted(found.items()):
+            who = " and ".join(sorted(givers)) or "this node's journal"
+            whom = " and ".join(sorted({*givers, peer} - {self._node.me}))
+            self._node.alarms.sound(
+                f"old key {peer}",
+                f"{who} keeps a manifest of {peer} that a replaced key of {peer} signed and that does not fit what the "
+                "newer key signed: it is not taken",
+                f"somebody has that old key and uses it: call {whom}",
+            )
 
     def _require_fitting(self, mine: Held, held: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
         """Whoever finds a replaced key on an old disk can sign anything. What I signed fits what the others signed.
@@ -267,8 +271,8 @@ class Recovery:
         Raises:
             HeldUp: it does not; a person must find out who says something wrong.
         """
-        round = mine.manifest.round - 1
-        if mine.peer != self._node.me or not mine.replaced or round < 1:
+        round = mine.round - 1
+        if mine.peer != self._node.me or not mine.doubtful or round < 1:
             return
         for offer in offers.values():
             named = mine.manifest.inputs.get(offer.peer)
@@ -276,8 +280,7 @@ class Recovery:
             if known := self._node.journal.manifest(round, Peer(offer.peer)):  # of a round that nobody names any more
                 theirs.add(content_digest(known["content"]))
             if named not in theirs and not offer.recovering:
-                document = next((d for d, h in held.items() if h is mine), "")
-                givers = sorted(o.peer for o in offers.values() if any(m.document == document for m in o.manifests))
+                givers = _givers(mine, offers)
                 raise HeldUp(
                     offer.peer,
                     f"its manifest of round {round} is not the one that this node's signature of round {round + 1} "
@@ -285,21 +288,35 @@ class Recovery:
                     "been replaced since: one of them is wrong, or somebody has that key",
                 )
 
-    def _require_one_signature(self, held: Iterable[Held]) -> None:
+    def _require_one_signature(self, held: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
+        """
+        Raises:
+            Equivocation: two different ones of one round carry this node's signature.
+            HeldUp: so it looks, but a key that was replaced made one of them, or both.
+        """
         first: dict[Round, Held] = {}
-        for one in held:
-            round = one.manifest.round
+        for one in held.values():
+            round = one.round
             if one.peer != self._node.me or round == 0:
                 continue
             before = first.setdefault(round, one)
-            if before.manifest.digest != one.manifest.digest:
-                both = (before.document, one.document)
-                evidence.keep(self._node.store, self._node.keyring, round, one.peer, both, own=True)
-                raise Equivocation(
-                    f"two different manifests of round {round} carry this node's signature: a clone or an old copy of "
-                    "it has signed one of them; both are in evidence/",
-                    remedy="find and stop the other copy; then agree with the other hospitals on a new federation",
-                )
+            if before.manifest.digest == one.manifest.digest:
+                continue
+            for doubtful in (before, one):
+                if doubtful.doubtful:
+                    givers = sorted({*_givers(before, offers), *_givers(one, offers)})
+                    raise HeldUp(
+                        next(iter(_givers(doubtful, offers) or givers), ""),
+                        f"{' and '.join(givers)} keep two different manifests of this node's round {round}, made with "
+                        "a key that has been replaced since: somebody has that key, and one of them is forged",
+                    )
+            both = (before.document, one.document)
+            evidence.keep(self._node.store, self._node.keyring, round, one.peer, both, own=True)
+            raise Equivocation(
+                f"two different manifests of round {round} carry this node's signature: a clone or an old copy of "
+                "it has signed one of them; both are in evidence/",
+                remedy="find and stop the other copy; then agree with the other hospitals on a new federation",
+            )
 
     async def _state(
         self, initial: Digest, offers: Mapping[str, Offer], held: Mapping[str, Held]
@@ -354,7 +371,12 @@ class Recovery:
     async def _bring(self, state: machine.State, offers: Mapping[str, Offer], held: Mapping[str, Held]) -> None:
         """What the others signed for this round and the next, into their inboxes here, as if they had just sent it.
 
-        They may have our receipt for it and not send it again. The usual intake checks, admits and answers it.
+        They may have our receipt for it and not send it again. The usual intake checks, admits and answers it. What
+        cannot be had in `LOOK_AGAIN` times is left to `missing.py`: whoever lists it then holds up a round, by name,
+        and not the end of this recovery.
+
+        Raises:
+            HeldUp: a file that is listed could not be fetched.
         """
         node = self._node
         known = {(c.peer, c.round) for c in (*state.have.values(), *state.early.values())}
@@ -366,13 +388,22 @@ class Recovery:
             if manifest.round == state.round - 1:
                 pinned = state.inputs.get(peer) == manifest.digest
                 if pinned and not manifest.statement:  # kept for its owner, should that one lose its disk next
-                    await self._get(one.sha256, node.layout.inbox(manifest.round, peer), offers)
+                    await self._or_later(one, self._get(one.sha256, node.layout.inbox(manifest.round, peer), offers))
                 continue
             known.add((peer, manifest.round))  # another one of that round proves something, and needs no checkpoint
             try:  # where nobody has it, its sender recovers too, and will send it
-                await place(node, manifest, one.document, offers, self._show)
+                await self._or_later(one, place(node, manifest, one.document, offers, self._show))
             finally:
                 self._show_none()
+
+    async def _or_later(self, one: Held, fetched: Awaitable[bool]) -> None:
+        try:
+            await fetched
+        except HeldUp as exc:
+            self._broke[one.document] += 1
+            if self._broke[one.document] < LOOK_AGAIN:
+                raise
+            log.warning("left for later", extra={"peer": one.peer, "round": one.round, "reason": escaped(exc.message)})
 
     def _write(self, state: machine.State, initial: Digest, held: Mapping[str, Held], mark: Mark) -> None:
         """All of it at once: before this the node has no state, after it the round goes on."""
@@ -392,6 +423,9 @@ class Recovery:
                         journal.record_fused(manifest.round - 1, Digest(manifest.base))
                 if one.peer == node.me or manifest.round < state.round:
                     journal.record_manifest(manifest.round, one.peer, one.sha256, one.document, manifest.content())
+            for row in journal.documents(Round(ROUND_MAX + 1), node.me):  # brought by hand, and does not count
+                if hashlib.sha256(row["document"]).hexdigest() not in held:
+                    journal.forget_manifest(Round(row["content"]["round"]), node.me)
             journal.save_state(machine.to_json(state))
             journal.record_phase(state.round, state.phase)
             text = f"{mark.why}; goes on in round {state.round}, {state.phase}"
@@ -402,31 +436,36 @@ def _names(peers: Mapping[Peer, str]) -> str:
     return "; ".join(f"{peer} ({why})" for peer, why in sorted(peers.items())) or "nobody"
 
 
-def _known(path: Path, federation: Federation, me: Peer, named: Collection[tuple[Round, Peer]]) -> dict[str, Held]:
+def _known(path: Path, ring: Keyring, me: Peer, named: Collection[tuple[Round, Peer]]) -> dict[str, Held]:
     """What the journal holds of what matters, however many rounds there were, by the sha256 of the document.
 
     The rounds since my last but one, what `signed` lacks of mine, and the rounds and peers that are `named`: what an
     answer lists and is here is not asked for, and what it says otherwise is seen.
     """
-    journal = Journal.read_only(path)  # in a thread: parsing takes a while
+    journal, found = Journal.read_only(path), []  # in a thread: parsing takes a while
     try:
-        last = journal.last_manifest(me)
-        since = last["round"] - 1 if last else 0
+        since = (journal.last_signed() or 1) - 1
         rows = journal.documents(since, me)
         rows += [row for round, peer in sorted(named) if round < since and (row := journal.manifest(round, peer))]
+        for row in rows:
+            manifest = Manifest.model_validate(row["content"])
+            if manifest.federation != ring.federation.digest:
+                continue
+            # What was brought by hand (`exports.py`) is worth as much as what a peer lists.
+            certain = manifest.peer != me or journal.signed(Round(manifest.round)) is not None
+            try:
+                found.append(held_of(manifest, row["document"], ring, certain=certain))
+            except PeerDataError:  # with a key that an older keyring.toml, put back, does not know
+                found.append(Held(manifest, row["document"], certain=True))
     finally:
         journal.close()
-    held = [Held(Manifest.model_validate(row["content"]), row["document"]) for row in rows]
-    return {hashlib.sha256(h.document).hexdigest(): h for h in held if h.manifest.federation == federation.digest}
+    return {hashlib.sha256(h.document).hexdigest(): h for h in found}
 
 
-def _replaced(document: bytes, ring: Keyring, peer: str) -> bool:
-    """Signed with a key that counts no more, though nobody has revoked it."""
-    try:
-        verify(document, ring.keys(peer), MANIFEST_NAMESPACE)
-    except PeerDataError:
-        return True
-    return False
+def _givers(one: Held, offers: Mapping[str, Offer]) -> list[str]:
+    """Who lists this document."""
+    document = hashlib.sha256(one.document).hexdigest()
+    return sorted(o.peer for o in offers.values() if any(m.document == document for m in o.manifests))
 
 
 def _round_of(offer: Offer, held: Iterable[Held]) -> Round:

@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,14 +21,17 @@ import pytest
 from conftest import FederationOf, Members
 from hostile import AnyKey
 from ports import free_ports
+from test_round import START
 
 from hsl_node import evidence
 from hsl_node.alarms import Alarms
-from hsl_node.asking import Asking
+from hsl_node.asking import Asking, HeldUp
 from hsl_node.errors import Equivocation
+from hsl_node.held import Held
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
 from hsl_node.proof import Proofs
-from hsl_node.recovery import HeldUp, Recovery
+from hsl_node.recover_mark import Mark
+from hsl_node.recovery import LOOK_AGAIN, Recovery
 from hsl_node.sync.deliver import Transfer
 from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Accepted, Keyring, KeyringFile, sign_update
@@ -35,6 +39,7 @@ from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.refused import RefusedKey
+from hsl_node.sync.round import Phase
 from hsl_node.sync.store import Layout, Store
 
 ME, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
@@ -362,6 +367,10 @@ class Replaced:
         return {p: m.digest for p, m in self.before.items()}
 
 
+def old_keys(site: Site) -> list[dict[str, Any]]:
+    return [a for a in site.alarms.listing() if a["code"].startswith("old key")]
+
+
 @pytest.fixture
 def replaced(members: Members, tmp_path: Path) -> Replaced:
     return Replaced(members, tmp_path / "state")
@@ -421,6 +430,198 @@ def test_threat_17_a_round_forged_with_a_replaced_key_is_not_gone_on_from(replac
         ) as up:
             await replaced.site.asked()
         assert up.value.peer == BIRCH
+
+    run(story)
+
+
+def test_threat_17_a_round_to_come_is_not_gone_on_from_however_well_it_was_forged_with_a_replaced_key(
+    replaced: Replaced,
+) -> None:
+    """Every member knows the digests that it has to name. But the new key has signed a round before it."""
+
+    async def story() -> None:
+        site = replaced.site
+        now = {p: site.manifest(p, 4, replaced.inputs()) for p in (ME, BIRCH, CEDAR)}
+        forged = site.manifest(ME, 5, {p: m.digest for p, m in now.items()})
+        for peer, giver in site.givers.items():
+            giver.list(now[peer], by(site.members.identities[peer], now[peer]))
+            giver.list(now[ME], by(replaced.new, now[ME]))
+        site.givers[CEDAR].list(forged, by(replaced.old, forged))
+        found = [h.manifest for h in (await site.asked()).values()]
+        assert now[ME] in found and forged not in found
+        (alarm,) = old_keys(site)
+        assert alarm["code"] == "old key ash" and alarm["text"].startswith("cedar keeps")
+
+    run(story)
+
+
+def test_threat_17_a_round_of_long_ago_that_a_replaced_key_signs_again_is_neither_taken_nor_proof_against_its_owner(
+    replaced: Replaced,
+) -> None:
+    """Both are signed with the old key: the one counts that the round after it names, as far as the new key's."""
+
+    async def story() -> None:
+        site = replaced.site
+        mine = {3: site.manifest(ME, 3, {ME: "1" * 64})}
+        for round in (4, 5):
+            mine[round] = site.manifest(ME, round, {ME: mine[round - 1].digest})
+        forged = mine[3].model_copy(update={"samples": 77})
+        for round, key in ((3, replaced.old), (4, replaced.old), (5, replaced.new)):
+            site.givers[BIRCH].list(mine[round], by(key, mine[round]))
+        site.givers[CEDAR].list(forged, by(replaced.old, forged))
+        counts = [h.manifest for h in (await site.asked()).values() if h.peer == ME]
+        assert sorted(m.round for m in counts) == [3, 4, 5] and forged not in counts
+        assert not list(site.evidence.iterdir())
+        assert [a["code"] for a in old_keys(site)] == ["old key ash"]
+
+    run(story)
+
+
+def test_threat_17_two_of_the_last_round_that_a_replaced_key_signed_hold_up_by_name_and_prove_nothing(
+    replaced: Replaced,
+) -> None:
+    """The key was changed after the end: nothing comes after it that could name the right one."""
+
+    async def story() -> None:
+        site = replaced.site
+        genuine = site.manifest(ME, 4, replaced.inputs())
+        forged = genuine.model_copy(update={"samples": 77})
+        site.givers[BIRCH].list(genuine, by(replaced.old, genuine))
+        site.givers[CEDAR].list(forged, by(replaced.old, forged))
+        with pytest.raises(HeldUp, match="birch and cedar keep two different manifests of this node's round 4"):
+            await site.asked()
+        assert not list(site.evidence.iterdir())
+
+    run(story)
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+def test_threat_17_a_replaced_key_of_a_peer_rewrites_no_round_here_and_sends_nothing_in_its_name(
+    members: Members, tmp_path: Path, revoked: bool
+) -> None:
+    """cedar has found birch's old key, and lists with it a round of long ago and one to come."""
+
+    async def story() -> None:
+        old, new = members.identities[BIRCH], Identity(asyncssh.generate_private_key("ssh-ed25519"))
+        ring = Keyring.of(members.federation)
+        file = KeyringFile(update=(Accepted(document=sign_update(ring, BIRCH, old, new.public), finished=True),))
+        ring = Keyring.of(members.federation, file)
+        if revoked:
+            ring = ring.revoking(BIRCH, "")
+        site = Site(members, tmp_path / "state", ring)
+        theirs = {3: site.manifest(BIRCH, 3), 4: site.manifest(BIRCH, 4, {BIRCH: site.manifest(BIRCH, 3).digest})}
+        mine = {4: site.manifest(ME, 4, {BIRCH: theirs[3].digest}), 5: site.manifest(ME, 5, {BIRCH: theirs[4].digest})}
+        forged = [site.manifest(BIRCH, round, {BIRCH: theirs[4].digest}, samples=77) for round in (3, 6)]
+        for round, manifest in mine.items():
+            site.givers[CEDAR].list(manifest, by(members.identities[ME], manifest))
+            site.givers[CEDAR].list(theirs[round - 1], by(old if round == 4 else new, theirs[round - 1]))
+        for manifest in forged:
+            site.givers[CEDAR].list(manifest, by(old, manifest))
+        found = [h.manifest for h in (await site.asked()).values()]
+        assert all(m in found for m in (*mine.values(), *theirs.values()))
+        assert not any(m in found for m in forged)
+        (alarm,) = old_keys(site)
+        assert alarm["code"] == "old key birch" and alarm["text"].startswith("cedar keeps")
+        assert alarm["fix"].endswith("call birch and cedar")
+
+    run(story)
+
+
+def test_threat_17_what_was_brought_by_hand_and_does_not_count_is_forgotten(replaced: Replaced) -> None:
+    """The mailed folder alone did not show it; what birch lists does."""
+
+    async def story() -> None:
+        site = replaced.site
+        now, forged = site.manifest(ME, 4, replaced.inputs()), site.manifest(ME, 9, replaced.inputs())
+        site.givers[BIRCH].list(now, by(replaced.new, now))
+        journal = site.recovery._node.journal
+        journal.record_manifest(9, ME, forged.sha256, by(replaced.old, forged), forged.content())
+        held = await site.asked()
+        assert now in [h.manifest for h in held.values()] and forged not in [h.manifest for h in held.values()]
+        state = replace(START, me=ME, phase=Phase.COLLECT, round=4)
+        site.recovery._write(state, Digest("a" * 64), held, Mark(""))
+        assert journal.manifest(9, ME) is None and journal.last_signed() == 4
+
+    run(story)
+
+
+def test_threat_17_whose_one_replaced_key_signed_all_there_is_of_it_is_believed(replaced: Replaced) -> None:
+    """ash has changed its key and signed nothing since; what it signed before is one chain."""
+
+    async def story() -> None:
+        site = replaced.site
+        fourth = {p: site.manifest(p, 4, replaced.inputs()) for p in (ME, BIRCH, CEDAR)}
+        mine = [fourth[ME], site.manifest(ME, 5, {p: m.digest for p, m in fourth.items()})]
+        for manifest in mine:
+            site.givers[BIRCH].list(manifest, by(replaced.old, manifest))
+        for peer, giver in site.givers.items():
+            giver.list(fourth[peer], by(site.members.identities[peer], fourth[peer]))
+        found = [h.manifest for h in (await site.asked()).values()]
+        assert all(m in found for m in mine) and not old_keys(site)
+
+    run(story)
+
+
+def test_threat_12_who_breaks_off_what_it_lists_is_named_until_it_is_over(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told that nothing is to be done, nor that it waits for nobody."""
+
+    async def story() -> None:
+        recovery, seen = site.recovery, []
+        monkeypatch.setattr("hsl_node.recovery.LOOK_AGAIN_S", 0.0)
+        breaks = iter([True] * 5)
+
+        async def answer_of(peer: Peer) -> Offer:
+            recovery._unanswered.pop(peer, None)
+            seen.append((dict(recovery.waiting), site.alarms.listing()[0]))
+            return site.givers[peer].offer()
+
+        async def state_of(*arguments: object) -> tuple[object, bool]:
+            return SimpleNamespace(round=4, phase="collect", base="b" * 64), False
+
+        async def bring(*arguments: object) -> None:
+            if next(breaks, False):
+                raise HeldUp(CEDAR, "the link broke while it gave abababababab, which it lists")
+
+        for name, stub in (("_answer_of", answer_of), ("_state", state_of), ("_bring", bring)):
+            monkeypatch.setattr(recovery, name, stub)
+        monkeypatch.setattr(recovery, "_write", lambda *arguments: None)
+        async with site.givers[BIRCH].serving(), site.givers[CEDAR].serving():
+            await recovery.run(Digest("a" * 64), Mark("its disk was lost"))
+        again = seen[2:]  # both are asked each time
+        assert len(again) == 10
+        for waiting, alarm in again:
+            assert "link broke" in waiting[CEDAR]
+            assert "Still to answer: cedar (the link broke" in alarm["text"] and "--without NAME" in alarm["fix"]
+        assert not site.alarms.listing()
+
+    run(story)
+
+
+def test_threat_12_a_peers_checkpoint_that_is_listed_and_never_given_does_not_hold_up_a_recovery(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is left to the running node, which waits for that peer by name."""
+
+    async def story() -> None:
+        listed = site.manifest(CEDAR, 4)
+        held = {"x": Held(listed, by(site.members.identities[CEDAR], listed))}
+        state = SimpleNamespace(round=4, have={}, early={}, inputs={})
+        asked = []
+
+        async def get(sha256: Digest, target: Path, *more: object, **named: object) -> bool:
+            asked.append(sha256)
+            raise HeldUp(CEDAR, "the link broke")
+
+        site.recovery._node.asking.get = get  # type: ignore[assignment]
+        for _ in range(LOOK_AGAIN - 1):
+            with pytest.raises(HeldUp):
+                await site.recovery._bring(cast(Any, state), {}, held)
+        await site.recovery._bring(cast(Any, state), {}, held)
+        assert asked == [listed.sha256] * LOOK_AGAIN
+        (told,) = [r.__dict__ for r in caplog.records if r.getMessage() == "left for later"]
+        assert (told["peer"], told["round"]) == (CEDAR, 4)
 
     run(story)
 

@@ -303,6 +303,49 @@ def test_an_export_that_is_not_of_this_node_or_contradicts_it_is_refused(tmp_pat
         assert code(done) == UsageError.exit_code
 
 
+def test_threat_17_an_export_that_a_replaced_key_has_signed_is_taken_as_far_as_newer_signatures_name_it(
+    tmp_path: Path,
+) -> None:
+    """Whoever finds birch's old key mails a folder: one with a round to come, one with another round of long ago."""
+    with Cluster(tmp_path / "nodes", ("ash", "birch"), PLAN) as cluster:
+        cluster.hold("ash", 3)
+        cluster.start_all()
+        cluster.wait_until("birch", lambda s: (s["round"], s["waiting_for"]) == (3, ["ash"]), "two rounds are fused")
+        birch, export = cluster.layout("birch").state, tmp_path / "export"
+        thief = identity.load(cluster.layout("birch").key)
+        begun = rotate.begin(birch)
+        rotate.take(cluster.layout("ash").state, begun.file, fingerprint(begun.update.new))
+        rotate.finish(birch)
+        release(cluster, "ash")
+        cluster.wait_finished()
+        for name in cluster.names:
+            assert cluster.stop(name) == 0
+        assert run("--state", str(cluster.layout("ash").state), "verify", "--export", str(export)).exit_code == 0
+
+        def forge(round: int, **changes: Any) -> None:
+            content = json.loads((export / "r000002_birch.manifest").read_text())
+            line, _, signature = thief.sign({**content, "round": round, **changes}, MANIFEST_NAMESPACE).partition(b"\n")
+            path = export / f"r{round:06}_birch.manifest"
+            path.write_bytes(line + b"\n")
+            path.with_name(path.name + ".sig").write_bytes(signature)
+
+        journal = Journal.beside(cluster.layout("birch").journal)
+        with journal.transaction():
+            for table in ("manifests", "signed"):
+                journal._db.execute(f"DELETE FROM {table} WHERE round < 4")
+        journal.close()
+        assert recover_mark.prepare(birch, ("ash",), (export,)) == ()
+        journal = Journal.read_only(cluster.layout("birch").journal)
+        assert [r for r in range(1, 4) if journal.manifest(r, Peer("birch"))] == [1, 2, 3]
+        journal.close()
+        for forged in ({"round": 7}, {"round": 2, "samples": 77}):
+            forge(**forged)
+            with pytest.raises(PeerDataError, match="signed with a key of this node that was replaced"):
+                recover_mark.prepare(birch, ("ash",), (export,))
+            (export / "r000007_birch.manifest").unlink(missing_ok=True)
+        assert not evidence.kept(birch / "evidence")
+
+
 def peer(status: dict[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(p for p in status["peers"] if p["name"] == name)
     return found

@@ -213,6 +213,9 @@ class Journal:
         found = self._rows(f"SELECT round, sha256 FROM fused WHERE round IN ({marks})", *rounds)
         return {row["round"]: Digest(row["sha256"]) for row in found}
 
+    def forget_manifest(self, round: Round, peer: Peer) -> None:
+        self._write("DELETE FROM manifests WHERE round = ? AND peer = ?", (round, peer))
+
     def last_manifest(self, peer: Peer) -> dict[str, Any] | None:
         """The manifest of this peer's highest round: see `manifest`."""
         row = self._one("SELECT max(round) AS round FROM manifests WHERE peer = ?", peer)
