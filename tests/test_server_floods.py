@@ -15,7 +15,7 @@ from typing import Any
 import asyncssh
 import pytest
 from asyncssh.packet import Byte, String, UInt32, UInt64
-from asyncssh.sftp import SFTPError
+from asyncssh.sftp import SFTPError, SFTPPermissionDenied
 from boxes import ASH, BIRCH, CEDAR, DATA, DATA_BYTES, SHA, Box, inbox, on_loop, put, until
 from hostile import log_in as connect
 
@@ -454,6 +454,29 @@ async def test_threat_05_who_resumes_over_a_slow_line_may_send_again_what_lay_th
                 await file.write(DATA[i : i + step], i)
                 box.server.sweep(now := now + limits.progress_s - 1)
             await file.fsync()
+
+
+@on_loop
+async def test_threat_05_a_member_reads_its_own_files_back_as_resuming_needs_and_is_named_beyond_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sixty bytes of a request would have our line carry 256 KiB, without end and without a word."""
+    async with inbox(tmp_path, read_back_bytes_per_minute=3 * len(DATA)) as box, box.sftp() as client:
+        part = f"parts/{box.name().as_part()}"
+        async with client.open(part, "xb") as file:
+            await file.write(DATA)
+        async with client.open(part, "rb") as file:
+            for _ in range(3):
+                assert await file.read(len(DATA), 0) == DATA
+            with pytest.raises(SFTPPermissionDenied, match="more than resuming needs"):
+                await file.read(len(DATA), 0)
+        async with client.open(part, "r+b") as file:
+            await file.write(DATA)
+            assert await file.read(len(DATA), 0) == DATA, "what it writes it may read once more"
+        assert box.rejected("rate") >= 1, "one read of the client is several requests"
+        told = [r.__dict__ for r in caplog.records if r.getMessage() == "request refused"]
+        assert {(t["peer"], t["code"]) for t in told} == {(BIRCH, "rate")}
+        await box.honest()
 
 
 @on_loop

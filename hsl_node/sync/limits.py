@@ -48,6 +48,8 @@ class Limits:
     sweep_s: float = 5
     offers_per_minute: int = 240  # lists of what is kept for a peer, 15 ms each; a node asks before each signature
     offer_files_per_hour: int = 160  # bytes of so many checkpoints: own, of 63 others for two rounds, and again
+    # Of its own files, beside what it writes meanwhile: a resume compares one block of 1 MiB. Half of a 4 Mbit/s line.
+    read_back_bytes_per_minute: int = 16 * 1024 * 1024
     packets_per_minute: int = PACKETS_PER_MINUTE
     requests_per_minute: int = REQUESTS_PER_MINUTE
     log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer, and for all strangers together; the counters count on

@@ -175,6 +175,14 @@ class Link(asyncssh.SSHServer):
         assert self.peer is not None
         self.server.spend(self.peer, count)
 
+    def read_back(self, count: int) -> None:
+        assert self.peer is not None
+        self.server.read_back(self.peer, count)
+
+    def wrote(self, count: int) -> None:
+        assert self.peer is not None
+        self.server.wrote(self.peer, count)
+
     def refused(self, operation: str, path: str, error: PeerDataError) -> None:
         assert self.peer is not None
         self.server.refused(self.peer, operation, path, error)

@@ -94,6 +94,7 @@ class InboxServer:
         self._lists: dict[Peer, Allowance] = {}
         self._reading: dict[Peer, Allowance] = {}
         self._tolls: dict[Peer, Toll] = {}
+        self._back: dict[Peer, Allowance] = {}
         self._peer_of: dict[bytes, Peer] = {}
         self._home: dict[Peer, Home] = {}
         self._links: list[Link] = []  # oldest first
@@ -286,6 +287,22 @@ class InboxServer:
         most = self.limits.offer_files_per_hour * (self._data_bytes + 2**20)  # beside the files, lists and manifests
         if not self._reading.setdefault(peer, Allowance(most, 3600)).take(count, time.monotonic()):
             raise PeerDataError("reads more than a recovery needs", code="rate")
+
+    def read_back(self, peer: Peer, count: int) -> None:
+        """Count what this peer reads of its own files: for a request of 60 bytes our line carries 256 KiB.
+
+        Raises:
+            PeerDataError: code `rate`.
+        """
+        if not self._own_files(peer).take(count, time.monotonic()):
+            raise PeerDataError("reads back more than resuming needs", code="rate")
+
+    def wrote(self, peer: Peer, count: int) -> None:
+        """What it writes it may read once."""
+        self._own_files(peer).take(-count, time.monotonic())
+
+    def _own_files(self, peer: Peer) -> Allowance:
+        return self._back.setdefault(peer, Allowance(self.limits.read_back_bytes_per_minute, 60))
 
     def toll(self, peer: Peer) -> Toll:
         """The same for all connections of this peer."""
