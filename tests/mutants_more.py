@@ -8,6 +8,10 @@ MORE = {
     "receipt check": ("18", "Only the peer's own receipt about this very checkpoint ends its delivery."),
     "fused digest": ("11, 28", "Peers that fused other inputs or other bytes do not go on together."),
     "two faces": ("11", "A peer that signs two manifests for one round is found out."),
+    "ask first": (
+        "12",
+        "A node signs nothing before it has asked its peers whether they know more of it than it does.",
+    ),
     "sign once": ("12", "A round is never signed twice."),
     "failed fsync": ("23", "A failed fsync is never taken for a success."),
     "full set": ("22", "No fusion without the checkpoints of all peers."),
@@ -82,6 +86,28 @@ MORE_MUTANTS = (
         "test_round.py::test_threat_11_two_different_claims_of_one_peer_about_one_round_halt_the_node",
         ("test_round.py", "test_round_simulation.py"),
         "manifests list all inputs by digest, so a divergence shows one round later",
+    ),
+    Mutant(
+        "ask first",
+        "a round's checkpoint is signed without asking",
+        "work.py",
+        "        await node.asking.check()\n        self._publish(\n",
+        "        self._publish(\n",
+        "test_signing.py::test_threat_12_a_signature_that_a_peer_lists_after_the_start_ends_the_node_before_it_signs"
+        "[checkpoint]",
+        ("test_signing.py",),
+        "the look at the start, for what the peers knew by then",
+    ),
+    Mutant(
+        "ask first",
+        "the closing statement is signed without asking",
+        "work.py",
+        "        if action.round > 0:  # the opening statement may be corrected",
+        "        if False:",
+        "test_signing.py::test_threat_12_a_signature_that_a_peer_lists_after_the_start_ends_the_node_before_it_signs"
+        "[closing]",
+        ("test_signing.py",),
+        "the look at the start, for what the peers knew by then",
     ),
     Mutant(
         "sign once",
