@@ -174,7 +174,8 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> Summary:
         ):
             _add_member(tar, INDEX, io.BytesIO(index.model_dump_json(indent=2, ensure_ascii=True).encode("ascii")))
             for name, source in sources.items():
-                _add_member(tar, name, source)
+                with _readable(name):
+                    _add_member(tar, name, source)
     return _summary(target, index, tuple(left_out))
 
 
@@ -198,8 +199,27 @@ def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]]) -> Inde
         written=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         anchor=AnchorPlace(path=str(node.anchor or Layout(state).anchor), fingerprint=anchor) if anchor else None,
         has_key=KEY in sources,
-        files={name: _measured(_blocks(source)) for name, source in sources.items()},
+        files={name: _measured_file(name, source) for name, source in sources.items()},
     )
+
+
+def _measured_file(name: str, source: IO[bytes]) -> Measured:
+    with _readable(name):
+        return _measured(_blocks(source))
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raises: LocalStateError."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        raise LocalStateError(
+            f"{name} cannot be read: {exc.strerror}; the backup is not made",
+            remedy="the disk under the state directory fails there: look at it (`smartctl`, `dmesg`)",
+        ) from exc
 
 
 def _measured(blocks: Iterable[bytes]) -> Measured:

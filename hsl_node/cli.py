@@ -20,7 +20,7 @@ from hsl_node.errors import HslError, LocalStateError, escaped
 from hsl_node.hints import addressed, state_directory
 
 LINE_MAX_CHARS = 10_000  # of an error; the longest that we write lists a few dozen file names
-OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not bugs of ours
+OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # not bugs of ours
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ from hsl_node.errors import (
     NotInitialised,
     UsageError,
 )
+from hsl_node.sync import durable
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.store import Layout, Store
 
@@ -533,3 +534,34 @@ def test_a_folder_that_is_full_is_named_and_nothing_half_made_is_left_in_it(
         backup.backup(lived / "ash", tmp_path / "b.tar")
     assert str(tmp_path / "b.tar") in caught.value.message and "that folder" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("passes", [1, 2], ids=["for the index", "for the archive"])
+def test_a_file_that_cannot_be_read_is_named_and_not_the_folder_of_the_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """Its disk fails, not the one that the backup is written to."""
+    told: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", told.append)
+
+    class Failing(io.FileIO):
+        begun = 0
+
+        def seek(self, offset: int, whence: int = 0, /) -> int:
+            self.begun += offset == whence == 0
+            return super().seek(offset, whence)
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.begun == passes:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    def opened(path: Path, mode: str) -> Any:
+        return Failing(path) if path.name == "node.toml" else open(path, mode)
+
+    enrol.init(tmp_path / "state", name="ash", address="127.0.0.1:9001", listen=None, data=None)
+    (tmp_path / "backups").mkdir()
+    monkeypatch.setattr(backup, "open", opened, raising=False)
+    with pytest.raises(LocalStateError, match=r"node\.toml cannot be read: Input/output error; the backup is not made"):
+        backup.backup(tmp_path / "state", tmp_path / "backups" / "b.tar")
+    assert told == [] and not list((tmp_path / "backups").iterdir())

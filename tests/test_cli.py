@@ -242,7 +242,7 @@ def test_threat_19_a_bug_shows_its_traceback_without_the_values_of_variables() -
     assert done.stderr.rstrip().endswith("ZeroDivisionError: bug") and "DoeJane" not in done.stderr
 
 
-@pytest.mark.parametrize("code", ["ENOSPC", "EACCES", "EROFS"])
+@pytest.mark.parametrize("code", ["ENOSPC", "EACCES", "EROFS", "EIO"])
 def test_a_full_or_closed_disk_is_told_in_words(code: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     number = getattr(errno, code)
 

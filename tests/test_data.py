@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,8 +16,10 @@ from pictures import noise, real_data, write_dicom, write_folders, write_png, wr
 from PIL import Image
 
 from hsl_node.config import DataConfig, Plan
-from hsl_node.errors import DataError, LocalStateError
+from hsl_node.errors import DataError, DataUnavailable, LocalStateError
+from hsl_node.sync import durable
 from hsl_node.train import cache as cache_module
+from hsl_node.train import data as data_module
 from hsl_node.train import digests as digests_module
 from hsl_node.train.contact_sheet import contact_sheet
 from hsl_node.train.data import Dataset, decode_image, open_dataset
@@ -138,6 +141,31 @@ def test_an_npz_file_in_three_parts_keeps_its_split(tmp_path: Path) -> None:
     dataset = opened(tmp_path, DataConfig(path=tmp_path / "a.npz"))
     assert per_class(dataset) == [[4, 2, 3], [4, 2, 3]]
     assert dataset.labels[0] == 1, "number 0 stands for what the file calls it, not for the plan's first class"
+
+
+def test_an_npz_file_whose_share_fails_while_it_is_read_is_named_and_not_the_disk_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digests of the images were remembered, so their pixels are read only when the cache is written."""
+    told: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", told.append)
+    path = tmp_path / "a.npz"
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(20) % 2)
+    opened(tmp_path, DataConfig(path=path))
+    for cached in (tmp_path / "cache").glob("*.images"):
+        cached.unlink()
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    gather = data_module.gather
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module, "gather", lambda *a: (gather(*a), patch.setattr(np, "load", failing))[0])
+        with pytest.raises(DataUnavailable, match=r"^a\.npz cannot be read: Input/output error\n.*share"):
+            opened(tmp_path, DataConfig(path=path))
+    assert told == [] and not list((tmp_path / "cache").glob("*.images*"))
+    assert len(opened(tmp_path, DataConfig(path=path)).images) == 20
 
 
 def test_an_npz_file_with_pickled_objects_is_refused(tmp_path: Path) -> None:

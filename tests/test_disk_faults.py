@@ -181,6 +181,35 @@ def test_short_writes_are_completed(
     assert look(folder) == expected and disk.calls >= 1
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS])
+def test_an_error_of_another_file_that_is_read_meanwhile_is_no_failure_of_this_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Of a share, say: the daemon would end, and its operator look at the wrong disk."""
+    told: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", told.append)
+    enrol.write_new(tmp_path / "x", "old")
+    error = OSError(code, os.strerror(code))
+    with pytest.raises(OSError) as raised, durable.replacing(tmp_path / "x", Step.FILE_RESULT) as file:
+        file.write(b"new")
+        raise error
+    assert raised.value is error and told == []
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and text_of(tmp_path / "x") == "old"
+
+
+def test_a_disk_that_fails_while_another_error_is_on_its_way_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written is flushed where the file is closed."""
+    told: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", told.append)
+    monkeypatch.setattr(durable, "disk", FaultyDisk("write", 1, errno.EIO))
+    with pytest.raises(DiskFailed), durable.replacing(tmp_path / "x", Step.FILE_RESULT) as file:
+        file.write(b"new")
+        raise OSError(errno.EIO, "of a share")
+    assert len(told) == 1 and list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------------ power loss
 
 

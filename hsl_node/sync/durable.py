@@ -22,11 +22,11 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from hsl_node.errors import DiskFailed, LocalStateError
 
@@ -151,36 +151,51 @@ def replacing(
     the next attempt replaces (`shared`: which stays).
 
     Raises:
-        OSError: the disk is full, the folder is not ours; with `once` FileExistsError.
-        DiskFailed: an fsync failed.
+        OSError: the disk is full, the folder is not ours; with `once` FileExistsError. What the block raises, too.
+        DiskFailed: an fsync failed, or this disk gave an input/output error.
     """
     where, name = os.path.split(path)
     temporary = os.path.join(where, f".{name}.{secrets.token_hex(8)}.tmp" if shared else f"{name}.tmp")
     beside = folder if by_way_of is None else by_way_of
-    with passing(step), _failing(f"{name} could not be written"):
-        if not shared:
-            with suppress(FileNotFoundError):
-                disk.unlink(temporary, folder=beside)
-        descriptor = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, folder=beside)
+    what = f"{name} could not be written"
+    with passing(step):
+        with _failing(what):
+            if not shared:
+                with suppress(FileNotFoundError):
+                    disk.unlink(temporary, folder=beside)
+            descriptor = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, folder=beside)
         try:
-            with disk.file(descriptor) as file:
+            with closing(cast(BinaryIO, _Ours(disk.file(descriptor), what))) as file:
                 yield file
                 file.flush()
                 sync(file.fileno(), name)
             _reached(step, "renaming")
-            if once:
-                disk.link(temporary, path)
-                with suppress(OSError):
-                    disk.unlink(temporary, folder=beside)
-            else:
-                disk.rename(temporary, path, old_folder=beside, new_folder=folder)
+            with _failing(what):
+                if once:
+                    disk.link(temporary, path)
+                    with suppress(OSError):
+                        disk.unlink(temporary, folder=beside)
+                else:
+                    disk.rename(temporary, path, old_folder=beside, new_folder=folder)
             temporary = ""
         finally:
             if temporary:
                 with suppress(OSError):
                     disk.unlink(temporary, folder=beside)
         renamed(step)
-        sync_folder(folder if folder is not None else Path(where or "."))
+        with _failing(what):
+            sync_folder(folder if folder is not None else Path(where or "."))
+
+
+class _Ours:
+    """The file that `replacing` gives. Its errors are this disk's; what else the block reads may lie anywhere."""
+
+    def __init__(self, file: BinaryIO, what: str) -> None:
+        self._file, self._what = file, what
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._file, name)
+        return _failing(self._what)(method) if callable(method) else method
 
 
 def accept(path: Path) -> None:

@@ -85,7 +85,7 @@ def save(folder: Path, saved: Saved) -> None:
             try:
                 torch.save(content, file)
             except RuntimeError as exc:  # torch closes its archive and hides behind that why it could not be written
-                raise exc.__context__ if isinstance(exc.__context__, OSError) else exc from None
+                raise exc.__context__ if isinstance(exc.__context__, OSError | LocalStateError) else exc from None
         keep = best_path(folder, saved.state).name
         for path in folder.iterdir():
             if _BEST.fullmatch(path.name) and path.name != keep:

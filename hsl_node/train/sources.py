@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsl_node.config import DataConfig
-from hsl_node.errors import DataError
+from hsl_node.errors import DataError, DataUnavailable
 from hsl_node.train.images import IMAGE_SUFFIXES, looks_like_dicom
 
 Array = NDArray[Any]
@@ -315,9 +315,19 @@ def _read_npz(path: Path, data: DataConfig, asked: Asked) -> Source:
 
 @lru_cache(maxsize=4)
 def npz_array(path: Path, name: str) -> Array:
-    """One array of an .npz file, kept while a source is being read (`npz_array.cache_clear()` afterwards)."""
-    with np.load(path, allow_pickle=False) as file:
-        array: Array = file[name]
+    """One array of an .npz file, kept while a source is being read (`npz_array.cache_clear()` afterwards).
+
+    Raises:
+        DataUnavailable: it could be read a moment ago.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            array: Array = file[name]
+    except OSError as exc:
+        raise DataUnavailable(
+            f"{path.name} cannot be read: {exc.strerror}",
+            remedy="see that its share, or its disk, is sound and mounted",
+        ) from exc
     return array
 
 
