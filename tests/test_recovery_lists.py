@@ -21,12 +21,14 @@ import pytest
 from conftest import FederationOf, Members
 from hostile import AnyKey
 from ports import free_ports
+from test_receive import weights
 from test_round import START
 
 from hsl_node import evidence
+from hsl_node import recovery as recovery_module
 from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking, HeldUp
-from hsl_node.errors import Equivocation
+from hsl_node.errors import Equivocation, LocalStateError
 from hsl_node.held import Held
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
 from hsl_node.proof import Proofs
@@ -36,11 +38,12 @@ from hsl_node.sync.deliver import Transfer
 from hsl_node.sync.durable import Step
 from hsl_node.sync.keyring import Accepted, Keyring, KeyringFile, sign_update
 from hsl_node.sync.manifest import Manifest
-from hsl_node.sync.names import Digest, Peer
+from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.refused import RefusedKey
-from hsl_node.sync.round import Phase
+from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store import Layout, Store
+from hsl_node.sync.tensors import write_weights
 
 ME, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
 CUT = b"cut the link here"
@@ -259,6 +262,75 @@ def test_threat_12_two_manifests_that_we_signed_are_found(site: Site) -> None:
         with pytest.raises(Equivocation):
             await site.asked()
         assert len(list(site.evidence.iterdir())) == 2
+
+    run(story)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_threat_12_a_saved_state_is_gone_on_from_only_where_no_peer_shows_a_later_signature(
+    site: Site, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    """The saved one is whole: it is of before the set-back."""
+
+    async def given(*_: object) -> bool:
+        return True
+
+    async def story() -> None:
+        node, recovery = site.recovery._node, site.recovery
+        monkeypatch.setattr(node.asking, "get", given)
+        base = write_weights(node.layout.fused(Round(2)), weights())
+        saved = State(me=ME, peers=(ME, BIRCH, CEDAR), rounds=20, base=base, phase=Phase.TRAIN, round=Round(3))
+        node.journal.save_state(to_json(saved))
+        mine = site.manifest(ME, 4)
+        if shown:
+            site.givers[BIRCH].list(mine, by(site.members.identities[ME], mine))
+        held = await site.asked()
+        offers = {str(p): g.offer() for p, g in site.givers.items()}
+        state, _ = await recovery._state(Digest("a" * 64), offers, held)
+        assert (state.round, state.phase, state.base) == (
+            (4, Phase.COLLECT, mine.base) if shown else (3, Phase.TRAIN, base)
+        )
+
+    run(story)
+
+
+def test_threat_12_what_was_signed_from_other_initial_weights_is_not_gone_on_from(site: Site) -> None:
+    async def story() -> None:
+        mine = site.manifest(ME, 1)
+        site.givers[BIRCH].list(mine, by(site.members.identities[ME], mine))
+        with pytest.raises(
+            LocalStateError, match="signed round 1 from weights bbbbbbbbbbbb, here they are aaaaaaaaaaaa"
+        ):
+            await site.recovery._state(Digest("a" * 64), {}, await site.asked())
+
+    run(story)
+
+
+def test_threat_12_who_sees_another_process_with_our_key_has_not_answered(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other process signs next is on no list yet."""
+    monkeypatch.setattr(recovery_module, "RETRY_S", (0.01, 0.02))
+    answers = [True, True, False]
+
+    async def answer(peer: Peer) -> tuple[Offer, bytes]:
+        return site.givers[peer].offer().model_copy(update={"twice": answers.pop(0)}), b""
+
+    async def story() -> None:
+        node: Any = site.recovery._node
+        node.delivery.awaited = lambda peer: asyncio.Event()
+        monkeypatch.setattr(node.asking, "signed_offer_of", answer)
+        offer = await site.recovery._answer_of(BIRCH)
+        assert not offer.twice and not answers
+
+    run(story)
+
+
+def test_a_recovered_node_keeps_its_instance_so_that_the_same_bytes_are_the_same_manifest(site: Site) -> None:
+    async def story() -> None:
+        mine = site.manifest(ME, 4)
+        site.givers[BIRCH].list(mine, by(site.members.identities[ME], mine))
+        assert recovery_module._instance_of((await site.asked()).values(), ME) == mine.instance
 
     run(story)
 

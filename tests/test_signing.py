@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,9 +24,10 @@ from test_receive import weights
 from hsl_node import asking
 from hsl_node.config import NodeConfig
 from hsl_node.errors import LocalStateError
+from hsl_node.identity import MANIFEST_NAMESPACE
 from hsl_node.node import Node
-from hsl_node.sync.names import Digest
-from hsl_node.sync.round import Phase, State, Train, todo
+from hsl_node.sync.names import Digest, Round
+from hsl_node.sync.round import Phase, State, Train, to_json, todo
 from hsl_node.sync.store import Layout, Store
 from hsl_node.sync.tensors import schema_of, write_weights
 from hsl_node.trainer import Trainer
@@ -50,7 +52,7 @@ def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.Monkey
 @asynccontextmanager
 async def node_before(site: Site, state: State) -> AsyncIterator[Node]:
     """It has started in this state, and nobody objected."""
-    config = NodeConfig(name=ME, address="127.0.0.1:9", listen="127.0.0.1:9")
+    config = NodeConfig(name=ME, address="127.0.0.1:9", listen=f"127.0.0.1:{free_ports(1)[0]}")
     store = Store(Layout(site.folder / ME))
     node = Node(config, site.members.federation, site.members.identities[ME], store)
     node.schema = schema_of(weights())
@@ -117,5 +119,46 @@ def test_threat_12_signing_waits_until_what_a_peer_lists_is_settled(site: Site, 
                 assert node.journal.signed(ROUND) is not None and ME in node.known_state().have
             finally:
                 signing.cancel()
+
+    run(story)
+
+
+def test_threat_12_a_round_that_is_trained_again_is_published_as_it_was_signed(site: Site) -> None:
+    """The same bytes, and a manifest that differs: only the first one may leave the node."""
+
+    async def story() -> None:
+        state = BEFORE["checkpoint"]
+        async with site, node_before(site, state) as node:
+            event = await trained({"out": str(node.layout.outbox(ROUND))})
+            figures = event["sha256"], event["bytes"], event["samples"] + 1, event["auc"]
+            first = node.work._manifest(Round(ROUND), *figures, state).content()
+            document = node.identity.sign(first, MANIFEST_NAMESPACE)
+            node.journal.record_signed(Round(ROUND), event["sha256"], document)
+            node.state = replace(state, signed=True)
+            await signs(node)
+            row = node.journal.manifest(Round(ROUND), ME)
+            assert row is not None and row["document"] == document and node.journal.signed(ROUND)[1] == document
+            assert node.known_state().have[ME].samples == event["samples"] + 1
+
+    run(story)
+
+
+def test_threat_12_a_node_that_signs_nothing_finds_at_its_start_that_it_was_set_back(site: Site) -> None:
+    """It is paused, say, or waits for others: what it receives until its next signature would be thrown away."""
+
+    async def story() -> None:
+        state = BEFORE["checkpoint"]
+        async with site, node_before(site, state) as node:
+            for round in (0, ROUND - 1):
+                digest = write_weights(node.layout.fused(round), weights())
+            node.journal.set_meta("federation", node.federation.digest)
+            node.journal.save_state(to_json(state))
+            node.journal.record_fused(Round(0), digest)
+            node.paused = True
+            site.listing = True
+            await node._begin()
+            assert "look" in node._running, "nobody is asked"
+            await until(node._stopping.is_set)
+            assert isinstance(node._fatal, LocalStateError) and "this node was set back" in str(node._fatal)
 
     run(story)
