@@ -50,6 +50,10 @@ def held(file: Path | None, round: int) -> bool:
         return False
 
 
+def spoilt(model: Path) -> bool:
+    return bool(max(abs(w).max() for w in read_weights(model).values()) > 1e5)
+
+
 def leave_with_parent() -> None:
     """The daemon died: so do we, whatever we are doing."""
     while os.getppid() == PARENT:
@@ -65,7 +69,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--epoch-s", type=float, default=0.0, help="length of a pretended epoch")
     parser.add_argument(
-        "--hold", type=Path, help="file with a number: no epoch ends from that round on while it is there"
+        "--hold",
+        type=Path,
+        help="file with a number: no epoch ends from that round on while it is there; the last "
+        "fused model is validated in the round after it",
     )
     parser.add_argument("--seed", type=int, help="initial weights other than the plan's")
     parser.add_argument("--times", type=float, default=1.0, help="multiplies what a round learned: a poisoner")
@@ -100,12 +107,12 @@ def main() -> None:
                 )  # fmt: skip
             case "train" | "validate" if not holds(Path(job["base"]), job["base_sha256"]):
                 say(event="error", error="Altered", message=f"{job['base']} is not the model to start from")
+            case "train" | "validate" if args.fragile and spoilt(Path(job["base"])):
+                of = job["round"] - (job["job"] == "train")
+                text = f"the fused model of round {of} is spoilt: the model's output is not a finite number"
+                say(event="error", error="Diverged", message=text, remedy="a lower learning_rate", exit_code=78)
             case "train":
                 round, out = job["round"], Path(job["out"])
-                if args.fragile and max(abs(w).max() for w in read_weights(Path(job["base"])).values()) > 1e5:
-                    text = f"the fused model of round {round - 1} is spoilt: the model's output is not a finite number"
-                    say(event="error", error="Diverged", message=text, remedy="a lower learning_rate", exit_code=78)
-                    continue
                 say(event="validated", round=round - 1, auc=0.5, loss=0.7)
                 for epoch in range(1, args.epochs + 1):
                     progress = {"round": round, "epoch": epoch, "batch": 1, "batches": 1, "images_per_s": 1.0}
@@ -126,6 +133,9 @@ def main() -> None:
                 say(event="trained", round=round, sha256=sha256, bytes=out.stat().st_size, auc=auc,
                     samples=10 + len(me), best_epoch=args.epochs, epochs=args.epochs)  # fmt: skip
             case "validate":
+                while held(args.hold, job["round"] + 1):
+                    time.sleep(0.05)
+                    say(event="busy", what="validating", done=0, total=1)
                 say(event="validated", round=job["round"], auc=0.6, loss=0.6)
             case "quit":
                 return

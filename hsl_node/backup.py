@@ -29,7 +29,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hsl_node import __version__, config, identity, toml_file
+from hsl_node import __version__, config, ending, identity, toml_file
 from hsl_node.config import Federation, Name, NodeConfig, PeerName, Sha256
 from hsl_node.errors import ConfigError, LocalStateError, UsageError, escaped
 from hsl_node.recover_mark import Mark, set_mark
@@ -272,6 +272,7 @@ def restore(state: Path, source: Path) -> Summary:
         _check(staging, layout, index)
         with closing(Journal.create(staging / "journal.sqlite3")) as journal, journal.transaction():
             set_mark(journal, Mark(f"it was restored from a backup of {index.written}"))
+            ending.forget(journal)
         names = sorted(index.files.keys() | {"journal.sqlite3"}, key=lambda n: (n == "node.toml", n))
         for name in names:  # node.toml last: whoever finds it finds everything else
             with durable.passing(Step.RESTORE_PLACE):

@@ -38,6 +38,7 @@ FIELDS = frozenset(
     last_event_s next_try_s last_seen connected revoked receipt waiting_for waiting_since disk free need device trainer
     last_fused aucs best warnings name fingerprint version schema node instance federation hash method busy done fusing
     paused local fused received op count operation kind before now ended how at
+    still_to_do deliver_to validate
     """.split()  # noqa: SIM905  (as a list it is sixty lines)
 )
 WORD = re.compile(r"[A-Za-z0-9 ,.:+_/=()*-]{0,120}")

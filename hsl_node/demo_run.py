@@ -118,10 +118,10 @@ def is_complete(state: Path) -> bool:
         return False
     try:
         saved = journal.state()
-        validated = [bool(r["validated"]) for r in journal.rows("fused") if r["round"] > 0]
+        validated = journal.last_unvalidated() is None
     finally:
         journal.close()
-    return saved is not None and saved["phase"] == Phase.FINISHED and not saved["owed"] and all(validated[-1:])
+    return saved is not None and saved["phase"] == Phase.FINISHED and not saved["owed"] and validated
 
 
 # ------------------------------------------------------------------ evaluation, in processes of their own

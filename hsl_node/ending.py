@@ -26,6 +26,11 @@ def note_running(journal: Journal) -> None:
         pass
 
 
+def forget(journal: Journal) -> None:
+    """A copy of a journal came into a directory in which no daemon has run."""
+    journal.set_meta(_KEY, "null")
+
+
 def note(journal: Journal, error: Exception | None) -> None:
     """Stopped as asked, or ended by this error. After a failed fsync nothing is written any more."""
     if isinstance(error, DiskFailed):

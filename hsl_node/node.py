@@ -393,7 +393,8 @@ class Node:
             case "status":
                 return {"ok": True, "status": snapshot(self)}
             case "pause" | "resume":
-                return {"ok": True, "changed": self._pause(op == "pause"), "phase": self.state and self.state.phase}
+                changed, phase = self._pause(op == "pause"), self.state and self.state.phase
+                return {"ok": True, "changed": changed, "phase": phase, "over": self.is_over()}
             case "stop":
                 self._stopping.set()
                 return {"ok": True}
@@ -408,8 +409,7 @@ class Node:
 
     def _pause(self, paused: bool) -> bool:
         """False: it was so before, or there is nothing left to pause."""
-        over = self.state is not None and self.state.phase in (Phase.FINISHED, Phase.HALTED)
-        if paused == self.paused or (paused and over):
+        if paused == self.paused or (paused and self.is_over()):
             return False
         self.paused, self.paused_at = paused, time.time()
         self.journal.set_meta("paused_at", str(self.paused_at))
@@ -418,6 +418,11 @@ class Node:
         if self.state is not None:
             self._reconcile()
         return True
+
+    def is_over(self) -> bool:
+        """Nothing is left to compute: no round, no last validation."""
+        over = self.state is not None and self.state.phase in (Phase.FINISHED, Phase.HALTED)
+        return over and self.work.last_to_validate() is None
 
     def known_state(self) -> machine.State:
         assert self.state is not None, "asked for the state before it was loaded"

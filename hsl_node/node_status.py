@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsl_node import __version__
 from hsl_node.config import fingerprint
-from hsl_node.status_journal import HALTED_FIX, aucs
+from hsl_node.status_journal import HALTED_FIX, aucs, still_to_do
 from hsl_node.sync.names import Peer
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store import reserve_of
@@ -61,6 +61,7 @@ def snapshot(node: Node) -> dict[str, Any]:
         "peers": [_peer(node, p, receipts.get(p)) for p in node.others],
         "waiting_for": waiting,
         "waiting_since": since if waiting else None,
+        "still_to_do": _still_to_do(node),
         "disk": _disk(node),
         "device": node.journal.meta("device"),
         "trainer": trainer,
@@ -92,6 +93,13 @@ def _word(node: Node, trainer: str) -> str:
             return "agreeing"
         case _:
             return "sending" if any(r == state.round for r, _ in state.owed) else "waiting"
+
+
+def _still_to_do(node: Node) -> dict[str, Any] | None:
+    state = node.state
+    if state is None:
+        return None
+    return still_to_do(node.journal, state.phase, {p for _, p in state.owed if not node.keyring.is_revoked(p)})
 
 
 def _held_by(node: Node, trainer: str) -> list[Peer]:
@@ -175,8 +183,10 @@ def _warnings(node: Node, trainer: str | dict[str, Any], since: float) -> list[d
         minutes = f"{KILL_SILENT_S / 60:.0f}"
         fix = f"see log/trainer.log; the node restarts it after {minutes} min of silence and loses at most one epoch"
         warnings.append({"code": "trainer", "text": text, "since": time.time() - trainer["last_event_s"], "fix": fix})
-    if node.paused and node.state is not None and node.state.phase is not Phase.FINISHED:
+    if node.paused and node.state is not None and not node.is_over():
         text = "training is paused here; the other hospitals will wait for this one"
+        if node.state.phase in (Phase.FINISHED, Phase.HALTED):
+            text = "this node is paused: its last fused model is not validated"
         warnings.append({"code": "paused", "text": text, "since": node.paused_at, "fix": "`hsl-node resume`"})
     if node.state is not None and node.state.reason:
         warnings.insert(0, {"code": "halted", "text": node.state.reason, "since": since, "fix": HALTED_FIX})

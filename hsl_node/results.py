@@ -76,7 +76,8 @@ def evaluate(
     """The recorded evaluation; what it lacks of what is asked for is scored now. `report` hears a trainer's events.
 
     Raises:
-        UsageError: the run is not over: the test set is for the final model. `again` measures all the same, and counts.
+        UsageError: the run is not over, or its last model not validated: the test set is for the final model. `again`
+            measures all the same, and counts.
         FederationMismatch: another run took the place of this one meanwhile.
     """
     layout = Layout(state)
@@ -85,11 +86,13 @@ def evaluate(
         wanted = (
             {"fused", "local"} | ({"alone"} if alone else set()) | ({"fused_random"} if pairing == "random" else set())
         )
-        saved = journal.state()
-        final = saved is not None and saved["phase"] in ("finished", "halted")
+        over, unvalidated = _is_over(journal), _unvalidated(journal)
+        final = over and unvalidated is None
         same = record is not None and best is not None and record["weights"].get("fused") == best[1]
         if record is not None and not again and (same or not final) and wanted - {"local"} <= record["test"].keys():
             return record
+        if unvalidated is not None and not again:
+            raise _not_final_yet(unvalidated, "with --again the best one before it is measured now, and counted")
         if not final and not again:
             raise UsageError(
                 "the run is not over; the test set is for the final model",
@@ -205,6 +208,23 @@ def _measured(
         record["auc_validation"][model.kind] = figures[VALIDATION].auc
     counts = {n: len(site.indices(s)) for n, s in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))}
     return {**record, "at": time.time(), "images": counts, "classes": list(site.plan.classes)}
+
+
+def _is_over(journal: Journal) -> bool:
+    saved = journal.state()
+    return saved is not None and saved["phase"] in ("finished", "halted")
+
+
+def _unvalidated(journal: Journal) -> Round | None:
+    """The run is over, and its last fused model not validated: which one is the best nobody knows yet."""
+    return journal.last_unvalidated() if _is_over(journal) else None
+
+
+def _not_final_yet(round: Round, else_: str) -> UsageError:
+    return UsageError(
+        f"the last fused model (round {round}) is still to be validated on this site's images: it may be the best one",
+        remedy=f'the daemon does that; call this again when `hsl-node status` has no line "still to do"; {else_}',
+    )
 
 
 def _best(journal: Journal) -> tuple[Round, Digest]:
@@ -330,11 +350,15 @@ def find_model(state: Path, round: Round | None) -> Fused:
     """The fused model of a round; None: the best by this site's validation AUC.
 
     Raises:
-        UsageError: no such round here, or its file was deleted since (only the newest and the best are kept).
+        UsageError: no such round here, or its file was deleted since (only the newest and the best are kept). Or the
+            run is over, and which one is the best not known yet.
     """
     layout = Layout(state)
     with _journal(layout) as journal:
         fused = {r["round"]: Digest(r["sha256"]) for r in journal.rows("fused") if r["round"] > 0}
+        unvalidated = _unvalidated(journal)
+        if round is None and unvalidated is not None:
+            raise _not_final_yet(unvalidated, "--round N takes that of a round now")
         chosen = _best(journal)[0] if round is None else round
     path = layout.fused(chosen)
     if chosen not in fused or not path.exists():

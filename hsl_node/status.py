@@ -128,6 +128,7 @@ def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     lines = [f"{look.paint(snapshot['node'], _BOLD)}  {word}{since}"]
     lines += _field("federation", ", ".join(escaped(str(f), 60) for f in facts if f), look)
     lines += _field("round", _round(snapshot), look)
+    lines += _field("still to do", _still_to_do(snapshot["still_to_do"]), look)
     lines += _field("waiting for", _waiting(snapshot, now), look)
     lines += _field("epoch", _epoch(snapshot["epoch"], look), look)
     lines += _field("busy", _busy(snapshot["busy"], look), look)
@@ -167,6 +168,14 @@ def _round(snapshot: Snapshot) -> str:
             return f"{after - 1} of {rounds} fused; the run is complete"
         case round, phase:
             return f"{round} of {rounds}, phase {phase}"
+
+
+def _still_to_do(left: Mapping[str, Any] | None) -> str:
+    if not left:
+        return ""
+    what = [f"deliver this node's last statement to {', '.join(left['deliver_to'])}"] if left["deliver_to"] else []
+    what += [f"validate the last fused model (round {left['validate']})"] if left["validate"] else []
+    return f"{'; '.join(what)}. Keep the daemon running until this line is gone"
 
 
 def _waiting(snapshot: Snapshot, now: float) -> str:

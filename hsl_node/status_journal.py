@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,16 @@ def from_journal(state: Path) -> dict[str, Any]:
         "state": "stopped", "since": None, "started": None, "ended": None,
         "federation": {"name": None, "hash": None, "peers": None, "rounds": None, "method": None, "task": None},
         "round": None, "rounds": None, "phase": None, "reason": "", "epoch": None, "busy": None, "fusing": None,
-        "peers": [], "waiting_for": [], "waiting_since": None, "disk": None, "device": None, "trainer": None,
-        "last_fused": None, "aucs": [], "best": None, "warnings": [],
+        "peers": [], "waiting_for": [], "waiting_since": None, "still_to_do": None, "disk": None,
+        "device": None, "trainer": None, "last_fused": None, "aucs": [], "best": None, "warnings": [],
     }  # fmt: skip
     keys = _of_the_keys(state)
     if not (state / "journal.sqlite3").exists():
         return snapshot | {"warnings": keys}
     journal = Journal.read_only(state / "journal.sqlite3")
     try:
-        ended, found = find_ending(journal), snapshot | _recorded(journal)
+        revoked = {w["code"].removeprefix("revoked ") for w in keys}
+        ended, found = find_ending(journal), snapshot | _recorded(journal, revoked)
         disk = {"free": shutil.disk_usage(state).free, "need": None}
         return found | {"ended": ended, "disk": disk, "warnings": _of_the_end(ended) + found["warnings"] + keys}
     finally:
@@ -67,7 +68,17 @@ def _of_the_keys(state: Path) -> list[dict[str, Any]]:
     return [{"code": code, "text": text, "since": None, "fix": fix} for code, (text, fix) in found]
 
 
-def _recorded(journal: Journal) -> dict[str, Any]:
+def still_to_do(journal: Journal, phase: str, owed: Collection[str]) -> dict[str, Any] | None:
+    """What a node that has finished or halted must stay up for: `deliver_to`, peers without its last statement;
+    `validate`, the round of its last fused model. None: nothing, or the run is not over.
+    """
+    validate = journal.last_unvalidated()
+    if phase not in ("finished", "halted") or not (owed or validate):
+        return None
+    return {"deliver_to": sorted(owed), "validate": validate}
+
+
+def _recorded(journal: Journal, revoked: Collection[str]) -> dict[str, Any]:
     state = journal.state()
     if state is None:
         return {}
@@ -99,6 +110,7 @@ def _recorded(journal: Journal) -> dict[str, Any]:
         ],
         "waiting_for": waiting,
         "waiting_since": since if waiting else None,
+        "still_to_do": still_to_do(journal, state["phase"], {p for _, p in state["owed"]} - set(revoked)),
         "device": journal.meta("device"),
         "last_fused": fused[-1] if fused else None,
         "aucs": aucs(journal.aucs_of(me), fused),

@@ -11,8 +11,8 @@ import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
-from hsl_node import __version__, altered, identity, poisoning
-from hsl_node.errors import Diverged, LocalStateError
+from hsl_node import __version__, altered, ending, identity, poisoning
+from hsl_node.errors import Altered, Diverged, HslError, LocalStateError
 from hsl_node.intake import claim_of
 from hsl_node.sync import round as machine
 from hsl_node.sync.fusion_rules import FUSION_RULES
@@ -34,6 +34,8 @@ DIVERGED = (
     'all hospitals see the same: agree on a new plan, with fusion = "median" or without the peer that is named. Where '
     "only this site's training is, look at its data; else agree on a lower learning_rate"
 )
+
+COPY = "restore fused/ from a backup, or get the file from another peer: its sha256 is the same there"
 
 
 class Work:
@@ -92,14 +94,19 @@ class Work:
         try:
             return await node.trainer.run(job)
         except Diverged as exc:
-            self.epoch = self.busy = None
             fault = poisoning.named_in(node.journal, base)
             text = exc.message + (f". In the fusion that it began with: {fault}" if fault else "")
-            node.alarms.sound("diverged", text, DIVERGED)
-            node.journal.note("error", "diverged", text)
-            await node.trainer.stop()
-            await asyncio.Event().wait()  # until `pause`, or the end
+            await self._stand_still("diverged", text, DIVERGED)
             raise
+
+    async def _stand_still(self, code: str, text: str, fix: str) -> None:
+        """A job is over, but not the daemon: until `pause`, or the end."""
+        node = self._node
+        self.epoch = self.busy = None
+        node.alarms.sound(code, text, fix)
+        node.journal.note("error", code, text)
+        await node.trainer.stop()
+        await asyncio.Event().wait()
 
     def _manifest(
         self, round: Round, sha256: Digest, size: int, samples: int, auc: float | None, state: machine.State
@@ -189,21 +196,31 @@ class Work:
         )
 
     def last_to_validate(self) -> Round | None:
-        """The last fusion has no next round to be validated in."""
-        node, state = self._node, self._node.known_state()
-        if state.phase not in (Phase.AGREE, Phase.FINISHED) or state.round == 0:
+        """The last fusion has no next round to be validated in, nor has that before a halt."""
+        state = self._node.known_state()
+        if state.phase not in (Phase.AGREE, Phase.FINISHED, Phase.HALTED) or state.round == 0:
             return None
-        done = {r["round"]: r["validated"] for r in node.journal.rows("fused")}
-        return None if done.get(state.round - 1) else state.round - 1
+        return self._node.journal.last_unvalidated()
 
     async def validate_last(self) -> None:
         node = self._node
+        node.alarms.settle("unvalidated")
         round = self.last_to_validate()
-        if round is not None:
-            base, sha256 = node.layout.fused(round), node.known_state().base
-            job = {"job": "validate", "round": round, "base": str(base), "base_sha256": sha256}
-            await self._run(job, base=round)
-        self.busy = None
+        try:
+            if round is not None:
+                base, sha256 = node.layout.fused(round), node.known_state().base
+                job = {"job": "validate", "round": round, "base": str(base), "base_sha256": sha256}
+                await self._run(job, base=round)
+        except HslError as exc:
+            if node.known_state().phase is not Phase.HALTED:
+                raise
+            why, fix = ending.said(exc)  # nothing may disturb a halt: no end of the daemon, no recovery
+            why = f"the last fused model could not be validated: {why}".replace(f"{node.layout.state}/", "")
+            fix = COPY if isinstance(exc, Altered) else fix
+            await self._stand_still("unvalidated", why, f"{fix}; then `hsl-node pause` and `hsl-node resume`")
+            raise
+        finally:
+            self.busy = None
         await node.trainer.stop()  # nothing more to train: give the memory back
 
     async def _wait_for_room(self) -> None:

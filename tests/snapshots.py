@@ -45,7 +45,7 @@ def snapshot(**more: Any) -> dict[str, Any]:
             peer("kyoto", {"state": "waiting for receipt", "bytes": 94_700_000}, {"state": "refused"},
                  last_seen=None),
         ],
-        "waiting_for": ["st-josef-krankenhaus", "ucl", "kyoto"], "waiting_since": NOW - 840,
+        "waiting_for": ["st-josef-krankenhaus", "ucl", "kyoto"], "waiting_since": NOW - 840, "still_to_do": None,
         "disk": {"free": 120_400_000_000, "need": 1_136_400_000}, "device": "cuda:0",
         "trainer": {"pid": 4300, "state": "idle", "restarts": 1, "last_event_s": 12.0},
         "last_fused": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52, "auc": 0.912},

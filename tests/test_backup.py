@@ -17,7 +17,7 @@ import pytest
 from cluster import Cluster
 from typer.testing import CliRunner
 
-from hsl_node import backup, config, enrol, identity, recover_mark, rotate
+from hsl_node import backup, config, ending, enrol, identity, recover_mark, rotate
 from hsl_node.cli import main
 from hsl_node.commands.app import app
 from hsl_node.config import AnchorCard, Plan
@@ -73,6 +73,7 @@ def test_what_is_restored_is_what_was_there_and_is_marked(lived: Path, tmp_path:
     mark = recover_mark.find_mark(store.journal)
     assert mark is not None and "restored from a backup" in mark.why
     assert store.journal.last_signed() == 3
+    assert ending.find_ending(store.journal) is None, "no daemon has run there; that of the backup's journal still did"
     store.close()
     assert not (tmp_path / "new" / backup.STAGING).exists()
 

@@ -668,7 +668,8 @@ def test_start_status_pause_resume_stop(tmp_path: Path) -> None:
         (later,) = [w for w in cluster.status("ash")["warnings"] if w["code"] == "paused"]
         assert warning["since"] == later["since"] <= paused["since"], "since it was asked to, not since it is looked at"
         assert shell("--state", state, "resume").stdout == "resumed\n"
-        cluster.wait_until("ash", lambda s: s["state"] == "finished", "the end of the run")
+        done = lambda s: s["state"] == "finished" and s["still_to_do"] is None  # noqa: E731
+        cluster.wait_until("ash", done, "the end of the run")
         assert "nothing to pause" in shell("--state", state, "pause").stdout
         stopped = shell("--state", state, "stop")
         assert (stopped.returncode, stopped.stdout) == (0, "stopped: the daemon has left\n"), stopped.stderr

@@ -73,7 +73,8 @@ def states(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pat
     with cluster_of(tmp_path_factory.mktemp("undisturbed"), hospital) as cluster:
         cluster.start_all()
         cluster.wait_finished()
-        cluster.wait_until("ash", lambda s: s["best"] is not None, "last fusion validated")
+        for name in NAMES:
+            cluster.wait_until(name, lambda s: s["still_to_do"] is None, "last fusion validated")
         assert CANARY not in json.dumps([cluster.status(n) for n in NAMES])
         return [cluster.layout(n).state for n in NAMES]
 

@@ -262,6 +262,32 @@ def test_round_that_is_not_kept_names_those_that_are(state: Path) -> None:
     assert "rounds kept here: 1" in str(caught.value)
 
 
+@pytest.mark.parametrize("phase", [Phase.FINISHED, Phase.HALTED])
+def test_while_the_last_fused_model_is_to_be_validated_none_is_the_final_one(state: Path, phase: Phase) -> None:
+    """It may be the best: else an earlier one would be measured, and the test set used again for the last."""
+    digest, _ = initial_weights(
+        state, PLAN.model_copy(update={"seed": 3}), METHODS[PLAN.method], Layout(state).fused(2)
+    )
+    journal = Journal.create(Layout(state).journal)
+    journal.record_fused(2, digest)
+    set_phase(state, phase)
+    for take in (results.evaluate, lambda s: results.find_model(s, None)):
+        with pytest.raises(UsageError, match=r"last fused model \(round 2\) is still to be validated") as caught:
+            take(state)
+        assert 'no line "still to do"' in caught.value.remedy
+    assert [results.find_model(state, r).round for r in (1, 2)] == [1, 2]
+    early = results.evaluate(state, again=True)
+    assert (early["final"], early["round"]) == (False, 1)
+    set_phase(state, Phase.TRAIN)
+    assert results.find_model(state, None).round == 1, "in the midst of a run: the best so far"
+    set_phase(state, phase)
+    journal.record_validation(2, 0.9, 0.7)
+    journal.close()
+    assert results.find_model(state, None).round == 2
+    found = results.evaluate(state)
+    assert (found["final"], found["round"]) == (True, 2)
+
+
 # ------------------------------------------------------------------ what happens while it measures, which takes minutes
 
 

@@ -95,11 +95,13 @@ def pause(context: typer.Context) -> None:
 
     state = state_of(context)
     answer = ask(state, "pause")
-    if not answer["changed"] and answer["phase"] in ("finished", "halted"):
+    if not answer["changed"] and answer["over"]:
         print(f"the run is {answer['phase']}: nothing trains here, so there is nothing to pause")
         return
     word = "paused" if answer["changed"] else "it is paused already"
-    print(addressed(f"{word}: the other hospitals wait for this node until `hsl-node resume`", state))
+    ended = answer["phase"] in ("finished", "halted")
+    what = "the last fused model is not validated" if ended else "the other hospitals wait for this node"
+    print(addressed(f"{word}: {what} until `hsl-node resume`", state))
 
 
 def resume(context: typer.Context) -> None:

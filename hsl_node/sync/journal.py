@@ -361,6 +361,11 @@ class Journal:
         )
         return (row["round"], Digest(row["sha256"])) if row else None
 
+    def last_unvalidated(self) -> Round | None:
+        """The last fused model, while this site's validation of it is still to come: it may turn out the best."""
+        row = self._one("SELECT round, validated FROM fused WHERE round > 0 ORDER BY round DESC LIMIT 1")
+        return row["round"] if row and not row["validated"] else None
+
     def _write(self, query: str, values: tuple[Any, ...]) -> None:
         """Within the transaction, or as one of its own."""
         if self._db.in_transaction:
