@@ -8,9 +8,13 @@ Reads only, also while the daemon runs. A defect is said in a sentence; the chec
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from enum import IntEnum, auto
 from pathlib import Path
+from typing import Any
 
 from hsl_node import config, evidence
 from hsl_node.errors import HslError, PeerDataError
@@ -20,8 +24,8 @@ from hsl_node.sync import keyring
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.keyring import UPDATE_NAMESPACE, Keyring
-from hsl_node.sync.manifest import Manifest, Receipt, parse_manifest, parse_receipt, parse_signed
-from hsl_node.sync.names import Peer, Round
+from hsl_node.sync.manifest import Manifest, parse_manifest, parse_receipt, parse_signed
+from hsl_node.sync.names import Digest, Peer, Round
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.store import Layout, paths_of
 from hsl_node.sync.tensors import read_schema, sha256_of
@@ -29,14 +33,28 @@ from hsl_node.sync.tensors import read_schema, sha256_of
 
 @dataclass(frozen=True)
 class Document:
-    """One signed document as it lies in the journal."""
+    """One signed document, as `export` writes it."""
 
-    round: Round
     signer: Peer
     namespace: str
     stem: str  # of the exported file
     bytes: bytes
-    content: Manifest | Receipt | None  # None: a peer's list, or it does not verify, or is malformed
+
+
+class Section(IntEnum):
+    """In this order defects are told; within a section in that in which the journal was written, else by rounds."""
+
+    JOURNAL = auto()
+    MANIFESTS = auto()
+    SIGNED = auto()
+    RECEIPTS = auto()
+    TOLD = auto()
+    PROOFS = auto()
+    CHAIN = auto()
+    FILES = auto()
+
+
+Defect = tuple[Section, int, str]  # where it is told: section, and place in it
 
 
 @dataclass
@@ -64,10 +82,11 @@ class Findings:
     node: str
     federation: str
     rounds: dict[Round, RoundReport] = field(default_factory=dict)
-    documents: list[Document] = field(default_factory=list)
+    documents: int = 0  # checked
     proofs: list[ProofFound] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)  # documents that are not here any more: nothing speaks against them
+    evidence: list[Document] = field(default_factory=list)  # the two of each proof, for `export`
     keyring: Keyring | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -78,13 +97,14 @@ class Findings:
             "defects": self.defects,
             "lost": self.lost,
             "equivocations": [vars(p) for p in self.proofs],
-            "documents": len(self.documents),
+            "documents": self.documents,
             "rounds": [vars(r) for _, r in sorted(self.rounds.items())],
         }
 
 
 def examine(state: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Findings:
-    """All checks. `progress`: rounds done, of how many.
+    """All checks. Of a round's documents no more than its report and digests outlast it: 64 peers x 1,000 rounds are
+    half a gigabyte. `progress`: rounds done, of how many.
 
     Raises:
         NotInitialised, ConfigError, LocalStateError: there is nothing that could be checked.
@@ -93,130 +113,140 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
     me = Peer(config.load_node(state).name)
     journal = Journal.read_only(layout.journal)
     found = Findings(me, federation.digest, keyring=keyring.load(state, federation))
+    defects: list[Defect] = []
     try:
         fused = {r["round"]: r["sha256"] for r in journal.rows("fused")}  # before the manifests: the daemon may run
         if journal.meta("federation") not in (None, federation.digest):
-            found.defects.append("the journal belongs to another federation than federation.toml")
-        _documents(journal, me, found)
+            defects.append((Section.JOURNAL, 0, "the journal belongs to another federation than federation.toml"))
+        defects += _told(journal, me, found)
+        defects += _proofs(layout.state / "evidence", found)
+        digests: dict[Round, dict[Peer, Digest]] = {}  # of the manifests of the round before
+        numbers = sorted({*journal.signed_rounds(), *fused})
+        for done, number in enumerate(numbers, 1):
+            # What is about another document is read before that one: the daemon may write in between.
+            receipts, mine, rows = journal.receipts_of(number), journal.signed(number), journal.manifests_of(number)
+            manifests: dict[Peer, Manifest] = {}
+            defects += _manifests(rows, found, manifests)
+            defects += _signed(number, mine, rows, me)
+            defects += _receipts(receipts, mine, me, found)
+            defects += _chain(number, manifests, digests.get(Round(number - 1), {}), fused)
+            digests = {number: {peer: manifest.digest for peer, manifest in manifests.items()}}
+            found.lost += _lost(number, {row["peer"] for row in rows}, fused, found.proofs, federation)
+            if manifests or number in fused:
+                found.rounds[number] = RoundReport(number, fused.get(number), _contributors(manifests))
+                defects += _files(layout, me, found.rounds[number], manifests, federation)
+            progress(done, len(numbers))
     finally:
         journal.close()
-    manifests = {(d.round, d.signer): d for d in found.documents if isinstance(d.content, Manifest)}
-    _proofs(layout.state / "evidence", found)
-    for number in sorted({r for r, _ in manifests} | fused.keys()):
-        found.rounds[number] = report = RoundReport(number, fused.get(number))
-        for (round, peer), document in manifests.items():
-            if round == number and isinstance(document.content, Manifest):
-                m = document.content
-                report.contributors[peer] = {"samples": m.samples, "auc": m.auc, "sha256": m.sha256, "bytes": m.bytes}
-    found.defects += _chain(manifests, fused)
-    found.lost += _lost(found.documents, fused, federation)
-    for done, number in enumerate(sorted(found.rounds), 1):
-        found.defects += _files(layout, me, found.rounds[number], manifests, federation)
-        progress(done, len(found.rounds))
+    found.defects = [text for _, _, text in sorted(defects, key=lambda defect: defect[:2])]
     return found
+
+
+def _contributors(manifests: Mapping[Peer, Manifest]) -> dict[str, dict[str, object]]:
+    return {p: {"samples": m.samples, "auc": m.auc, "sha256": m.sha256, "bytes": m.bytes} for p, m in manifests.items()}
 
 
 # ------------------------------------------------------------------ the signed documents
 
 
-def _documents(journal: Journal, me: Peer, found: Findings) -> None:
+def _manifests(rows: list[dict[str, Any]], found: Findings, manifests: dict[Peer, Manifest]) -> Iterator[Defect]:
+    """Of one round. Those that verify are put into `manifests`."""
     assert found.keyring is not None
-    ring = found.keyring
-    for row in journal.rows("manifests"):
-        kept = journal.manifest(row["round"], row["peer"])
-        if kept is None:
-            continue
+    for row in rows:
+        found.documents += 1
         what = f"round {row['round']}: manifest of {row['peer']}"
-        manifest: Manifest | None = None
         try:
-            manifest = parse_manifest(verify(kept["document"], ring.chain(row["peer"]), MANIFEST_NAMESPACE))
+            keys = found.keyring.chain(row["peer"])
+            manifest = parse_manifest(verify(row["document"], keys, MANIFEST_NAMESPACE))
+            manifests[Peer(row["peer"])] = manifest
             says = (manifest.round, manifest.peer, manifest.sha256, manifest.content(), manifest.federation)
-            if says != (row["round"], row["peer"], row["sha256"], kept["content"], found.federation):
-                found.defects.append(f"{what}: the journal's columns are not what was signed")
+            if says != (row["round"], row["peer"], row["sha256"], row["content"], found.federation):
+                yield Section.MANIFESTS, row["rowid"], f"{what}: the journal's columns are not what was signed"
         except HslError as exc:
-            found.defects.append(f"{what}: {exc.message}")
-        found.documents.append(
-            Document(row["round"], Peer(row["peer"]), MANIFEST_NAMESPACE, f"r{row['round']:06d}_{row['peer']}.manifest",
-                     kept["document"], manifest)
-        )  # fmt: skip
-    for row in journal.rows("signed"):
-        signed, kept = journal.signed(row["round"]), journal.manifest(row["round"], me)
-        if signed is None or kept is None or signed[1] != kept["document"]:
-            found.defects.append(f"round {row['round']}: what this node signed is not the manifest that it keeps")
-    for row in journal.rows("receipts"):
-        document = journal.receipt(row["round"], row["receiver"])
-        what, receipt = f"round {row['round']}: receipt of {row['receiver']}", None
-        mine = journal.signed(row["round"])
+            yield Section.MANIFESTS, row["rowid"], f"{what}: {exc.message}"
+
+
+def _signed(number: Round, mine: tuple[Digest, bytes] | None, rows: list[dict[str, Any]], me: Peer) -> Iterator[Defect]:
+    if mine is not None and mine[1] not in [row["document"] for row in rows if row["peer"] == me]:
+        yield Section.SIGNED, 0, f"round {number}: what this node signed is not the manifest that it keeps"
+
+
+def _receipts(
+    rows: list[sqlite3.Row], mine: tuple[Digest, bytes] | None, me: Peer, found: Findings
+) -> Iterator[Defect]:
+    assert found.keyring is not None
+    for row in rows:
+        found.documents += 1
+        what, place = f"round {row['round']}: receipt of {row['receiver']}", row["rowid"]
         try:
-            receipt = parse_receipt(verify(document, ring.chain(row["receiver"]), RECEIPT_NAMESPACE))
+            keys = found.keyring.chain(row["receiver"])
+            receipt = parse_receipt(verify(row["document"], keys, RECEIPT_NAMESPACE))
             about = (receipt.federation, receipt.round, receipt.peer, receipt.receiver, receipt.accepted)
             if about != (found.federation, row["round"], me, row["receiver"], bool(row["accepted"])):
-                found.defects.append(f"{what}: the journal's columns are not what was signed")
+                yield Section.RECEIPTS, place, f"{what}: the journal's columns are not what was signed"
             # The opening statement may be corrected, and signed anew, before the first round.
             if row["round"] > 0 and (mine is None or receipt.sha256 != mine[0]):
-                found.defects.append(f"{what}: about another checkpoint than the one this node signed")
+                yield Section.RECEIPTS, place, f"{what}: about another checkpoint than the one this node signed"
         except HslError as exc:
-            found.defects.append(f"{what}: {exc.message}")
-        stem = f"r{row['round']:06d}_{me}_at_{row['receiver']}.receipt"
-        found.documents.append(
-            Document(row["round"], Peer(row["receiver"]), RECEIPT_NAMESPACE, stem, document, receipt)
-        )
+            yield Section.RECEIPTS, place, f"{what}: {exc.message}"
 
-    for peer, document in evidence.told(journal, ring.federation.peers).items():
+
+def _told(journal: Journal, me: Peer, found: Findings) -> Iterator[Defect]:
+    assert found.keyring is not None
+    for peer, document in evidence.told(journal, found.keyring.federation.peers).items():
+        found.documents += 1
         try:
-            offer = parse_signed(verify(document, ring.chain(peer), OFFER_NAMESPACE), Offer)
+            offer = parse_signed(verify(document, found.keyring.chain(peer), OFFER_NAMESPACE), Offer)
             if (offer.federation, offer.peer, offer.asker) != (found.federation, peer, me):
-                found.defects.append(f"what {peer} answered a recovery is about something else")
+                yield Section.TOLD, 0, f"what {peer} answered a recovery is about something else"
         except HslError as exc:
-            found.defects.append(f"what {peer} answered a recovery: {exc.message}")
-        found.documents.append(Document(Round(0), peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", document, None))
+            yield Section.TOLD, 0, f"what {peer} answered a recovery: {exc.message}"
 
 
-def _proofs(folder: Path, found: Findings) -> None:
+def _proofs(folder: Path, found: Findings) -> Iterator[Defect]:
     """What is kept against peers that signed two things. Its documents join the others, for `export`."""
     assert found.keyring is not None
     for proof in evidence.kept(folder):
+        against = f"evidence/ against {proof.peer} in round {proof.round}"
         try:
             both = evidence.require_proof(proof, found.keyring.chain(proof.peer), found.keyring.federation)
         except HslError as exc:
-            found.defects.append(f"evidence/ against {proof.peer} in round {proof.round} proves nothing: {exc.message}")
+            yield Section.PROOFS, 0, f"{against} proves nothing: {exc.message}"
             continue
         found.proofs.append(ProofFound(proof.round, proof.peer, (both[0].digest, both[1].digest)))
-        for path, document, manifest in zip(proof.paths, proof.documents(), both, strict=True):
-            stem = f"evidence_{path.name}"
-            found.documents.append(Document(proof.round, proof.peer, MANIFEST_NAMESPACE, stem, document, manifest))
+        for path, document in zip(proof.paths, proof.documents(), strict=True):
+            found.documents += 1
+            found.evidence.append(Document(proof.peer, MANIFEST_NAMESPACE, f"evidence_{path.name}", document))
 
 
-def _lost(documents: list[Document], fused: dict[Round, str], federation: config.Federation) -> Iterator[str]:
-    """Manifests of fused rounds that are not kept: no peer could give them back after a loss. One that is kept and
+def _lost(
+    number: Round, kept: set[str], fused: dict[Round, str], proofs: list[ProofFound], federation: config.Federation
+) -> Iterator[str]:
+    """Manifests of a fused round that are not kept: no peer could give them back after a loss. One that is kept and
     does not verify is a defect.
     """
-    kept = {(d.round, d.signer) for d in documents if d.namespace == MANIFEST_NAMESPACE}
-    for number in sorted(fused):
-        missing = [p for p in federation.peers if (number, p) not in kept]
-        if number > 0 and missing:
-            yield (
-                f"round {number}: the manifest of {', '.join(missing)} is not here any more. That it, with "
-                "its number of images, went into the fused model can't be shown from here; another hospital can, with "
-                "its own hsl-node verify --export"
-            )
+    kept |= {p.peer for p in proofs if p.round == number}
+    missing = [p for p in federation.peers if p not in kept]
+    if number in fused and number > 0 and missing:
+        yield (
+            f"round {number}: the manifest of {', '.join(missing)} is not here any more. That it, with "
+            "its number of images, went into the fused model can't be shown from here; another hospital can, with "
+            "its own hsl-node verify --export"
+        )
 
 
-def _chain(manifests: dict[tuple[Round, Peer], Document], fused: dict[Round, str]) -> Iterator[str]:
-    """Each manifest stands on the fusion before it and on everybody's manifests of that round."""
-    for (round, peer), document in sorted(manifests.items()):
-        manifest = document.content
-        assert isinstance(manifest, Manifest)
-        before = max(round - 1, 0)
+def _chain(
+    number: Round, manifests: Mapping[Peer, Manifest], inputs: Mapping[Peer, Digest], fused: dict[Round, str]
+) -> Iterator[Defect]:
+    """Each manifest stands on the fusion before it and on everybody's manifests of that round, the `inputs`."""
+    before = Round(max(number - 1, 0))
+    for peer, manifest in sorted(manifests.items()):
         if before in fused and manifest.base != fused[before]:
-            yield (
-                f"round {round}: {peer} stands on {manifest.base[:12]}, "
-                f"this node's model after round {before} is {fused[before][:12]}"
-            )
+            text = f"{peer} stands on {manifest.base[:12]}, this node's model after round {before} is"
+            yield Section.CHAIN, 0, f"round {number}: {text} {fused[before][:12]}"
         for other, named in sorted(manifest.inputs.items()):
-            kept = manifests.get((Round(round - 1), Peer(other)))
-            if kept is not None and isinstance(kept.content, Manifest) and named != kept.content.digest:
-                yield f"round {round}: {peer} fused another input of {other} than the one kept here"
+            if named != inputs.get(Peer(other), named):
+                yield Section.CHAIN, 0, f"round {number}: {peer} fused another input of {other} than the one kept here"
 
 
 # ------------------------------------------------------------------ the files
@@ -226,32 +256,33 @@ def _files(
     layout: Layout,
     me: Peer,
     report: RoundReport,
-    manifests: dict[tuple[Round, Peer], Document],
+    manifests: Mapping[Peer, Manifest],
     federation: config.Federation,
-) -> Iterator[str]:
+) -> Iterator[Defect]:
     """Checkpoints and fused models that are still here. Old ones are pruned, which is no defect."""
     number, paths = report.round, paths_of(layout, report.round, me, federation.peers)
     samples, sound = {}, True
     for peer, path in paths.items():
-        document = manifests.get((number, peer))
-        manifest = document.content if document else None
-        digest = _sha256(path)
-        if digest is None or not isinstance(manifest, Manifest) or manifest.statement:
+        manifest, digest = manifests.get(peer), _sha256(path)
+        if digest is None or manifest is None or manifest.statement:
             sound = False
         elif digest != manifest.sha256:
             sound = False
-            yield f"round {number}: the file of {peer} has sha256 {digest[:12]}, signed was {manifest.sha256[:12]}"
+            text = f"the file of {peer} has sha256 {digest[:12]}, signed was {manifest.sha256[:12]}"
+            yield Section.FILES, 0, f"round {number}: {text}"
         else:
             report.files += 1
             samples[peer] = manifest.samples
     kept = _sha256(layout.fused(number))
     if kept is not None and report.fused is not None and kept != report.fused:
-        yield f"round {number}: the fused model has sha256 {kept[:12]}, the journal says {report.fused[:12]}"
+        text = f"the fused model has sha256 {kept[:12]}, the journal says {report.fused[:12]}"
+        yield Section.FILES, 0, f"round {number}: {text}"
     if sound and report.fused is not None and number > 0:
         again = _fused_again(layout, paths, samples, federation)
         report.recomputed = again == report.fused
         if again is not None and again != report.fused:
-            yield f"round {number}: fusing the kept inputs gives {again[:12]}, the journal says {report.fused[:12]}"
+            text = f"fusing the kept inputs gives {again[:12]}, the journal says {report.fused[:12]}"
+            yield Section.FILES, 0, f"round {number}: {text}"
 
 
 def _fused_again(
@@ -288,7 +319,7 @@ exit $bad
 """
 
 
-def export(found: Findings, folder: Path) -> int:
+def export(state: Path, found: Findings, folder: Path) -> int:
     """Write each document as NAME (the signed line) and NAME.sig, `allowed_signers`, and a script; gives the count.
 
     Raises:
@@ -297,23 +328,45 @@ def export(found: Findings, folder: Path) -> int:
     ring = found.keyring
     assert ring is not None
     folder.mkdir(mode=0o700, parents=True)
-    documents = [(d.signer, d.namespace, d.stem, d.bytes) for d in found.documents]
-    documents += [
-        (Peer(u.peer), UPDATE_NAMESPACE, f"{u.peer}_{u.number}.update", a.document.encode("ascii"))
-        for a in ring.file.update
-        for u in [keyring.parse_update(a.document)]
-        if u.federation == found.federation
-    ]
-    for _, _, stem, document in documents:
-        line, newline, signature = document.partition(b"\n")
-        (folder / stem).write_bytes(line + newline)
-        (folder / f"{stem}.sig").write_bytes(signature)
+    count = 0
+    with (
+        closing(Journal.read_only(Layout(state).journal)) as journal,
+        open(folder / "index", "w", encoding="ascii") as index,
+    ):
+        for document in _documents(journal, found):
+            line, newline, signature = document.bytes.partition(b"\n")
+            (folder / document.stem).write_bytes(line + newline)
+            (folder / f"{document.stem}.sig").write_bytes(signature)
+            index.write(f"{document.signer} {document.namespace} {document.stem}\n")
+            count += 1
     spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
     signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
     (folder / "allowed_signers").write_text("".join(signers), encoding="ascii")
-    (folder / "index").write_text("".join(f"{s} {n} {stem}\n" for s, n, stem, _ in documents), encoding="ascii")
     (folder / "check.sh").write_text(CHECK, encoding="ascii")
-    return len(documents)
+    return count
+
+
+def _documents(journal: Journal, found: Findings) -> Iterator[Document]:
+    """All that was checked, read once more."""
+    ring, me = found.keyring, found.node
+    assert ring is not None
+    numbers = journal.signed_rounds()
+    for number in numbers:
+        for row in journal.manifests_of(number):
+            stem = f"r{number:06d}_{row['peer']}.manifest"
+            yield Document(Peer(row["peer"]), MANIFEST_NAMESPACE, stem, row["document"])
+    for number in numbers:
+        for kept in journal.receipts_of(number):
+            stem = f"r{number:06d}_{me}_at_{kept['receiver']}.receipt"
+            yield Document(Peer(kept["receiver"]), RECEIPT_NAMESPACE, stem, kept["document"])
+    for peer, document in evidence.told(journal, ring.federation.peers).items():
+        yield Document(peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", document)
+    yield from found.evidence
+    for accepted in ring.file.update:
+        update = keyring.parse_update(accepted.document)
+        if update.federation == found.federation:
+            stem = f"{update.peer}_{update.number}.update"
+            yield Document(Peer(update.peer), UPDATE_NAMESPACE, stem, accepted.document.encode("ascii"))
 
 
 def require_sound(found: Findings) -> None:

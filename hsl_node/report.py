@@ -121,7 +121,7 @@ def _tiles(nodes: Sequence[NodeFacts], agreed: Sequence[Agreement]) -> list[dict
     started = [p["started"] for n in nodes for p in n.phases]
     ended = [p["ended"] or p["started"] for n in nodes for p in n.phases]
     sent = sum(t["bytes"] or 0 for n in nodes for t in n.transfers)
-    samples = {m["peer"]: m["content"]["samples"] for n in nodes for m in n.manifests}
+    samples = {m.peer: m.samples for n in nodes for m in n.manifests}
     same = bool(agreed) and all(a.agree for a in agreed)
     return [
         {"label": "hospitals", "value": str(len(federation.peers))},
@@ -167,9 +167,9 @@ def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
     """Per hospital: its own checkpoints' AUC from the manifests; the fused models' where we have its journal."""
     local: dict[str, dict[int, float | None]] = defaultdict(dict)
     for node in nodes:
-        for row in node.manifests:
-            if row["content"]["bytes"] > 0:
-                local[row["peer"]][row["round"]] = row["content"]["auc"]
+        for said in node.manifests:
+            if said.bytes > 0:
+                local[said.peer][said.round] = said.auc
     fused: dict[str, dict[int, float | None]] = {
         n.name: {r["round"]: r["auc"] for r in n.fused if r["validated"]} for n in nodes
     }
@@ -291,7 +291,7 @@ def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
 
 def _software(nodes: Sequence[NodeFacts]) -> list[dict[str, str]]:
     """What every hospital says it runs, from its newest manifest; the device of those whose journal we have."""
-    said = {m["peer"]: m["content"]["software"] for n in nodes for m in sorted(n.manifests, key=lambda m: m["round"])}
+    said = {m.peer: m.software for n in nodes for m in sorted(n.manifests, key=lambda m: m.round)}
     devices = {n.name: n.meta["device"] for n in nodes}
     return [{"name": p, "software": s, "device": devices.get(p, "")} for p, s in sorted(said.items())]
 

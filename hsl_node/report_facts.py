@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hsl_node.config import Federation, load_federation, load_node
 from hsl_node.results import find_evaluation
-from hsl_node.sync.journal import Journal
+from hsl_node.sync.journal import Journal, Said
+from hsl_node.sync.names import Peer
 from hsl_node.sync.store import Layout
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What one node's state directory says; all tables as Journal.rows gives them."""
+    """What one node's state directory says; tables as Journal.rows gives them."""
 
     name: str
     federation: Federation
@@ -25,7 +28,7 @@ class NodeFacts:
     reason: str
     rounds_fused: int
     best: tuple[int, str] | None
-    manifests: Sequence[Mapping[str, Any]]
+    manifests: Sequence[Said]  # in the order in which they were written
     fused: Sequence[Mapping[str, Any]]  # of round 1 and later
     epochs: Sequence[Mapping[str, Any]]
     phases: Sequence[Mapping[str, Any]]
@@ -69,7 +72,7 @@ def read(state: Path) -> NodeFacts:
             reason=str(saved.get("reason", "")),
             rounds_fused=max((r["round"] for r in fused), default=0),
             best=journal.best_fused(),
-            manifests=journal.rows("manifests"),
+            manifests=sorted(map(_shared, journal.said()), key=attrgetter("written")),
             fused=fused,
             epochs=journal.rows("epochs"),
             phases=journal.rows("phases"),
@@ -82,14 +85,20 @@ def read(state: Path) -> NodeFacts:
         journal.close()
 
 
+def _shared(said: Said) -> Said:
+    """With one string where all peers of a round, or all rounds of a peer, say the same."""
+    peer, base, software = map(sys.intern, (said.peer, said.base, said.software))
+    return replace(said, peer=Peer(peer), base=base, software=software)
+
+
 def agreement(nodes: Sequence[NodeFacts]) -> list[Agreement]:
     """Per round, the digest of the fused model at every hospital: of these nodes from their own journals, of the others
     from the signed manifests in which they say what they started the next round from."""
     digests: dict[int, dict[str, str]] = defaultdict(dict)
     for node in nodes:
-        for row in node.manifests:
-            if row["round"] > 1:
-                digests[row["round"] - 1].setdefault(row["peer"], row["content"]["base"])
+        for said in node.manifests:
+            if said.round > 1:
+                digests[said.round - 1].setdefault(said.peer, said.base)
     for node in nodes:
         for row in node.fused:
             digests[row["round"]][node.name] = row["sha256"]

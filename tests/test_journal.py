@@ -425,6 +425,10 @@ READINGS: dict[str, Callable[[Journal], object]] = {
     "rows of a round": lambda j: j.rows("manifests", 1),
     "each": lambda j: list(j.each("manifests")),
     "best_fused": Journal.best_fused,
+    "signed_rounds": Journal.signed_rounds,
+    "manifests_of": lambda j: j.manifests_of(1),
+    "receipts_of": lambda j: j.receipts_of(1),
+    "said": lambda j: list(j.said()),
 }
 
 

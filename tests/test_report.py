@@ -215,6 +215,24 @@ def test_page_of_one_node_compares_the_peers_by_their_signed_manifests(tmp_path:
     assert "they differ" in page.text
 
 
+def test_of_the_manifests_a_report_reads_what_it_tells_round_by_round(
+    tmp_path: Path, members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds a digest of every peer's: all of them, of 64 peers and 1,000 rounds, were a gigabyte."""
+    state, queries, opened = make_state(tmp_path, members, "ash"), [], Journal.read_only
+
+    def traced(path: Path) -> Journal:
+        journal = opened(path)
+        journal._db.set_trace_callback(queries.append)
+        return journal
+
+    monkeypatch.setattr(Journal, "read_only", traced)
+    facts = read(state)
+    assert [(m.round, m.peer) for m in facts.manifests] == [(r, p) for p in members.peers for r in (1, 2, 3)]
+    documents = [q for q in queries if "FROM manifests" in q and "DISTINCT" not in q]
+    assert len(documents) == 3 and all("json_extract" in q and "WHERE round = " in q for q in documents)
+
+
 def test_journals_that_hold_different_fused_models_disagree_whatever_manifests_say(
     tmp_path: Path, members: Members
 ) -> None:

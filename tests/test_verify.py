@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ from typer.testing import Result
 from hsl_node import audit, rotate
 from hsl_node.config import Plan, fingerprint
 from hsl_node.identity import MANIFEST_NAMESPACE, load
+from hsl_node.sync import manifest as manifest_module
+from hsl_node.sync.journal import Journal
+from hsl_node.sync.manifest import Manifest, content_digest, parse_manifest
 from hsl_node.sync.names import Peer, Round
 from hsl_node.sync.store import Layout
 
@@ -54,7 +59,7 @@ def test_a_sound_node_is_found_sound_and_each_round_says_who_contributed(state: 
         assert set(found.rounds[Round(number)].contributors) == {"ash", "birch"}
     assert found.rounds[Round(3)].recomputed and found.rounds[Round(3)].files == 2
     assert not found.rounds[Round(1)].recomputed, "its inputs are pruned by now"
-    assert len(found.documents) == 5 * 2 + 5  # manifests of both, receipts of birch
+    assert found.documents == 5 * 2 + 5  # manifests of both, receipts of birch
     done = run("--state", str(state), "verify")
     assert done.exit_code == 0 and "15 signed documents checked: all is as signed" in done.stdout
     assert done.stdout.count("computed again") >= 1
@@ -144,11 +149,68 @@ def test_a_document_that_was_lost_is_named_with_what_it_would_show_and_is_no_def
 
 
 def test_a_peer_that_fused_something_else_is_named(state: Path) -> None:
-    """The inputs that birch's manifest of round 3 names are not those kept here: its own signature proves it."""
-    found = audit.examine(state)
-    manifests = {(d.round, d.signer): d for d in found.documents if d.namespace == MANIFEST_NAMESPACE}
-    swapped = {**manifests, (2, Peer("ash")): manifests[Round(1), Peer("ash")]}
-    fused = {r: str(report.fused) for r, report in found.rounds.items() if report.fused}
-    defects = list(audit._chain(swapped, fused))  # type: ignore[arg-type]
-    assert any("round 3: birch fused another input of ash" in d for d in defects)
-    assert list(audit._chain(manifests, fused)) == []  # type: ignore[arg-type]
+    """The input of ash that birch's manifest of round 3 names is not the one kept here: its own signature proves it."""
+    key = load(Layout(state).key)
+    with sqlite3.connect(state / "journal.sqlite3") as db:
+        (text,) = db.execute("SELECT content FROM manifests WHERE round = 2 AND peer = 'ash'").fetchone()
+        content = json.loads(text) | {"samples": 999}
+        document = key.sign(content, MANIFEST_NAMESPACE)
+        db.execute("UPDATE manifests SET document = ?, content = ? WHERE round = 2 AND peer = 'ash'",
+                   (document, json.dumps(content)))  # fmt: skip
+        db.execute("UPDATE signed SET document = ? WHERE round = 2", (document,))
+    assert [d for d in audit.examine(state).defects if "file" not in d] == [
+        f"round 3: {peer} fused another input of ash than the one kept here" for peer in ("ash", "birch")
+    ]
+
+
+def test_defects_are_told_by_kind_and_within_it_in_the_order_in_which_the_journal_was_written(state: Path) -> None:
+    """Round 1 of birch came last, as after a recovery."""
+    sql(state, "UPDATE manifests SET rowid = rowid + 100, sha256 = 'x' WHERE round = 1 AND peer = 'birch'",
+        "UPDATE manifests SET sha256 = 'x' WHERE round = 2 AND peer = 'birch'",
+        "UPDATE receipts SET document = x'00' WHERE round = 1",
+        f"UPDATE fused SET sha256 = '{'a' * 64}' WHERE round = 0")  # fmt: skip
+    told = [d.partition(",")[0].partition(" stands")[0] for d in audit.examine(state).defects]
+    assert [t.partition(": the ")[0] for t in told[:3]] == [
+        "round 2: manifest of birch", "round 1: manifest of birch", "round 1: receipt of birch"
+    ]  # fmt: skip
+    assert told[3:7] == ["round 0: ash", "round 0: birch", "round 1: ash", "round 1: birch"]
+
+
+def test_of_a_long_journal_each_document_is_read_and_digested_once_and_two_rounds_are_in_memory(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, 64 peers x 1,000 rounds were all in memory at once, and each digest was made once for each peer."""
+    made = read = most = 0
+    alive: weakref.WeakValueDictionary[int, Manifest] = weakref.WeakValueDictionary()
+
+    def parsed(line: bytes) -> Manifest:
+        nonlocal read, most
+        manifest = alive[read] = parse_manifest(line)
+        read += 1
+        gc.collect()
+        most = max(most, len(alive))
+        return manifest
+
+    def digested(content: Mapping[str, object]) -> str:
+        nonlocal made
+        made += 1
+        return content_digest(content)
+
+    queries: list[str] = []
+    opened = Journal.read_only
+
+    def traced(path: Path) -> Journal:
+        journal = opened(path)
+        journal._db.set_trace_callback(queries.append)
+        return journal
+
+    monkeypatch.setattr(audit, "parse_manifest", parsed)
+    monkeypatch.setattr(manifest_module, "content_digest", digested)
+    monkeypatch.setattr(Journal, "read_only", traced)
+    seen: list[tuple[int, int]] = []
+    found = audit.examine(state, lambda done, total: seen.append((done, total)))
+    assert seen == [(n, 5) for n in range(1, 6)]
+    assert made == read == 10 and most <= 4, "of two peers in rounds 0 to 4"
+    documents = [q for q in queries if "manifests" in q and "*" in q]
+    assert len(documents) == 5 and all(" WHERE round = " in q for q in documents)
+    assert found.documents == 15

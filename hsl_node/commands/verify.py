@@ -38,9 +38,10 @@ def verify(
 
     if export is not None and export.exists():
         raise UsageError(f"{export} exists already; nothing was written", remedy="name another folder")
-    found = audit.examine(state_of(context), progress_bar("rounds"))
+    state = state_of(context)
+    found = audit.examine(state, progress_bar("rounds"))
     if export is not None:
-        count = audit.export(found, export)
+        count = audit.export(state, found, export)
     if json:
         print_json(found.as_json())
     else:
@@ -57,7 +58,7 @@ def _text(found: Findings) -> str:
     lines += ["", *(f"DEFECT  {defect}" for defect in found.defects)] if found.defects else []
     lines += ["", *(f"LOST    {lost}" for lost in found.lost)] if found.lost else []
     what_is_here = "what is here is as signed" if found.lost else "all is as signed"
-    lines += ["", f"{len(found.documents)} signed documents checked" + ("" if found.defects else f": {what_is_here}")]
+    lines += ["", f"{found.documents} signed documents checked" + ("" if found.defects else f": {what_is_here}")]
     return "\n".join(lines)
 
 

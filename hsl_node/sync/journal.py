@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ CREATE TABLE transfers (round INTEGER, peer TEXT, direction TEXT, bytes INTEGER,
 CREATE TABLE notes (at REAL NOT NULL, level TEXT NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL);
 CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT NULL);     -- evaluations, influence
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a report tells of one manifest."""
+
+    written: int  # in which order
+    round: Round
+    peer: Peer
+    base: str
+    bytes: int
+    auc: float | None
+    samples: int
+    software: str
 
 
 class Journal:
@@ -331,6 +346,28 @@ class Journal:
             if "content" in row:
                 row["content"] = json.loads(row["content"])
         return rows
+
+    def signed_rounds(self) -> list[Round]:
+        """Those of which a signed document is kept, in order."""
+        tables = " UNION ".join(f"SELECT round FROM {table}" for table in ("manifests", "signed", "receipts"))
+        return [row["round"] for row in self._rows(f"{tables} ORDER BY round")]
+
+    def manifests_of(self, round: Round) -> list[dict[str, Any]]:
+        """As `manifest`, of everybody, with `peer`; `rowid` tells the order in which they were written."""
+        rows = self._rows("SELECT rowid, * FROM manifests WHERE round = ? ORDER BY rowid", round)
+        return [{**row, "content": json.loads(row["content"])} for row in rows]
+
+    def receipts_of(self, round: Round) -> list[sqlite3.Row]:
+        """Everybody's: `receiver`, `accepted`, signed `document`; `rowid` as in `manifests_of`."""
+        return self._rows("SELECT rowid, * FROM receipts WHERE round = ? ORDER BY rowid", round)
+
+    def said(self) -> Iterator[Said]:
+        """Of every manifest what it says but for its inputs, which are much; by rounds, one read at a time."""
+        paths = ", ".join(f"'$.{field.name}'" for field in fields(Said)[3:])
+        for number in self._rows("SELECT DISTINCT round FROM manifests ORDER BY round"):
+            query = f"SELECT rowid, round, peer, json_extract(content, {paths}) AS said FROM manifests WHERE round = ?"
+            for row in self._rows(query, number["round"]):
+                yield Said(row["rowid"], row["round"], row["peer"], *json.loads(row["said"]))
 
     def each(self, table: str) -> Iterator[dict[str, Any]]:
         """As `rows`, by rounds, and no more than one round at a time."""
