@@ -21,6 +21,7 @@ from hsl_node.sync import durable
 from hsl_node.train import cache as cache_module
 from hsl_node.train import data as data_module
 from hsl_node.train import digests as digests_module
+from hsl_node.train import files as files_module
 from hsl_node.train.contact_sheet import contact_sheet
 from hsl_node.train.data import Dataset, decode_image, open_dataset
 from hsl_node.train.data_check import DataReport, check
@@ -319,11 +320,48 @@ def test_a_damaged_index_costs_only_time(tmp_path: Path) -> None:
     assert opened(tmp_path, data).ids == first.ids
 
 
+def remembered(tmp_path: Path) -> list[int]:
+    """How many images each index knows."""
+    return [len(json.loads(p.read_bytes())["files"]) for p in (tmp_path / "cache").glob("*.index")]
+
+
+def test_images_that_are_exported_anew_each_night_are_remembered_once(tmp_path: Path) -> None:
+    """New times of change, one new name, one gone. Before, each night added all of them, for ever."""
+    root = write_folders(tmp_path / "d", {"benign": 10, "malignant": 10})
+    for night in range(4):
+        for path in root.rglob("*.png"):
+            os.utime(path, (1e9 + night, 1e9 + night))
+        (root / f"benign/{night:03d}.png").rename(root / f"benign/1{night:02d}.png")
+        opened(tmp_path, DataConfig(path=root))
+        assert remembered(tmp_path) == [20]
+
+
+def test_two_tables_of_one_folder_remember_their_images_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table_rows(80)
+    tables = [
+        DataConfig(path=write_table(tmp_path / f"d/{name}.csv", part))
+        for name, part in (("old", rows[:40]), ("new", rows[40:]))
+    ]
+    for data in tables:
+        opened(tmp_path, data)
+    count = counting(monkeypatch)
+    for data in tables:
+        opened(tmp_path, data)
+    assert count == {"hashed": 0, "decoded": 0}
+    assert remembered(tmp_path) == [40, 40]
+
+
+def test_of_tables_that_are_named_by_their_day_the_last_few_are_remembered(tmp_path: Path) -> None:
+    for day in range(6):
+        opened(tmp_path, DataConfig(path=write_table(tmp_path / f"d/{day}.csv", table_rows(40))))
+    assert remembered(tmp_path) == [40] * files_module.CACHES_KEPT
+
+
 def test_only_the_last_few_caches_are_kept(tmp_path: Path) -> None:
     data = DataConfig(path=write_folders(tmp_path / "d", {"benign": 4, "malignant": 4}))
     for size in range(16, 22):
         opened(tmp_path, data, PLAN.model_copy(update={"image_size": size}))
-    assert len(list((tmp_path / "cache").glob("*.images"))) == cache_module.CACHES_KEPT
+    assert len(list((tmp_path / "cache").glob("*.images"))) == files_module.CACHES_KEPT
     assert not list((tmp_path / "cache").glob(".*"))
 
 

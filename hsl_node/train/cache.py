@@ -10,10 +10,8 @@ import hashlib
 import json
 import math
 import os
-import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 from hsl_node.canonical import canonical_json
 from hsl_node.sync.durable import Step
 from hsl_node.train.digests import Progress, in_parallel
-from hsl_node.train.files import replacing
+from hsl_node.train.files import drop_old, replacing, used
 from hsl_node.train.images import DECODING_VERSION, UnreadableImage, Window, decode_array, decode_image
 from hsl_node.train.sources import Item, npz_array
 
@@ -32,8 +30,6 @@ Array = NDArray[Any]
 
 HEADER_BYTES = 4096  # a page, so that the pixels start on one
 CHUNK_BYTES = 4 * 1024 * 1024
-ABANDONED_S = 24 * 3600.0  # a half-written file this old belongs to a process that was killed
-CACHES_KEPT = 3  # files per folder: today's, and those of a plan or selection one may go back to
 
 
 class Unreadable(Exception):
@@ -75,9 +71,8 @@ def open_images(
         images = _open(path, key)
         if images is None:
             raise AssertionError(f"a cache file just written cannot be read: {path.name}")
-        _drop_old(folder)
-    with suppress(OSError):
-        os.utime(path)  # last use, for _drop_old
+        drop_old(folder, path.suffix)
+    used(path)
     return images
 
 
@@ -157,12 +152,3 @@ def _checksum(file: BinaryIO) -> int:
     while chunk := file.read(CHUNK_BYTES):
         value = zlib.crc32(chunk, value)
     return value
-
-
-def _drop_old(folder: Path) -> None:
-    """Make room. A process that still maps a removed file keeps it until it ends."""
-    files = sorted(folder.glob("*.images"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    abandoned = [p for p in folder.glob(".*.images.*.tmp") if time.time() - p.stat().st_mtime > ABANDONED_S]
-    for path in files[CACHES_KEPT:] + abandoned:
-        with suppress(OSError):
-            path.unlink()

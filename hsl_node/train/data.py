@@ -129,7 +129,7 @@ def gather_labelled(
     """Digest the items that have a label."""
     chosen = [(item, label) for item, label in zip(source.items, labels, strict=True) if label is not None]
     items = tuple(item for item, _ in chosen)
-    index = cache / f"{hashlib.sha256(bytes(source.root.absolute())).hexdigest()[:16]}.index" if cache else None
+    index = cache / f"{hashlib.sha256(bytes(source.path.absolute())).hexdigest()[:16]}.index" if cache else None
     digests, failed = digest_items(items, index, progress)
     readable = [n for n in range(len(items)) if n not in failed]
     return Gathered(

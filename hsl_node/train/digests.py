@@ -18,7 +18,7 @@ import numpy as np
 
 from hsl_node.canonical import canonical_json
 from hsl_node.sync.durable import Step
-from hsl_node.train.files import replacing
+from hsl_node.train.files import drop_old, replacing, used
 from hsl_node.train.images import UnreadableImage, dicom_patient
 from hsl_node.train.sources import Item, npz_array
 from hsl_node.train.splits import patient_key
@@ -42,7 +42,8 @@ def digest_items(
 ) -> tuple[list[Digested | None], dict[int, str]]:
     """Digest every item; None and a reason (by position) where a file cannot be read.
 
-    `index` remembers (path, size, time of change) -> sha256, so that a second call reads no image.
+    `index`, one for each data set, remembers (path, size, time of change) -> sha256 of what is there now, so that a
+    second call reads no image.
     """
     remembered = _read_index(index) if index else {}
     stamps = [_stamp(item) for item in items]
@@ -66,7 +67,9 @@ def digest_items(
         if progress:
             progress(done, len(items))
     if fresh and index:
-        _write_index(index, {**remembered, **found})
+        _write_index(index, found)
+    if index:
+        used(index)
     digests = [None if n in failed else _digested(item, *found[stamps[n]]) for n, item in enumerate(items)]
     return digests, failed
 
@@ -131,3 +134,4 @@ def _read_index(path: Path) -> dict[str, tuple[str, str]]:
 def _write_index(path: Path, found: dict[str, tuple[str, str]]) -> None:
     with replacing(path, Step.TRAINER_DIGESTS) as file:
         file.write(canonical_json({"version": INDEX_VERSION, "files": found}))
+    drop_old(path.parent, path.suffix)

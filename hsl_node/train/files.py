@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from hsl_node.errors import LocalStateError
 from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
+
+ABANDONED_S = 24 * 3600.0  # a half-written file this old belongs to a process that was killed
+CACHES_KEPT = 3  # files of a kind per folder: today's, and those of a plan or selection one may go back to
 
 
 @contextmanager
@@ -31,3 +35,18 @@ def replacing(path: Path, step: Step = Step.FILE_RESULT) -> Iterator[BinaryIO]:
             f"{path} cannot be written: {os.strerror(exc.errno) if exc.errno else type(exc).__name__}",
             remedy="free some space on that disk" if full else "check that the folder belongs to this user",
         ) from exc
+
+
+def used(path: Path) -> None:
+    """Its time of change tells `drop_old` when a cache was last of use."""
+    with suppress(OSError):
+        os.utime(path)
+
+
+def drop_old(folder: Path, suffix: str) -> None:
+    """Keep the last CACHES_KEPT of a kind. A process that still maps a removed file keeps it until it ends."""
+    files = sorted(folder.glob(f"*{suffix}"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    abandoned = [p for p in folder.glob(f".*{suffix}.*.tmp") if time.time() - p.stat().st_mtime > ABANDONED_S]
+    for path in files[CACHES_KEPT:] + abandoned:
+        with suppress(OSError):
+            path.unlink()

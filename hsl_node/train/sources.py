@@ -53,6 +53,7 @@ class Source:
     items: tuple[Item, ...]
     class_names: tuple[str, ...] | None = None  # .npz: what its numbers stand for, if it says so
     skipped: int = 0  # files of a folder that are no images
+    path: Path = Path()  # the folder, the table or the .npz file
     root: Path = Path()  # what exclude's names are relative to
     unmatched: tuple[str, ...] = field(default=(), repr=False)  # names in exclude that no image has
 
@@ -109,7 +110,7 @@ def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
     unmatched = set(data.exclude).difference(*names)
     if not kept:
         raise DataError(f"{asked.path} {path} holds no images", remedy=_LAYOUTS)
-    return replace(source, items=kept, unmatched=tuple(sorted(unmatched)))
+    return replace(source, items=kept, unmatched=tuple(sorted(unmatched)), path=path)
 
 
 def labels_of(
