@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -383,11 +385,105 @@ def test_a_changed_thread_count_within_a_run_is_warned_about(tmp_path: Path, cap
     assert "threads changed from" in caplog.text and "train.threads" in caplog.text
 
 
-def test_a_damaged_epoch_checkpoint_is_named_with_its_remedy(tmp_path: Path) -> None:
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "one bit": lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :],
+    "one bit of its sha256": lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+    "cut short": lambda b: b[:1000],
+    "empty": lambda b: b"",
+    "something else": lambda b: b"x" * len(b),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_threat_23_a_round_whose_epoch_checkpoint_is_damaged_begins_anew_and_ends_with_the_same_bytes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Before, one bit was trained on, and most else stopped the node at every attempt until a person came."""
+    site = learning.site()
+    undisturbed = run(site, tmp_path / "a")
+    with pytest.raises(Killed):
+        run(site, tmp_path / "b", report=kill_at([], "epoch", 1))
+    path = tmp_path / "b/trainer" / checkpoint.EPOCH_FILE
+    path.write_bytes(DAMAGED[kind](path.read_bytes()))
+    events: list[dict[str, Any]] = []
+    with caplog.at_level(logging.WARNING):
+        assert run(site, tmp_path / "b", events) == undisturbed
+    assert "trainer/epoch.pt is damaged: the round begins anew" in caplog.text
+    assert [e["epoch"] for e in events if e["event"] == "epoch"] == [1, 2]
+    assert (tmp_path / "a/out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
+    assert learning.same_bytes(tmp_path / "a/trainer", tmp_path / "b/trainer")
+
+
+def test_after_a_damaged_epoch_checkpoint_of_the_round_before_adam_starts_without_its_moments(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     site = learning.site()
     run(site, tmp_path)
     path = tmp_path / "trainer" / checkpoint.EPOCH_FILE
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(LocalStateError, match="cannot be read") as caught:
+    with caplog.at_level(logging.WARNING):
+        assert run(site, tmp_path, round=2).finished
+    assert "epoch.pt is damaged" in caplog.text and "Adam starts without its moments" in caplog.text
+
+
+def of_an_earlier_version(path: Path) -> bytes:
+    """It wrote no sha256 behind the archive."""
+    path.write_bytes(path.read_bytes()[: -checkpoint.SEAL_BYTES])
+    return path.read_bytes()
+
+
+def test_an_epoch_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
+    site = learning.site()
+    undisturbed = run(site, tmp_path / "a")
+    with pytest.raises(Killed):
+        run(site, tmp_path / "b", report=kill_at([], "epoch", 1))
+    of_an_earlier_version(tmp_path / "b/trainer" / checkpoint.EPOCH_FILE)
+    events: list[dict[str, Any]] = []
+    assert run(site, tmp_path / "b", events) == undisturbed
+    assert [e["epoch"] for e in events if e["event"] == "epoch"] == [2]
+
+
+def test_threat_23_no_bit_altered_anywhere_in_an_epoch_checkpoint_is_taken_or_stops_the_node(tmp_path: Path) -> None:
+    """Of an earlier version some are taken, as nothing tells; that one can't be read stops the node neither."""
+    run(learning.site(), tmp_path)
+    path = tmp_path / "trainer" / checkpoint.EPOCH_FILE
+    sealed = path.read_bytes()
+    rng = np.random.default_rng(1)
+    places = [*rng.integers(0, len(sealed), 100), *range(len(sealed) - 300, len(sealed))]
+
+    def found(whole: bytes, place: int) -> checkpoint.Saved | None:
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        return checkpoint.load(path.parent)
+
+    assert not [place for place in places if found(sealed, int(place))]
+    path.write_bytes(sealed)
+    bare = of_an_earlier_version(path)
+    assert any(found(bare, place) is None for place in range(len(bare) - 300, len(bare)))
+
+
+def test_an_epoch_checkpoint_that_is_what_was_written_and_cannot_be_read_here_is_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory left, or another version wrote it: nothing is wrong with the file."""
+    site = learning.site()
+    run(site, tmp_path)
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    with pytest.raises(LocalStateError, match="cannot be read: 'version 1'") as caught:
         run(site, tmp_path, round=2)
     assert "move" in caught.value.remedy
+
+
+def test_threat_23_a_disk_that_gives_an_error_for_the_epoch_checkpoint_is_no_damage_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = learning.site()
+    run(site, tmp_path)
+
+    def failing(file: object) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_intact", failing)
+    with pytest.raises(LocalStateError, match="Input/output error"):
+        run(site, tmp_path, round=2)

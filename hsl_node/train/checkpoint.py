@@ -1,6 +1,7 @@
 """The epoch checkpoint: what a trainer killed at any moment goes on from.
 
-    trainer/epoch.pt                          model, optimiser, position (RoundState); replaced after each epoch
+    trainer/epoch.pt                          model, optimiser, position (RoundState); replaced after each epoch; the
+                                              last 64 bytes are the sha256 of those before them, in hex
     trainer/best_r000003_e0002.safetensors    the round's best shared weights so far; written when they change
 
 The best file is on disk before the epoch checkpoint that names it, so every state found after a kill is a true one.
@@ -9,19 +10,26 @@ Randomness is not in it: it is derived from (seed, peer, round, epoch) before ea
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import logging
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from hsl_node.errors import LocalStateError
 from hsl_node.sync.durable import Step, replacing
 
+log = logging.getLogger(__name__)
+
 EPOCH_FILE = "epoch.pt"
 VERSION = 1
+SEAL_BYTES = 64
+ARCHIVE_END, ARCHIVE_END_BYTES = b"PK\5\6", 22  # so begins the last record of what torch writes; it has no comment
+CHUNK_BYTES = 4 * 1024 * 1024
 _BEST = re.compile(r"best_r\d{6}_e\d{4}\.safetensors(\.tmp)?")
 
 
@@ -83,7 +91,9 @@ def save(folder: Path, saved: Saved) -> None:
     try:
         with replacing(folder / EPOCH_FILE, Step.TRAINER_EPOCH) as file:
             try:
-                torch.save(content, file)
+                sealed = _Sealed(file)
+                torch.save(content, cast(BinaryIO, sealed))
+                file.write(sealed.seal())
             except RuntimeError as exc:  # torch closes its archive and hides behind that why it could not be written
                 raise exc.__context__ if isinstance(exc.__context__, OSError | LocalStateError) else exc from None
         keep = best_path(folder, saved.state).name
@@ -97,24 +107,66 @@ def save(folder: Path, saved: Saved) -> None:
 
 
 def load(folder: Path) -> Saved | None:
-    """The last epoch checkpoint; None where there is none yet.
+    """The last epoch checkpoint; None where there is none yet, or it is damaged: the round then begins anew.
+
+    A damaged one stays until the first epoch replaces it. One without a sha256, of an earlier version, is taken.
 
     Raises:
-        LocalStateError: a file that does not read back: a fault of the disk, since it was replaced atomically.
+        LocalStateError: the disk gives an error; or the file is what was written, and can't be read here.
     """
     path = folder / EPOCH_FILE
     if not path.exists():
         return None
+    intact: bool | None = True
     try:
+        with open(path, "rb") as file:
+            intact = _intact(file)
+        if intact is False:
+            log.warning("%s/%s is damaged: the round begins anew", folder.name, path.name)
+            return None
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["version"] != VERSION:
             raise KeyError(f"version {content['version']}")
         return Saved(_state(content["state"]), content["model"], content["optimizer"])
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as exc:
+    except Exception as exc:  # a damaged archive raises whatever its bytes happen to mean
+        if not isinstance(exc, OSError) and intact is None:
+            log.warning("%s/%s cannot be read (%s): the round begins anew", folder.name, path.name, type(exc).__name__)
+            return None
         raise LocalStateError(
             f"epoch checkpoint {path} cannot be read: {exc}",
             remedy=f"move {path} away: the round then starts again from the last fused weights",
         ) from exc
+
+
+class _Sealed:
+    """Writes through to a file, and knows the sha256 of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def seal(self) -> bytes:
+        return self._sha256.hexdigest().encode("ascii")
+
+
+def _intact(file: BinaryIO) -> bool | None:
+    """Is it what `save` wrote? None: it ends where the archive does, as before there was a sha256 behind it."""
+    left = file.seek(0, os.SEEK_END) - SEAL_BYTES
+    file.seek(max(left, 0))
+    seal, found = file.read(), hashlib.sha256()
+    if seal[-ARCHIVE_END_BYTES:].startswith(ARCHIVE_END):
+        return None
+    file.seek(0)
+    while left > 0 and (chunk := file.read(min(left, CHUNK_BYTES))):
+        found.update(chunk)
+        left -= len(chunk)
+    return seal == found.hexdigest().encode("ascii")
 
 
 def best_path(folder: Path, state: RoundState) -> Path:
