@@ -16,8 +16,9 @@ from enum import IntEnum, auto
 from pathlib import Path
 from typing import Any
 
-from hsl_node import config, evidence
+from hsl_node import config, evidence, kept
 from hsl_node.errors import HslError, PeerDataError
+from hsl_node.hints import addressed
 from hsl_node.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, verify
 from hsl_node.scratch import scratch
 from hsl_node.sync import keyring
@@ -66,6 +67,7 @@ class RoundReport:
     contributors: dict[str, dict[str, object]] = field(default_factory=dict)  # peer -> samples, auc, sha256
     files: int = 0  # checkpoints still here, hashed again
     recomputed: bool = False  # all inputs are still here, and the fusion gave the same bytes
+    lost: bool = False  # the fused model, which is kept for people
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Findings:
     documents: int = 0  # checked
     proofs: list[ProofFound] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)  # documents that are not here any more: nothing speaks against them
+    lost: list[str] = field(default_factory=list)  # what is not here any more: nothing speaks against it
     evidence: list[Document] = field(default_factory=list)  # the two of each proof, for `export`
     keyring: Keyring | None = None
 
@@ -120,6 +122,7 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
             defects.append((Section.JOURNAL, 0, "the journal belongs to another federation than federation.toml"))
         defects += _told(journal, me, found)
         defects += _proofs(layout.state / "evidence", found)
+        keeps = {model.round: model for model in kept.models(journal)}
         digests: dict[Round, dict[Peer, Digest]] = {}  # of the manifests of the round before
         numbers = sorted({*journal.signed_rounds(), *fused})
         for done, number in enumerate(numbers, 1):
@@ -134,10 +137,14 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
             found.lost += _lost(number, {row["peer"] for row in rows}, fused, found.proofs, federation)
             if manifests or number in fused:
                 found.rounds[number] = RoundReport(number, fused.get(number), _contributors(manifests))
-                defects += _files(layout, me, found.rounds[number], manifests, federation)
+                defects += _files(layout, me, found.rounds[number], manifests, federation, keeps.get(number))
             progress(done, len(numbers))
     finally:
         journal.close()
+    for harm in kept.harmed(layout, whole=False):
+        if harm.model.round in found.rounds:
+            found.rounds[harm.model.round].lost = True
+        found.lost.append(f"{harm.text(layout)}. What to do: {_fix(harm, layout)}")
     found.defects = [text for _, _, text in sorted(defects, key=lambda defect: defect[:2])]
     return found
 
@@ -258,8 +265,12 @@ def _files(
     report: RoundReport,
     manifests: Mapping[Peer, Manifest],
     federation: config.Federation,
+    model: kept.Model | None,
 ) -> Iterator[Defect]:
-    """Checkpoints and fused models that are still here. Old ones are pruned, which is no defect."""
+    """Checkpoints and fused models that are still here. Old ones are pruned, which is no defect.
+
+    `model`: the round's fused model, where it is one that is kept.
+    """
     number, paths = report.round, paths_of(layout, report.round, me, federation.peers)
     samples, sound = {}, True
     for peer, path in paths.items():
@@ -273,16 +284,21 @@ def _files(
         else:
             report.files += 1
             samples[peer] = manifest.samples
-    kept = _sha256(layout.fused(number))
-    if kept is not None and report.fused is not None and kept != report.fused:
-        text = f"the fused model has sha256 {kept[:12]}, the journal says {report.fused[:12]}"
-        yield Section.FILES, 0, f"round {number}: {text}"
+    here = _sha256(layout.fused(number))
+    if here is not None and report.fused is not None and here != report.fused:
+        text = f"the fused model has sha256 {here[:12]}, the journal says {report.fused[:12]}"
+        fix = f". What to do: {_fix(kept.Harm(model, 'altered'), layout)}" if model else ""
+        yield Section.FILES, 0, f"round {number}: {text}{fix}"
     if sound and report.fused is not None and number > 0:
         again = _fused_again(layout, paths, samples, federation)
         report.recomputed = again == report.fused
         if again is not None and again != report.fused:
             text = f"fusing the kept inputs gives {again[:12]}, the journal says {report.fused[:12]}"
             yield Section.FILES, 0, f"round {number}: {text}"
+
+
+def _fix(harm: kept.Harm, layout: Layout) -> str:
+    return addressed(harm.fix(layout), layout.state)
 
 
 def _fused_again(
@@ -356,9 +372,9 @@ def _documents(journal: Journal, found: Findings) -> Iterator[Document]:
             stem = f"r{number:06d}_{row['peer']}.manifest"
             yield Document(Peer(row["peer"]), MANIFEST_NAMESPACE, stem, row["document"])
     for number in numbers:
-        for kept in journal.receipts_of(number):
-            stem = f"r{number:06d}_{me}_at_{kept['receiver']}.receipt"
-            yield Document(Peer(kept["receiver"]), RECEIPT_NAMESPACE, stem, kept["document"])
+        for row in journal.receipts_of(number):
+            stem = f"r{number:06d}_{me}_at_{row['receiver']}.receipt"
+            yield Document(Peer(row["receiver"]), RECEIPT_NAMESPACE, stem, row["document"])
     for peer, document in evidence.told(journal, ring.federation.peers).items():
         yield Document(peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", document)
     yield from found.evidence

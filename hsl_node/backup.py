@@ -29,9 +29,10 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hsl_node import __version__, config, ending, identity, toml_file
+from hsl_node import __version__, config, ending, identity, kept, toml_file
 from hsl_node.config import Federation, Name, NodeConfig, PeerName, Sha256
 from hsl_node.errors import ConfigError, LocalStateError, UsageError, escaped
+from hsl_node.hints import addressed
 from hsl_node.recover_mark import Mark, set_mark
 from hsl_node.scratch import scratch
 from hsl_node.sync import durable, keyring
@@ -156,18 +157,23 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> Summary:
             add(NEXT, state / NEXT)  # before the key: a `--finish` in between leaves it twice in here, not out
             if not add(KEY, layout.key):
                 left_out.append(f"the private key: it is not at {layout.key}")
-        fused = []
+        fused: list[kept.Model] = []
         if layout.journal.exists():
             copy = folder / "journal.sqlite3"
             fused = _copy_journal(layout.journal, copy)
             add("journal.sqlite3", copy)
-        for round in fused:
-            name = layout.fused(round).relative_to(state).as_posix()
-            if not add(name, layout.fused(round)):
-                left_out.append(f"the fused model of round {round}: the peers have it")
+        for model in fused:
+            name, path = _member_of(model), layout.fused(model.round)
+            if not add(name, path):
+                left_out.append(_told(kept.Harm(model, "gone"), layout))
         if not add("anchor.safetensors", layout.anchor) and node.anchor is not None:
             left_out.append(f"the anchor set {node.anchor}")
         index = _index(state, node, sources)
+        for model in fused:
+            if (found := index.files.get(_member_of(model))) and found.sha256 != model.sha256:
+                del sources[_member_of(model)]
+                left_out.append(_told(kept.Harm(model, "altered"), layout))
+        index = index.model_copy(update={"files": {name: index.files[name] for name in sources}})
         with (
             durable.replacing(target, Step.BACKUP_WRITE, mode=0o600, once=True) as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar,  # a header a member, of any size
@@ -179,14 +185,24 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> Summary:
     return _summary(target, index, tuple(left_out))
 
 
-def _copy_journal(source: Path, target: Path) -> list[int]:
-    """A copy as of one moment; gives the rounds whose fused models it needs: the last one and the best."""
+def _copy_journal(source: Path, target: Path) -> list[kept.Model]:
+    """A copy as of one moment; gives the fused models that it needs: the last one and the best."""
     with closing(Journal.read_only(source)) as journal:
         journal.copy(target)
     with closing(Journal.read_only(target)) as journal:
-        state, best = journal.state(), journal.best_fused()
-        rounds = {state["round"] - 1} if state else set()
-        return sorted(r for r in rounds | ({best[0]} if best else set()) if r > 0)
+        state, found = journal.state(), {model.round: model for model in kept.models(journal)}
+        last = state["round"] - 1 if state else 0
+        if last > 0 and last not in found:
+            found |= {r: kept.Model(r, sha256, "the last one") for r, sha256 in journal.fused_digests([last]).items()}
+        return [found[round] for round in sorted(found)]
+
+
+def _member_of(model: kept.Model) -> str:
+    return f"fused/r{model.round:06d}.safetensors"
+
+
+def _told(harm: kept.Harm, layout: Layout) -> str:
+    return f"{harm.text(layout)}. What to do: {addressed(harm.fix(layout), layout.state)}"
 
 
 def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]]) -> Index:

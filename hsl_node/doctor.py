@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hsl_node import config, enrol, identity, owners
+from hsl_node import config, enrol, identity, kept, owners
 from hsl_node.config import Federation, NodeConfig
 from hsl_node.control import ask
 from hsl_node.errors import (
@@ -103,6 +103,7 @@ def _examined(state: Path) -> list[Check]:
     configured = node
     checks.append(_check("federation", membership))
     checks.append(_check("journal", lambda: _journal(layout, federation)))
+    checks.append(_check("fused models", lambda: _models(layout)))
     checks.append(_check("images", lambda: _images(configured.data.path)))
     checks.append(_check("port", lambda: _port(state, configured)))
     checks.append(_check("torch", lambda: _torch(configured.train.device)))
@@ -188,6 +189,17 @@ def _journal(layout: Layout, federation: Federation | None) -> str:
         return f"{layout.journal}: every page is readable"
     finally:
         journal.close()
+
+
+def _models(layout: Layout) -> str:
+    """Those that results are taken from. Without one the run goes on."""
+    try:
+        harmed = kept.harmed(layout)
+    except NotInitialised:
+        return "none yet"
+    if harmed:
+        raise _Doubt("\n".join(harm.text(layout) for harm in harmed), " ".join(h.fix(layout) for h in harmed))
+    return "those that results are taken from are as the journal says"
 
 
 def _images(path: Path | None) -> str:

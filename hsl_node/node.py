@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hsl_node import altered, config, ending, enrol, identity, poisoning, recover_mark, service
+from hsl_node import altered, config, ending, enrol, fetch_kept, identity, poisoning, recover_mark, service
 from hsl_node.alarms import Alarms
 from hsl_node.asking import Asking
 from hsl_node.config import Federation, NodeConfig
@@ -171,6 +171,7 @@ class Node:
         self.look()
         self._spawn("proofs", self.proofs.watch())
         self._spawn("missing", self.missing.watch())
+        self._spawn("kept", fetch_kept.watch(self))
         for peer in self.others:
             self._spawn(f"intake {peer}", self.intake.watch(peer))
         service.notify("READY=1")

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hsl_node import kept
 from hsl_node.config import load_federation, load_node
 from hsl_node.enrol import write_new
 from hsl_node.errors import DataError, FederationMismatch, LocalStateError, NotInitialised, UsageError
@@ -188,7 +189,7 @@ def _measured(
     site = open_site(layout.state, ticker(report, "decoding images"))
     models = [m for m in (_local(layout),) if m and m.kind in wanted]
     if wanted & {"fused", "fused_random"}:
-        path = _whole(layout.fused(best[0]), best[1])
+        path = _whole(layout, kept.Model(*best, kept.BEST))
         pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
         models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
     if "alone" in wanted:
@@ -242,13 +243,10 @@ def _local(layout: Layout) -> Model | None:
     return Model("local", newest, sha256_of(newest)) if newest else None
 
 
-def _whole(path: Path, sha256: Digest) -> Path:
-    if not path.exists() or sha256_of(path) != sha256:
-        raise LocalStateError(
-            f"{path} is not the file with sha256 {sha256[:12]} that the journal names",
-            remedy="restore fused/ from a backup, or get the file from another peer: its sha256 is the same there",
-        )
-    return path
+def _whole(layout: Layout, model: kept.Model) -> Path:
+    if harm := kept.harm_of(layout, model):
+        raise LocalStateError(harm.text(layout), remedy=harm.fix(layout))
+    return layout.fused(model.round)
 
 
 def _or_undefined(value: float | None) -> str:
@@ -352,6 +350,7 @@ def find_model(state: Path, round: Round | None) -> Fused:
     Raises:
         UsageError: no such round here, or its file was deleted since (only the newest and the best are kept). Or the
             run is over, and which one is the best not known yet.
+        LocalStateError: its file is lost, or altered.
     """
     layout = Layout(state)
     with _journal(layout) as journal:
@@ -360,13 +359,20 @@ def find_model(state: Path, round: Round | None) -> Fused:
         if round is None and unvalidated is not None:
             raise _not_final_yet(unvalidated, "--round N takes that of a round now")
         chosen = _best(journal)[0] if round is None else round
-    path = layout.fused(chosen)
+        kept_here = {model.round: model for model in kept.models(journal)}
+    if chosen in kept_here:
+        return Fused(chosen, fused[chosen], _whole(layout, kept_here[chosen]))
+    path, there = layout.fused(chosen), ", ".join(str(r) for r in fused if layout.fused(r).exists())
     if chosen not in fused or not path.exists():
-        kept = [str(r) for r in fused if layout.fused(r).exists()]
         raise UsageError(
-            f"there is no fused model of round {chosen} here", remedy=f"rounds kept here: {', '.join(kept) or 'none'}"
+            f"there is no fused model of round {chosen} here", remedy=f"rounds kept here: {there or 'none'}"
         )
-    return Fused(chosen, fused[chosen], _whole(path, fused[chosen]))
+    if sha256_of(path) != fused[chosen]:
+        raise LocalStateError(
+            f"{path} is altered: it is not the file with sha256 {fused[chosen][:12]} that the journal names",
+            remedy=f"give another round; kept here: {there}",
+        )
+    return Fused(chosen, fused[chosen], path)
 
 
 def _machine_and_anchor(state: Path) -> tuple[Any, Any]:

@@ -11,8 +11,10 @@ from typing import Any
 from hsl_node import __version__
 from hsl_node.ending import find_ending
 from hsl_node.errors import HslError
+from hsl_node.kept import harmed
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.sync.store import Layout
 
 ERROR_NOTES = 3  # the last things that went wrong, newest last
 HALTED_FIX = (
@@ -39,7 +41,8 @@ def from_journal(state: Path) -> dict[str, Any]:
         revoked = {w["code"].removeprefix("revoked ") for w in keys}
         ended, found = find_ending(journal), snapshot | _recorded(journal, revoked)
         disk = {"free": shutil.disk_usage(state).free, "need": None}
-        return found | {"ended": ended, "disk": disk, "warnings": _of_the_end(ended) + found["warnings"] + keys}
+        warnings = _of_the_end(ended) + found["warnings"] + _of_the_models(state) + keys
+        return found | {"ended": ended, "disk": disk, "warnings": warnings}
     finally:
         journal.close()
 
@@ -49,6 +52,15 @@ def _of_the_end(ended: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     since = ended["at"] if ended["how"] == "failed" else None  # when it was killed nobody knows
     return [{"code": "ended", "text": ended["text"], "since": since, "fix": ended["fix"]}]
+
+
+def _of_the_models(state: Path) -> list[dict[str, Any]]:
+    """A look at their names; their bytes are compared at the next start."""
+    layout = Layout(state)
+    return [
+        {"code": f"fused {h.model.round}", "text": h.text(layout), "since": None, "fix": h.fix(layout)}
+        for h in harmed(layout, whole=False)
+    ]
 
 
 def _of_the_keys(state: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import pytest
 from cluster import WAIT_S, Cluster
 from test_receive import weights
 
-from hsl_node import altered, recover_mark
+from hsl_node import altered, recover_mark, status
 from hsl_node.alarms import Alarms
 from hsl_node.config import Plan
 from hsl_node.errors import Altered
@@ -301,3 +302,70 @@ def test_threat_23_a_node_whose_disk_fails_for_the_third_time_waits_loudly_until
     cluster.start("ash")
     cluster.wait_finished()
     assert cluster.fused("ash") == undisturbed
+
+
+# ------------------------------------------------------------------ after the run: what people take results from
+
+
+def validated(cluster: Cluster, name: str) -> None:
+    """Nothing of the run reads the last fused model from here on."""
+    cluster.wait_until(name, lambda s: s["aucs"][-1]["fused"] is not None, "its last fused model is validated")
+
+
+def codes(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {w["code"]: w for w in status["warnings"]}
+
+
+@pytest.mark.parametrize("harm", ["altered", "gone"])
+def test_threat_23_a_result_that_is_lost_after_the_run_is_told_of_and_comes_back_from_a_peer(
+    tmp_path: Path, undisturbed: dict[int, str], harm: str
+) -> None:
+    """The last fused model, and the best one here, which another hospital keeps as one of the last."""
+    prelude = "from hsl_node import fetch_kept; fetch_kept.RETRY_S = (0.2, 0.5)"
+    with Cluster(tmp_path, NAMES, PLAN, trainer=TRAINER, prelude=prelude) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        for name in NAMES:
+            validated(cluster, name)
+            assert cluster.stop(name) == 0
+        layout = cluster.layout("ash")
+        with sqlite3.connect(layout.journal) as db:
+            db.execute("UPDATE fused SET auc = round = 1")
+        for round in (1, 2):
+            HARMS[harm](layout.fused(round))
+        if harm == "gone":
+            assert {"fused 1", "fused 2"} <= codes(status.fetch(layout.state)).keys(), "also while the daemon is down"
+        cluster.start("ash")
+        told = codes(cluster.wait_until("ash", lambda s: {"fused 1", "fused 2"} <= codes(s).keys(), "told"))
+        assert "best on this hospital's validation images" in told["fused 1"]["text"], told
+        assert "(the last one)" in told["fused 2"]["text"] and str(layout.fused(2)) in told["fused 2"]["text"]
+        assert ("is not there" in told["fused 2"]["text"]) == (harm == "gone")
+        assert f"tar -xf BACKUP -C {layout.state} fused/r000002.safetensors" in told["fused 2"]["fix"]
+        cluster.start("birch")
+        cluster.wait_until("ash", lambda s: not {"fused 1", "fused 2"} & codes(s).keys(), "both are back")
+        assert {r: sha256_of(layout.fused(r)) for r in (1, 2)} == {r: undisturbed[r] for r in (1, 2)}
+        assert cluster.status("ash")["state"] == "finished"
+
+
+def test_threat_23_a_best_model_that_nobody_has_is_told_of_during_the_run_until_it_is_put_back(tmp_path: Path) -> None:
+    """Each hospital's best is the earliest of those equal: the first, which nothing of the run reads in round 4."""
+    plan, prelude = (
+        PLAN.model_copy(update={"rounds": 4}),
+        "from hsl_node import fetch_kept; fetch_kept.RETRY_S = (1, 1)",
+    )
+    with Cluster(tmp_path, ("ash", "birch"), plan, trainer=TRAINER, prelude=prelude) as cluster:
+        cluster.hold("ash", 4)
+        cluster.start_all()
+        cluster.wait_until("ash", lambda s: (s["round"], s["phase"]) == (4, "train"), "in its fourth round")
+        cluster.kill("ash")
+        path = cluster.layout("ash").fused(1)
+        copy = path.rename(tmp_path / "of a backup")
+        cluster.layout("birch").fused(1).unlink()
+        cluster.start("ash")
+        told = codes(cluster.wait_until("ash", lambda s: "fused 1" in codes(s), "told"))["fused 1"]
+        assert told["text"].endswith(f"is lost: {path} is not there") and "tar -xf BACKUP" in told["fix"]
+        copy.rename(path)
+        cluster.wait_until("ash", lambda s: "fused 1" not in codes(s), "it is seen that it is back")
+        cluster.release("ash")
+        cluster.wait_finished()
+        assert cluster.fused("ash") == cluster.fused("birch")

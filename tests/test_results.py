@@ -145,13 +145,26 @@ def test_unfinished_run_leaves_the_test_set_untouched(state: Path) -> None:
     assert "before the run was over" in results.evaluation_text(found)
 
 
-def test_altered_model_file_is_not_scored(state: Path) -> None:
+@pytest.mark.parametrize("harm", ["gone", "altered"])
+def test_a_model_file_that_is_gone_or_altered_is_not_used_and_the_way_back_is_said(
+    state: Path, tmp_path: Path, harm: str
+) -> None:
     path = Layout(state).fused(1)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(LocalStateError, match="not the file with sha256"):
-        results.evaluate(state)
+    path.unlink()
+    if harm == "altered":
+        path.write_bytes(content)
+    how = {"gone": "is lost: .* is not there", "altered": "is altered: .* is not the file with sha256"}[harm]
+    for use in (
+        lambda: results.evaluate(state),
+        lambda: results.find_model(state, None),
+        lambda: results.find_model(state, 1),
+    ):
+        with pytest.raises(LocalStateError, match=rf"round 1 \(.*the best on .*\) {how}") as caught:
+            use()
+        assert "`hsl-node start`" in caught.value.remedy
+        assert f"tar -xf BACKUP -C {state} fused/r000001.safetensors" in caught.value.remedy
 
 
 def test_predictions_are_probabilities_of_each_class_in_the_order_given(state: Path, tmp_path: Path) -> None:

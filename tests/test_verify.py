@@ -16,7 +16,7 @@ from cluster import Cluster
 from test_enrol import run
 from typer.testing import Result
 
-from hsl_node import audit, rotate
+from hsl_node import audit, backup, doctor, rotate
 from hsl_node.config import Plan, fingerprint
 from hsl_node.identity import MANIFEST_NAMESPACE, load
 from hsl_node.sync import manifest as manifest_module
@@ -146,6 +146,46 @@ def test_a_document_that_was_lost_is_named_with_what_it_would_show_and_is_no_def
     assert "what is here is as signed" in done.stdout
     found = json.loads(run("--state", str(state), "verify", "--json").stdout)
     assert found["ok"] and len(found["lost"]) == 1
+
+
+@pytest.mark.parametrize("harm", ["gone", "altered"])
+def test_a_best_or_last_fused_model_that_is_lost_is_named_by_every_command_with_a_way_back(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """The best one here was said to be "as recorded", and to be at the peers: each of them keeps its own best."""
+    sql(state, "UPDATE fused SET auc = round = 2")
+    for number in (2, 3):
+        path = Layout(state).fused(Round(number))
+        path.unlink() if harm == "gone" else flip_byte(path)
+    why = {2: "the best on this hospital's validation images", 3: "the last one"}
+    how = {2: "is not there", 3: "is not there"} if harm == "gone" else dict.fromkeys(why, "altered")
+    back = f"`hsl-node --state {state} start` (where the daemon runs, `hsl-node --state {state} stop` first)"
+
+    done = run("--state", str(state), "verify")
+    assert code(done) == (0 if harm == "gone" else 14)
+    for number, words in why.items():
+        if harm == "gone":
+            (line,) = [
+                x for x in done.stdout.splitlines() if x.startswith(f"LOST    the fused model of round {number}")
+            ]
+            assert words in line and how[number] in line and back in line
+        else:
+            (line,) = [
+                x for x in done.stdout.splitlines() if x.startswith(f"DEFECT  round {number}: the fused model has")
+            ]
+            assert back in line
+    assert done.stdout.count(" lost\n") == (2 if harm == "gone" else 0) and "as recorded" in done.stdout
+
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    (check,) = [c for c in doctor.examine(state) if c.name == "fused models"]
+    assert check.outcome == "warning" and back in check.fix
+    assert all(f"round {number} ({words})" in check.text for number, words in why.items())
+
+    made = run("--state", str(state), "backup", str(tmp_path / "b.tar"))
+    assert made.exit_code == 0
+    for number, words in why.items():
+        assert f"not in it: the fused model of round {number} ({words})" in made.stdout and back in made.stdout
+    assert not [name for name in backup.verify(tmp_path / "b.tar").files if name.startswith("fused/")]
 
 
 def test_a_peer_that_fused_something_else_is_named(state: Path) -> None:

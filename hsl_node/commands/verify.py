@@ -31,8 +31,8 @@ def verify(
     """Check every manifest, receipt and checkpoint once more.
 
     Signatures, digests, the chain from fusion to fusion; fusions whose inputs are still here are computed again. Proof
-    that a peer signed two things is shown, and exported too. A document that was lost, with a disk say, is named and is
-    no error. Exit code 14: something is wrong, and is named.
+    that a peer signed two things is shown, and exported too. What was lost, a document with a disk, say, or the best
+    fused model, is named and is no error. Exit code 14: something is wrong, and is named.
     """
     from hsl_node import audit
 
@@ -81,4 +81,5 @@ def _fusion(report: RoundReport) -> str:
     if report.fused is None:
         return "not fused"
     how = "computed again" if report.recomputed else "initial" if report.round == 0 else "as recorded"
+    how = "lost" if report.lost else how
     return f"{report.fused[:12]} {how}"

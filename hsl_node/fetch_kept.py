@@ -1,0 +1,80 @@
+"""The models that are kept for people (`kept.py`), looked at once at the start; what is lost comes from the peers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from hsl_node import kept
+from hsl_node.errors import HslError, escaped
+from hsl_node.kept import Harm, Model
+from hsl_node.sync.names import Peer
+from hsl_node.sync.offer import Offer
+
+if TYPE_CHECKING:
+    from hsl_node.node import Node
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (4.0, 600.0)  # doubles; nobody may have it, and then a person must act
+
+
+async def watch(node: Node) -> None:
+    """Until all are there, with an alarm for each that is not; a person may put it back meanwhile."""
+    told: set[str] = set()
+    pause_s = RETRY_S[0]
+    while True:
+        harmed = [h for model in _models(node) if (h := await asyncio.to_thread(kept.harm_of, node.layout, model))]
+        for code in told - {_code(harm) for harm in harmed}:
+            node.alarms.settle(code)
+        for harm in harmed:
+            fix = f"the peers are asked for it, again and again. {harm.otherwise(node.layout)}"
+            node.alarms.sound(_code(harm), harm.text(node.layout), fix)
+        told = {_code(harm) for harm in harmed}
+        if not harmed:
+            return
+        offers = await _offers(node)
+        if [harm for harm in harmed if not await _fetched(node, harm, offers)]:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_S[1])
+
+
+def _models(node: Node) -> list[Model]:
+    """Without what the round itself reads, and checks, now: what is wrong there is for `altered.py`."""
+    state, validated = node.known_state(), node.work.last_to_validate() is None
+    over = str(state.phase) in kept.OVER and validated
+    return [m for m in kept.models(node.journal) if over or m.round < state.round - 1]
+
+
+def _code(harm: Harm) -> str:
+    return f"fused {harm.model.round}"
+
+
+async def _offers(node: Node) -> dict[str, Offer]:
+    asked = [p for p in node.others if not node.keyring.is_revoked(p)]
+    answers = await asyncio.gather(*(_offer(node, p) for p in asked))
+    return {offer.peer: offer for offer in answers if offer is not None}
+
+
+async def _offer(node: Node, peer: Peer) -> Offer | None:
+    try:
+        return await node.asking.offer_of(peer)
+    except HslError as exc:
+        log.info("not asked", extra={"peer": peer, "reason": escaped(exc.message)})
+    except Exception:  # whatever a peer's link does, it is no answer
+        log.exception("asking broke", extra={"peer": peer})
+    return None
+
+
+async def _fetched(node: Node, harm: Harm, offers: dict[str, Offer]) -> bool:
+    """Is it here now?"""
+    model = harm.model
+    try:
+        if not await node.asking.get(model.sha256, node.layout.fused(model.round), offers, patient=False):
+            return False
+    except (HslError, OSError) as exc:  # a link that broke, no room; a disk that fails in a sync ends the process
+        log.warning("not taken", extra={"round": model.round, "reason": escaped(str(exc))})
+        return False
+    log.warning("a fused model was fetched again", extra={"round": model.round, "sha256": model.sha256[:12]})
+    return True
