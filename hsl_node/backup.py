@@ -359,12 +359,18 @@ def _check(staging: Path, layout: Layout, index: Index) -> None:
 
 
 def _require_free(state: Path, index: Index) -> None:
-    """Nothing but folders, keys that the backup leaves out, and what a restore left that was cut short."""
+    """Nothing but folders, keys that the backup leaves out, what a restore left that was cut short, and what a file
+    system keeps for itself.
+    """
     unfinished = (state / STAGING).exists() and not (state / "node.toml").exists()
 
     def expected(path: Path) -> bool:
         name = path.relative_to(state).as_posix()
-        if name == "run/lock" or (not index.has_key and name in (KEY, NEXT) and name not in index.files):
+        if (
+            name == "run/lock"
+            or name.startswith("lost+found/")
+            or (not index.has_key and name in (KEY, NEXT) and name not in index.files)
+        ):
             return True
         return unfinished and (name.startswith(f"{STAGING}/") or _NAME.fullmatch(name) is not None)
 

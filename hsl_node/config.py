@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from hsl_node.canonical import canonical_json
 from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
-from hsl_node.hints import NOTHING_HERE
+from hsl_node.hints import nothing_here
 from hsl_node.sync.fusion_rules import FUSION_RULES
 from hsl_node.sync.names import Digest, Peer, parse_peer
 from hsl_node.toml_file import parse, read_text, read_toml, validate
@@ -281,7 +281,7 @@ class NodeConfig(Frozen):
 def load_node(state: Path) -> NodeConfig:
     path = state / "node.toml"
     if not path.exists():
-        raise NotInitialised(f"{state} holds no node.toml", remedy=NOTHING_HERE)
+        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
     return read_toml(path, NodeConfig)
 
 

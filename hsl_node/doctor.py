@@ -103,7 +103,9 @@ def _examined(state: Path) -> list[Check]:
     configured = node
     checks.append(_check("federation", membership))
     checks.append(_check("journal", lambda: _journal(layout, federation)))
-    checks.append(_check("fused models", lambda: _models(layout)))
+    there = checks[-1].outcome == "ok"
+    skipped = Check("fused models", "skipped", "needs the journal")
+    checks.append(_check("fused models", lambda: _models(layout)) if there else skipped)
     checks.append(_check("images", lambda: _images(configured.data.path)))
     checks.append(_check("port", lambda: _port(state, configured)))
     checks.append(_check("torch", lambda: _torch(configured.train.device)))

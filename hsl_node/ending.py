@@ -60,6 +60,6 @@ def find_ending(journal: Journal) -> dict[str, Any] | None:
     if content is None or content["how"] != "running":
         found: dict[str, Any] | None = content
         return found
-    text = "the daemon ended without a word: killed, the machine went down, or the disk failed"
+    text = "the daemon ended without a word: killed, the machine went down, or the disk failed or was full"
     fix = "`hsl-node logs` shows its last events; `hsl-node start` goes on from the journal"
     return {"how": "killed", "at": content["at"], "text": text, "fix": fix}

@@ -18,7 +18,7 @@ import tomli_w
 from hsl_node import config, identity, toml_file
 from hsl_node.config import Federation, NodeConfig, PeerCard, Plan
 from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError
-from hsl_node.hints import NOTHING_HERE
+from hsl_node.hints import nothing_here
 from hsl_node.sync import durable, keyring
 from hsl_node.sync.durable import Step
 from hsl_node.sync.journal import Journal
@@ -311,4 +311,4 @@ def require_owner(state: Path) -> None:
 def require_initialised(state: Path) -> None:
     """Raises: NotInitialised."""
     if not (state / "node.toml").exists():
-        raise NotInitialised(f"{state} holds no node.toml", remedy=NOTHING_HERE)
+        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))

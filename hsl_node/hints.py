@@ -14,6 +14,17 @@ NOTHING_HERE = (
     "if there was one, see that its volume is mounted. A new node: `hsl-node init`. After a loss: `hsl-node restore "
     "FILE` brings back what a backup holds. Or point --state at the right folder"
 )
+IN_PAST = (
+    "this is a run of an earlier federation that `federation join --replace` put aside, without key and settings. To "
+    "look at it with `status`, `verify` or `export`: copy it elsewhere, and node.toml, keyring.toml and the anchor set "
+    "from {node} into the copy; never `start` there"
+)
+
+
+def nothing_here(state: Path) -> str:
+    """What to do where a state directory holds no node.toml."""
+    past = state.parent.name == "past" and (state.parent.parent / "node.toml").exists()
+    return IN_PAST.format(node=state.parent.parent) if past else NOTHING_HERE
 
 
 def state_directory(given: Path | None) -> Path:

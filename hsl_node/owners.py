@@ -18,7 +18,7 @@ _FOLDER = os.R_OK | os.W_OK | os.X_OK
 _READ_ONLY = "keys"  # the daemon writes nothing there
 _WRITTEN = ("log", "run", "trainer")  # files there are opened for writing; others are replaced whole, or only read
 _JOURNAL = "journal.sqlite3"  # and -wal, -shm
-_NOT_NEEDED = "past"  # runs of an earlier federation
+_NOT_NEEDED = ("past", "lost+found")  # runs of an earlier federation; what every new ext4 volume has, of root
 
 
 def unusable(state: Path) -> list[Path]:
@@ -27,7 +27,7 @@ def unusable(state: Path) -> list[Path]:
     for where, folders, names in os.walk(state):
         top = os.path.relpath(where, state).split(os.sep)[0]
         if top == ".":
-            folders[:] = [f for f in folders if f != _NOT_NEEDED]
+            folders[:] = [f for f in folders if f not in _NOT_NEEDED]
         for name in folders:
             found += _unless(Path(where, name), _FOLDER & ~os.W_OK if name == _READ_ONLY else _FOLDER)
         for name in names:

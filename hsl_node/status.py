@@ -15,7 +15,7 @@ from typing import Any
 
 from hsl_node.control import ask
 from hsl_node.errors import NotInitialised, NotRunning, escaped
-from hsl_node.hints import NOTHING_HERE, addressed
+from hsl_node.hints import addressed, nothing_here
 from hsl_node.status_journal import from_journal
 from hsl_node.units import age, auc, clock, duration, progress, size
 
@@ -61,7 +61,7 @@ def fetch(state: Path) -> dict[str, Any]:
         WaitTimeout: the daemon runs but does not answer.
     """
     if not (state / "node.toml").exists():
-        raise NotInitialised(f"{state} holds no node.toml", remedy=NOTHING_HERE)
+        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
     try:
         found: dict[str, Any] = ask(state, "status")["status"]
     except NotRunning:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hsl_node import backup
 from hsl_node.errors import DiskFailed, LocalStateError, NotInitialised
 from hsl_node.sync import durable
 from hsl_node.sync.journal import Journal
@@ -400,6 +401,41 @@ def test_a_journal_that_is_none_any_more_still_asks_for_a_backup(tmp_path: Path)
     with pytest.raises(LocalStateError, match="cannot be opened") as broken:
         Journal.create(tmp_path / "journal.sqlite3")
     assert "backup" in broken.value.remedy and "full" not in broken.value.message
+    assert "without a backup" in broken.value.remedy and "`hsl-node recover --from-peers`" in broken.value.remedy
+
+
+def test_a_damaged_journal_names_the_way_out_for_who_has_no_backup(tmp_path: Path) -> None:
+    """In its midst, so that it opens: `doctor` reads every page, the daemon those that it needs."""
+    path = tmp_path / "journal.sqlite3"
+    journal = Journal.create(path)
+    for number in range(2000):
+        journal.set_meta(f"key {number}", "x" * 100)
+    journal.close()
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle:] = b"\xff" * (len(content) - middle)
+    path.write_bytes(content)
+    journal = Journal.read_only(path)
+    for reading in (lambda: journal.require_sound(path), lambda: [journal.meta(f"key {n}") for n in range(2000)]):
+        with pytest.raises(LocalStateError) as damaged:
+            reading()
+        for part in ("keys/", "federation.toml", "keyring.toml", "splits.json", "anchor set", "recover --from-peers`"):
+            assert part in damaged.value.remedy
+    journal.close()
+
+
+def test_a_backup_into_a_folder_too_small_for_the_journal_names_that_folder(tmp_path: Path, tiny_disk: Path) -> None:
+    """SQLite says "full" and not of which disk; nobody should go and look at the node's own."""
+    (tmp_path / "ash").mkdir()
+    (tmp_path / "ash" / "node.toml").write_text('name = "ash"\naddress = "ash:1"\nlisten = "0.0.0.0:1"\n')
+    journal = Journal.create(tmp_path / "ash" / "journal.sqlite3")
+    journal.set_meta("much", "x" * 4_000_000)
+    with pytest.raises(LocalStateError, match="No space left on device") as full:
+        backup.backup(tmp_path / "ash", tiny_disk / "ash.tar")
+    assert str(tiny_disk / "ash.tar") in full.value.message and "make room in that folder" in full.value.remedy
+    assert "the node itself goes on" in full.value.remedy and list(tiny_disk.iterdir()) == []
+    assert journal.meta("much")
+    journal.close()
 
 
 # ------------------------------------------------------------------ why it cannot be read any more

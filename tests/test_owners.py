@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_cli import images, two  # noqa: F401  (fixtures)
 
-from hsl_node import doctor, owners
+from hsl_node import backup, doctor, owners
 from hsl_node.sync.store import FOLDERS, Layout
 
 OTHER = 12345  # nobody here has this number
@@ -123,3 +123,24 @@ def test_ones_own_file_without_its_rights_is_a_matter_of_chmod(state: Path) -> N
     (state / "log").chmod(0o500)
     files = diagnosed(state)["files"]
     assert files["outcome"] == "failed" and f"chmod -R u+rwX {state}" in files["fix"]
+
+
+def test_a_new_volume_with_its_lost_and_found_takes_a_restore_and_is_sound(state: Path, tmp_path: Path) -> None:
+    """Every ext4 file system has that folder, of root alone, and the daemon's user may not even look into it."""
+    backup.backup(state, tmp_path / "ash.tar")
+    volume = tmp_path / "volume"
+    (volume / "lost+found").mkdir(parents=True)
+    (volume / "lost+found").chmod(0o700)
+    (volume / "lost+found" / "#12").touch()
+    give_away(volume / "lost+found")
+    done = plainly(volume, "restore", str(tmp_path / "ash.tar"))
+    assert done.returncode == 0, done.stderr
+    assert diagnosed(volume)["files"]["outcome"] == "ok"
+
+
+def test_root_may_restore_into_a_volume_whose_lost_and_found_holds_something(state: Path, tmp_path: Path) -> None:
+    backup.backup(state, tmp_path / "ash.tar")
+    (tmp_path / "volume" / "lost+found").mkdir(parents=True)
+    (tmp_path / "volume" / "lost+found" / "#12").touch()
+    backup.restore(tmp_path / "volume", tmp_path / "ash.tar")
+    assert (tmp_path / "volume" / "lost+found" / "#12").exists()

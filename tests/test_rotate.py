@@ -232,12 +232,84 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
         recovering = lambda s: [w for w in s["warnings"] if w["code"] == "recovering"]  # noqa: E731
         refused = lambda s: any("our key" in w["text"] for w in recovering(s))  # noqa: E731
         (warning,) = recovering(cluster.wait_until("ash", refused, "its key is refused"))
-        assert "changed after that: restore a newer one" in warning["fix"] and "README" in warning["fix"]
+        assert (
+            "changed after that" in warning["fix"]
+            and "restore a newer one" in warning["fix"]
+            and "README" in warning["fix"]
+        )
         monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
         peer = next(c for c in doctor.examine(state(cluster, "ash")) if c.name == "peer birch")
         assert peer.exit_code == 12 and "restore a newer one" in peer.fix
 
         join_anew(cluster, tmp_path)
+        cluster.wait_finished()
+        assert cluster.fused("ash") == cluster.fused("birch")
+
+
+def test_a_backup_from_the_midst_of_this_nodes_key_change_says_how_to_finish_it_and_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new key is in it, and that is the one that the peers let in: nothing has to begin anew."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        cluster.start_all()
+        cluster.wait_finished()
+        begun = rotate.begin(state(cluster, "ash"))
+        file = tmp_path / "ash.tar"
+        backup.backup(state(cluster, "ash"), file)
+        rotate.take(state(cluster, "birch"), begun.file, fingerprint(begun.update.new))
+        assert rotate.finish(state(cluster, "ash"))
+        end_when_settled(cluster, "birch")
+        cluster.kill("ash")
+        shutil.rmtree(state(cluster, "ash"))
+        backup.restore(state(cluster, "ash"), file)
+        cluster.layout("ash").make()
+        cluster.start("ash")
+        recovering = lambda s: [w["fix"] for w in s["warnings"] if w["code"] == "recovering" and "our key" in w["text"]]  # noqa: E731
+        (fix,) = recovering(cluster.wait_until("ash", recovering, "its key is refused"))
+        assert "`hsl-node key rotate --finish`" in fix and fix.index("--finish") < fix.index("restore a newer one")
+        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+        peer = next(c for c in doctor.examine(state(cluster, "ash")) if c.name == "peer birch")
+        assert peer.exit_code == 12 and "key rotate --finish`" in peer.fix
+        assert rotate.finish(state(cluster, "ash"))
+        cluster.wait_finished()  # in less than the five minutes that a refused key is left alone
+        assert cluster.fused("ash") == cluster.fused("birch")
+
+
+@pytest.mark.parametrize("changes", [1, 2])
+def test_a_lost_disk_after_this_nodes_key_change_comes_back_with_its_own_update_files(
+    tmp_path: Path, changes: int
+) -> None:
+    """Without keyring.toml nothing here says that the key is its own; the advice was to begin the federation anew."""
+    with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
+        here, mails = state(cluster, "ash"), []
+        cluster.start_all()
+        cluster.wait_finished()
+        for _ in range(changes):
+            begun = rotate.begin(here)
+            mails.append((begun.file.name, begun.file.read_bytes(), fingerprint(begun.update.new)))
+            rotate.take(state(cluster, "birch"), begun.file, mails[-1][2])
+            assert rotate.finish(here)
+            end_when_settled(cluster, "birch")
+        cluster.kill("ash")
+        saved = {name: (here / name).read_bytes() for name in ("node.toml", "federation.toml", "keys/node_ed25519")}
+        shutil.rmtree(here)
+        cluster.layout("ash").make()
+        for name, content in saved.items():
+            (here / name).write_bytes(content)
+        cluster.layout("ash").key.chmod(0o600)
+
+        asked = run("--state", str(here), "recover", "--from-peers")
+        assert isinstance(asked.exception, FederationMismatch)
+        remedy = asked.exception.remedy
+        assert "keyring.toml back" in remedy and "`hsl-node peer update ash_1.update --fingerprint" in remedy
+        assert remedy.index("ash_1.update") < remedy.index("ask for a new one"), "what loses nothing comes first"
+        for name, content, said in mails:
+            (tmp_path / name).write_bytes(content)
+            assert (
+                run("--state", str(here), "peer", "update", str(tmp_path / name), "--fingerprint", said).exit_code == 0
+            )
+        assert run("--state", str(here), "recover", "--from-peers").exit_code == 0
+        cluster.start("ash")
         cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")
 

@@ -16,8 +16,9 @@ from cluster import Cluster
 from test_enrol import run
 from typer.testing import Result
 
-from hsl_node import audit, backup, doctor, rotate
+from hsl_node import audit, backup, config, doctor, enrol, rotate
 from hsl_node.config import Plan, fingerprint
+from hsl_node.errors import NotInitialised
 from hsl_node.identity import MANIFEST_NAMESPACE, load
 from hsl_node.sync import manifest as manifest_module
 from hsl_node.sync.journal import Journal
@@ -254,3 +255,25 @@ def test_of_a_long_journal_each_document_is_read_and_digested_once_and_two_round
     documents = [q for q in queries if "manifests" in q and "*" in q]
     assert len(documents) == 5 and all(" WHERE round = " in q for q in documents)
     assert found.documents == 15
+
+
+def test_a_run_in_past_says_what_it_is_and_can_be_looked_at_in_a_copy(state: Path, tmp_path: Path) -> None:
+    """It proposed `hsl-node init`."""
+    federation = config.load_federation(state)
+    other = tmp_path / "federation.toml"
+    other.write_text(config.federation_text(federation.model_copy(update={"name": "another"})))
+    (state / "keyring.toml").rename(tmp_path / "keyring.toml")
+    shutil.copy(tmp_path / "keyring.toml", state)
+    enrol.join(state, other, replace=True)
+    (past,) = (state / "past").iterdir()
+    for words in (("status",), ("verify",), ("export", "--out", str(tmp_path / "model")), ("backup", "x.tar")):
+        refused = run("--state", str(past), *words)
+        assert isinstance(refused.exception, NotInitialised), words
+        assert "earlier federation" in refused.exception.remedy and "init" not in refused.exception.remedy
+        assert f"from {state} into the copy" in refused.exception.remedy
+    copy = Path(shutil.copytree(past, tmp_path / "copy"))
+    for name in ("node.toml", "keyring.toml"):
+        shutil.copy(state / name, copy)
+    done = run("--state", str(copy), "verify")
+    assert code(done) == 0 and "all is as signed" in done.stdout
+    assert run("--state", str(copy), "status").exit_code == 3, "it shows the run"

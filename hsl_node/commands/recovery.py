@@ -94,10 +94,10 @@ def recover(
 ) -> None:
     """Go on after the disk was lost, from what the peers keep.
 
-    Needed here: keys/, node.toml, federation.toml, the anchor set (any other hospital has the same file), and
-    keyring.toml or the update files where peers changed their keys. Also after a machine was rolled back. The next
-    start asks all peers, fetches what they keep of this node and of themselves, and goes on bit for bit where the
-    federation waits.
+    Needed here: keys/, node.toml, federation.toml, the anchor set (any other hospital has the same file), and, where
+    keys were changed, keyring.toml or the update files (`peer update`), this node's own included. Also after a machine
+    was rolled back. The next start asks all peers, fetches what they keep of this node and of themselves, and goes on
+    bit for bit where the federation waits.
     """
     from hsl_node import recover_mark
 

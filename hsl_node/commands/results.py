@@ -13,7 +13,8 @@ from hsl_node.commands.shared import RESULTS, Json, state_of
 from hsl_node.terminal import print_json, progress_lines
 
 Round = Annotated[
-    int | None, typer.Option("--round", min=1, help="Fused model of this round. Default: the best by validation AUC.")
+    int | None,
+    typer.Option("--round", min=1, help="Fused model of this round. Default: the best by this site's validation AUC."),
 ]
 
 
@@ -40,9 +41,10 @@ def evaluate(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure the final model on this site's test set.
+    """Measure this site's best fused model on its test set.
 
-    The fused one and the site's own side by side. Once: a test set that is looked at again and again tests nothing.
+    The fused model of the round that is best on this site's validation images, so each hospital may measure another
+    round; and the site's own beside it. Once: a test set that is looked at again and again tests nothing.
     """
     from hsl_node import results
 
@@ -64,6 +66,7 @@ def predict(
 ) -> None:
     """Probabilities of each class for images, as CSV.
 
+    By the fused model that is best on this site's validation images; --round N for the same one at every hospital.
     For research: this is no medical device.
     """
     from hsl_node import results
@@ -83,6 +86,7 @@ def export(
 ) -> None:
     """Write the model and a card that says what it is.
 
+    The fused model that is best on this site's validation images; --round N for the same one at every hospital.
     The card (JSON) holds plan, anchor reference, digests and where it was trained.
     """
     from hsl_node import results

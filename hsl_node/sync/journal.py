@@ -7,6 +7,7 @@ status`, `report` and `round history` only read, also while the daemon is down.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -27,6 +28,12 @@ from hsl_node.units import size
 VERSION = 2
 OPEN_BYTES = 256 * 1024  # to open it takes 32 KiB for its index, and the tables the first time
 NOTES_MAX = 5000  # a hostile peer may be refused for ever; the newest tell enough
+MALFORMED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+NO_BACKUP = (
+    "without a backup: stop the node, move its state directory away, make it anew with keys/, node.toml, "
+    "federation.toml, keyring.toml, splits.json and the anchor set of the old one; then `hsl-node recover "
+    "--from-peers`, `hsl-node start`"
+)
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
 CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT NOT NULL);           -- round.State
@@ -126,12 +133,19 @@ class Journal:
             raise _broken(path, sqlite3.DatabaseError(problem))
 
     def copy(self, target: Path) -> None:
-        """Into one file, as of one moment. Raises: DiskFailed, LocalStateError: of either."""
+        """Into one file, as of one moment.
+
+        Raises:
+            OSError: ENOSPC: no room for the copy.
+            DiskFailed, LocalStateError: of either.
+        """
         try:
             with closing(sqlite3.connect(target)) as theirs:
                 self._db.backup(theirs)
                 theirs.execute("PRAGMA journal_mode = DELETE")  # without a write-ahead log beside it
         except sqlite3.Error as exc:
+            if _code(exc) == sqlite3.SQLITE_FULL:  # only the copy is written
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from exc
             raise _failed("copied", exc) from exc
 
     def close(self) -> None:
@@ -429,15 +443,21 @@ def _failed(done: str, exc: sqlite3.Error) -> LocalStateError:
     """The error to raise. Where the disk fails or the file is malformed the process has been told: who catches it can
     neither go on with that journal.
     """
-    text, code = f"the journal cannot be {done}: {exc}", getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    text, code = f"the journal cannot be {done}: {exc}", _code(exc)
     if code == sqlite3.SQLITE_IOERR:
         return disk_failed(text)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):  # or Python names no code: a text is no UTF-8
-        remedy = "check the disk, then restore a backup: a restored node asks its peers for what came after it"
+    if code in MALFORMED:
+        remedy = "check the disk, then restore a backup: a restored node asks its peers for what came after it; "
+        remedy += NO_BACKUP
         error = LocalStateError(text, remedy=remedy)
         durable.on_failure(error)
         return error
     return LocalStateError(text, remedy="check the disk; the node goes on from its journal after a restart")
+
+
+def _code(exc: sqlite3.Error) -> int:
+    """Malformed, where Python names no code: a text is no UTF-8, or `quick_check` found something."""
+    return int(getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
 
 
 def _connected(database: Path | str, *, uri: bool = False) -> sqlite3.Connection:
@@ -454,6 +474,8 @@ def _is_empty(db: sqlite3.Connection) -> bool:
 def _broken(path: Path, exc: sqlite3.Error) -> LocalStateError:
     """SQLite's words are the same for a full disk, somebody else's file and a broken one."""
     text, remedy = f"journal {path} cannot be opened: {exc}", "check disk and owner, or restore a backup"
+    if _code(exc) in MALFORMED:
+        remedy += f"; {NO_BACKUP}"
     disk = os.statvfs(path.parent)
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         text, remedy = denied(path)

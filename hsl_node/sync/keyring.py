@@ -301,9 +301,10 @@ def require_mine(keyring: Keyring, name: str, public_key: str) -> None:
     """Is the node's key one that speaks for it?
 
     Raises:
-        FederationMismatch: as `config.require_member`, or the key was replaced.
+        FederationMismatch: as `config.require_member`; the key was replaced; it may be a later one than is known here.
     """
-    if any(p.name == name for p in keyring.federation.peer) and len(keyring.chain(name)) > 1:
+    federation = keyring.federation
+    if name in federation.peers and len(keyring.chain(name)) > 1:
         if public_key in keyring.keys(name):
             return
         if public_key in keyring.chain(name):
@@ -311,7 +312,16 @@ def require_mine(keyring: Keyring, name: str, public_key: str) -> None:
                 f"this node's key {fingerprint(public_key)} was replaced by {fingerprint(keyring.newest(name))}",
                 remedy="put the new key in its place: an old backup, or a systemd credential that was not renewed?",
             )
-    require_member(keyring.federation, name, public_key)
+    if name in federation.peers and all(public_key not in keyring.chain(peer) for peer in federation.peers):
+        raise FederationMismatch(
+            f"this node's own key ({fingerprint(public_key)}) does not appear in federation {federation.name!r}, "
+            f"which has {shown(keyring.chain(name))} for {name}",
+            remedy="if this node changed its key in this federation, what says so is missing here: put its "
+            f"keyring.toml back, or give its own update files, {name}_1.update first: `hsl-node peer update "
+            f"{name}_1.update --fingerprint SHA256:...` (each other hospital has got them). Otherwise send your "
+            "peer card (`hsl-node card`) to whoever makes the file, and ask for a new one",
+        )
+    require_member(federation, name, public_key)
 
 
 def shown(keys: Sequence[str]) -> str:
