@@ -11,6 +11,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -292,6 +293,20 @@ def load_federation(state: Path) -> Federation:
             f"{state} holds no federation.toml", remedy="run `hsl-node federation join federation.toml`"
         )
     return read_toml(path, Federation)
+
+
+def read_federation(path: Path) -> Federation:
+    """A federation file that somebody named."""
+    try:
+        return read_toml(path, Federation)
+    except ConfigError as exc:
+        with suppress(ConfigError):
+            name = load_card(path).name
+            raise ConfigError(
+                f"{path} is a peer card, that of {name}, and no federation file",
+                remedy="give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
+            ) from exc
+        raise
 
 
 def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:

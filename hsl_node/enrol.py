@@ -151,7 +151,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
             federation joined before, and `replace` is not set.
         AlreadyRunning: the daemon runs and would not notice.
     """
-    federation = toml_file.read_toml(path, Federation)
+    federation = config.read_federation(path)
     node = config.load_node(state)
     layout = Layout(state)
     keyring.require_mine(keyring.load(state, federation), node.name, identity.load(layout.key).public)

@@ -167,7 +167,7 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
         (["round", "history"], 10, "no journal at"),
         (["doctor"], 10, ""),
         (["federation", "show", "absent.toml"], 78, "no such file"),
-        (["init", "--name", "Mercy", "--address", "x"], 78, "is not a peer name"),
+        (["init", "--name", "Mercy", "--address", "x"], 2, "is not a peer name"),
         (["anchor", "build", "--out", "x"], 2, "--digits"),
     ],
 )

@@ -356,6 +356,18 @@ def test_joining_takes_the_file_and_shows_the_same_hash(ash: Path, birch: Path, 
     assert fed8 in run("--state", ash, "federation", "show").stdout
 
 
+def test_a_peer_card_in_the_place_of_a_federation_file_is_called_one(ash: Path, tmp_path: Path) -> None:
+    card = ash / "ash.card"
+    for words in (("join", card), ("show", card), ("diff", card, card)):
+        refused = run("--state", ash, "federation", *words)
+        assert isinstance(refused.exception, ConfigError), refused.output
+        assert f"{card} is a peer card, that of ash, and no federation file" in refused.exception.message
+        assert "federation create" in refused.exception.remedy
+    (tmp_path / "neither.toml").write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="neither.toml:1: unknown key 'x'"):
+        enrol.join(ash, tmp_path / "neither.toml")
+
+
 def test_joining_refuses_a_file_in_which_this_nodes_own_key_does_not_appear(
     ash: Path, birch: Path, tmp_path: Path
 ) -> None:

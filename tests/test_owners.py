@@ -144,3 +144,11 @@ def test_root_may_restore_into_a_volume_whose_lost_and_found_holds_something(sta
     (tmp_path / "volume" / "lost+found" / "#12").touch()
     backup.restore(tmp_path / "volume", tmp_path / "ash.tar")
     assert (tmp_path / "volume" / "lost+found" / "#12").exists()
+
+
+def test_a_start_as_another_user_than_the_state_directorys_stays_down(state: Path) -> None:
+    """No later start by that user goes better: under systemd it came again every ten seconds for ever."""
+    give_away(state)
+    done = plainly(state, "start")
+    assert done.returncode == 78, done.stderr
+    assert f"#{OTHER}" in done.stderr and "What to do: run this as" in done.stderr

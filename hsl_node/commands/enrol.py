@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hsl_node.commands.shared import ENROL, Json, state_of
+from hsl_node.errors import ConfigError, UsageError
 from hsl_node.hints import command
 from hsl_node.terminal import print_json
 
@@ -44,7 +45,10 @@ def init(
 
     state = state_of(context)
     enrol.require_owner(state)
-    made = enrol.init(state, name=name, address=address, listen=listen, data=data)
+    try:
+        made = enrol.init(state, name=name, address=address, listen=listen, data=data)
+    except ConfigError as exc:  # no file says so, but the command line
+        raise UsageError(exc.message, remedy=exc.remedy) from exc
     print(config.card_text(made), end="")
     us = command(state)
     if data is not None and not data.exists():

@@ -141,9 +141,9 @@ def diff(
 
 
 def _load(context: typer.Context, file: Path | None) -> Federation:
-    from hsl_node import config, toml_file
+    from hsl_node import config
 
-    return config.load_federation(state_of(context)) if file is None else toml_file.read_toml(file, config.Federation)
+    return config.load_federation(state_of(context)) if file is None else config.read_federation(file)
 
 
 def _text(federation: Federation, ring: Keyring | None = None) -> str:
