@@ -11,7 +11,6 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -300,13 +299,14 @@ def read_federation(path: Path) -> Federation:
     try:
         return read_toml(path, Federation)
     except ConfigError as exc:
-        with suppress(ConfigError):
+        try:
             name = load_card(path).name
-            raise ConfigError(
-                f"{path} is a peer card, that of {name}, and no federation file",
-                remedy="give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
-            ) from exc
-        raise
+        except ConfigError:
+            raise exc from None
+        raise ConfigError(
+            f"{path} is a peer card, that of {name}, and no federation file",
+            remedy="give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
+        ) from exc
 
 
 def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:

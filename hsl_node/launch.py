@@ -91,9 +91,7 @@ def _disk_named(state: Path) -> Iterator[None]:
         yield
     except PermissionError as exc:
         text, remedy = owners.explained(exc, state)
-        # Another user's state directory: no later start by this one goes better.
-        kind = LocalStateError if owners.owner(state) == owners.me() else ConfigError
-        raise kind(text, remedy=remedy) from exc
+        raise LocalStateError(text, remedy=remedy) from exc
     except OSError as exc:
         if exc.errno not in DISK_ERRORS:
             raise

@@ -62,6 +62,7 @@ def root(
         typer.Option(
             metavar="DIR",
             envvar=STATE_VARIABLE,
+            readable=False,  # our own words, and exit codes, say whose it is
             show_envvar=True,
             help=f"State directory of the node. Default: {SYSTEM_STATE} if it is ours, else ~/.local/state/hsl-node.",
         ),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hsl_node.commands.shared import RUN, START_HERE, Json, state_of
-from hsl_node.errors import UsageError
+from hsl_node.errors import ConfigError, UsageError
 from hsl_node.hints import addressed
 from hsl_node.terminal import print_json, wants_colour
 
@@ -40,8 +40,11 @@ def start(
     state = state_of(context)
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise UsageError(f"no log level {log_level!r}", remedy="DEBUG, INFO, WARNING or ERROR")
+    try:
+        enrol.require_owner(state)
+    except UsageError as exc:  # no later start by this user goes better: a service stays down
+        raise ConfigError(exc.message, remedy=exc.remedy) from exc
     enrol.require_initialised(state)
-    enrol.require_owner(state)
     logs.setup(state, log_level.upper())
     raise typer.Exit(launch.run(state))
 
