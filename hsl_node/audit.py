@@ -372,9 +372,9 @@ def _documents(journal: Journal, found: Findings) -> Iterator[Document]:
             stem = f"r{number:06d}_{row['peer']}.manifest"
             yield Document(Peer(row["peer"]), MANIFEST_NAMESPACE, stem, row["document"])
     for number in numbers:
-        for row in journal.receipts_of(number):
-            stem = f"r{number:06d}_{me}_at_{row['receiver']}.receipt"
-            yield Document(Peer(row["receiver"]), RECEIPT_NAMESPACE, stem, row["document"])
+        for receipt in journal.receipts_of(number):
+            stem = f"r{number:06d}_{me}_at_{receipt['receiver']}.receipt"
+            yield Document(Peer(receipt["receiver"]), RECEIPT_NAMESPACE, stem, receipt["document"])
     for peer, document in evidence.told(journal, ring.federation.peers).items():
         yield Document(peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", document)
     yield from found.evidence
