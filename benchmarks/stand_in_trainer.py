@@ -20,7 +20,7 @@ import numpy as np
 from hsl_node.config import load_federation, load_node
 from hsl_node.errors import AlreadyRunning
 from hsl_node.sync.durable import Step
-from hsl_node.sync.tensors import holds, read_weights, sha256_of, write_weights
+from hsl_node.sync.tensors import holds, read_weights, write_weights
 from hsl_node.train.lock import hold_lock
 
 
@@ -96,12 +96,12 @@ def main() -> None:
             case "init" if device.startswith("cuda"):
                 say(event="error", error="ConfigError", message=f"device {device}: a stand-in has no GPU", remedy="cpu")
             case "init":
-                out = Path(job["out"])
-                if not out.exists():
+                out, known = Path(job["out"]), job.get("sha256")
+                if known is None or not holds(out, known):
                     rng = np.random.default_rng(args.seed or plan.seed)
-                    write_weights(out, tensors(args.bytes, args.tensors, rng), Step.START_INITIAL)
+                    known = write_weights(out, tensors(args.bytes, args.tensors, rng), Step.START_INITIAL)
                 say(
-                    event="initialised", sha256=sha256_of(out), bytes=out.stat().st_size, device="none", threads=1,
+                    event="initialised", sha256=known, bytes=out.stat().st_size, device="none", threads=1,
                     precision="float32", versions={"torch": "stand-in"},
                     images={"train": 10 + len(me), "validation": 2, "test": 3}, parameters=args.bytes // 4,
                 )  # fmt: skip

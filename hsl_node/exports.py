@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hsl_node import evidence
 from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
-from hsl_node.held import Held, counting
+from hsl_node.held import Held, counting, forged
 from hsl_node.held import held as held_of
 from hsl_node.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.sync.journal import Journal
@@ -51,25 +51,32 @@ def take(folder: Path, store: Store, ring: Keyring, me: Peer) -> int:
         if (manifest.peer, manifest.round) != (me, round):
             raise PeerDataError(f"{path.name} is about something else than its name says", code="name")
         held[path.name] = held_of(manifest, document, ring)
-    _require_counting(held, store.journal, ring, me)
-    for one in held.values():
+    counts = _counting(held, store.journal, ring, me)
+    for one in counts:
         _record(store, ring, me, one)
-    return len(held)
+    return len(counts)
 
 
-def _require_counting(held: Mapping[str, Held], journal: Journal, ring: Keyring, me: Peer) -> None:
-    """Raises: PeerDataError: a replaced key signed it, and nothing newer of this node names it: see `held.py`."""
-    mine = journal.last_manifest(me)
-    newest = {"": held_of(Manifest.model_validate(mine["content"]), mine["document"], ring)} if mine else {}
-    counts = counting({**held, **newest}, ring, me, journal.manifest)
-    for name in held:
-        if name not in counts:
-            raise PeerDataError(
-                f"{name} is signed with a key of this node that was replaced, and what its newer key signed does not "
-                "name it",
-                code="key",
-                remedy="call the hospital that sent the folder: somebody has that old key; nothing was taken",
-            )
+def _counting(held: Mapping[str, Held], journal: Journal, ring: Keyring, me: Peer) -> list[Held]:
+    """Without what a replaced key signed and nothing newer names: of no use, as no such round is signed any more.
+
+    Raises:
+        PeerDataError: somebody else has signed it with that key: see `held.py`.
+    """
+    rows = [journal.last_manifest(me), *(journal.manifest(round, me) for round in {h.round for h in held.values()})]
+    here = [
+        held_of(Manifest.model_validate(row["content"]), row["document"], ring, certain=True) for row in rows if row
+    ]
+    found = {**held, **{f"round {one.round} of the journal": one for one in here}}
+    counts = counting(found, ring, me, journal.manifest)
+    if wrong := {id(one) for one in forged(found, counts)}:
+        name = next(name for name, one in found.items() if id(one) in wrong)
+        raise PeerDataError(
+            f"{name} is signed with a key of this node that was replaced, and what its newer key signed contradicts it",
+            code="key",
+            remedy="call the hospital that sent the folder: somebody has that old key; nothing was taken",
+        )
+    return [counts[name] for name in held if name in counts]
 
 
 def _record(store: Store, ring: Keyring, me: Peer, one: Held) -> None:

@@ -11,6 +11,7 @@ from hsl_node.errors import HslError, escaped
 from hsl_node.kept import Harm, Model
 from hsl_node.sync.names import Peer
 from hsl_node.sync.offer import Offer
+from hsl_node.sync.round import Phase
 
 if TYPE_CHECKING:
     from hsl_node.node import Node
@@ -26,6 +27,7 @@ async def watch(node: Node) -> None:
     pause_s = RETRY_S[0]
     while True:
         harmed = [h for model in _models(node) if (h := await asyncio.to_thread(kept.harm_of, node.layout, model))]
+        harmed = [h for h in harmed if h.model in _models(node)]  # another one may be the best by now
         for code in told - {_code(harm) for harm in harmed}:
             node.alarms.settle(code)
         for harm in harmed:
@@ -34,16 +36,18 @@ async def watch(node: Node) -> None:
         told = {_code(harm) for harm in harmed}
         if not harmed:
             return
-        offers = await _offers(node)
-        if [harm for harm in harmed if not await _fetched(node, harm, offers)]:
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_S[1])
+        if not node.missing.at_work:  # what the round lacks comes first: they would clear each other's half files
+            offers = await _offers(node)
+            for harm in harmed:
+                await _fetch(node, harm, offers)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, RETRY_S[1])
 
 
 def _models(node: Node) -> list[Model]:
-    """Without what the round itself reads, and checks, now: what is wrong there is for `altered.py`."""
+    """Without what the round itself reads, and checks, now: what is wrong there is for `altered.py`, until a halt."""
     state, validated = node.known_state(), node.work.last_to_validate() is None
-    over = str(state.phase) in kept.OVER and validated
+    over = str(state.phase) in kept.OVER and (validated or state.phase is Phase.HALTED)
     return [m for m in kept.models(node.journal) if over or m.round < state.round - 1]
 
 
@@ -67,14 +71,12 @@ async def _offer(node: Node, peer: Peer) -> Offer | None:
     return None
 
 
-async def _fetched(node: Node, harm: Harm, offers: dict[str, Offer]) -> bool:
-    """Is it here now?"""
+async def _fetch(node: Node, harm: Harm, offers: dict[str, Offer]) -> None:
     model = harm.model
     try:
         if not await node.asking.get(model.sha256, node.layout.fused(model.round), offers, patient=False):
-            return False
+            return
     except (HslError, OSError) as exc:  # a link that broke, no room; a disk that fails in a sync ends the process
         log.warning("not taken", extra={"round": model.round, "reason": escaped(str(exc))})
-        return False
+        return
     log.warning("a fused model was fetched again", extra={"round": model.round, "sha256": model.sha256[:12]})
-    return True

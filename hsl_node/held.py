@@ -84,7 +84,7 @@ def counting(
     newest: dict[Peer, int] = {}
     for one in found.values():
         newest[one.peer] = min(one.age, newest.get(one.peer, one.age))
-    named: dict[tuple[Round, Peer], set[str]] = defaultdict(set)  # by what counts: digests, of what it follows
+    named: dict[tuple[Round, Peer], set[str]] = defaultdict(set)  # by what is certain: digests, of what it follows
 
     def alone(one: Held) -> bool:
         """It counts whoever names it."""
@@ -107,7 +107,7 @@ def counting(
             continue
         counts[name] = one
         for peer, digest in one.manifest.inputs.items():
-            if one.peer in (peer, me):
+            if one.peer in (peer, me) and not one.doubtful:  # else one forgery would vouch for another
                 named[Round(one.round - 1), Peer(peer)].add(digest)
     return {name: counts[name] for name in found if name in counts}
 
@@ -117,7 +117,7 @@ def forged(found: Mapping[str, Held], counts: Mapping[str, Held]) -> Iterable[He
 
     The rest of what does not count may only lack the one that names it.
     """
-    theirs = {(h.peer, h.round) for h in counts.values()}
+    theirs = {(h.peer, h.round): h.manifest.digest for h in counts.values()}
     first: dict[tuple[Peer, int], Round] = {}  # (whose, which key) -> the first round that it signed
     for one in counts.values():
         if one.round > 0:
@@ -125,6 +125,9 @@ def forged(found: Mapping[str, Held], counts: Mapping[str, Held]) -> Iterable[He
             first[at] = min(one.round, first.get(at, one.round))
     for name, one in found.items():
         if name not in counts and one.round > 0:
+            same = theirs.get((one.peer, one.round))
             later = (first.get((one.peer, age)) for age in range(one.age))
-            if (one.peer, one.round) in theirs or any(r is not None and r <= one.round for r in later):
+            if one.manifest.digest == same:
+                continue  # signed again after the key was replaced
+            if same is not None or any(r is not None and r <= one.round for r in later):
                 yield one

@@ -34,12 +34,15 @@ class Model:
 @dataclass(frozen=True)
 class Harm:
     model: Model
-    how: Literal["gone", "altered"]
+    how: Literal["gone", "altered", "unreadable"]
+    why: str = ""
 
     def text(self, layout: Layout) -> str:
         path = layout.fused(self.model.round)
         if self.how == "gone":
             return f"{self.model.what} is lost: {path} is not there"
+        if self.how == "unreadable":
+            return f"{self.model.what} cannot be read: {path}: {self.why}"
         return (
             f"{self.model.what} is altered: {path} is not the file with sha256 {self.model.sha256[:12]} that the "
             "journal names"
@@ -77,13 +80,16 @@ def models(journal: Journal) -> list[Model]:
 def harm_of(layout: Layout, model: Model, *, whole: bool = True) -> Harm | None:
     """None: the file is there. `whole`: and has its sha256, for which all of it is read."""
     path = layout.fused(model.round)
-    if not path.exists():
-        return Harm(model, "gone")
-    if whole:
-        from hsl_node.sync.tensors import holds  # numpy
+    try:
+        if not path.exists():
+            return Harm(model, "gone")
+        if whole:
+            from hsl_node.sync.tensors import holds  # numpy
 
-        if not holds(path, model.sha256):
-            return Harm(model, "altered" if path.exists() else "gone")
+            if not holds(path, model.sha256):
+                return Harm(model, "altered" if path.exists() else "gone")
+    except OSError as exc:  # its owner and rights, a file system that is damaged: nothing that the round needs
+        return Harm(model, "unreadable", exc.strerror or str(exc))
     return None
 
 

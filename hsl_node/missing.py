@@ -63,6 +63,11 @@ class Missing:
         """A peer that could not be asked may be asked now."""
         self._turns.connected(peer, self._clock())
 
+    @property
+    def at_work(self) -> bool:
+        """It fetches, or has something half fetched to clear."""
+        return bool(self._lost) or self._left
+
     async def watch(self) -> None:
         """For ever: fetch what is not on its way from whoever has it."""
         while True:

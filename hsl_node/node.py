@@ -59,7 +59,7 @@ from hsl_node.sync.round import (
 )
 from hsl_node.sync.server import InboxServer
 from hsl_node.sync.store import Layout, Store
-from hsl_node.sync.tensors import Schema, holds, read_schema, sha256_of
+from hsl_node.sync.tensors import Schema, holds, read_schema
 from hsl_node.trainer import Trainer
 from hsl_node.work import Work
 
@@ -153,10 +153,12 @@ class Node:
         if known and initial.exists() and not await asyncio.to_thread(holds, initial, known):
             log.warning("the initial weights are altered on this disk, or of another version: they are made anew")
             initial.unlink()
-        if not initial.exists() or self.journal.state() is None or self._needs_its_gpu():
-            await self.trainer.run({"job": "init"})
+        digest = self.trainer.initial = known if initial.exists() else None
+        if digest is None or self.journal.state() is None or self._needs_its_gpu():
+            made = await self.trainer.run({"job": "init"})
+            # As it was written, not as it lies there: what the disk alters from now on is found where it is read.
+            digest = self.trainer.initial = digest or Digest(made["sha256"])
         self.schema = read_schema(initial)
-        digest = await asyncio.to_thread(sha256_of, initial)
         due = self._recovery_due()
         if due is not None:
             enrol.require_same_federation(self.journal, self.federation)

@@ -18,7 +18,7 @@ import secrets
 from collections import Counter
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hsl_node import altered, evidence, service
 from hsl_node.asking import HeldUp
@@ -242,8 +242,14 @@ class Recovery:
 
     def _counting(self, held: Mapping[str, Held]) -> dict[str, Held]:
         journal = Journal.read_only(self._node.layout.journal)  # in a thread
+        me = self._node.me
+
+        def known(round: Round, peer: Peer) -> dict[str, Any] | None:
+            """Not what was brought by hand: see `_known`."""
+            return journal.manifest(round, peer) if peer != me or journal.signed(round) is not None else None
+
         try:
-            return counting(held, self._node.keyring, self._node.me, journal.manifest)
+            return counting(held, self._node.keyring, me, known)
         finally:
             journal.close()
 
@@ -251,9 +257,6 @@ class Recovery:
         """It is not taken, and holds nothing up; but somebody signs with a key that was replaced."""
         found: dict[Peer, set[str]] = {}
         for one in forged(held, counts):
-            log.warning(
-                "not taken", extra={"peer": one.peer, "round": one.round, "reason": "signed with a replaced key"}
-            )
             found.setdefault(one.peer, set()).update(_givers(one, offers))
         for peer, givers in sorted(found.items()):
             who = " and ".join(sorted(givers)) or "this node's journal"

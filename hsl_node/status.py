@@ -128,7 +128,7 @@ def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     lines = [f"{look.paint(snapshot['node'], _BOLD)}  {word}{since}"]
     lines += _field("federation", ", ".join(escaped(str(f), 60) for f in facts if f), look)
     lines += _field("round", _round(snapshot), look)
-    lines += _field("still to do", _still_to_do(snapshot["still_to_do"]), look)
+    lines += _field("still to do", _still_to_do(snapshot.get("still_to_do")), look)
     lines += _field("waiting for", _waiting(snapshot, now), look)
     lines += _field("epoch", _epoch(snapshot["epoch"], look), look)
     lines += _field("busy", _busy(snapshot["busy"], look), look)

@@ -20,6 +20,7 @@ from typing import Any
 
 from hsl_node import errors
 from hsl_node.errors import AlreadyRunning, Altered, HslError, LocalStateError, TrainerError
+from hsl_node.sync.names import Digest
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Trainer:
         self._working = False
         self._last_event = time.monotonic()
         self.initialised: Event | None = None
+        self.initial: Digest | None = None  # of the initial weights, where it is known: any others are made anew
         self.restarts = 0
         self.last_error = ""
 
@@ -68,7 +70,8 @@ class Trainer:
             try:
                 if self._process is None:
                     await self._start()
-                    self.initialised = await self._do(self._init_job)
+                    known = {} if self.initial is None else {"sha256": self.initial}
+                    self.initialised = await self._do(self._init_job | known)
                 return self.initialised or {} if job["job"] == "init" else await self._do(job)
             except Altered:
                 raise  # no attempt finds other bytes there

@@ -35,7 +35,7 @@ DIVERGED = (
     "only this site's training is, look at its data; else agree on a lower learning_rate"
 )
 
-COPY = "restore fused/ from a backup, or get the file from another peer: its sha256 is the same there"
+COPY = "`hsl-node stop`, then `hsl-node start`: it fetches the file from a peer that has it; after that"
 
 
 class Work:
@@ -217,7 +217,7 @@ class Work:
             why, fix = ending.said(exc)  # nothing may disturb a halt: no end of the daemon, no recovery
             why = f"the last fused model could not be validated: {why}".replace(f"{node.layout.state}/", "")
             fix = COPY if isinstance(exc, Altered) else fix
-            await self._stand_still("unvalidated", why, f"{fix}; then `hsl-node pause` and `hsl-node resume`")
+            await self._stand_still("unvalidated", why, f"{fix}: `hsl-node pause`, then `hsl-node resume`")
             raise
         finally:
             self.busy = None

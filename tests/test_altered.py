@@ -28,6 +28,7 @@ from hsl_node.poisoning import fuse_watched
 from hsl_node.recover_mark import ALTERED
 from hsl_node.sync import fuse_files as fuse_module
 from hsl_node.sync import tensors
+from hsl_node.sync.durable import Step
 from hsl_node.sync.fuse_files import fuse_files
 from hsl_node.sync.journal import Journal
 from hsl_node.sync.names import Peer
@@ -203,6 +204,54 @@ def test_threat_23_an_own_checkpoint_altered_before_anybody_has_it_is_made_again
     for name in ("birch", "cedar"):
         cluster.release(name)
     require_healed(cluster, undisturbed)
+
+
+def test_threat_23_initial_weights_that_a_killed_process_left_are_made_anew(
+    cluster: Cluster, undisturbed: dict[int, str]
+) -> None:
+    """No journal knows their digest, and nobody could tell that the disk has altered them."""
+    cluster.crash("ash", Step.START_STATE.points[0])
+    flip(cluster.layout("ash").fused(0))
+    require_same_from_the_start(cluster, undisturbed)
+
+
+def test_threat_23_initial_weights_that_are_altered_before_they_are_noted_are_noted_as_they_were_made(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """Else this node would stand on other weights than all others, for good."""
+    with Cluster(tmp_path, NAMES, PLAN, trainer=TRAINER, prelude=FLIPPED) as cluster:
+        for name in ("birch", "cedar"):
+            cluster.start(name)
+        ends_and_names(cluster, cluster.layout("ash").fused(0))
+        require_same_from_the_start(cluster, undisturbed)
+
+
+FLIPPED = """
+import pathlib, sys
+import hsl_node.node as node
+read = node.read_schema
+
+def read_schema(path):
+    mark = pathlib.Path(sys.argv[1]).parent / "flipped"
+    if sys.argv[1].endswith("/ash") and not mark.exists():
+        mark.touch()
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+    return read(path)
+
+node.read_schema = read_schema
+"""
+
+
+def require_same_from_the_start(cluster: Cluster, undisturbed: dict[int, str]) -> None:
+    for name in NAMES:
+        if name not in cluster.processes or cluster.processes[name].poll() is not None:
+            cluster.start(name)
+    cluster.wait_finished()
+    for name in NAMES:
+        assert cluster.fused(name) == undisturbed
+        assert sha256_of(cluster.layout(name).fused(0)) == undisturbed[0]
 
 
 @pytest.mark.parametrize("harm", ["altered", "gone"])

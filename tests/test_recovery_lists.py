@@ -567,6 +567,37 @@ def test_threat_17_two_of_the_last_round_that_a_replaced_key_signed_hold_up_by_n
     run(story)
 
 
+def test_threat_17_what_only_a_replaced_key_says_makes_nothing_else_certain(replaced: Replaced) -> None:
+    """Two chains of it, and no newer key has signed anything yet: nobody can tell which one is forged."""
+
+    async def story() -> None:
+        site = replaced.site
+        for giver, samples in ((BIRCH, 10), (CEDAR, 77)):
+            fourth = site.manifest(ME, 4, replaced.inputs(), samples=samples)
+            fifth = site.manifest(ME, 5, {ME: fourth.digest}, samples=samples)
+            for manifest in (fourth, fifth):
+                site.givers[giver].list(manifest, by(replaced.old, manifest))
+        with pytest.raises(HeldUp, match="birch and cedar keep two different manifests"):
+            await site.asked()
+        assert not list(site.evidence.iterdir())
+
+    run(story)
+
+
+def test_threat_17_the_same_round_signed_again_with_the_new_key_is_no_forgery(replaced: Replaced) -> None:
+    """Only birch had it, and could not be asked: the round was trained again, to the same bytes."""
+
+    async def story() -> None:
+        site = replaced.site
+        mine = site.manifest(ME, 4, replaced.inputs())
+        site.givers[BIRCH].list(mine, by(replaced.old, mine))
+        site.givers[CEDAR].list(mine, by(replaced.new, mine))
+        assert mine in [h.manifest for h in (await site.asked()).values()]
+        assert not old_keys(site)
+
+    run(story)
+
+
 @pytest.mark.parametrize("revoked", [False, True])
 def test_threat_17_a_replaced_key_of_a_peer_rewrites_no_round_here_and_sends_nothing_in_its_name(
     members: Members, tmp_path: Path, revoked: bool

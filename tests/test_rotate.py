@@ -308,6 +308,9 @@ def test_a_lost_disk_after_this_nodes_key_change_comes_back_with_its_own_update_
             assert (
                 run("--state", str(here), "peer", "update", str(tmp_path / name), "--fingerprint", said).exit_code == 0
             )
+        assert run("--state", str(here), "key", "rotate", "--finish").exit_code == 0
+        counts = keyring.load(here, cluster.federation).keys(ASH)
+        assert [fingerprint(key) for key in counts] == [mails[-1][2]], "the new one alone: the old one says nothing new"
         assert run("--state", str(here), "recover", "--from-peers").exit_code == 0
         cluster.start("ash")
         cluster.wait_finished()

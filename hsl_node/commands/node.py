@@ -98,7 +98,7 @@ def pause(context: typer.Context) -> None:
 
     state = state_of(context)
     answer = ask(state, "pause")
-    if not answer["changed"] and answer["over"]:
+    if not answer["changed"] and answer.get("over"):
         print(f"the run is {answer['phase']}: nothing trains here, so there is nothing to pause")
         return
     word = "paused" if answer["changed"] else "it is paused already"

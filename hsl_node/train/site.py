@@ -15,7 +15,7 @@ from hsl_node.errors import ConfigError
 from hsl_node.sync import durable
 from hsl_node.sync.durable import Step
 from hsl_node.sync.names import Digest
-from hsl_node.sync.tensors import sha256_of, write_weights
+from hsl_node.sync.tensors import holds, write_weights
 from hsl_node.train.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.machine import Machine, prepare
 from hsl_node.train.method import Method, Site
@@ -48,16 +48,21 @@ def open_machine(state: Path, plan: Plan) -> Machine:
     return prepare(device=train.device, threads=train.threads, precision=plan.precision, image_size=plan.image_size)
 
 
-def initial_weights(state: Path, plan: Plan, method: Method, out: Path) -> tuple[Digest, int]:
+def initial_weights(
+    state: Path, plan: Plan, method: Method, out: Path, known: Digest | None = None
+) -> tuple[Digest, int]:
     """Write round 0's shared weights, the same bytes at every peer, unless they are there. Gives digest and parameters.
+
+    `known`: their digest. Without it a file that lies there, as of a process that was killed, is written anew: the disk
+    may have altered it since, and nobody else has the bytes to compare it with.
 
     Always on the CPU and from plan.seed alone; a backbone weight file named in the plan goes into every trunk.
     """
     model = method.build(plan)
     parameters = sum(p.numel() for p in model.parameters())
-    if out.exists():
+    if known is not None and holds(out, known):
         durable.accept(out)
-        return sha256_of(out), parameters
+        return known, parameters
     initialise(model, plan.seed)
     if plan.backbone_weights is not None:
         path = load_node(state).train.backbone_weights

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hsl_node.errors import DiskFailed, HslError, TrainerError
+from hsl_node.sync.names import Digest
 from hsl_node.train import site as opening
 from hsl_node.train.lock import hold_lock
 from hsl_node.train.loop import Report, require_model, train_round, validated, worth_of
@@ -55,7 +56,7 @@ class Worker:
     def run(self, job: dict[str, Any]) -> None:
         match job.get("job"):
             case "init":
-                self._init(Path(job["out"]))
+                self._init(Path(job["out"]), job.get("sha256"))
             case "train":
                 self._train(int(job["round"]), Path(job["base"]), str(job["base_sha256"]), Path(job["out"]))
             case "validate":
@@ -63,9 +64,9 @@ class Worker:
             case other:
                 raise TrainerError(f"unknown job {other!r}", remedy="supervisor and trainer are of different versions")
 
-    def _init(self, out: Path) -> None:
+    def _init(self, out: Path, known: Digest | None) -> None:
         site = self.site
-        digest, parameters = opening.initial_weights(self.state, site.plan, site.method, out)
+        digest, parameters = opening.initial_weights(self.state, site.plan, site.method, out, known)
         self.report(
             {
                 "event": "initialised",
