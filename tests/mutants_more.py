@@ -412,8 +412,8 @@ MORE_MUTANTS = (
         "replaced key",
         "a folder that was brought by hand is taken whatever signed it",
         "exports.py",
-        "        if name not in counts:",
-        "        if False:",
+        "    if wrong := {id(one) for one in forged(found, counts)}:",
+        "    if wrong := set[int]():",
         "test_recovery_without.py::test_threat_17_an_export_that_a_replaced_key_has_signed_is_taken_as_far_as_newer_signatures_name_it",
         (
             "test_recovery_without.py::test_threat_17_an_export_that_a_replaced_key_has_signed_is_taken_as_far_as_newer_signatures_name_it",
