@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -317,6 +318,18 @@ def test_a_lost_disk_after_this_nodes_key_change_comes_back_with_its_own_update_
         assert cluster.fused("ash") == cluster.fused("birch")
 
 
+def up_again(cluster: Cluster, name: str) -> None:
+    """It knows its state, and others reach it, which comes a moment later."""
+    cluster.start(name)
+    cluster.wait_until(name, lambda s: s["state"] == "finished", "up again")
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", cluster.ports[name])):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{name} does not listen\n{cluster.output(name)}")
+
+
 def wait_delivered(cluster: Cluster) -> None:
     """Finished, and all have the receipts for their closing statements."""
     cluster.wait_finished()
@@ -341,8 +354,7 @@ def test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_us
         assert cluster.stop("ash") == 0
         with pytest.raises(TransportError, match="has to be asked"):
             rotate.end(birch, "ash")
-        cluster.start("ash")
-        cluster.wait_until("ash", lambda s: s["state"] == "finished", "up again")
+        up_again(cluster, "ash")
         assert rotate.end(birch, "ash").live
         cluster.wait_until("birch", lambda s: not s["warnings"], "settled")
         assert keyring.load(birch, cluster.federation).keys(ASH) == (new,)
@@ -361,8 +373,7 @@ def test_a_key_changed_while_the_daemons_are_down_is_finished_when_they_are_back
         begun = rotate.begin(ash)
         rotate.take(birch, begun.file, fingerprint(begun.update.new))
         assert not rotate.finish(ash, force=True)
-        cluster.start("ash")
-        cluster.wait_until("ash", lambda s: s["state"] == "finished", "up again")
+        up_again(cluster, "ash")
         assert not rotate.end(birch, "ash").live
         assert keyring.load(birch, cluster.federation).keys(ASH) == (begun.update.new,)
 
