@@ -194,16 +194,11 @@ def test_a_backup_older_than_a_peers_new_key_says_so_and_goes_on_when_it_takes_t
         rotate.take(state(cluster, "birch"), begun.file, new)
         assert rotate.finish(state(cluster, "ash"))
         cluster.kill("birch")
-        shutil.rmtree(state(cluster, "birch"))
-        backup.restore(state(cluster, "birch"), file)
-        cluster.layout("birch").make()
-        cluster.start("birch")
-        recovering = lambda s: [w for w in s["warnings"] if w["code"] == "recovering"]  # noqa: E731
+        start_restored(cluster, "birch", file)
         known = lambda s: any("host key" in w["text"] for w in recovering(s))  # noqa: E731
         (warning,) = recovering(cluster.wait_until("birch", known, "the true cause"))
         assert new in warning["text"] and "peer update" in warning["fix"] and "--without" not in str(warning)
-        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
-        peer = next(c for c in doctor.examine(state(cluster, "birch")) if c.name == "peer ash")
+        peer = examined(monkeypatch, cluster, "birch", "peer ash")
         assert (peer.outcome, peer.exit_code) == ("failed", 12) and new in peer.text and "peer update" in peer.fix
         assert rotate.take(state(cluster, "birch"), begun.file, new).live
         control.ask(state(cluster, "ash"), "resume")
@@ -226,11 +221,7 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
         cluster.wait_finished()
         end_when_settled(cluster, "birch")
         cluster.kill("ash")
-        shutil.rmtree(state(cluster, "ash"))
-        backup.restore(state(cluster, "ash"), file)
-        cluster.layout("ash").make()
-        cluster.start("ash")
-        recovering = lambda s: [w for w in s["warnings"] if w["code"] == "recovering"]  # noqa: E731
+        start_restored(cluster, "ash", file)
         refused = lambda s: any("our key" in w["text"] for w in recovering(s))  # noqa: E731
         (warning,) = recovering(cluster.wait_until("ash", refused, "its key is refused"))
         assert (
@@ -238,8 +229,7 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
             and "restore a newer one" in warning["fix"]
             and "README" in warning["fix"]
         )
-        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
-        peer = next(c for c in doctor.examine(state(cluster, "ash")) if c.name == "peer birch")
+        peer = examined(monkeypatch, cluster, "ash", "peer birch")
         assert peer.exit_code == 12 and "restore a newer one" in peer.fix
 
         join_anew(cluster, tmp_path)
@@ -261,15 +251,12 @@ def test_a_backup_from_the_midst_of_this_nodes_key_change_says_how_to_finish_it_
         assert rotate.finish(state(cluster, "ash"))
         end_when_settled(cluster, "birch")
         cluster.kill("ash")
-        shutil.rmtree(state(cluster, "ash"))
-        backup.restore(state(cluster, "ash"), file)
-        cluster.layout("ash").make()
-        cluster.start("ash")
-        recovering = lambda s: [w["fix"] for w in s["warnings"] if w["code"] == "recovering" and "our key" in w["text"]]  # noqa: E731
-        (fix,) = recovering(cluster.wait_until("ash", recovering, "its key is refused"))
+        start_restored(cluster, "ash", file)
+        refused = lambda s: any("our key" in w["text"] for w in recovering(s))  # noqa: E731
+        (warning,) = recovering(cluster.wait_until("ash", refused, "its key is refused"))
+        fix = warning["fix"]
         assert "`hsl-node key rotate --finish`" in fix and fix.index("--finish") < fix.index("restore a newer one")
-        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
-        peer = next(c for c in doctor.examine(state(cluster, "ash")) if c.name == "peer birch")
+        peer = examined(monkeypatch, cluster, "ash", "peer birch")
         assert peer.exit_code == 12 and "key rotate --finish`" in peer.fix
         assert rotate.finish(state(cluster, "ash"))
         cluster.wait_finished()  # in less than the five minutes that a refused key is left alone
@@ -316,6 +303,23 @@ def test_a_lost_disk_after_this_nodes_key_change_comes_back_with_its_own_update_
         cluster.start("ash")
         cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")
+
+
+def start_restored(cluster: Cluster, name: str, file: Path) -> None:
+    shutil.rmtree(state(cluster, name))
+    backup.restore(state(cluster, name), file)
+    cluster.layout(name).make()
+    cluster.start(name)
+
+
+def recovering(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The warnings about it."""
+    return [w for w in status["warnings"] if w["code"] == "recovering"]
+
+
+def examined(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, name: str, check: str) -> doctor.Check:
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    return next(c for c in doctor.examine(state(cluster, name)) if c.name == check)
 
 
 def up_again(cluster: Cluster, name: str) -> None:
