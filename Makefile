@@ -31,10 +31,10 @@ lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/mypy
 
 threats: $(INSTALLED)  ## tests/README.md: which test answers which threat
-	$(BIN)/python tests/threat_table.py
+	$(BIN)/python tests/repository/threat_table.py
 
-mutations: $(INSTALLED)  ## tests/MUTATIONS.md: each protection switched off, and which tests then fail; minutes
-	$(BIN)/python tests/mutations.py
+mutations: $(INSTALLED)  ## tests/mutations/MUTATIONS.md: each protection switched off, and which tests then fail; minutes
+	$(BIN)/python tests/mutations/mutations.py
 
 unit: $(INSTALLED)  ## the systemd unit: valid, and its exposure at most 1.5 of 10 (needs systemd-analyze)
 	@mkdir -p build/unit
@@ -50,7 +50,7 @@ bench: $(INSTALLED)  ## exchange and training step; figures go into benchmarks/R
 CHAOS_SIMULATED ?= 500
 CHAOS_DAEMONS ?= 25
 chaos: $(INSTALLED)  ## federations under random kills, cuts and disk faults; SEED=... repeats a run, failures in build/chaos
-	$(BIN)/python tests/chaos.py --simulated $(CHAOS_SIMULATED) --daemons $(CHAOS_DAEMONS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/chaos/chaos.py --simulated $(CHAOS_SIMULATED) --daemons $(CHAOS_DAEMONS) $(if $(SEED),--seed $(SEED))
 
 FUZZ_S ?= 60
 fuzz: $(INSTALLED)  ## fuzz each parser of foreign bytes for FUZZ_S seconds; findings in build/fuzz/findings

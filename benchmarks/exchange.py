@@ -24,11 +24,11 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 from cluster import Cluster
 
-from hsl_node.config import Plan
-from hsl_node.sync.journal import Journal
+from hsl_node.federation.plan import Plan
+from hsl_node.sync.store.journal import Journal
 
 
 def peak_rss_mb(pid: int) -> float:

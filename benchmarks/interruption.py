@@ -20,12 +20,12 @@ from pathlib import Path
 
 import tomli_w
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 import cluster as clusters
 
-from hsl_node.config import load_federation
-from hsl_node.sync.journal import Journal
-from hsl_node.sync.names import PARTS
+from hsl_node.federation.config import load_federation
+from hsl_node.federation.names import PARTS
+from hsl_node.sync.store.journal import Journal
 
 clusters.WAIT_S = 3600  # a round of real training takes minutes
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hsl_node.config import load_federation, load_node
 from hsl_node.errors import AlreadyRunning
-from hsl_node.sync.durable import Step
-from hsl_node.sync.tensors import holds, read_weights, write_weights
+from hsl_node.federation.config import load_federation
+from hsl_node.federation.node_toml import load_node
+from hsl_node.host.durable import Step
 from hsl_node.train.lock import hold_lock
+from hsl_node.weights.checkpoint_file import holds, read_weights, write_weights
 
 
 def tensors(size: int, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

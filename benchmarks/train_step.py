@@ -37,14 +37,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from hsl_node.config import Plan
-from hsl_node.train.anchor import AnchorSet
+from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD
-from hsl_node.train.data import Dataset
+from hsl_node.train.data.anchor import AnchorSet
+from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.loop import Learner, new_learner, train_epoch
 from hsl_node.train.method import Site
 from hsl_node.train.methods import METHODS
-from hsl_node.train.model import HIDDEN, TASK, MMoE, initialise
+from hsl_node.train.networks.initial import initialise
+from hsl_node.train.networks.mmoe import HIDDEN, TASK, MMoE
 
 JPEG_SIDE = (600, 450)  # px; ultrasound frames in BUS-BRA are of this order, chest films are larger
 BATCHES = 2  # per epoch: short windows

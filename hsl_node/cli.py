@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsl_node import owners
 from hsl_node.errors import HslError, LocalStateError, escaped
-from hsl_node.hints import addressed, state_directory
+from hsl_node.host import permissions
+from hsl_node.host.hints import addressed, state_directory
 
 LINE_MAX_CHARS = 10_000  # of an error; the longest that we write lists a few dozen file names
 OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # not bugs of ours
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as exc:
         if exc.errno not in OPERATORS_ERRNO:
             raise
-        text, remedy = owners.explained(exc, state)
+        text, remedy = permissions.explained(exc, state)
         sys.exit(_explain(LocalStateError(text, remedy=remedy), state))
 
 

@@ -88,7 +88,7 @@ class LocalStateError(HslError):
 
 
 class Altered(LocalStateError):
-    """Found before anything was made of it; the journal is marked, the next start asks the peers (`altered.py`)."""
+    """Found before anything was made of it; the journal is marked, the next start asks the peers (`damage.py`)."""
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         self_heals = "start it again, where systemd does not: it fetches the right bytes from its peers and goes on; "

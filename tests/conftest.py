@@ -19,9 +19,10 @@ import asyncssh
 import pytest
 from hypothesis import HealthCheck, settings
 
-from hsl_node.config import AnchorCard, Federation, PeerCard, Plan
-from hsl_node.identity import Identity
-from hsl_node.sync.names import Peer
+from hsl_node.federation.config import AnchorCard, Federation, PeerCard
+from hsl_node.federation.identity import Identity
+from hsl_node.federation.names import Peer
+from hsl_node.federation.plan import Plan
 
 # A busy machine must never decide a test: no deadlines. In CI the same examples every time; elsewhere new ones.
 settings.register_profile(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hsl_node.commands import (
+from hsl_node.commands import (  # fmt: skip
     bundle,
     data,
     demo,
@@ -22,9 +22,9 @@ from hsl_node.commands import (
     results,
     rounds,
     verify,
-)  # fmt: skip
+)
 from hsl_node.commands.shared import PANELS, Context
-from hsl_node.hints import STATE_VARIABLE, SYSTEM_STATE, state_directory
+from hsl_node.host.hints import STATE_VARIABLE, SYSTEM_STATE, state_directory
 
 
 class InPanels(TyperGroup):

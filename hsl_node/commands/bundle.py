@@ -25,11 +25,11 @@ def bundle(
     No keys, images, weights, paths, file names, table columns or addresses: only what is on a list of harmless fields.
     Look through it with --list before you send it.
     """
-    from hsl_node import bundle as packing
-    from hsl_node import enrol
+    from hsl_node.admin import support_bundle as packing
+    from hsl_node.host.files import require_initialised
 
     state = state_of(context)
-    enrol.require_initialised(state)
+    require_initialised(state)
     if not listed and out.exists():
         raise UsageError(f"{out} exists already; nothing was written", remedy="name another file with --out")
     files = packing.collect(state)

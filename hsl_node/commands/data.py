@@ -10,12 +10,12 @@ import typer
 
 from hsl_node.commands.shared import DATA, Json, state_of
 from hsl_node.errors import ConfigError, UsageError
-from hsl_node.terminal import print_json, progress_bar
-from hsl_node.units import table
+from hsl_node.host.terminal import print_json, progress_bar
+from hsl_node.host.units import table
 
 if TYPE_CHECKING:
-    from hsl_node.config import Plan
-    from hsl_node.train.data_check import DataReport
+    from hsl_node.federation.plan import Plan
+    from hsl_node.train.data.check import DataReport
 
 NAMED = 20  # files listed per kind of finding; --json lists all
 
@@ -48,11 +48,11 @@ def check(
 
     Counts per class and split, unreadable files, duplicates across splits. Exit code 78: the node could not train.
     """
-    from hsl_node import config
-    from hsl_node.train import data_check
+    from hsl_node.federation import node_toml
+    from hsl_node.train.data import check as data_check
 
     state = state_of(context)
-    node = config.load_node(state)
+    node = node_toml.load_node(state)
     if node.data.path is None:
         raise ConfigError(f"{state / 'node.toml'}: data.path is not set", remedy="name the folder, table or .npz there")
     plan = _plan(state, classes, image_size)
@@ -60,7 +60,7 @@ def check(
         node.data, plan, cache=state / "cache", ledger=state / "splits.json", progress=progress_bar("images")
     )
     if contact_sheet is not None and report.dataset is not None:
-        from hsl_node.train.contact_sheet import contact_sheet as draw
+        from hsl_node.train.data.contact_sheet import contact_sheet as draw
 
         draw(report.dataset, plan, contact_sheet)
     if json:
@@ -74,14 +74,15 @@ def check(
 
 
 def _plan(state: Path, classes: str | None, image_size: int | None) -> Plan:
-    from hsl_node import config
+    from hsl_node.federation import config
+    from hsl_node.federation.plan import load_plan
 
     if (state / "federation.toml").exists():
         if classes is not None or image_size is not None:
             raise UsageError("the federation's plan sets classes and image size", remedy="leave these options out")
         return config.load_federation(state).plan
     settings = [f"classes={classes}"] if classes else []
-    return config.load_plan(None, [*settings, *([f"image_size={image_size}"] if image_size else [])])
+    return load_plan(None, [*settings, *([f"image_size={image_size}"] if image_size else [])])
 
 
 def _text(report: DataReport) -> str:
@@ -128,7 +129,7 @@ def build(
     ] = False,
 ) -> None:
     """Make an anchor set: two classes, as many images of each, one file."""
-    from hsl_node.train import anchor
+    from hsl_node.train.data import anchor
 
     if digits == (data is not None):
         raise UsageError("give either --data PATH or --digits", remedy="see `hsl-node anchor build --help`")
@@ -137,7 +138,7 @@ def build(
     if data is None:
         made = anchor.digits_standin(image_size, n=n, seed=seed)
     else:
-        from hsl_node.config import DataConfig
+        from hsl_node.federation.node_toml import DataConfig
 
         chosen = (classes or "").split(",")
         if len(chosen) != 2:
@@ -172,15 +173,15 @@ def verify(
 
     Exit code 17: it is another file.
     """
-    from hsl_node import config
-    from hsl_node.sync.store import Layout
-    from hsl_node.train import anchor
+    from hsl_node.federation import config, node_toml
+    from hsl_node.sync.store.layout import Layout
+    from hsl_node.train.data import anchor
 
     state = state_of(context)
     federation = config.load_federation(state)
     if federation.anchor is None:
         raise UsageError(f"federation {federation.name!r} uses no anchor set", remedy="there is nothing to verify")
-    path = file or config.load_node(state).anchor or Layout(state).anchor
+    path = file or node_toml.load_node(state).anchor or Layout(state).anchor
     found = anchor.verify(path, federation.anchor)
     if json:
         print_json({"file": str(path), "name": found.name, "classes": found.classes, "images": len(found.labels),

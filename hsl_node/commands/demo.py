@@ -45,7 +45,7 @@ def demo(
 
     Real daemons, real SFTP on the loopback; synthetic ultrasound-like images unless --data is given. About 3 minutes.
     """
-    from hsl_node import demo
+    from hsl_node.demo import demo
 
     raise typer.Exit(
         demo.run(

@@ -10,8 +10,8 @@ import typer
 
 from hsl_node.commands.shared import ENROL, Json, state_of
 from hsl_node.errors import ConfigError, UsageError
-from hsl_node.hints import command
-from hsl_node.terminal import print_json
+from hsl_node.host.hints import command
+from hsl_node.host.terminal import print_json
 
 KEYS = (
     "name, address, listen, anchor, client, data.path, data.filter, data.columns, data.labels, data.exclude, "
@@ -41,10 +41,12 @@ def init(
         Path | None, typer.Option(metavar="PATH", help="Images: a folder, a table, or an .npz file.")
     ] = None,
 ) -> None:
-    from hsl_node import config, enrol
+    from hsl_node.admin import enrol
+    from hsl_node.federation import config
+    from hsl_node.host import files
 
     state = state_of(context)
-    enrol.require_owner(state)
+    files.require_owner(state)
     try:
         made = enrol.init(state, name=name, address=address, listen=listen, data=data)
     except ConfigError as exc:  # no file says so, but the command line
@@ -76,7 +78,8 @@ def card(
     json: Json = False,
 ) -> None:
     """Print this node's peer card again. It holds no secret."""
-    from hsl_node import config, enrol
+    from hsl_node.admin import enrol
+    from hsl_node.federation import config, strings
 
     found = enrol.card_of(state_of(context), host_key=host_key, user=user, root=root)
     if json:
@@ -84,7 +87,7 @@ def card(
             {
                 **found.model_dump(mode="json"),
                 "fingerprint": found.fingerprint,
-                "read_aloud": config.read_aloud(found.key),
+                "read_aloud": strings.read_aloud(found.key),
             }
         )
     else:

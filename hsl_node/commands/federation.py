@@ -11,14 +11,14 @@ import typer
 
 from hsl_node.commands.shared import ENROL, Json, state_of
 from hsl_node.errors import FederationMismatch, escaped
-from hsl_node.hints import command
-from hsl_node.sync.fusion_rules import FUSION_RULES
-from hsl_node.terminal import print_json
-from hsl_node.units import table
+from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.host.hints import command
+from hsl_node.host.terminal import print_json
+from hsl_node.host.units import table
 
 if TYPE_CHECKING:
-    from hsl_node.config import Federation, PeerCard
-    from hsl_node.sync.keyring import Keyring
+    from hsl_node.federation.config import Federation, PeerCard
+    from hsl_node.federation.keyring import Keyring
 
 PLAN_KEYS = (
     "method, task, classes, rounds, epochs_per_round, seed, image_size, batch_size, backbone, backbone_weights, "
@@ -56,10 +56,13 @@ def create(
         typer.Option(metavar="FILE", help="The anchor set (hsl-node anchor build); its fingerprint goes in."),
     ] = None,
 ) -> None:
-    from hsl_node import config, enrol
+    from hsl_node.admin import enrol
+    from hsl_node.federation import config
+    from hsl_node.federation.plan import load_plan
+    from hsl_node.host import files
 
-    made = enrol.create(name=name, cards=card, plan=config.load_plan(plan, set or ()), anchor=anchor)
-    enrol.write_new(out, config.federation_text(made))
+    made = enrol.create(name=name, cards=card, plan=load_plan(plan, set or ()), anchor=anchor)
+    files.write_new(out, config.federation_text(made))
     print(_text(made))
     print(
         f"\nWrote {out}. Send it{' and the anchor set' if anchor else ''} to every peer; compare the hash by phone.",
@@ -76,7 +79,7 @@ def show(
 
     Of the one joined also which keys were replaced since: the one that counts here now stands first.
     """
-    from hsl_node.sync import keyring
+    from hsl_node.federation import keyring
 
     federation = _load(context, file)
     ring = keyring.load(state_of(context), federation) if file is None else keyring.Keyring.of(federation)
@@ -104,11 +107,12 @@ def join(
 
     Refused where this node's own key is not in it, and where rounds were trained under another one.
     """
-    from hsl_node import enrol
-    from hsl_node.sync.store import Layout
+    from hsl_node.admin import enrol
+    from hsl_node.host import files
+    from hsl_node.sync.store.layout import Layout
 
     state = state_of(context)
-    enrol.require_owner(state)
+    files.require_owner(state)
     joined = enrol.join(state, file, anchor=anchor, replace=replace)
     print(f"joined {joined.name!r}, hash {joined.fed8}; read aloud: {enrol.read_aloud(joined)}")
     if joined.anchor is not None and not Layout(state).anchor.exists():
@@ -127,7 +131,7 @@ def diff(
 
     As `key: joined -> FIRST`, or `key: FIRST -> SECOND`. Exit code 17 where they differ.
     """
-    from hsl_node import config
+    from hsl_node.federation import config
 
     one, other = _load(context, first), _load(context, second)
     ours, theirs = (one, other) if second is not None else (other, one)
@@ -141,16 +145,16 @@ def diff(
 
 
 def _load(context: typer.Context, file: Path | None) -> Federation:
-    from hsl_node import config
+    from hsl_node.federation import config
 
     return config.load_federation(state_of(context)) if file is None else config.read_federation(file)
 
 
 def _text(federation: Federation, ring: Keyring | None = None) -> str:
     """`ring`: the keys that count here; None: the file's."""
-    from hsl_node.config import Plan
-    from hsl_node.enrol import read_aloud
-    from hsl_node.sync.keyring import Keyring
+    from hsl_node.admin.enrol import read_aloud
+    from hsl_node.federation.keyring import Keyring
+    from hsl_node.federation.plan import Plan
 
     plan, usual = federation.plan.model_dump(mode="json"), Plan().model_dump(mode="json")
     changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}
@@ -174,7 +178,7 @@ def _text(federation: Federation, ring: Keyring | None = None) -> str:
 
 def _keys(peer: PeerCard, ring: Keyring) -> list[tuple[str, str, str]]:
     """The key that counts here now; below it the file's, where another one took its place."""
-    from hsl_node.config import fingerprint
+    from hsl_node.federation.strings import fingerprint
 
     now = fingerprint(ring.newest(peer.name))
     first = (peer.name, peer.address, now + ("  (revoked here)" if ring.is_revoked(peer.name) else ""))

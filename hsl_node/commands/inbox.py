@@ -36,12 +36,11 @@ def provision(
 
     Nothing is changed: read it, then run it as root.
     """
-    from hsl_node import config
-    from hsl_node import provision as script
-    from hsl_node.sync import keyring
+    from hsl_node.admin import provision as script
+    from hsl_node.federation import config, keyring, node_toml
 
     state = state_of(context)
-    node = config.load_node(state)
+    node = node_toml.load_node(state)
     federation = config.load_federation(state)
     ring = keyring.load(state, federation)
     print(script.provision(federation, node.name, server.value, homes, quota_mib=node.inbox.quota_mib, keyring=ring))

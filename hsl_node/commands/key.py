@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hsl_node.commands.shared import ENROL, state_of
-from hsl_node.hints import command
+from hsl_node.host.hints import command
 
 
 def register(app: typer.Typer) -> None:
@@ -32,25 +32,26 @@ def rotate(
     First a new key and an update file for every other peer, signed by the old key; no round is lost. With --finish
     the new key takes over and the old one is deleted. Exit code 12: a peer does not let the new key in yet.
     """
-    from hsl_node import config, enrol
-    from hsl_node import rotate as change
+    from hsl_node.admin import rotate as change
+    from hsl_node.federation import node_toml, strings
+    from hsl_node.host import files
 
     state = state_of(context)
-    enrol.require_owner(state)
+    files.require_owner(state)
     change.require_key(state, key)
     if finish:
         live = change.finish(state, key, force=force)
         print("this node uses its new key now" if live and key is None else "start the daemon again to use the new key")
-        print("tell the others: hsl-node peer update --finish " + config.load_node(state).name)
+        print("tell the others: hsl-node peer update --finish " + node_toml.load_node(state).name)
         return
     begun = change.begin(state, key)
     update = begun.update
     again = f"{command(state)} key rotate --finish" + (f" --key {shlex.quote(str(key))}" if key else "")
     print(
-        f"old key  {config.fingerprint(update.old)}   goes on signing\n"
-        f"new key  {config.fingerprint(update.new)}   {config.read_aloud(update.new)}\n\n"
+        f"old key  {strings.fingerprint(update.old)}   goes on signing\n"
+        f"new key  {strings.fingerprint(update.new)}   {strings.read_aloud(update.new)}\n\n"
         f"1. mail {begun.file} to every other peer; read the new key's line to them over the phone\n"
-        f"2. each of them: hsl-node peer update {begun.file.name} --fingerprint {config.fingerprint(update.new)}\n"
+        f"2. each of them: hsl-node peer update {begun.file.name} --fingerprint {strings.fingerprint(update.new)}\n"
         f"3. here: {again}\n"
         f"4. each of them: hsl-node peer update --finish {update.peer}"
     )
@@ -61,13 +62,14 @@ def updates(context: typer.Context) -> None:
 
     For a peer that missed one, or lost it. It takes them in their order; read it each new key's line over the phone.
     """
-    from hsl_node import config, enrol
-    from hsl_node import rotate as change
+    from hsl_node.admin import rotate as change
+    from hsl_node.federation import strings
+    from hsl_node.host import files
 
     state = state_of(context)
-    enrol.require_owner(state)
+    files.require_owner(state)
     written = change.updates(state)
     if not written:
         print("this node's key was never changed in this federation")
     for update, file in written:
-        print(f"{file}\n  new key  {config.fingerprint(update.new)}   {config.read_aloud(update.new)}")
+        print(f"{file}\n  new key  {strings.fingerprint(update.new)}   {strings.read_aloud(update.new)}")

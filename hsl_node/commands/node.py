@@ -10,8 +10,8 @@ import typer
 
 from hsl_node.commands.shared import RUN, START_HERE, Json, state_of
 from hsl_node.errors import ConfigError, UsageError
-from hsl_node.hints import addressed
-from hsl_node.terminal import print_json, wants_colour
+from hsl_node.host.hints import addressed
+from hsl_node.host.terminal import print_json, wants_colour
 
 STOP_WAIT_S = 180.0  # TimeoutStopSec= of the unit
 
@@ -35,17 +35,18 @@ def start(
 
     Until `hsl-node stop`, SIGTERM or Ctrl-C. The systemd unit calls this.
     """
-    from hsl_node import enrol, launch, logs
+    from hsl_node.host import event_log, files
+    from hsl_node.node import launch
 
     state = state_of(context)
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise UsageError(f"no log level {log_level!r}", remedy="DEBUG, INFO, WARNING or ERROR")
     try:
-        enrol.require_owner(state)
+        files.require_owner(state)
     except UsageError as exc:  # no later start by this user goes better: a service stays down
         raise ConfigError(exc.message, remedy=exc.remedy) from exc
-    enrol.require_initialised(state)
-    logs.setup(state, log_level.upper())
+    files.require_initialised(state)
+    event_log.setup(state, log_level.upper())
     raise typer.Exit(launch.run(state))
 
 
@@ -62,7 +63,7 @@ def stop(
 
     Nothing is lost: the next start goes on where this one ended.
     """
-    from hsl_node import control
+    from hsl_node.host import control
 
     control.stop(state_of(context), timeout if wait else None)
     print("stopped: the daemon has left" if wait else "stopping: the daemon was asked to leave")
@@ -83,7 +84,7 @@ def status(
     if watch:
         if not sys.stdout.isatty():
             raise UsageError("--watch needs a terminal", remedy="in a script use `hsl-node status --json`")
-        from hsl_node.watch import watch as draw
+        from hsl_node.status.watch import watch as draw
 
         draw(state, look())
     raise typer.Exit(show(state, json=json))
@@ -94,7 +95,7 @@ def pause(context: typer.Context) -> None:
 
     The running epoch is begun again by `hsl-node resume`. The other hospitals wait for this node meanwhile.
     """
-    from hsl_node.control import ask
+    from hsl_node.host.control import ask
 
     state = state_of(context)
     answer = ask(state, "pause")
@@ -109,7 +110,7 @@ def pause(context: typer.Context) -> None:
 
 def resume(context: typer.Context) -> None:
     """Train again after `hsl-node pause`."""
-    from hsl_node.control import ask
+    from hsl_node.host.control import ask
 
     print("resumed" if ask(state_of(context), "resume")["changed"] else "it was not paused; nothing was changed")
 
@@ -126,17 +127,17 @@ def logs(
     """
     from json import dumps
 
-    from hsl_node import logs
+    from hsl_node.host import event_log
 
     state = state_of(context)
 
     def show(event: dict[str, object]) -> None:
-        print(dumps(event) if json else logs.human(event), flush=follow)
+        print(dumps(event) if json else event_log.human(event), flush=follow)
 
-    for event in logs.tail(state, count):
+    for event in event_log.tail(state, count):
         show(event)
     if follow:
-        for event in logs.follow(state):
+        for event in event_log.follow(state):
             show(event)
 
 
@@ -146,7 +147,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
     Owners of its files, settings, key, federation, journal, anchor set, images, disk, port, torch and GPU, and a login
     at every peer. Exit code: that of the first check that failed.
     """
-    from hsl_node import doctor
+    from hsl_node.admin import doctor
 
     checks = doctor.examine(state_of(context))
     if json:

@@ -8,9 +8,9 @@ import typer
 
 from hsl_node.commands.shared import ENROL, Json, state_of
 from hsl_node.errors import UsageError
-from hsl_node.hints import command
-from hsl_node.terminal import print_json
-from hsl_node.units import table
+from hsl_node.host.hints import command
+from hsl_node.host.terminal import print_json
+from hsl_node.host.units import table
 
 
 def register(app: typer.Typer) -> None:
@@ -27,21 +27,20 @@ def list_peers(context: typer.Context, json: Json = False) -> None:
 
     Also which keys are revoked or being changed.
     """
-    from hsl_node import config
-    from hsl_node.sync import keyring
+    from hsl_node.federation import config, keyring, node_toml, strings
 
     state = state_of(context)
-    federation, me = config.load_federation(state), config.load_node(state).name
+    federation, me = config.load_federation(state), node_toml.load_node(state).name
     ring = keyring.load(state, federation)
     if json:
         print_json(
             [
                 {
                     **p.model_dump(mode="json"),
-                    "fingerprint": config.fingerprint(ring.newest(p.name)),
+                    "fingerprint": strings.fingerprint(ring.newest(p.name)),
                     "me": p.name == me,
                     "revoked": ring.is_revoked(p.name),
-                    "keys": [{"key": k, "fingerprint": config.fingerprint(k)} for k in ring.keys(p.name)],
+                    "keys": [{"key": k, "fingerprint": strings.fingerprint(k)} for k in ring.keys(p.name)],
                 }
                 for p in federation.peer
             ]
@@ -49,9 +48,9 @@ def list_peers(context: typer.Context, json: Json = False) -> None:
         return
     rows = []
     for p in federation.peer:
-        name, newest = p.name + (" (this node)" if p.name == me else ""), config.fingerprint(ring.newest(p.name))
+        name, newest = p.name + (" (this node)" if p.name == me else ""), strings.fingerprint(ring.newest(p.name))
         rows.append((name, p.address, newest, "revoked" if ring.is_revoked(p.name) else ""))
-        rows += [("", "", config.fingerprint(key), "until the change is finished") for key in ring.keys(p.name)[1:]]
+        rows += [("", "", strings.fingerprint(key), "until the change is finished") for key in ring.keys(p.name)[1:]]
     marked = any(row[3] for row in rows)
     print(table(("peer", "address", "fingerprint", "")[: 4 if marked else 3], [r[: 4 if marked else 3] for r in rows]))
 
@@ -67,7 +66,7 @@ def ping(
 
     Exit code 12: a key is refused. 13: not reachable.
     """
-    from hsl_node import ping
+    from hsl_node.admin import ping
 
     answers = ping.ping(state_of(context), names or [])
     if json:
@@ -94,11 +93,12 @@ def revoke(
     Its sessions end within a second, its keys are refused from then on, also after a restart. The run waits for it:
     what to do about that is printed.
     """
-    from hsl_node import enrol, keys
-    from hsl_node.sync.names import Peer
+    from hsl_node.admin import keys
+    from hsl_node.federation.names import Peer
+    from hsl_node.host import files
 
     state = state_of(context)
-    enrol.require_owner(state)
+    files.require_owner(state)
     if undo:
         live = keys.pardon(state, peer, fingerprint).live
         print(f"{peer} may log in again" + ("" if live else " from the next start on"))
@@ -126,17 +126,19 @@ def update(
     """
     from pathlib import Path
 
-    from hsl_node import config, enrol, rotate
+    from hsl_node.admin import rotate
+    from hsl_node.federation import strings
+    from hsl_node.host import files
 
     state = state_of(context)
-    enrol.require_owner(state)
+    files.require_owner(state)
     if finish:
         live = rotate.end(state, card).live
         print(f"the old key of {card} is refused " + ("now" if live else "from the next start on"))
         return
     found = rotate.read_update(state, Path(card))
-    print(f"{found.peer}: signed by  {config.fingerprint(found.old)}")
-    print(f"{'':{len(found.peer)}}  new key    {config.fingerprint(found.new)}   {config.read_aloud(found.new)}")
+    print(f"{found.peer}: signed by  {strings.fingerprint(found.old)}")
+    print(f"{'':{len(found.peer)}}  new key    {strings.fingerprint(found.new)}   {strings.read_aloud(found.new)}")
     live = rotate.take(state, Path(card), fingerprint).live
     print(
         "both count "

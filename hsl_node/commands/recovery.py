@@ -10,7 +10,7 @@ import typer
 
 from hsl_node.commands.shared import RUN, state_of
 from hsl_node.errors import UsageError
-from hsl_node.hints import command
+from hsl_node.host.hints import command
 
 
 def register(app: typer.Typer) -> None:
@@ -32,18 +32,19 @@ def backup(
     Keys, settings, split ledger, journal, the last and the best fused model. The daemon may run. Whoever has the file
     can act as this node, unless --no-key left the key out.
     """
-    from hsl_node import backup as backups
-    from hsl_node import config, enrol
-    from hsl_node.units import size
+    from hsl_node.admin import backup as backups
+    from hsl_node.federation import node_toml
+    from hsl_node.host import files
+    from hsl_node.host.units import size
 
     state = state_of(context)
-    enrol.require_initialised(state)
+    files.require_initialised(state)
     if (file is None) == (to is None):
         raise UsageError("name one file, or a folder with --to", remedy="e.g. `hsl-node backup --to /srv/backups`")
     if to is not None:
         if not to.is_dir():
             raise UsageError(f"{to} is no folder", remedy="make it first")
-        file = to / f"hsl-node-{config.load_node(state).name}-{time.strftime('%Y%m%dT%H%M%S')}.tar"
+        file = to / f"hsl-node-{node_toml.load_node(state).name}-{time.strftime('%Y%m%dT%H%M%S')}.tar"
     assert file is not None
     made = backups.backup(state, file.absolute(), with_key=not no_key)
     print(f"{made.path}: {len(made.files)} files, {size(made.bytes)}")
@@ -63,11 +64,11 @@ def restore(context: typer.Context, file: Annotated[Path, typer.Argument(help="A
     The directory must be empty or new. Before it signs anything, the restored node asks all peers what it has signed
     since: an old backup is as good as a new one while they run, except that it knows no key that was changed later.
     """
-    from hsl_node import backup as backups
-    from hsl_node import enrol
+    from hsl_node.admin import backup as backups
+    from hsl_node.host import files
 
     state = state_of(context)
-    enrol.require_owner(state)
+    files.require_owner(state)
     made = backups.restore(state, file)
     print(f"restored {made.node} (federation {made.federation or 'not joined'}), backup of {made.written}")
     if not made.has_key:
@@ -99,12 +100,12 @@ def recover(
     was rolled back. The next start asks all peers, fetches what they keep of this node and of themselves, and goes on
     bit for bit where the federation waits.
     """
-    from hsl_node import recover_mark
+    from hsl_node.admin.recover import prepare
 
     if not from_peers:
         raise UsageError("where from?", remedy="`hsl-node recover --from-peers`")
     state = state_of(context)
-    asked = recover_mark.prepare(state, tuple(without or ()), tuple(documents or ()))
+    asked = prepare(state, tuple(without or ()), tuple(documents or ()))
     if asked:
         print(f"The next start asks {', '.join(asked)} and signs nothing before all have answered.")
     else:

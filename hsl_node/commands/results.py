@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from hsl_node.commands.shared import RESULTS, Json, state_of
-from hsl_node.terminal import print_json, progress_lines
+from hsl_node.host.terminal import print_json, progress_lines
 
 Round = Annotated[
     int | None,
@@ -46,7 +46,7 @@ def evaluate(
     The fused model of the round that is best on this site's validation images, so each hospital may measure another
     round; and the site's own beside it. Once: a test set that is looked at again and again tests nothing.
     """
-    from hsl_node import results
+    from hsl_node.results import evaluate as results
 
     pairing: Literal["fixed", "random"] = "random" if random_pairing else "fixed"
     asked = time.time()
@@ -69,13 +69,14 @@ def predict(
     By the fused model that is best on this site's validation images; --round N for the same one at every hospital.
     For research: this is no medical device.
     """
-    from hsl_node import results
+    from hsl_node.results import predict
+    from hsl_node.results.predict import write_csv
 
-    found = results.predict(state_of(context), images, round=round)
+    found = predict.predict(state_of(context), images, round=round)
     if json:
         print_json(found)
     else:
-        results.write_csv(found, out)
+        write_csv(found, out)
 
 
 def export(
@@ -89,9 +90,9 @@ def export(
     The fused model that is best on this site's validation images; --round N for the same one at every hospital.
     The card (JSON) holds plan, anchor reference, digests and where it was trained.
     """
-    from hsl_node import results
+    from hsl_node.results import predict
 
-    files, onnx_missing = results.export(state_of(context), out, round=round, onnx=onnx)
+    files, onnx_missing = predict.export(state_of(context), out, round=round, onnx=onnx)
     for path in files:
         print(path)
     if onnx_missing:
@@ -106,6 +107,6 @@ def report(
 
     AUC per round, ROC, confusion matrices, transfers, timeline of the rounds.
     """
-    from hsl_node import report
+    from hsl_node.results import report
 
     print(report.build(state_of(context), out))

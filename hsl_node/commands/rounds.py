@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hsl_node.commands.shared import RUN, Json, state_of
-from hsl_node.terminal import print_json
+from hsl_node.host.terminal import print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def history(context: typer.Context, json: Json = False) -> None:
 
     AUCs, duration of each phase, bytes sent and received, digest of the fusion.
     """
-    from hsl_node import history as past
+    from hsl_node.status import history as past
 
     rounds = past.rounds(state_of(context))
     if json:
@@ -38,7 +38,7 @@ def show(
 
     Each peer's checkpoint, receipt and transfer; the epochs.
     """
-    from hsl_node import history as past
+    from hsl_node.status import history as past
 
     found = past.round_of(state_of(context), number)
     if json:

@@ -6,9 +6,9 @@ import shutil
 import time
 from pathlib import Path
 
-from hsl_node import status as page
 from hsl_node.errors import NotRunning
-from hsl_node.terminal import print_json, wants_colour, wants_unicode
+from hsl_node.host.terminal import print_json, wants_colour, wants_unicode
+from hsl_node.status import page
 
 
 def show(state: Path, *, json: bool) -> int:

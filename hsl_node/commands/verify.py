@@ -9,11 +9,11 @@ import typer
 
 from hsl_node.commands.shared import RESULTS, Json, state_of
 from hsl_node.errors import UsageError
-from hsl_node.terminal import print_json, progress_bar
-from hsl_node.units import auc, table
+from hsl_node.host.terminal import print_json, progress_bar
+from hsl_node.host.units import auc, table
 
 if TYPE_CHECKING:
-    from hsl_node.audit import Findings, ProofFound, RoundReport
+    from hsl_node.admin.verify import Findings, ProofFound, RoundReport
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def verify(
     that a peer signed two things is shown, and exported too. What was lost, a document with a disk, say, or the best
     fused model, is named and is no error. Exit code 14: something is wrong, and is named.
     """
-    from hsl_node import audit
+    from hsl_node.admin import verify as audit
 
     if export is not None and export.exists():
         raise UsageError(f"{export} exists already; nothing was written", remedy="name another folder")

@@ -1,1 +1,1 @@
-"""The exchange between peers: names, rounds, manifests, tensors, fusion, transport. Knows neither torch nor `train`."""
+"""The exchange between peers: rounds, manifests, transport, inbox, journal. Knows neither torch nor `train`."""

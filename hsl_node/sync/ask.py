@@ -11,15 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from hsl_node.config import Federation
 from hsl_node.errors import FederationMismatch, PeerDataError, TransportError
-from hsl_node.identity import MANIFEST_NAMESPACE, verify
-from hsl_node.sync import durable
-from hsl_node.sync.durable import Step
+from hsl_node.federation.config import Federation
+from hsl_node.federation.identity import MANIFEST_NAMESPACE, verify
+from hsl_node.federation.names import Digest, Peer
+from hsl_node.host import durable
+from hsl_node.host.durable import Step
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, parse_manifest
-from hsl_node.sync.names import Digest, Peer
 from hsl_node.sync.offer import OFFER_MAX_BYTES, Listed, Offer, file_path, parse_offer, state_path
-from hsl_node.sync.transport import BLOCK_BYTES, Transport
+from hsl_node.sync.wire.transport import BLOCK_BYTES, Transport
 
 assert OFFER_MAX_BYTES <= BLOCK_BYTES  # one request, so one list
 

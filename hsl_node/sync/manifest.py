@@ -1,4 +1,4 @@
-"""Manifest and receipt: what a checkpoint claims, and what became of it. Pure: bytes in, checked values out.
+"""Manifest and receipt: what a checkpoint claims, and what became of it. Bytes in, checked values out. Pure.
 
 Signature checks come first and live in `identity.verify`; what is parsed here was signed by a pinned key.
 """
@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hsl_node.canonical import signed_line
 from hsl_node.errors import FederationMismatch, PeerDataError, escaped
-from hsl_node.sync.names import PEER_PATTERN, ROUND_MAX, Digest, FileName, Kind, Peer, Round
+from hsl_node.federation.canonical import signed_line
+from hsl_node.federation.names import PEER_PATTERN, ROUND_MAX, Digest, FileName, Kind, Peer, Round
+from hsl_node.sync.round import Claim
 
 if TYPE_CHECKING:
-    from hsl_node.config import Federation, Plan
+    pass
+
+if TYPE_CHECKING:
+    from hsl_node.federation.config import Federation
+    from hsl_node.federation.plan import Plan
 
 MANIFEST_MAX_BYTES = 32 * 1024  # 64 peers x 100 bytes of inputs, plus the signature, doubled twice
 RECEIPT_MAX_BYTES = 4 * 1024
@@ -227,3 +232,20 @@ def parse_signed(line: bytes, model: type[_Document]) -> _Document:
     if canonical != line:  # duplicate keys, odd spellings
         raise PeerDataError(f"{model.__name__.lower()} is not in canonical form", code="manifest")
     return document
+
+
+def claim_of(manifest: Manifest) -> Claim:
+    """The part of a manifest that the round machine needs."""
+    return Claim(
+        peer=Peer(manifest.peer),
+        round=manifest.round,
+        sha256=Digest(manifest.sha256),
+        base=Digest(manifest.base),
+        inputs={Peer(p): Digest(d) for p, d in manifest.inputs.items()},
+        manifest=manifest.digest,
+        samples=manifest.samples,
+        plateau=manifest.plateau,
+        statement=manifest.statement,
+        halted=manifest.halted,
+        software=manifest.software,
+    )

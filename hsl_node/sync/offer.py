@@ -13,11 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hsl_node.config import Federation, Sha256
 from hsl_node.errors import PeerDataError
-from hsl_node.identity import OFFER_NAMESPACE, verify
+from hsl_node.federation.config import Federation
+from hsl_node.federation.identity import OFFER_NAMESPACE, verify
+from hsl_node.federation.names import PEER_PATTERN, ROUND_MAX, Peer
+from hsl_node.federation.strings import Sha256
 from hsl_node.sync.manifest import Signed, parse_signed
-from hsl_node.sync.names import PEER_PATTERN, ROUND_MAX, Peer
 
 OFFER = "offer"  # the folder's name
 ROUNDS_MAX = 350  # manifests of asker and offerer, the newest: 200 bytes each, and 64 peers x 3 rounds, fit in a block

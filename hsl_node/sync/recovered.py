@@ -1,4 +1,4 @@
-"""Where a node goes on that lost its state, from what its peers hold. Pure: claims in, a state of the round out.
+"""Where a node goes on that lost its state, from what its peers hold. Claims in, a state of the round out. Pure.
 
     the highest round that I signed, as far as anybody knows ──► COLLECT in it, with my claim (AGREE, HALTED: likewise)
     signed, but nobody kept its checkpoint                   ──► TRAIN in it: only the same bytes may be sent
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.sync.round import Claim, Phase, State
 
 

@@ -1,4 +1,4 @@
-"""The round on one screen. Pure: `step(state, event) -> (state, actions)`.
+"""The round on one screen. `step(state, event) -> (state, actions)`. Pure.
 
     AGREE ──► TRAIN ──► COLLECT ──► FUSE ──► TRAIN ... ──► AGREE ──► FINISHED        (any) ──► HALTED
     round 0    1          1          1        2            last + 1
@@ -25,7 +25,7 @@ from enum import StrEnum
 from typing import Any
 
 from hsl_node.errors import UnexpectedEvent, escaped
-from hsl_node.sync.names import Digest, Peer, Round
+from hsl_node.federation.names import Digest, Peer, Round
 
 REASON_MAX_CHARS = 4000  # a hostile peer gives reasons without end; the first ones tell who it is
 
@@ -109,7 +109,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Proven:
-    """Two different manifests of one round, both signed by `peer`, lie in evidence/: see `proof.py`."""
+    """Two different manifests of one round, both signed by `peer`, lie in evidence/: see `equivocation.py`."""
 
     peer: Peer
     round: Round

@@ -13,14 +13,14 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hsl_node.sync.names import Digest
-from hsl_node.sync.tensors import sha256_of
-from hsl_node.train.files import replacing
+from hsl_node.federation.names import Digest
+from hsl_node.train.data.files import replacing
 from hsl_node.train.lock import hold_lock
 from hsl_node.train.loop import Report, train_round
 from hsl_node.train.method import Site
+from hsl_node.train.progress import ticker
 from hsl_node.train.site import initial_weights, open_site
-from hsl_node.train.throttle import ticker
+from hsl_node.weights.checkpoint_file import sha256_of
 
 WEIGHTS_FILE = "alone.safetensors"
 CARD_FILE = "alone.json"

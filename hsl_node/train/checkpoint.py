@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from hsl_node.errors import LocalStateError
-from hsl_node.sync.durable import Step, replacing
+from hsl_node.host.durable import Step, replacing
 
 log = logging.getLogger(__name__)
 

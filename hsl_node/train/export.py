@@ -21,20 +21,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hsl_node.config import Plan
-from hsl_node.sync.tensors import Array, read_weights, sha256_of, write_weights
-from hsl_node.train.backbone import use_precision
+from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, normalise
-from hsl_node.train.files import replacing
+from hsl_node.train.data.files import replacing
 from hsl_node.train.machine import Machine
-from hsl_node.train.method import Method, probabilities
+from hsl_node.train.method import Method
 from hsl_node.train.methods import METHODS
+from hsl_node.train.networks.backbone import use_precision
 from hsl_node.train.scoring import anchor_embedding, as_probabilities, forward, open_model, place
 from hsl_node.train.site import versions
-from hsl_node.train.weights import load_weights
+from hsl_node.train.state_dict import load_weights
+from hsl_node.train.tasks.classification import probabilities
+from hsl_node.weights.checkpoint_file import Array, read_weights, sha256_of, write_weights
 
 if TYPE_CHECKING:
-    from hsl_node.train.anchor import AnchorSet
+    from hsl_node.train.data.anchor import AnchorSet
 
 WEIGHTS_FILE, CARD_FILE, ONNX_FILE = "model.safetensors", "model.json", "model.onnx"
 REFERENCE = "anchor_reference"

@@ -18,19 +18,19 @@ import torch
 from torch import nn
 
 from hsl_node.errors import Altered, DataError, Diverged, LocalStateError
-from hsl_node.sync import durable
-from hsl_node.sync.durable import Step
-from hsl_node.sync.names import Digest
-from hsl_node.sync.tensors import fault, holds, read_weights, write_weights
+from hsl_node.federation.names import Digest
+from hsl_node.host import durable
+from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
 from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload, upload_labels
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
+from hsl_node.train.data.sources import TRAIN, VALIDATION
 from hsl_node.train.machine import derived_seed
 from hsl_node.train.method import Site
+from hsl_node.train.progress import PROGRESS_EVERY_S, ticker
 from hsl_node.train.scoring import place, validate
-from hsl_node.train.sources import TRAIN, VALIDATION
-from hsl_node.train.throttle import PROGRESS_EVERY_S, ticker
-from hsl_node.train.weights import load_weights, to_weights
+from hsl_node.train.state_dict import load_weights, to_weights
+from hsl_node.weights.checkpoint_file import fault, holds, read_weights, write_weights
 
 log = logging.getLogger(__name__)
 

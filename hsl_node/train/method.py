@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsl_node.config import Plan
+from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch, Indices
 from hsl_node.train.machine import Machine
 
 if TYPE_CHECKING:
-    from hsl_node.train.anchor import AnchorSet
-    from hsl_node.train.data import Dataset
+    from hsl_node.train.data.anchor import AnchorSet
+    from hsl_node.train.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,3 @@ class Site:
 
     def indices(self, split: int) -> Indices:
         return np.flatnonzero(self.dataset.split == split)
-
-
-def outputs(plan: Plan) -> int:
-    """Two classes: one logit. More: one per class."""
-    return 1 if len(plan.classes) == 2 else len(plan.classes)
-
-
-def primary_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean loss over a batch: binary cross-entropy for (B, 1), cross-entropy for (B, C)."""
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], label.float())
-    return F.cross_entropy(logits, label)
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """(N, 1) -> (N,), the probability of class 1; (N, C) -> (N, C)."""
-    return torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)

@@ -18,22 +18,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hsl_node.config import Plan
 from hsl_node.errors import ConfigError, Diverged
-from hsl_node.sync.tensors import read_weights
-from hsl_node.train import metrics
-from hsl_node.train.backbone import use_precision
+from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Indices, eval_slices, upload
 from hsl_node.train.checkpoint import Validation
+from hsl_node.train.data.sources import TEST, VALIDATION
 from hsl_node.train.machine import Machine, derived_seed
-from hsl_node.train.method import Method, Site, primary_loss, probabilities
+from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
-from hsl_node.train.sources import TEST, VALIDATION
-from hsl_node.train.weights import load_weights
+from hsl_node.train.networks.backbone import use_precision
+from hsl_node.train.state_dict import load_weights
+from hsl_node.train.tasks import metrics
+from hsl_node.train.tasks.classification import primary_loss, probabilities
+from hsl_node.weights.checkpoint_file import read_weights
 
 if TYPE_CHECKING:
-    from hsl_node.train.anchor import AnchorSet
-    from hsl_node.train.data import Dataset
+    from hsl_node.train.data.anchor import AnchorSet
+    from hsl_node.train.data.dataset import Dataset
 
 EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's batch size
 

@@ -10,18 +10,20 @@ import torch
 import torchvision
 
 import hsl_node
-from hsl_node.config import Plan, load_federation, load_node
 from hsl_node.errors import ConfigError
-from hsl_node.sync import durable
-from hsl_node.sync.durable import Step
-from hsl_node.sync.names import Digest
-from hsl_node.sync.tensors import holds, write_weights
-from hsl_node.train.backbone import Trunk, load_backbone_weights, read_backbone_weights
+from hsl_node.federation.config import load_federation
+from hsl_node.federation.names import Digest
+from hsl_node.federation.node_toml import load_node
+from hsl_node.federation.plan import Plan
+from hsl_node.host import durable
+from hsl_node.host.durable import Step
 from hsl_node.train.machine import Machine, prepare
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
-from hsl_node.train.model import initialise
-from hsl_node.train.weights import to_weights
+from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
+from hsl_node.train.networks.initial import initialise
+from hsl_node.train.state_dict import to_weights
+from hsl_node.weights.checkpoint_file import holds, write_weights
 
 
 def open_site(state: Path, progress: Callable[[int, int], None] | None = None) -> Site:
@@ -30,8 +32,8 @@ def open_site(state: Path, progress: Callable[[int, int], None] | None = None) -
     Raises:
         ConfigError: a file, the data or the anchor set is not as the federation says.
     """
-    from hsl_node.train import anchor as anchors  # here, since they pull in the image libraries
-    from hsl_node.train import data
+    from hsl_node.train.data import anchor as anchors  # here, since they pull in the image libraries
+    from hsl_node.train.data import dataset as data
 
     node, federation = load_node(state), load_federation(state)
     plan = federation.plan

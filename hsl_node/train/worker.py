@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from hsl_node.errors import DiskFailed, HslError, TrainerError
-from hsl_node.sync.names import Digest
+from hsl_node.federation.names import Digest
 from hsl_node.train import site as opening
+from hsl_node.train.data.sources import SPLIT_NAMES, TRAIN
 from hsl_node.train.lock import hold_lock
 from hsl_node.train.loop import Report, require_model, train_round, validated, worth_of
 from hsl_node.train.method import Site
+from hsl_node.train.progress import ticker
 from hsl_node.train.scoring import open_model
-from hsl_node.train.sources import SPLIT_NAMES, TRAIN
-from hsl_node.train.throttle import ticker
 
 log = logging.getLogger("hsl_node.train.worker")
 

@@ -5,7 +5,7 @@ python tests/fuzz/fuzz.py --seconds 60 header       # one target
 python tests/fuzz/fuzz.py --again build/fuzz/findings/header-crash-...      # one finding once more
 
 A finding ends its target with a traceback, and this program with exit code 1. Mend it, and put the input into
-tests/test_fuzz_findings.py. The corpus in build/fuzz/corpus is kept from run to run.
+tests/fuzz/test_fuzz_findings.py. The corpus in build/fuzz/corpus is kept from run to run.
 """
 
 from __future__ import annotations

@@ -19,25 +19,17 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from hsl_node.canonical import canonical_json
-from hsl_node.config import (
-    AnchorCard,
-    Federation,
-    NodeConfig,
-    PeerCard,
-    Plan,
-    card_text,
-    federation_text,
-    load_card,
-    load_plan,
-)
-from hsl_node.enrol import node_toml
+from hsl_node.admin.enrol import settings_text
 from hsl_node.errors import ConfigError, PeerDataError
-from hsl_node.identity import MANIFEST_NAMESPACE, Identity, verify
+from hsl_node.federation.canonical import canonical_json
+from hsl_node.federation.config import AnchorCard, Federation, PeerCard, card_text, federation_text, load_card
+from hsl_node.federation.identity import MANIFEST_NAMESPACE, Identity, verify
+from hsl_node.federation.names import Digest, FileName, Kind, Peer, parse_file_name
+from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.federation.plan import Plan, load_plan
+from hsl_node.federation.toml_file import read_toml
 from hsl_node.sync.manifest import Manifest, Receipt, find_heading, parse_manifest, parse_receipt
-from hsl_node.sync.names import Digest, FileName, Kind, Peer, parse_file_name
-from hsl_node.sync.tensors import HEADER_MAX_BYTES, parse_header, schema_of
-from hsl_node.toml_file import read_toml
+from hsl_node.weights.checkpoint_file import HEADER_MAX_BYTES, parse_header, schema_of
 
 SHA = "a" * 64
 
@@ -270,7 +262,7 @@ TARGETS = {
     "node": Target(
         node,
         mutate.toml,
-        _encoded(_NODE, node_toml(name="ash", address="a.org:1", listen=None, data=None)),
+        _encoded(_NODE, settings_text(name="ash", address="a.org:1", listen=None, data=None)),
     ),
     "plan": Target(plan, mutate.toml, _encoded('method = "fedavg"\nrounds = 3\nclasses = ["a", "b"]\n', "")),
 }

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hsl_node.config import Plan
+from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch
-from hsl_node.train.method import Method, outputs, primary_loss
-from hsl_node.train.model import Classifier
-from hsl_node.train.weights import all_tensors
+from hsl_node.train.method import Method
+from hsl_node.train.networks.classifier import Classifier
+from hsl_node.train.state_dict import all_tensors
+from hsl_node.train.tasks.classification import outputs, primary_loss
 
 
 def build(plan: Plan) -> nn.Module:

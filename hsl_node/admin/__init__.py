@@ -1,0 +1,1 @@
+"""An operator's work at a state directory."""

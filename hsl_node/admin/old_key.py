@@ -1,0 +1,109 @@
+"""May a peer's old key go? Only when nothing that it has signed can still be on its way: no round is signed twice.
+
+In the midst of a run its newest manifest says so: one that the new key signed comes after all of the old one. After the
+last manifest of a run there is none to wait for. Then it is asked which key it uses: to our own last manifest, brought
+once more, it answers with a new receipt, whatever program its inbox is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from hsl_node.errors import HslError, PeerDataError, TransportError, WaitTimeout
+from hsl_node.federation import config, identity, keyring, node_toml
+from hsl_node.federation.identity import MANIFEST_NAMESPACE
+from hsl_node.federation.keyring import KeyUpdate
+from hsl_node.federation.names import Digest, FileName, Kind, Peer, Round
+from hsl_node.federation.strings import fingerprint
+from hsl_node.sync.round import Phase
+from hsl_node.sync.send.deliver import Parcel, answers_with
+from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.layout import Layout
+from hsl_node.sync.wire.connect import connect
+from hsl_node.sync.wire.transport import Patience
+
+CONNECT_S = 15.0  # a person waits for the answer; the daemon is more patient
+ANSWER_S = 30.0  # to log in, and for an inbox of another program, which its daemon looks into every second
+
+
+def require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
+    """Nothing that this peer signed with its old key is missing here, and it uses the new one.
+
+    Raises:
+        HslError: it may be, or does not; says what to wait for.
+        TransportError, KeyRefused, WaitTimeout: the run is over, and the peer cannot be asked which key it uses.
+    """
+    journal = Journal.read_only(Layout(state).journal)
+    try:
+        saved = journal.state() or {"phase": None, "round": 0, "owed": ()}
+        newest = journal.last_manifest(peer)
+        # Where I have finished or halted nobody comes further than I did: with its manifest of that round all is here.
+        over = saved["phase"] in (Phase.FINISHED, Phase.HALTED) and newest and newest["round"] >= saved["round"]
+        mine = journal.signed(saved["round"]) if over else None
+        owed = [r for r, p in saved["owed"] if p == peer]
+    finally:
+        journal.close()
+    again = "call this again when it is: `hsl-node status` shows the round; until then both keys count"
+    if owed:
+        raise HslError(
+            f"round {owed[0]} is not delivered to {peer} yet: its receipt may be signed with the old key", remedy=again
+        )
+    if newest is None:
+        raise HslError(
+            f"nothing of {peer} has arrived in this run yet: its first manifest may be signed with the old key",
+            remedy=again,
+        )
+    try:
+        identity.verify(newest["document"], update.new, MANIFEST_NAMESPACE)
+    except PeerDataError:
+        if mine is None:
+            raise HslError(
+                f"the last manifest of {peer} (round {newest['round']}) is signed with its old key: it has not "
+                "changed over, or nothing new of it has arrived since",
+                remedy=f"{peer} runs hsl-node key rotate --finish; {again}",
+            ) from None
+        _require_new_receipt(state, peer, update, saved["round"], *mine)
+
+
+def _require_new_receipt(
+    state: Path, peer: Peer, update: KeyUpdate, round: Round, sha256: Digest, manifest: bytes
+) -> None:
+    try:
+        changed = asyncio.run(_answers_with_the_new_key(state, peer, update, round, sha256, manifest))
+    except TimeoutError as exc:
+        raise WaitTimeout(
+            f"{peer} was asked which key it uses, and has not answered for {ANSWER_S:.0f} s",
+            remedy=f"see that the daemon of {peer} runs, then call this again; until then both keys count",
+        ) from exc
+    except TransportError as exc:
+        raise TransportError(
+            f"the run is over, so {peer} has to be asked which key it uses: {exc.message}",
+            remedy=f"see that the daemon of {peer} runs, then call this again; until then both keys count",
+        ) from exc
+    if not changed:
+        raise HslError(
+            f"{peer} answers with its old key {fingerprint(update.old)}: it has not changed over",
+            remedy=f"{peer} runs hsl-node key rotate --finish, and starts its daemon again where that says so; then "
+            "call this again; until then both keys count",
+        )
+
+
+async def _answers_with_the_new_key(
+    state: Path, peer: Peer, update: KeyUpdate, round: Round, sha256: Digest, manifest: bytes
+) -> bool:
+    node, federation = node_toml.load_node(state), config.load_federation(state)
+    me, card = Peer(node.name), federation.get(peer)
+    parcel = Parcel(FileName(federation.fed8, round, me, sha256, Kind.DATA), None, 0, manifest)
+    async with (
+        asyncio.timeout(ANSWER_S),
+        connect(
+            card,
+            me,
+            identity.load(identity.find_key(Layout(state).key)),
+            client=node.client,
+            patience=Patience(connect_s=CONNECT_S),
+            host_keys=keyring.load(state, federation).host_keys(card),
+        ) as link,
+    ):
+        return await answers_with(link, parcel, card=card, federation=federation, key=update.new)

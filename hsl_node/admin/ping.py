@@ -1,0 +1,70 @@
+"""`peer ping`: a real login at a peer's inbox, as the daemon does it. Shows address, network, its key and ours."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hsl_node.errors import HslError, UsageError
+from hsl_node.federation import config, identity, keyring, node_toml
+from hsl_node.federation.config import PeerCard
+from hsl_node.federation.identity import Identity
+from hsl_node.federation.keyring import Keyring
+from hsl_node.federation.names import Peer
+from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.host.hints import addressed
+from hsl_node.sync.store.layout import Layout
+from hsl_node.sync.wire.connect import connect
+from hsl_node.sync.wire.transport import Patience
+
+CONNECT_S = 15.0  # a person waits for the answer; the daemon is more patient
+
+
+@dataclass(frozen=True)
+class Answer:
+    peer: str
+    address: str
+    seconds: float | None  # to log in; None: it failed
+    error: str
+    remedy: str
+    exit_code: int
+
+
+def ping(state: Path, names: Sequence[str], me: Identity | None = None) -> list[Answer]:
+    """Log in at these peers, all at once; no names: at all others. `me`: with another key than the node's.
+
+    Raises:
+        UsageError: a name is not a peer of the federation, or is this node's own.
+    """
+    node, federation = node_toml.load_node(state), config.load_federation(state)
+    me = me or identity.load(identity.find_key(Layout(state).key))
+    ring = keyring.load(state, federation)
+    cards = [federation.get(name) for name in names] or [p for p in federation.peer if p.name != node.name]
+    if any(card.name == node.name for card in cards):
+        raise UsageError(f"{node.name} is this node", remedy="`hsl-node status` says how it is")
+    answers = asyncio.run(_ping(cards, node, me, ring))
+    return [replace(answer, remedy=addressed(answer.remedy, state)) for answer in answers]
+
+
+def text(answer: Answer) -> str:
+    if answer.seconds is not None:
+        return f"{answer.peer}  {answer.address}  logged in, {answer.seconds * 1000:.0f} ms"
+    remedy = f"\n  what to do: {answer.remedy}" if answer.remedy else ""
+    return f"{answer.peer}  {answer.address}  FAILED: {answer.error}{remedy}"
+
+
+async def _ping(cards: Sequence[PeerCard], node: NodeConfig, me: Identity, ring: Keyring) -> list[Answer]:
+    return list(await asyncio.gather(*(_one(card, node, me, ring.host_keys(card)) for card in cards)))
+
+
+async def _one(card: PeerCard, node: NodeConfig, me: Identity, host_keys: Sequence[str]) -> Answer:
+    began = time.monotonic()
+    try:
+        patience = Patience(connect_s=CONNECT_S)
+        async with connect(card, Peer(node.name), me, client=node.client, patience=patience, host_keys=host_keys):
+            return Answer(card.name, card.address, time.monotonic() - began, "", "", 0)
+    except HslError as exc:
+        return Answer(card.name, card.address, None, exc.message, exc.remedy, exc.exit_code)

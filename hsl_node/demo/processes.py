@@ -1,0 +1,243 @@
+"""The demo's processes: a daemon per hospital, watched until all are finished, and ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from hsl_node.demo.setup import Hospital
+from hsl_node.errors import HslError, NotInitialised, NotRunning, WaitTimeout, escaped
+from hsl_node.host import control
+from hsl_node.sync.round import Phase
+from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.layout import Layout
+
+POLL_S = 0.5
+STOP_S = 30.0  # a finished daemon leaves in a fraction of a second; then it is killed
+TRAINER_DEATHS_MAX = 3  # with back-off: enough to know that the next will not live either
+TAIL_LINES = 15
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a closed terminal
+
+Snapshots = dict[str, dict[str, Any] | None]  # hospital -> its status; None: not up yet
+
+
+class DemoFailed(HslError):
+    """A process of the demo ended that should not have, or the hospitals disagree; with its last words."""
+
+    def __init__(self, message: str, *, remedy: str = "", exit_code: int = 1) -> None:
+        super().__init__(message, remedy=remedy)
+        self.exit_code = exit_code or 1
+
+
+@dataclass
+class Daemons:
+    """The running processes, by hospital."""
+
+    hospitals: Sequence[Hospital]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, hospital: Hospital) -> None:
+        command = [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state), "start"]
+        self.processes[hospital.name] = _spawn(command, stdout=_log(hospital, "daemon.txt"))
+
+    def snapshots(self) -> Snapshots:
+        """Ask every daemon for its status.
+
+        Raises:
+            DemoFailed: one has ended, halted, or its trainer dies again and again.
+        """
+        found: Snapshots = {}
+        for hospital in self.hospitals:
+            code = self.processes[hospital.name].poll()
+            if code is not None:
+                raise DemoFailed(
+                    f"the daemon of {hospital.name} ended with exit code {code}; its last lines:\n"
+                    + tail(hospital.state / "log" / "daemon.txt"),
+                    exit_code=max(code, 0),
+                )
+            found[hospital.name] = None
+            with suppress(NotRunning, WaitTimeout):
+                found[hospital.name] = _healthy(hospital, control.ask(hospital.state, "status")["status"])
+        return found
+
+    def end(self) -> None:
+        """Stop all, in order first: each saves and leaves."""
+        with deferred():
+            for hospital in self.hospitals:
+                with suppress(HslError, OSError):
+                    control.stop(hospital.state, None)
+            end_all(list(self.processes.values()))
+
+
+def _healthy(hospital: Hospital, status: dict[str, Any]) -> dict[str, Any]:
+    if status["state"] == "halted":
+        raise DemoFailed(f"{hospital.name} halted: {escaped(str(status['reason']), 600)}", exit_code=14)
+    if status["trainer"]["restarts"] >= TRAINER_DEATHS_MAX:
+        raise DemoFailed(
+            f"the trainer of {hospital.name} died {status['trainer']['restarts']} times; its last lines:\n"
+            + tail(hospital.state / "log" / "trainer.log")
+        )
+    return status
+
+
+@contextmanager
+def running(hospitals: Sequence[Hospital]) -> Iterator[Daemons]:
+    """Start a daemon per hospital; on leaving, however, none is left."""
+    daemons = Daemons(hospitals)
+    try:
+        for hospital in hospitals:
+            with deferred():
+                daemons.start(hospital)
+        yield daemons
+    finally:
+        daemons.end()
+
+
+def wait_finished(daemons: Daemons, show: Callable[[Snapshots], None]) -> None:
+    """Until every journal says: finished, the last fusion validated, no delivery owed."""
+    while True:
+        show(daemons.snapshots())
+        if all(is_complete(h.state) for h in daemons.hospitals):
+            return
+        time.sleep(POLL_S)
+
+
+def is_complete(state: Path) -> bool:
+    try:
+        journal = Journal.read_only(Layout(state).journal)
+    except NotInitialised:
+        return False
+    try:
+        saved = journal.state()
+        validated = journal.last_unvalidated() is None
+    finally:
+        journal.close()
+    return saved is not None and saved["phase"] == Phase.FINISHED and not saved["owed"] and validated
+
+
+# ------------------------------------------------------------------ evaluation, in processes of their own
+
+
+def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]], None]) -> dict[str, dict[str, Any]]:
+    """`hsl-node evaluate --alone` at every hospital; the recorded evaluations.
+
+    All at once, as their trainers were before: they need no more memory than those. `show` hears what each is doing.
+
+    Raises:
+        DemoFailed: one of them failed.
+    """
+    working: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for hospital in hospitals:
+            command = [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state)]
+            with deferred():
+                working[hospital.name] = _spawn(
+                    [*command, "evaluate", "--alone", "--json"],
+                    stdout=_log(hospital, "evaluation.json"),
+                    stderr=_log(hospital, "evaluate.txt"),
+                )
+        while True:
+            codes = {name: process.poll() for name, process in working.items()}
+            for hospital in hospitals:
+                if code := codes[hospital.name]:
+                    raise DemoFailed(
+                        f"the evaluation at {hospital.name} ended with exit code {code}; its last lines:\n"
+                        + tail(hospital.state / "log" / "evaluate.txt"),
+                        exit_code=max(code, 0),
+                    )
+            show({h.name: "done" if codes[h.name] == 0 else _doing(h) for h in hospitals})
+            if all(code == 0 for code in codes.values()):
+                break
+            time.sleep(POLL_S / 2)
+    finally:
+        with deferred():
+            end_all(list(working.values()))
+    return {h.name: json.loads((h.state / "log" / "evaluation.json").read_text("utf-8")) for h in hospitals}
+
+
+def _doing(hospital: Hospital) -> str:
+    return tail(hospital.state / "log" / "evaluate.txt", 1).strip()
+
+
+# ------------------------------------------------------------------ processes
+
+
+def _log(hospital: Hospital, name: str) -> IO[bytes]:
+    return open(hospital.state / "log" / name, "wb")
+
+
+def _spawn(command: list[str], *, stdout: IO[bytes], stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Start a process that Ctrl-C in our terminal does not reach: we end it, in order."""
+    with stdout, stderr or stdout:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr or subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+
+def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM to what still runs, SIGKILL to what does not leave."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: a process that is being started is known to us before we leave, and ending
+    them all (STOP_S at most) is not cut short by an impatient second Ctrl-C."""
+    heard: list[int] = []
+    before = {s: signal.signal(s, lambda number, _frame: heard.append(number)) for s in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a closed terminal) end the demo as Ctrl-C does: with its processes."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, interrupt) for s in _ENDING[1:]}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tail(path: Path, lines: int = TAIL_LINES) -> str:
+    """A log's last lines, made safe for a terminal."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    return "\n".join(f"  {escaped(line, 300)}" for line in text.splitlines()[-lines:]) or "  (nothing yet)"

@@ -1,0 +1,225 @@
+"""What people agree on: federation.toml, peer cards. Frozen; unknown keys are refused.
+
+How the files are read, and errors get their line: `toml_file.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
+from hsl_node.federation.canonical import canonical_json
+from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.federation.names import Digest, Peer
+from hsl_node.federation.plan import Plan
+from hsl_node.federation.strings import (
+    Address,
+    Frozen,
+    Name,
+    PeerName,
+    PublicKey,
+    Sha256,
+    Text,
+    _ed25519,
+    fingerprint,
+    read_aloud,
+)
+from hsl_node.federation.toml_file import parse, read_text, read_toml, validate
+
+CARD_MAX_BYTES = 8 * 1024  # two keys and a few names: under 1 KB
+
+
+PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
+
+
+class AnchorCard(Frozen):
+    """Names the one anchor set of the federation; the images travel beside it, once, by any means."""
+
+    name: Name
+    fingerprint: Sha256  # sha256 of the anchor file
+    images: int = Field(ge=4)
+    image_size: int = Field(ge=16, le=1024)
+
+
+class PeerCard(Frozen):
+    """One hospital's node: what the others must know to reach and to recognise it."""
+
+    name: PeerName
+    address: Address  # where the others connect, host:port
+    key: PublicKey  # the node's key: it logs in, signs, and is the host key of an embedded inbox
+    # The next three only where the inbox is an existing SFTP server (see `hsl-node inbox provision`).
+    host_key: PublicKey | None = None
+    user: Text = Field("{sender}", max_length=64)  # login name on that server; {sender} = the sending peer
+    root: str = Field(
+        "", max_length=200, pattern=r"^[A-Za-z0-9._/{}-]*$"
+    )  # folder that holds parts/, inbox/, receipts/
+
+    @property
+    def fingerprint(self) -> str:
+        """As `ssh-keygen -l` shows it."""
+        return fingerprint(self.key)
+
+
+class Federation(Frozen):
+    """The agreed list of peers, their keys, the plan and the anchor set. The same file for everybody."""
+
+    version: Literal[1] = 1
+    name: Name
+    anchor: AnchorCard | None = None
+    plan: Plan = Plan()
+    peer: tuple[PeerCard, ...] = Field(min_length=2, max_length=PEERS_MAX)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Federation:
+        for what, values in (
+            ("name", [p.name for p in self.peer]),
+            ("key", [p.key for p in self.peer]),
+            ("address", [p.address for p in self.peer]),
+        ):
+            twice = {v for v in values if values.count(v) > 1}
+            if twice:
+                raise ValueError(f"two peers have the same {what}: {', '.join(sorted(twice))}")
+        if self.plan.method == "hsl" and self.anchor is None:
+            raise ValueError("anchor: the method hsl needs an anchor set (hsl-node anchor build)")
+        if self.plan.method == "hsl" and self.anchor and self.anchor.image_size != self.plan.image_size:
+            raise ValueError(f"anchor: built at {self.anchor.image_size} px, the plan says {self.plan.image_size} px")
+        peers_min = FUSION_RULES[self.plan.fusion].peers_min
+        if len(self.peer) < peers_min:
+            raise ValueError(
+                f'plan.fusion: "{self.plan.fusion}" needs {peers_min} peers or more, here are {len(self.peer)}: '
+                'with fewer it is the mean and protects from nothing; set fusion = "mean", or invite another peer'
+            )
+        return self
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """All names, sorted: the order of every fusion."""
+        return tuple(sorted(Peer(p.name) for p in self.peer))
+
+    def get(self, name: str) -> PeerCard:
+        for peer in self.peer:
+            if peer.name == name:
+                return peer
+        raise UsageError(f"{name!r} is not a peer of {self.name!r}", remedy=f"peers: {', '.join(self.peers)}")
+
+    @property
+    def digest(self) -> Digest:
+        """sha256 over the content: comments, line ends and the order of the tables don't matter."""
+        content = self.model_dump(mode="json")
+        content["peer"] = sorted(content["peer"], key=lambda p: str(p["name"]))
+        return Digest(hashlib.sha256(canonical_json(content)).hexdigest())
+
+    @property
+    def fed8(self) -> str:
+        return self.digest[:8]
+
+
+def load_federation(state: Path) -> Federation:
+    path = state / "federation.toml"
+    if not path.exists():
+        raise NotInitialised(
+            f"{state} holds no federation.toml", remedy="run `hsl-node federation join federation.toml`"
+        )
+    return read_toml(path, Federation)
+
+
+def read_federation(path: Path) -> Federation:
+    """A federation file that somebody named."""
+    try:
+        return read_toml(path, Federation)
+    except ConfigError as exc:
+        try:
+            name = load_card(path).name
+        except ConfigError:
+            raise exc from None
+        raise ConfigError(
+            f"{path} is a peer card, that of {name}, and no federation file",
+            remedy="give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
+        ) from exc
+
+
+def load_card(path: Path) -> PeerCard:
+    """A peer card: the peer's table, plus a fingerprint that must agree with the key."""
+    text = read_text(path, CARD_MAX_BYTES)
+    raw = parse(path, text)
+    claimed = raw.pop("fingerprint", None)
+    raw.pop("read_aloud", None)
+    card = validate(path, text, raw, PeerCard)
+    if claimed is not None and claimed != card.fingerprint:
+        raise ConfigError(
+            f"{path}: the fingerprint does not belong to the key: the card was changed on its way",
+            remedy=f"ask {card.name} for the card again and compare the fingerprint by phone",
+        )
+    return card
+
+
+def card_text(card: PeerCard) -> str:
+    content = card.model_dump(mode="json", exclude_defaults=True)
+    return (
+        f"# Peer card of {card.name}: mail it, then compare the fingerprint by phone. It holds no secret.\n"
+        + tomli_w.dumps({**content, "fingerprint": card.fingerprint, "read_aloud": read_aloud(card.key)})
+    )
+
+
+def federation_text(federation: Federation) -> str:
+    content = _without_none(federation.model_dump(mode="json"))
+    return (
+        f"# Federation {federation.name!r}, hash {federation.fed8}. Identical at every peer: do not edit, make a\n"
+        "# new one with `hsl-node federation create` and let everybody join it again.\n" + tomli_w.dumps(content)
+    )
+
+
+def differences(ours: Federation, theirs: Federation) -> list[str]:
+    """Every setting in which two federation files differ, as `key: ours -> theirs`; empty when they agree."""
+    mine, other = dict(_flat(_comparable(ours))), dict(_flat(_comparable(theirs)))
+    return [
+        escaped(f"{key}: {mine.get(key, 'absent')} -> {other.get(key, 'absent')}", 400)
+        for key in sorted(mine.keys() | other.keys())
+        if mine.get(key) != other.get(key)
+    ]
+
+
+def require_member(federation: Federation, name: str, public_key: str) -> PeerCard:
+    """Our entry in the federation.
+
+    Raises:
+        FederationMismatch: our name is absent, or stands there with another key.
+    """
+    ours = [p for p in federation.peer if p.key == _ed25519(public_key)]
+    if not ours:
+        raise FederationMismatch(
+            f"this node's own key ({fingerprint(public_key)}) does not appear in federation {federation.name!r}",
+            remedy="send your peer card (`hsl-node card`) to whoever makes the file, and ask for a new one",
+        )
+    if ours[0].name != name:
+        raise FederationMismatch(
+            f"federation {federation.name!r} lists this node's key as {ours[0].name!r}, node.toml says {name!r}",
+            remedy="make the two names agree",
+        )
+    return ours[0]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def _comparable(federation: Federation) -> dict[str, Any]:
+    content = federation.model_dump(mode="json")
+    content["peer"] = {str(p["name"]): p for p in content["peer"]}
+    return content
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value

@@ -1,0 +1,65 @@
+"""This site's settings: node.toml. Nothing in it is shared with the other hospitals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hsl_node.errors import NotInitialised
+from hsl_node.federation.strings import Address, Frozen, Listen, PeerName
+from hsl_node.federation.toml_file import read_toml
+from hsl_node.host.hints import nothing_here
+
+
+class DataConfig(Frozen):
+    """Where this hospital's images are. Read in place, never written to."""
+
+    path: Path | None = None  # folder with a folder per class | table .csv | .npz | None: not set yet
+    filter: dict[str, str] = Field(default_factory=dict)  # rows of a table to use, column -> value
+    columns: dict[str, str] = Field(
+        default_factory=dict
+    )  # path, label, patient, site, split -> the table's own column names
+    labels: dict[str, str] = Field(default_factory=dict)  # the source's own label -> class of the plan
+    exclude: tuple[str, ...] = ()  # file names to leave out
+    window_center: float | None = None  # DICOM, where the file's own window is unwanted
+    window_width: float | None = Field(None, gt=0)
+
+
+class TrainConfig(Frozen):
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int = Field(0, ge=0, le=1024)  # 0: all cores; fixed for a whole run, since results depend on it
+    backbone_weights: Path | None = None  # local file whose sha256 the plan names
+
+
+class InboxConfig(Frozen):
+    kind: Literal["embedded", "directory"] = "embedded"
+    directory: Path | None = None  # kind = "directory": the folder that holds a home folder per sender
+    quota_mib: int = Field(4096, ge=64)  # per peer
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InboxConfig:
+        if self.kind == "directory" and self.directory is None:
+            raise ValueError('inbox.directory: needed where kind = "directory"')
+        return self
+
+
+class NodeConfig(Frozen):
+    """node.toml: what is private to this site."""
+
+    name: PeerName
+    address: Address
+    listen: Listen = "0.0.0.0:8922"
+    anchor: Path | None = None  # default: anchor.safetensors in the state directory
+    client: Literal["asyncssh", "paramiko"] = "asyncssh"
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    inbox: InboxConfig = InboxConfig()
+
+
+def load_node(state: Path) -> NodeConfig:
+    path = state / "node.toml"
+    if not path.exists():
+        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
+    return read_toml(path, NodeConfig)

@@ -1,0 +1,167 @@
+"""TOML files of people, checked: every problem at once, each with its line and, for a misspelt key, the nearest one.
+
+The models are in `config.py`; nothing else reads TOML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hsl_node.errors import ConfigError, escaped
+from hsl_node.host import permissions
+
+FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; federations are far smaller
+PROBLEMS_MAX = 25  # shown of one file: each is looked for in the whole text, and nobody reads more
+PROBLEM_MAX_CHARS = 500  # of one of them
+# Our longest key has three parts. tomllib's time grows with the square of the parts: 64 KB of "a.a.a..." take it 10 s.
+KEY_PARTS_MAX = 64
+# The words of TOML, in one pass: nothing is taken back ("*+"), and a text that does not end takes all that it may.
+_WORDS = re.compile(
+    r"""
+      ["]{3} (?: [^"\\] | \\. | "{1,2}(?!") )*+ "{0,5}   # a text of many lines; quotes stand before its end, up to two
+    | [']{3} (?: [^'] | '{1,2}(?!') )*+ '{0,5}
+    | "(?: [^"\\\n] | \\[^\n] )*+ "?
+    | '[^'\n]*+ '?
+    | \#[^\n]*+
+    | [^"'\#\n=,\[\]{}]++
+    | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path, model: type[Model]) -> Model:
+    """Read and check one file.
+
+    Raises:
+        ConfigError: every problem of the file, each with line and key.
+    """
+    text = read_text(path)
+    return validate(path, text, parse(path, text), model)
+
+
+def check(content: Mapping[str, Any], model: type[Model], source: str) -> Model:
+    """Values that came from elsewhere than a file; `source` stands in the errors where a file's path would.
+
+    Raises:
+        ConfigError: every problem, each with its key.
+    """
+    return validate(Path(source), "", content, model)
+
+
+def read_text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise ConfigError(f"{path}: larger than {max_bytes // 1024} KiB", remedy="is it the right file?")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file", remedy="check the path") from exc
+    except PermissionError as exc:
+        what, remedy = permissions.denied(path)
+        raise ConfigError(what, remedy=remedy) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}", remedy="a UTF-8 text file is expected") from exc
+
+
+def parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        _require_short_keys(text)
+        return tomllib.loads(text)
+    except ValueError as exc:  # TOMLDecodeError is one; a number of 5000 digits gives a bare one
+        raise ConfigError(f"{path}: not valid TOML: {escaped(str(exc))}", remedy="mend that line") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: nested too deeply", remedy="no setting here is a list of lists") from exc
+
+
+def _require_short_keys(text: str) -> None:
+    """Raises: RecursionError: a dotted key of more parts than any parser of TOML should be given."""
+    parts = 0
+    for found in _WORDS.finditer(text):
+        word = found[0]
+        if word in "\n=,[]{}":
+            parts = 0
+        elif word[0] not in "\"'#":
+            parts += word.count(".")
+            if parts > KEY_PARTS_MAX:
+                raise RecursionError
+
+
+def validate(path: Path, text: str, raw: Mapping[str, Any], model: type[Model]) -> Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as exc:
+        lines = [_explain(path, text, model, dict(e)) for e in exc.errors()[:PROBLEMS_MAX]]
+        if exc.error_count() > PROBLEMS_MAX:
+            lines.append(f"{path}: and {exc.error_count() - PROBLEMS_MAX} more")
+        lists = "init" if model.__name__ == "NodeConfig" else "federation create"
+        raise ConfigError(
+            "\n".join(lines), remedy=f"mend what is named above; `hsl-node {lists} --help` lists all keys"
+        ) from exc
+
+
+def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any]) -> str:
+    keys = [str(k) for k in error["loc"]]
+    line = _line_of(text, keys) or _line_of(text, keys[:-1])  # what is missing: the table it is missing from
+    where = f"{path}:{line}: " if line else f"{path}: "
+    return where + escaped(_problem(model, keys, error), PROBLEM_MAX_CHARS)
+
+
+def _problem(model: type[BaseModel], keys: list[str], error: dict[str, Any]) -> str:
+    dotted = escaped(".".join(keys))
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key '{dotted}'{hint}"
+    if error["type"] == "missing":
+        return f"'{dotted}' is missing"
+    return f"{dotted or 'file'}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for key in path:
+        if key.isdigit():
+            continue
+        field = model.model_fields.get(key)
+        nested = [t for t in _types_in(field.annotation)] if field else []
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _types_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _types_in(inner)
+
+
+def _line_of(text: str, keys: list[str]) -> int | None:
+    """The line of a key, found by following table headers; None where it can't be found."""
+    index = next((int(k) for k in keys if k.isdigit()), 0)
+    names = [k for k in keys if not k.isdigit()]
+    table: list[str] = []
+    seen = -1
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[{1,2}\s*([A-Za-z0-9_.\"-]+)\s*\]{1,2}", line)
+        if header:
+            table = header[1].replace('"', "").split(".")
+            seen += line.lstrip().startswith("[[") and table == names[: len(table)]
+            if table == names and seen in (-1, index):
+                return number
+        key = re.match(r"\s*([A-Za-z0-9_.\"-]+)\s*=", line)
+        here = [*table, *key[1].replace('"', "").split(".")] if key else []
+        if here and here == names[: len(here)] and len(names) <= len(here) + 1 and seen in (-1, index):
+            return number
+    return None

@@ -1,0 +1,1 @@
+"""This machine and its people. Knows no peer, no round, no torch."""

@@ -1,0 +1,51 @@
+"""A small file written once; whose state directory it is; is there one at all?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from hsl_node.errors import NotInitialised, UsageError
+from hsl_node.host import durable
+from hsl_node.host.durable import Step
+from hsl_node.host.hints import nothing_here
+
+
+def write_new(
+    path: Path, text: str, *, mode: int = 0o644, replace: bool = False, step: Step = Step.FILE_RESULT
+) -> None:
+    """Write a small file so that it is there whole or not at all.
+
+    Raises:
+        UsageError: it exists, and `replace` is not set.
+    """
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists already; nothing was changed", remedy="name another file, or remove this one")
+    durable.write(path, text.encode("utf-8"), step, mode=mode)
+
+
+def require_owner(state: Path) -> None:
+    """Files made here by another user could not be read by the daemon.
+
+    Raises:
+        UsageError: the state directory belongs to somebody else.
+    """
+    import pwd
+
+    with contextlib.suppress(FileNotFoundError):
+        owner = state.stat().st_uid
+        if owner != os.geteuid():
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"#{owner}"
+            raise UsageError(
+                f"{state} belongs to user {name}", remedy=f"run this as that user: sudo -u {name} hsl-node ..."
+            )
+
+
+def require_initialised(state: Path) -> None:
+    """Raises: NotInitialised."""
+    if not (state / "node.toml").exists():
+        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))

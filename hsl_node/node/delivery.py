@@ -1,0 +1,118 @@
+"""What this node owes the others: one push at a time to each peer, older rounds first, until it accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from hsl_node.errors import Altered, LocalStateError, escaped
+from hsl_node.federation.names import FileName, Kind, Peer, Round
+from hsl_node.host import units
+from hsl_node.sync.manifest import Receipt
+from hsl_node.sync.round import Delivered, Push
+from hsl_node.sync.send.push import Parcel, Transfer, push
+from hsl_node.weights.checkpoint_file import is_there
+
+if TYPE_CHECKING:
+    from hsl_node.node.daemon import Node
+
+log = logging.getLogger(__name__)
+
+REFUSED_RETRY_S = 60.0  # a peer refused us; a person may mend the reason at either site meanwhile
+REFUSED_RETRY_MAX_S = 3600.0  # a checkpoint is sent anew each time: not 95 MB a minute to a peer that never takes it
+
+
+class Delivery:
+    """The sending side of one node; `transfers` is its live view."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.transfers = {p: Transfer(peer=p) for p in node.others}
+        self._wake = {p: asyncio.Event() for p in node.others}
+        self._one_at_a_time = {p: asyncio.Lock() for p in node.others}
+
+    def wake(self, peer: Peer) -> None:
+        """The peer is there: whatever waits for it goes now."""
+        self._wake[peer].set()
+
+    def awaited(self, peer: Peer) -> asyncio.Event:
+        """Set when the peer connects to us."""
+        return self._wake[peer]
+
+    async def push(self, action: Push) -> None:
+        """Deliver one round's checkpoint (or statement) to one peer, however long that takes."""
+        node, peer = self._node, action.peer
+        async with self._one_at_a_time[peer]:
+            parcel = self._parcel(action.round)
+            transfer = self.transfers[peer]
+            began = time.monotonic()
+            try:
+                receipt = await self._until_accepted(parcel, peer)
+            finally:  # also when this round need not be delivered any more
+                node.alarms.settle(f"refused by {peer}")
+                node.alarms.settle(f"loses {peer}")
+            journal, seconds = node.journal, time.monotonic() - began
+            log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})
+            node.apply(
+                Delivered(peer, action.round),
+                lambda: journal.record_receipt(
+                    action.round, peer, receipt.accepted, receipt.code, receipt.text, transfer.receipt
+                ),
+                lambda: journal.record_transfer(
+                    action.round, peer, "sent", parcel.bytes, transfer.resent_bytes, transfer.retries, seconds
+                ),
+            )
+
+    async def _until_accepted(self, parcel: Parcel, peer: Peer) -> Receipt:
+        node, round = self._node, parcel.name.round
+        refusals = 0
+        while True:
+            receipt = await push(
+                node.federation.get(peer),
+                parcel,
+                me=node.me,
+                identity=node.identity,
+                federation=node.federation,
+                client=node.config.client,
+                transfer=self.transfers[peer],
+                wake=self._wake[peer],
+                rng=random.Random(),
+                keys=node.keyring.keys(peer),  # their change ends this task and begins it anew: Node.trust
+                host_keys=node.keyring.host_keys(node.federation.get(peer)),
+                refused=node.refused[peer],
+                on_lost=self._lost,
+            )
+            if receipt.accepted:
+                return receipt
+            text = f"{peer} refuses this node's round {round} ({receipt.code}): {escaped(receipt.text)}"
+            growth = 2 ** min(refusals, 10) if parcel.bytes else 1
+            wait_s = min(REFUSED_RETRY_S * growth, REFUSED_RETRY_MAX_S)
+            fix = f"settle it with that hospital; this node tries again every {wait_s / 60:.0f} min"
+            node.alarms.sound(f"refused by {peer}", text, fix)
+            await asyncio.sleep(wait_s)
+            refusals += 1
+
+    def _lost(self, transfer: Transfer) -> None:
+        peer, lost = transfer.peer, units.size(transfer.lost_bytes)
+        text = f"the inbox of {peer} has taken and lost {lost} of this node's round {transfer.round}"
+        fix = f"{peer} must look at its inbox's disk and at what removes files there; this node sends ever more rarely"
+        self._node.alarms.sound(f"loses {peer}", text, fix)
+
+    def _parcel(self, round: Round) -> Parcel:
+        node = self._node
+        signed, manifest = node.journal.signed(round), node.journal.manifest(round, node.me)
+        if signed is None or manifest is None:
+            raise LocalStateError(f"round {round} is owed but was never signed", remedy="restore the journal")
+        sha256, document = signed
+        size = int(manifest["content"]["bytes"])
+        if size and not is_there(node.layout.outbox(round), size):
+            raise Altered(f"this node's checkpoint of round {round}, {node.layout.outbox(round)}, is gone or cut short")
+        return Parcel(
+            name=FileName(node.federation.fed8, round, node.me, sha256, Kind.DATA),
+            data=node.layout.outbox(round) if size else None,
+            bytes=size,
+            manifest=document,
+        )

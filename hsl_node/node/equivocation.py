@@ -1,0 +1,252 @@
+"""Two manifests of one peer for one round, brought together from the sites where they lie, so that each has the proof.
+
+    `inputs` of a peer's manifest name another one of NAME than the one here ──┐
+    this node waits for a peer, which may have stopped for what it alone saw ──┼─► ask it for its list (`offer.py`),
+    this node has halted, perhaps because another did                        ──┘   read what differs from ours
+                                                                                            │
+      evidence/ has both, NAME is named, the round machine is told  ◄── signed by NAME ─────┘
+                              ▲
+    NAME itself delivers a second one (`intake.py`); a start finds both in evidence/
+
+What is not signed by NAME proves nothing against it; a peer that names such a manifest and cannot show it is named
+itself. A peer whose inbox is another program's server cannot be asked: it asks us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hsl_node.errors import HslError, PeerDataError, TransportError, escaped
+from hsl_node.federation.names import Digest, Peer, Round
+from hsl_node.host import durable
+from hsl_node.host.log_limit import one_line
+from hsl_node.node.peers.links import BEFORE_SIGNING, is_away
+from hsl_node.node.peers.pacing import Turns
+from hsl_node.sync import evidence
+from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.manifest import Manifest, content_digest
+from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.round import Phase, Proven
+from hsl_node.sync.wire.transport import OperationFailed
+
+if TYPE_CHECKING:
+    from hsl_node.node.daemon import Node
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0  # a peer that is waited for this long is asked; usually it trains
+AFTER_CONNECT_S = 5.0  # it is there, and still nothing arrived
+PAUSE_S = (15.0, 600.0)  # between two questions to one peer; doubles
+LOOK_S = 5.0
+FETCHED_MAX = 16  # of one list; a hostile one names hundreds
+SAME_MAX = 1000
+RECOVERING_S = 3600.0  # so long a peer may say that it has lost its documents, and be excused for showing none
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """`holder` has signed that it fused another manifest of `peer` than the one here."""
+
+    holder: Peer
+    peer: Peer
+    round: Round
+    digest: Digest
+
+
+class Proofs:
+    """One for each daemon."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._wake = asyncio.Event()
+        self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
+        self._disputes: frozenset[Dispute] = frozenset()
+        self._proven: set[tuple[Round, Peer]] = set()
+        self._recovering: dict[Peer, tuple[float, Round]] = {}  # since when it says so; what it had signed by then
+        self._same: set[str] = set()  # documents that differ from ours in nothing but the signature
+
+    def wake(self) -> None:
+        """Something has arrived that may contradict what is here."""
+        self._wake.set()
+
+    def connected(self, peer: Peer) -> None:
+        """A peer that is waited for is there: ask it soon, if nothing arrives."""
+        self._turns.connected(peer, time.monotonic())
+
+    async def watch(self) -> None:
+        """For ever."""
+        for proof in evidence.kept(self._node.layout.state / "evidence"):
+            self._remember(proof)
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            self._look(now)
+            for peer in self._turns.due(now):
+                self._turns.begin(peer)
+                reached = await self._ask(peer)
+                self._turns.asked(peer, time.monotonic(), reached=reached)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
+
+    def _remember(self, proof: evidence.Proof) -> None:
+        """From before a restart, which may have come before the journal had the word of it."""
+        node, peer, round = self._node, proof.peer, proof.round
+        # What was kept while its key counted is proof for good. A recovery reads more: see `_compare`.
+        keys = node.keyring.keys(peer) if proof.own else node.keyring.chain(peer)
+        try:
+            evidence.require_proof(proof, keys, node.federation)
+        except PeerDataError as exc:
+            log.warning("proves nothing", extra={"peer": peer, "round": round, "reason": escaped(exc.message)})
+            return
+        for path in proof.paths:
+            durable.accept(path)
+        self._proves(peer, round)
+
+    def _look(self, now: float) -> None:
+        """Whom to ask, and when."""
+        node, state = self._node, self._node.known_state()
+        disputes = frozenset(self._disputed())
+        at_once = {d.holder for d in disputes - self._disputes}
+        self._disputes = disputes
+        concerned = {d.holder for d in disputes}
+        if state.phase is Phase.HALTED:
+            concerned |= set(node.others)
+        elif state.me in state.have:
+            concerned |= set(state.missing)
+        concerned = {p for p in concerned if not node.keyring.is_revoked(p)} - {node.me}
+        self._turns.keep(concerned)
+        for peer in concerned:
+            if peer in at_once or (peer not in self._turns and state.phase is Phase.HALTED):
+                self._turns.ask(peer, now)
+            elif peer not in self._turns:
+                self._turns.ask(peer, now + PATIENCE_S)
+        for peer in node.others:
+            if not any(d.holder == peer for d in disputes):
+                node.alarms.settle(f"unproven {peer}")
+
+    def _disputed(self) -> list[Dispute]:
+        """From the journal alone, so a restart forgets none."""
+        journal, state, found = self._node.journal, self._node.known_state(), []
+        for round in range(max(2, state.round - 1), state.round + 2):
+            known = {p: journal.manifest(round - 1, p) for p in state.peers}
+            here = {p: content_digest(row["content"]) for p, row in known.items() if row}
+            for holder in self._node.others:
+                row = journal.manifest(round, holder)
+                for peer, ours in here.items():
+                    named = row["content"]["inputs"].get(peer) if row else None
+                    if named not in (None, ours) and (round - 1, peer) not in self._proven:
+                        found.append(Dispute(holder, peer, round - 1, Digest(named)))
+        return found
+
+    async def _ask(self, holder: Peer) -> bool:
+        """False: it could not be reached."""
+        try:
+            offer = await self._compare(holder)
+        except HslError as exc:  # down, or another program's server: what is disputed stays so
+            log.info("not compared", extra={"peer": holder, "reason": escaped(exc.message)})
+            return not is_away(exc)
+        except Exception:  # whatever a peer's link does, it is no answer
+            log.exception("comparing broke", extra={"peer": holder})
+            return True
+        open_ = [d for d in self._disputes if d.holder == holder and (d.round, d.peer) not in self._proven]
+        if open_ and not self._excused(holder, offer):
+            one = min(open_, key=lambda d: (d.round, d.peer))
+            lost = " It says that it has lost its documents." if offer.recovering else ""
+            self._node.alarms.sound(
+                f"unproven {holder}",
+                f"{holder} says that it fused another manifest of {one.peer} for round {one.round} than the one here, "
+                f"and shows none that {one.peer} signed: nothing is proven against {one.peer}.{lost}",
+                f"call {holder} and {one.peer}: compare `hsl-node round show {one.round}` at the three sites",
+            )
+        return True
+
+    def _excused(self, holder: Peer, offer: Offer) -> bool:
+        """It recovers, and has nothing to show yet. Not for ever, and who signs has recovered."""
+        if not offer.recovering:
+            self._recovering.pop(holder, None)
+            return False
+        journal, round = self._node.journal, self._node.known_state().round
+        signed = max((r for r in range(max(0, round - 1), round + 2) if journal.manifest(r, holder)), default=0)
+        since, before = self._recovering.setdefault(holder, (time.monotonic(), signed))
+        return signed <= before and time.monotonic() - since < RECOVERING_S
+
+    async def _compare(self, holder: Peer) -> Offer:
+        """Read what the peer holds otherwise than this node.
+
+        Raises:
+            TransportError: it cannot be asked now; `OperationFailed`: not at all.
+            PeerDataError: its answer is not its own.
+        """
+        node = self._node
+        offer = await node.asking.offer_of(holder, BEFORE_SIGNING)
+        wanted = [listed for listed in offer.manifests if self._differs(listed)]
+        disputed = {(d.round, d.peer) for d in self._disputes}
+        wanted.sort(key=lambda m: ((m.round, m.peer) not in disputed, -m.round))
+        if not wanted:
+            return offer
+        connected = node.asking.connected(holder, BEFORE_SIGNING)
+        async with one_line("proves nothing", holder) as worthless, connected as link:
+            for listed in wanted[:FETCHED_MAX]:
+                ours = node.journal.manifest(listed.round, Peer(listed.peer))
+                if ours is None or (listed.round, listed.peer) in self._proven:
+                    continue
+                # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
+                keys = node.keyring.keys(listed.peer)
+                try:
+                    manifest, document = await fetch_manifest(link, listed, node.federation, keys)
+                except HslError as exc:
+                    if isinstance(exc, TransportError) and not isinstance(exc, OperationFailed):
+                        raise
+                    worthless(exc)
+                    continue
+                if manifest.digest != content_digest(ours["content"]):
+                    self.keep(ours["document"], manifest, document)
+                elif len(self._same) < SAME_MAX:
+                    self._same.add(listed.document)
+        return offer
+
+    def _differs(self, listed: Listed) -> bool:
+        if listed.round == 0 or listed.peer not in self._node.federation.peers or listed.document in self._same:
+            return False  # the opening statement may be corrected
+        ours = self._node.journal.manifest(listed.round, Peer(listed.peer))
+        return ours is not None and hashlib.sha256(ours["document"]).hexdigest() != listed.document
+
+    def keep(self, first: bytes, manifest: Manifest, second: bytes) -> None:
+        """Two manifests of one round, both verified, that differ: keep both, and act on it."""
+        round, peer = manifest.round, Peer(manifest.peer)
+        if (round, peer) in self._proven:
+            return
+        evidence.keep(self._node.store, self._node.keyring, round, peer, (first, second))
+        log.error("equivocation", extra={"peer": peer, "round": round})
+        self._proves(peer, round)
+
+    def _proves(self, peer: Peer, round: Round) -> None:
+        """Name who signed two, and tell the round machine.
+
+        The one rule, of any peer, this node included, and of any round, however long ago: who sees the proof later, or
+        again after a restart, must not decide otherwise than who saw it at once.
+        """
+        self._proven.add((round, peer))
+        self._name(peer, round)
+        self._node.apply(Proven(peer, round))
+
+    def _name(self, peer: Peer, round: Round) -> None:
+        node = self._node
+        text = f"{peer} signed two different manifests for round {round}; proof in {node.layout.state / 'evidence'}"
+        remedy = "call that hospital: its node was cloned, restored from an old backup, or taken over"
+        if peer == node.me and (left_out := evidence.left_out(node.journal, node.others, peer, round)):
+            says = "; ".join(f"{p} (its newest was round {newest})" for p, newest in sorted(left_out.items()))
+            text += f". When this node recovered, these signed that they held nothing of it for that round: {says}"
+            remedy = (
+                "find out where the other manifest was then: who held it said something wrong. "
+                "`hsl-node verify --export DIR` writes what each signed"
+            )
+            log.error("left out at the recovery", extra={"round": round, "peers": ", ".join(sorted(left_out))})
+        self._node.alarms.sound(f"equivocation {peer}", text, remedy)

@@ -1,0 +1,1 @@
+"""What was lost, altered or set back."""

@@ -1,0 +1,213 @@
+"""A peer's checkpoint that is at other peers and not on its way here: taken before this node lost its state, say.
+
+    its sender's manifest of the next round is here     it sends older rounds first, so it has a receipt that we forgot
+    anybody's manifest of the next round is here,       that one has fused it; its sender may think that we are
+    and nothing has come for a minute                   checking what it sent before the loss, and send it much later
+    a peer lists it, and nothing comes for a minute     its sender may have our receipt: this state was set back
+
+A recovery takes such checkpoints from the peers (`recovery.py`); but nobody else may have had it then, or its sender
+could not be asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsl_node.errors import HslError, escaped
+from hsl_node.federation.names import Digest, Peer, Round
+from hsl_node.node.peers.links import is_away
+from hsl_node.node.peers.pacing import Turns
+from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.offer import Offer
+from hsl_node.sync.round import Phase
+
+if TYPE_CHECKING:
+    from hsl_node.node.daemon import Node
+from hsl_node.node.peers.place import place
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+
+
+PATIENCE_S = 60.0  # a checkpoint that is being checked, or between two attempts, comes by itself
+
+
+# What arrives is not asked for while it grows by so much in such a time: to hold a part open costs its sender nothing.
+# A line of 0.1 Mbit/s may be dead for three minutes of it, and sends again for one what lay here before.
+GROWTH_BYTES, STILL_S = 256 * 1024, 300.0
+
+
+PAUSE_S = (4.0, 600.0)  # between two questions to one peer; doubles
+
+
+AFTER_CONNECT_S = 5.0  # a peer that was down is there again
+
+
+class Missing:
+    """One for each daemon."""
+
+    def __init__(self, node: Node, clock: Callable[[], float] = lambda: time.monotonic()) -> None:
+        self._node = node
+        self._clock = clock
+        self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
+        self._since: dict[Peer, float] = {}  # who is waited for though others have fused it; monotonic
+        self._lost: tuple[Peer, ...] = ()
+        self._shown: dict[Peer, Digest] = {}  # of these, another peer has shown the manifest: what it names
+        self._grown: dict[tuple[Round, Peer], tuple[float, int]] = {}  # when it grew, the longest that it was
+        self._have_fused: frozenset[Peer] = frozenset()
+        self._left = True  # something half fetched, by an earlier process perhaps, or a recovery
+
+    def connected(self, peer: Peer) -> None:
+        """A peer that could not be asked may be asked now."""
+        self._turns.connected(peer, self._clock())
+
+    @property
+    def at_work(self) -> bool:
+        """It fetches, or has something half fetched to clear."""
+        return bool(self._lost) or self._left
+
+    async def watch(self) -> None:
+        """For ever: fetch what is not on its way from whoever has it."""
+        while True:
+            self.look()
+            if self._left and not self._lost:
+                await self._clear()
+            due = [g for g in self._turns.due(self._clock()) if not self._node.keyring.is_revoked(g)]
+            if self._lost and due:
+                await self._ask(due)
+            await asyncio.sleep(LOOK_S)
+
+    def look(self) -> None:
+        """Who is lost now, and whom to ask. Also where something has arrived: an alarm ends with its cause."""
+        node, now = self._node, self._clock()
+        elsewhere = _elsewhere(node, self._coming(now))
+        self._since = {p: self._since.get(p, now) for p in elsewhere}
+        lost = tuple(p for p, certain in elsewhere.items() if certain or now - self._since[p] >= PATIENCE_S)
+        have_fused = frozenset(node.known_state().early)
+        self._turns.keep(node.others if lost else ())
+        for giver in node.others:
+            # Only what is new counts: a peer that has fused since has all that we lack.
+            if lost and (
+                giver not in self._turns or set(lost) - set(self._lost) or giver in have_fused - self._have_fused
+            ):
+                self._turns.ask(giver, now)
+        self._lost, self._have_fused = lost, have_fused
+        self._shown = {p: digest for p, digest in self._shown.items() if p in lost}
+        for peer in node.others:
+            if peer not in lost:
+                node.alarms.settle(f"lost {peer}")
+        self._tell({p for p in lost if elsewhere[p]})
+
+    def _coming(self, now: float) -> frozenset[Peer]:
+        """Whose checkpoint of this round arrives and grew lately: beyond what ever lay here of one."""
+        round, coming = self._node.known_state().round, set()
+        self._grown = {key: grown for key, grown in self._grown.items() if key[0] == round}
+        for part in self._node.server.incoming(round) if self._node.server else ():
+            peer = part.name.peer
+            if part.name.sha256 != self._shown.get(peer, part.name.sha256):
+                continue  # its sender has signed another one
+            grew_at, longest = self._grown.get((round, peer), (float("-inf"), 0))
+            if part.bytes >= longest + GROWTH_BYTES:
+                grew_at = now
+                self._grown[round, peer] = now, part.bytes
+            if now - grew_at < STILL_S:
+                coming.add(peer)
+        return frozenset(coming)
+
+    def _tell(self, certain: Collection[Peer]) -> None:
+        """Only what is certain: that somebody says it has fused a checkpoint does not mean that there is one."""
+        for peer in sorted({*certain, *self._shown}):
+            self._node.alarms.sound(
+                f"lost {peer}",
+                f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it",
+                "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
+            )
+
+    async def _ask(self, givers: Sequence[Peer]) -> None:
+        """Take from these peers what they have of what is lost; each file from whoever gives it in good time."""
+        self._left = True
+        for giver in givers:
+            self._turns.begin(giver)
+        offers: dict[str, Offer] = {}
+        reached = await asyncio.gather(*(self._try(giver, self._list(giver, offers)) for giver in givers))
+        at_hand = {giver for giver, answered in zip(givers, reached, strict=True) if answered}
+        for giver in sorted(at_hand & offers.keys()):
+            if not await self._try(giver, self._fetch(giver, offers)):
+                at_hand.discard(giver)
+        for giver in givers:
+            self._turns.asked(giver, self._clock(), reached=giver in at_hand)
+
+    async def _try(self, giver: Peer, question: Awaitable[None]) -> bool:
+        """False: it could not be reached, or the link broke."""
+        try:
+            await question
+        except HslError as exc:
+            log.info("not asked", extra={"peer": giver, "reason": escaped(exc.message)})
+            return not is_away(exc)
+        except OSError as exc:  # no room, say; a disk that fails in a sync ends the process (`durable.py`)
+            log.warning("not taken", extra={"peer": giver, "reason": str(exc)})
+        except Exception:  # whatever a peer's link does, it is no answer
+            log.exception("asking broke", extra={"peer": giver})
+        return True
+
+    async def _list(self, giver: Peer, offers: dict[str, Offer]) -> None:
+        offers[giver] = await self._node.asking.offer_of(giver)
+
+    async def _fetch(self, giver: Peer, offers: Mapping[str, Offer]) -> None:
+        node, round = self._node, self._node.known_state().round
+        others_may = len(node.others) > 1  # one that is down now may have it, and be faster
+        placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
+        for listed in offers[giver].manifests:
+            if listed.round == round and listed.peer in self._lost and listed.peer not in placed:
+                async with node.asking.connected(giver) as link:
+                    keys = node.keyring.keys(listed.peer)
+                    manifest, document = await fetch_manifest(link, listed, node.federation, keys)
+                self._shown[Peer(listed.peer)] = Digest(manifest.sha256)
+                self._tell(())
+                if await place(node, manifest, document, offers, patient=not others_may):
+                    placed.add(listed.peer)
+                    node.intake.wake(Peer(listed.peer))
+
+    async def _clear(self) -> None:
+        """What was half fetched and nobody lacks any more. What cannot be removed is told, and tried again."""
+        failed = await asyncio.to_thread(_emptied, self._node.layout.fetched)
+        self._left = failed is not None
+        if failed is None:
+            self._node.alarms.settle("fetched")
+        else:
+            text = f"{failed.filename or self._node.layout.fetched} cannot be removed: {failed.strerror or failed}"
+            self._node.alarms.sound("fetched", text, "it only takes room: remove it, or mend its owner and rights")
+
+
+def _emptied(folder: Path) -> OSError | None:
+    """Whatever lies there, also what nobody here has put there. Gives what kept some of it."""
+    failed = None
+    for path in folder.iterdir() if folder.exists() else ():
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as exc:
+            failed = exc
+    return failed
+
+
+def _elsewhere(node: Node, coming: Collection[Peer]) -> dict[Peer, bool]:
+    """Whom this node waits for though others have its checkpoint; True: it will not be sent again."""
+    state, listed = node.known_state(), node.set_back.listed()
+    if state.phase is Phase.HALTED or state.me not in state.have or not (state.early or listed):
+        return {}
+    # Who says that it has fused other manifests than those here has not fused what we wait for; but a peer that is in
+    # the next round itself sends older rounds first.
+    here = {p: claim.manifest for p, claim in state.have.items()}
+    fused = any(all(c.inputs.get(p, d) == d for p, d in here.items()) for c in state.early.values())
+    missing = (p for p in state.missing if p not in coming and not node.keyring.is_revoked(p))
+    return {p: p in state.early for p in missing if fused or p in state.early or p in listed}

@@ -1,0 +1,131 @@
+"""All that must be right before a daemon starts: configuration, membership, key, anchor, lock, port. Then the node."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hsl_node.errors import AlreadyRunning, ConfigError, DataError, HslError, LocalStateError
+from hsl_node.federation import config, identity, keyring, node_toml
+from hsl_node.federation.config import Federation
+from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.host import permissions, scratch
+from hsl_node.host.malloc import keep_freed_memory
+from hsl_node.node import checks
+from hsl_node.node.checks import require_images, require_port
+from hsl_node.node.daemon import Node
+from hsl_node.status import last_words
+from hsl_node.sync.round import Phase
+from hsl_node.sync.store.layout import Layout
+from hsl_node.sync.store.store import Store
+
+log = logging.getLogger(__name__)
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def run(state: Path, trainer_command: list[str] | None = None) -> int:
+    """The daemon in the foreground; gives its exit code. `trainer_command` stands in for the trainer in tests.
+
+    Raises:
+        HslError: what ended it, with its own exit code.
+    """
+    try:
+        with _disk_named(state):
+            return _checked(state, trainer_command)
+    except AlreadyRunning:
+        raise  # log and journal are the other one's
+    except Exception as exc:
+        _leave_word(state, exc)
+        raise
+
+
+def _leave_word(state: Path, error: Exception) -> None:
+    """Why it ended, where people look when the console is gone: `hsl-node logs`, `hsl-node status`."""
+    text, fix = last_words.said(error)
+    bug = None if isinstance(error, HslError) else error
+    log.error("ended", extra={"reason": text, "what_to_do": fix}, exc_info=bug)
+    if Layout(state).journal.exists():
+        with suppress(HslError, OSError):
+            store = Store(Layout(state))
+            try:
+                last_words.note(store.journal, error)
+            finally:
+                store.close()
+
+
+def _checked(state: Path, trainer_command: list[str] | None) -> int:
+    node_config = node_toml.load_node(state)
+    federation = config.load_federation(state)
+    me = replace(identity.load(identity.find_key(Layout(state).key)), run=secrets.token_hex(8))
+    keyring.require_mine(keyring.load(state, federation), node_config.name, me.public)
+    checks.require_own_anchor(state, node_config, federation)
+    if federation.plan.method == "local":
+        raise ConfigError(
+            'the plan says method = "local", which never fuses: there is nothing to exchange',
+            remedy="agree on hsl or fedavg; for each hospital's model without the others: `hsl-node evaluate --alone`",
+        )
+    os.umask(0o077)
+    keep_freed_memory()
+    store = Store(Layout(state))
+    scratch.clear(state / "run", "verify-")
+    gc.freeze()  # what the imports made stays for good: later collections need not look at it
+    try:
+        if node_config.inbox.kind == "embedded":
+            require_port(node_config.listen)  # before the trainer: after it, this fault would cost minutes
+        _require_images_to_train_on(node_config, store)
+        with _share_named(node_config.data.path):
+            return asyncio.run(_run(node_config, federation, me, store, trainer_command))
+    finally:
+        store.close()
+
+
+@contextmanager
+def _disk_named(state: Path) -> Iterator[None]:
+    """A disk that fails, or somebody else's file, where nothing can act on it ends the process with its code."""
+    try:
+        yield
+    except PermissionError as exc:
+        text, remedy = permissions.explained(exc, state)
+        raise LocalStateError(text, remedy=remedy) from exc
+    except OSError as exc:
+        if exc.errno not in DISK_ERRORS:
+            raise
+        remedy = "free some space or mend the disk; the next start goes on from the journal"
+        raise LocalStateError(f"the disk of {state} cannot be written: {exc.strerror}", remedy=remedy) from exc
+
+
+@contextmanager
+def _share_named(path: Path | None) -> Iterator[None]:
+    """Images that cannot be used because their share has gone meanwhile: a later start may find it again."""
+    try:
+        yield
+    except DataError:
+        if path is not None:
+            require_images(path)
+        raise
+
+
+async def _run(
+    node_config: NodeConfig,
+    federation: Federation,
+    me: identity.Identity,
+    store: Store,
+    trainer_command: list[str] | None,
+) -> int:
+    return await Node(node_config, federation, me, store, trainer_command=trainer_command).run()
+
+
+def _require_images_to_train_on(node_config: NodeConfig, store: Store) -> None:
+    """Else this fault would show only when training is next due: hours later, and the others wait then."""
+    path, saved = node_config.data.path, store.journal.state()
+    if path is not None and not (saved and saved["phase"] == Phase.FINISHED):
+        require_images(path)

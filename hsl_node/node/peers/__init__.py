@@ -1,0 +1,1 @@
+"""Asking other nodes, and being asked."""

@@ -1,0 +1,52 @@
+"""Into the inbox here, as if its sender had just delivered it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, FileName, Kind, Peer
+from hsl_node.host import durable
+from hsl_node.host.durable import Step
+from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.offer import Offer
+from hsl_node.sync.store.plain_files import open_folder, unlink
+
+if TYPE_CHECKING:
+    from hsl_node.node.daemon import Node
+
+
+async def place(
+    node: Node,
+    manifest: Manifest,
+    document: bytes,
+    offers: Mapping[str, Offer],
+    tell: Callable[[Peer, str], None] = lambda giver, how_far: None,
+    *,
+    patient: bool = True,
+) -> bool:
+    """Put a peer's manifest into its inbox here, and its checkpoint where the intake would bring it, as if just come.
+
+    The usual intake checks, admits and answers it; it may look at any moment and removes what it does not know.
+    `tell`, `patient`: see `Asking.get`. False: nobody has the checkpoint.
+    """
+    peer, name = Peer(manifest.peer), manifest.file_name()
+    data = node.layout.claimed / peer / str(name.of(Kind.DATA))
+    if not manifest.statement and not await node.asking.get(name.sha256, data, offers, tell, patient=patient):
+        return False
+    await asyncio.to_thread(_put, node.intake.homes, peer, name, document)
+    return True
+
+
+def _put(homes: Path, peer: Peer, name: FileName, document: bytes) -> None:
+    """By way of parts/, like a delivery."""
+    with open_folder(homes, peer, RECEIPTS) as receipts:
+        unlink(str(name.of(Kind.RECEIPT)), receipts)
+    with (
+        open_folder(homes, peer, PARTS) as parts,
+        open_folder(homes, peer, INBOX) as inbox,
+        durable.replacing(str(name), Step.RECOVERY_PLACE, folder=inbox, by_way_of=parts) as file,
+    ):
+        file.write(document)

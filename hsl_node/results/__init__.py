@@ -1,0 +1,1 @@
+"""What came of it: figures on the test set, predictions, the report."""

@@ -1,0 +1,106 @@
+"""What the journals of one or several nodes say, for the report and the demo. Read-only."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from hsl_node.federation.config import Federation, load_federation
+from hsl_node.federation.names import Peer
+from hsl_node.federation.node_toml import load_node
+from hsl_node.results.evaluate import find_evaluation
+from hsl_node.sync.store.journal import Journal, Said
+from hsl_node.sync.store.layout import Layout
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What one node's state directory says; tables as Journal.rows gives them."""
+
+    name: str
+    federation: Federation
+    meta: Mapping[str, str]  # torch, device, samples
+    phase: str
+    reason: str
+    rounds_fused: int
+    best: tuple[int, str] | None
+    manifests: Sequence[Said]  # in the order in which they were written
+    fused: Sequence[Mapping[str, Any]]  # of round 1 and later
+    epochs: Sequence[Mapping[str, Any]]
+    phases: Sequence[Mapping[str, Any]]
+    transfers: Sequence[Mapping[str, Any]]
+    notes: Sequence[Mapping[str, Any]]
+    influence: Mapping[int, Mapping[str, Any]]  # round -> what poisoning.py recorded of its fusion
+    evaluation: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the hospitals say the fused model of one round is."""
+
+    round: int
+    digests: Mapping[str, str]  # hospital -> sha256
+
+    @property
+    def agree(self) -> bool:
+        return len(set(self.digests.values())) == 1
+
+    @property
+    def text(self) -> str:
+        """The digest, or who has which."""
+        if self.agree:
+            return next(iter(self.digests.values()))
+        return ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(self.digests.items()))
+
+
+def read(state: Path) -> NodeFacts:
+    """Raises: NotInitialised, ConfigError."""
+    node, federation = load_node(state), load_federation(state)
+    journal = Journal.read_only(Layout(state).journal)
+    try:
+        saved = journal.state() or {}
+        fused = [r for r in journal.rows("fused") if r["round"] > 0]
+        return NodeFacts(
+            name=node.name,
+            federation=federation,
+            meta={k: journal.meta(k) or "unknown" for k in ("torch", "device", "samples")},
+            phase=str(saved.get("phase", "not started")),
+            reason=str(saved.get("reason", "")),
+            rounds_fused=max((r["round"] for r in fused), default=0),
+            best=journal.best_fused(),
+            manifests=sorted(map(_shared, journal.said()), key=attrgetter("written")),
+            fused=fused,
+            epochs=journal.rows("epochs"),
+            phases=journal.rows("phases"),
+            transfers=journal.rows("transfers"),
+            notes=journal.rows("notes"),
+            influence={r["round"]: found for r in fused if (found := journal.influence(r["round"]))},
+            evaluation=find_evaluation(journal),
+        )
+    finally:
+        journal.close()
+
+
+def _shared(said: Said) -> Said:
+    """With one string where all peers of a round, or all rounds of a peer, say the same."""
+    peer, base, software = map(sys.intern, (said.peer, said.base, said.software))
+    return replace(said, peer=Peer(peer), base=base, software=software)
+
+
+def agreement(nodes: Sequence[NodeFacts]) -> list[Agreement]:
+    """Per round, the digest of the fused model at every hospital: of these nodes from their own journals, of the others
+    from the signed manifests in which they say what they started the next round from."""
+    digests: dict[int, dict[str, str]] = defaultdict(dict)
+    for node in nodes:
+        for said in node.manifests:
+            if said.round > 1:
+                digests[said.round - 1].setdefault(said.peer, said.base)
+    for node in nodes:
+        for row in node.fused:
+            digests[row["round"]][node.name] = row["sha256"]
+    return [Agreement(round, digests[round]) for round in sorted(digests)]

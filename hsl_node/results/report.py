@@ -1,0 +1,318 @@
+"""`hsl-node report`: one self-contained HTML file with everything a node's journal tells.
+
+`build` for one node; `build_federation` for several at once, where one machine holds them all (the demo). The page
+needs nothing from elsewhere, holds no image, no patient and no path, and every string in it is escaped.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hsl_node import __version__
+from hsl_node.errors import UsageError
+from hsl_node.federation.config import Federation
+from hsl_node.host.files import write_new
+from hsl_node.host.units import auc, clock, duration, size
+from hsl_node.results.evaluate import MODELS
+from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
+from hsl_node.results.figures import PHASES, Bar, auc_panel, roc_panel, timeline
+from hsl_node.status.history import unusual_of
+
+TEMPLATE = "report.html"
+NOTES_MAX = 50  # the newest; a node that could not reach a peer for a week has thousands
+# What a page reads like: the figures of a test set, in this order.
+FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")
+PHASE_WORDS = {
+    "agree": "compare setup or last fusion",
+    "train": "local epochs",
+    "collect": "exchange and wait for the full set",
+    "fuse": "fusion",
+}
+
+
+def build(state: Path, out: Path) -> Path:
+    """Write the report of one node.
+
+    Raises:
+        NotInitialised: it has no journal yet.
+    """
+    return build_federation([state], out)
+
+
+def build_federation(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
+    """Write one report of several nodes of one federation. `note` stands in its head.
+
+    Raises:
+        UsageError: they are not of one federation.
+    """
+    nodes = sorted((read(state) for state in states), key=lambda n: n.name)
+    if len({n.federation.digest for n in nodes}) != 1:
+        raise UsageError("these nodes are of different federations", remedy="make a report of each")
+    write_new(out, render(nodes, note=note, now=time.time()), replace=True)
+    return out
+
+
+# ------------------------------------------------------------------ the page
+
+
+def render(nodes: Sequence[NodeFacts], *, note: str, now: float) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(auc=_shown, size=size, duration=duration)
+    federation = nodes[0].federation
+    agreed = agreement(nodes)
+    page = environment.get_template(TEMPLATE).render(
+        title=federation.name if len(nodes) > 1 else f"{nodes[0].name} · {federation.name}",
+        federation=federation,
+        plan=federation.plan,
+        nodes=nodes,
+        note=note,
+        tiles=_tiles(nodes, agreed),
+        state=_state(nodes),
+        tests=_tests(nodes),
+        figures=FIGURES,
+        models=MODELS,
+        panels=_auc_panels(nodes),
+        rocs=_rocs(nodes),
+        gantt=_gantt(nodes),
+        phase_words=PHASE_WORDS,
+        seconds=_phase_seconds(nodes),
+        transfers=_transfers(nodes),
+        agreement=agreed,
+        influence=_influence(nodes),
+        software=_software(nodes),
+        settings=_settings(federation),
+        notes=_notes(nodes, now),
+        made=time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(now)),
+        version=__version__,
+        python=platform.python_version(),
+    )
+    return page + "\n"
+
+
+def _state(nodes: Sequence[NodeFacts]) -> dict[str, str]:
+    """One sentence on where the run stands, and how to colour it."""
+    done, planned = min(n.rounds_fused for n in nodes), nodes[0].federation.plan.rounds
+    halted = [n for n in nodes if n.phase == "halted"]
+    if halted:
+        return {"kind": "bad", "text": f"halted after {done} rounds: {halted[0].reason}"}
+    if all(n.phase == "finished" for n in nodes):
+        early = "" if done == planned else ": every hospital had reached its plateau"
+        return {"kind": "good", "text": f"finished after {done} of {planned} rounds{early}"}
+    return {"kind": "", "text": f"running: {done} of {planned} rounds fused"}
+
+
+def _tiles(nodes: Sequence[NodeFacts], agreed: Sequence[Agreement]) -> list[dict[str, str]]:
+    """The figures that a reader wants first."""
+    federation = nodes[0].federation
+    started = [p["started"] for n in nodes for p in n.phases]
+    ended = [p["ended"] or p["started"] for n in nodes for p in n.phases]
+    sent = sum(t["bytes"] or 0 for n in nodes for t in n.transfers)
+    samples = {m.peer: m.samples for n in nodes for m in n.manifests}
+    same = bool(agreed) and all(a.agree for a in agreed)
+    return [
+        {"label": "hospitals", "value": str(len(federation.peers))},
+        {"label": "rounds fused", "value": f"{min(n.rounds_fused for n in nodes)} of {federation.plan.rounds}"},
+        {"label": "training images", "value": f"{sum(samples.values()):,}"},
+        {"label": "sent by " + ("all" if len(nodes) > 1 else "this node"), "value": size(sent)},
+        {"label": "from first to last", "value": duration(max(ended) - min(started)) if started else "-"},
+        {
+            "label": "fused models",
+            "value": "identical" if same else "DIFFER" if agreed else "-",
+            "kind": "good" if same else "bad" if agreed else "",
+        },
+    ]
+
+
+def _tests(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """One entry per evaluated hospital: its counts, and per model the figures and the confusion matrix."""
+    found = []
+    for node in nodes:
+        record = node.evaluation
+        if record is None:
+            continue
+        kinds = [k for k in MODELS if k in record["test"]]
+        fused, alone = (record["test"].get(k, {}).get("auc") for k in ("fused", "alone"))
+        found.append(
+            {
+                "name": node.name,
+                "images": record["images"],
+                "round": record["round"],
+                "evaluated": record["evaluated"],
+                "final": record["final"],
+                "classes": record["classes"],
+                "models": [{"kind": k, "word": MODELS[k], **record["test"][k]} for k in kinds],
+                "difference": f"{fused - alone:+.3f}".replace("-", "−") if None not in (fused, alone) else "",
+                "empty": [c for c, row in zip(record["classes"], record["test"]["fused"]["confusion"], strict=True)
+                          if sum(row) == 0],
+            }
+        )  # fmt: skip
+    return found
+
+
+def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """Per hospital: its own checkpoints' AUC from the manifests; the fused models' where we have its journal."""
+    local: dict[str, dict[int, float | None]] = defaultdict(dict)
+    for node in nodes:
+        for said in node.manifests:
+            if said.bytes > 0:
+                local[said.peer][said.round] = said.auc
+    fused: dict[str, dict[int, float | None]] = {
+        n.name: {r["round"]: r["auc"] for r in n.fused if r["validated"]} for n in nodes
+    }
+    values = [a for m in (*local.values(), *fused.values()) for a in m.values() if a is not None]
+    low = min(0.5, min(values, default=0.5)) // 0.1 / 10
+    rounds = nodes[0].federation.plan.rounds
+    best = {n.name: n.best[0] for n in nodes if n.best}
+    panels = []
+    for name in nodes[0].federation.peers:
+        mine, after = local.get(name, {}), fused.get(name, {})
+        if not mine and not after:
+            continue
+        known = [{r: a for r, a in m.items() if a is not None} for m in (mine, after)]
+        undefined = (mine or after) and not any(known)
+        panels.append(
+            {
+                "name": name,
+                "svg": auc_panel(name, known[0], known[1], rounds, low),
+                "rows": [{"round": r, "local": mine.get(r), "fused": after.get(r)} for r in sorted({*mine, *after})],
+                "best": best.get(name),
+                "undefined": bool(undefined),
+            }
+        )
+    return panels
+
+
+def _rocs(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    found = []
+    for node in nodes:
+        test = node.evaluation["test"] if node.evaluation else {}
+        curves = {k: [c for c in m["roc"] if c] for k, m in test.items()}
+        if any(curves.values()):
+            aucs = [(k, test[k]["auc"]) for k in ("alone", "local", "fused") if k in test]
+            images = test["fused"]["images"]
+            found.append({"name": node.name, "svg": roc_panel(node.name, curves), "aucs": aucs, "images": images})
+    return found
+
+
+def _gantt(nodes: Sequence[NodeFacts]) -> str:
+    started = [p["started"] for n in nodes for p in n.phases if p["phase"] in PHASES]
+    if not started:
+        return ""
+    zero = min(started)
+    last = max(p["ended"] or p["started"] for n in nodes for p in n.phases)
+    bars = [
+        Bar(row, p["phase"], p["started"] - zero, (p["ended"] or last) - p["started"])
+        for row, node in enumerate(nodes)
+        for p in node.phases
+        if p["phase"] in PHASES
+    ]
+    begins: dict[int, float] = {}
+    for node in nodes:
+        for p in node.phases:
+            if p["phase"] == "train":
+                begins[p["round"]] = min(p["started"] - zero, begins.get(p["round"], float("inf")))
+    return timeline([n.name for n in nodes], bars, sorted(begins.items()))
+
+
+def _phase_seconds(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """Per hospital, the median seconds of a round's phases."""
+    rows = []
+    for node in nodes:
+        spans = defaultdict(list)
+        for p in node.phases:
+            if p["ended"] is not None and p["phase"] in PHASES:
+                spans[p["phase"]].append(p["ended"] - p["started"])
+        rows.append({"name": node.name, **{k: statistics.median(v) for k, v in spans.items()}})
+    return rows
+
+
+def _transfers(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """Per pair of hospitals, over all rounds. Statements without a checkpoint (0 bytes) are left out."""
+    rows = []
+    for node in nodes:
+        for peer in node.federation.peers:
+            sent = [t for t in node.transfers if t["peer"] == peer and t["direction"] == "sent" and t["bytes"]]
+            if not sent:
+                continue
+            seconds = sum(t["ended"] - t["started"] for t in sent)
+            total = sum(t["bytes"] for t in sent)
+            rows.append(
+                {
+                    "sender": node.name,
+                    "receiver": peer,
+                    "checkpoints": len(sent),
+                    "bytes": total,
+                    "seconds": seconds,
+                    "rate": total / seconds / 1e6 if seconds > 0 else None,
+                    "retries": sum(t["retries"] or 0 for t in sent),
+                    "resent": sum(t["resent"] or 0 for t in sent),
+                }
+            )
+    return rows
+
+
+def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """Per round, each hospital's update: norm, cosine with the others' mean, and whether they are unusual. All nodes
+    compute the same of the same files, so the first that has a round tells it."""
+    found: dict[int, Any] = {}
+    for node in nodes:
+        for round, record in node.influence.items():
+            found.setdefault(round, record)
+    return [
+        {
+            "round": round,
+            "peers": [
+                {
+                    "norm": f"{figures['norm']:.3g}",
+                    "cosine": "-" if figures["cosine"] is None else f"{figures['cosine']:.2f}".replace("-", "−"),
+                    "unusual": unusual_of(record).get(name, ""),
+                }
+                for name, figures in sorted(record["peers"].items())
+            ],
+        }
+        for round, record in sorted(found.items())
+        if record["peers"]
+    ]
+
+
+def _software(nodes: Sequence[NodeFacts]) -> list[dict[str, str]]:
+    """What every hospital says it runs, from its newest manifest; the device of those whose journal we have."""
+    said = {m.peer: m.software for n in nodes for m in sorted(n.manifests, key=lambda m: m.round)}
+    devices = {n.name: n.meta["device"] for n in nodes}
+    return [{"name": p, "software": s, "device": devices.get(p, "")} for p, s in sorted(said.items())]
+
+
+def _settings(federation: Federation) -> list[tuple[str, str]]:
+    plan = federation.plan.model_dump(mode="json", exclude_none=True)
+    rows = [(k.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in plan.items()]
+    if federation.anchor:
+        card = federation.anchor
+        rows.append(("anchor set", f"{card.name}; {card.images} images of {card.image_size} px"))
+        rows.append(("anchor fingerprint", card.fingerprint))
+    return rows
+
+
+def _notes(nodes: Sequence[NodeFacts], now: float) -> list[dict[str, str]]:
+    found = sorted(({**row, "node": n.name} for n in nodes for row in n.notes), key=lambda r: r["at"])
+    return [
+        {"at": clock(r["at"], now), "node": r["node"], "level": r["level"], "code": r["code"], "text": r["text"]}
+        for r in found[-NOTES_MAX:]
+    ]
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else auc(value)

@@ -1,0 +1,1 @@
+"""What a node is, for people and machines. Loads fast, imports no node."""

@@ -1,0 +1,182 @@
+"""What was: one line per round, or one round in full, from the journal. Also while the daemon runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hsl_node.errors import UsageError, escaped
+from hsl_node.federation.names import Round
+from hsl_node.host.units import auc, duration, size, table
+from hsl_node.sync.manifest import content_digest
+from hsl_node.sync.store.journal import Journal
+
+PHASES = ("train", "collect", "fuse")  # of round.Phase: those that a round spends its time in
+
+
+def rounds(state: Path) -> list[dict[str, Any]]:
+    """One dict per round that this node has begun, oldest first.
+
+    Raises:
+        NotInitialised: there is no journal.
+    """
+    journal = Journal.read_only(state / "journal.sqlite3")
+    try:
+        saved = journal.state()
+        if saved is None:
+            return []
+        begun = sorted({r["round"] for r in journal.rows("phases") if r["phase"] in PHASES})
+        return [_round(journal, round, saved["me"]) for round in begun]
+    finally:
+        journal.close()
+
+
+def round_of(state: Path, number: Round) -> dict[str, Any]:
+    """One round in full.
+
+    Raises:
+        UsageError: this node has not begun that round.
+    """
+    journal = Journal.read_only(state / "journal.sqlite3")
+    try:
+        saved = journal.state()
+        if saved is None or not any(p["phase"] in PHASES for p in journal.rows("phases", number)):
+            raise UsageError(f"this node has not begun round {number}", remedy="`hsl-node round history` lists them")
+        found = _round(journal, number, saved["me"])
+        receipts = {r["receiver"]: r for r in journal.rows("receipts", number)}
+        transfers = {t["peer"]: t for t in journal.rows("transfers", number)}
+        manifests = journal.rows("manifests", number)
+        epochs = [e["content"] for e in journal.rows("epochs", number)]
+        influence = (journal.influence(number) or {"peers": {}})["peers"]
+    finally:
+        journal.close()
+    peers = [
+        {
+            "peer": m["peer"],
+            "sha256": m["sha256"],
+            "manifest": content_digest(m["content"]),
+            "auc": m["content"]["auc"],
+            "samples": m["content"]["samples"],
+            "software": m["content"]["software"],
+            "arrived": m["at"],
+            "receipt": receipts[m["peer"]]["code"] if m["peer"] in receipts else None,
+            "sent": transfers.get(m["peer"]),
+            "update": influence.get(m["peer"]),
+        }
+        for m in manifests
+    ]
+    return {**found, "peers": peers, "epochs": epochs}
+
+
+def unusual_of(influence: Mapping[str, Any] | None) -> dict[str, str]:
+    """Whose update, or number of images, was not usual, and why (poisoning.py)."""
+    found: dict[str, str] = {}
+    for key in ("unusual", "images", "share"):
+        for peer, why in (influence or {}).get(key, {}).items():
+            found[peer] = f"{found[peer]}; {why}" if peer in found else why
+    return found
+
+
+def _round(journal: Journal, round: Round, me: str) -> dict[str, Any]:
+    manifests, fused, phases, transfers = (
+        journal.rows(name, round) for name in ("manifests", "fused", "phases", "transfers")
+    )
+    spent = {p["phase"]: p["ended"] - p["started"] for p in phases if p["ended"] is not None}
+    return {
+        "round": round,
+        "began": min(p["started"] for p in phases),
+        "fused": fused[0]["at"] if fused else None,
+        "sha256": fused[0]["sha256"] if fused else None,
+        "auc_own": next((m["content"]["auc"] for m in manifests if m["peer"] == me), None),
+        "auc_fused": fused[0]["auc"] if fused else None,
+        "seconds": {phase: spent.get(phase) for phase in PHASES},
+        "sent_bytes": sum(t["bytes"] + t["resent"] for t in transfers if t["direction"] == "sent"),
+        "received_bytes": sum(m["content"]["bytes"] for m in manifests if m["peer"] != me),
+        "unusual": unusual_of(journal.influence(round)),
+    }
+
+
+def text(found: Sequence[dict[str, Any]]) -> str:
+    """The table of `round history`."""
+    if not found:
+        return "no round has begun yet"
+    header = ("round", "began", *PHASES, "sent", "received", "own AUC", "fused", "fused model", "unusual")
+    rows = [
+        (
+            str(r["round"]),
+            time.strftime("%m-%d %H:%M", time.localtime(r["began"])),
+            *(_spent(r["seconds"][phase]) for phase in PHASES),
+            size(r["sent_bytes"]),
+            size(r["received_bytes"]),
+            auc(r["auc_own"]),
+            auc(r["auc_fused"]),
+            r["sha256"][:12] if r["sha256"] else "-",
+            ", ".join(r["unusual"]) or "-",
+        )
+        for r in found
+    ]
+    lines = [table(header, rows, right=range(0, 9))]
+    known = {r["round"] for r in found}
+    if lost := [str(n) for n in range(1, max(known)) if n not in known]:
+        which = f"round{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
+        lines += [
+            f"not in this journal: {which}, lost with an earlier state of this node; the other hospitals know more"
+        ]
+    return "\n".join(lines)
+
+
+def round_text(r: dict[str, Any]) -> str:
+    """The page of `round show`."""
+    ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(r["fused"])) if r["fused"] else "not yet"
+    spent = ", ".join(f"{phase} {_spent(r['seconds'][phase])}" for phase in PHASES)
+    lines = [
+        f"round      {r['round']}",
+        f"began      {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(r['began']))}",
+        f"fused      {ended}" + (f", sha256 {r['sha256']}" if r["sha256"] else ""),
+        f"time       {spent}",
+        f"AUC        own model {auc(r['auc_own'])}, fused {auc(r['auc_fused'])} (validation, this site)",
+    ]
+    if r["peers"]:
+        rows = [
+            (
+                p["peer"],
+                p["sha256"][:12],
+                p["manifest"][:12],
+                auc(p["auc"]),
+                str(p["samples"]),
+                _number(p["update"]["norm"]) if p["update"] else "-",
+                _cosine(p["update"]),
+                p["receipt"] or "-",
+                size(p["sent"]["bytes"]) if p["sent"] else "-",
+                _spent(p["sent"]["ended"] - p["sent"]["started"]) if p["sent"] else "-",
+                str(p["sent"]["retries"]) if p["sent"] else "-",
+            )
+            for p in r["peers"]
+        ]
+        header = (
+            "peer", "checkpoint", "manifest", "AUC", "images", "update", "cosine", "receipt", "sent", "in", "retries",
+        )  # fmt: skip
+        lines += ["", table(header, rows, right=(3, 4, 5, 6, 8, 9, 10))]
+        lines += [f"{p}: {why}" for p, why in r["unusual"].items()]
+        lines += ["", *(f"{p['peer']}: {escaped(p['software'], 80)}" for p in r["peers"])]
+    if r["epochs"]:
+        titles = ("epoch", "primary loss", "anchor loss", "validation loss", "AUC", "seconds")
+        keys = ("loss_primary", "loss_anchor", "validation_loss", "auc", "seconds")
+        epochs = [(str(e["epoch"]), *(_number(e.get(key)) for key in keys)) for e in r["epochs"]]
+        lines += ["", table(titles, epochs, right=range(6))]
+    return "\n".join(lines)
+
+
+def _cosine(update: dict[str, Any] | None) -> str:
+    """Of a peer's update with the others' mean."""
+    return "-" if update is None or update["cosine"] is None else f"{update['cosine']:.2f}"
+
+
+def _spent(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

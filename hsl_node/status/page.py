@@ -1,0 +1,330 @@
+"""One snapshot of a node as a page of text.
+
+What a person needs at 3 am: what is wrong and what to do first, then what the node does, whom it waits for, each peer.
+A snapshot is a plain dict (schema 1): snapshot.py makes it in the daemon, recorded.py while that is down.
+Imports nothing that is slow to load.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hsl_node.errors import NotInitialised, NotRunning, escaped
+from hsl_node.host.control import ask
+from hsl_node.host.hints import addressed, nothing_here
+from hsl_node.host.units import age, auc, clock, duration, progress, size
+from hsl_node.status.recorded import from_journal
+
+Snapshot = Mapping[str, Any]
+
+WIDTH = 80
+AUC_ROUNDS = 9  # columns of the AUC table that fit into 80
+_LABEL = 11
+_RED, _YELLOW, _GREEN, _BOLD, _DIM = "31", "33", "32", "1", "2"
+_COLOUR = {
+    "degraded": _RED, "halted": _RED, "stopped": _RED, "paused": _YELLOW, "waiting": _YELLOW, "finished": _GREEN,
+}  # fmt: skip
+_SIGNS = ("influence", "validation")
+_ENDED = {"stopped": "stopped", "failed": "ended by an error"}  # killed: a warning says so, nobody knows when
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to draw: a terminal, a pipe, a log file."""
+
+    width: int = WIDTH
+    colour: bool = False
+    unicode: bool = True
+    bars: bool = False  # bars instead of byte counts, for the live view
+
+    def paint(self, text: str, *codes: str) -> str:
+        return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if self.colour and codes and text else text
+
+    def bar(self, fraction: float, cells: int) -> str:
+        done = round(min(1.0, max(0.0, fraction)) * cells)
+        full, empty = ("█", "░") if self.unicode else ("#", ".")
+        return full * done + empty * (cells - done)
+
+
+# ------------------------------------------------------------------ where a snapshot comes from
+
+
+def fetch(state: Path) -> dict[str, Any]:
+    """The daemon's snapshot, or the journal's with `state` = "stopped"; its hints name the state directory.
+
+    Raises:
+        NotInitialised: this is no state directory of a node.
+        WaitTimeout: the daemon runs but does not answer.
+    """
+    if not (state / "node.toml").exists():
+        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
+    try:
+        found: dict[str, Any] = ask(state, "status")["status"]
+    except NotRunning:
+        found = from_journal(state)
+    warnings = [{**warning, "fix": addressed(str(warning["fix"]), state)} for warning in found["warnings"]]
+    return found | {"warnings": sorted(warnings, key=_is_sign)}  # else each kind in its order
+
+
+def _is_sign(warning: Mapping[str, Any]) -> bool:
+    """What only may mean something (poisoning.py) stands below what stops this node."""
+    return str(warning["code"]).partition(" ")[0] in _SIGNS
+
+
+# ------------------------------------------------------------------ the page
+
+
+def render(snapshot: Snapshot, *, now: float, look: Look = Look()) -> str:
+    """The whole page, lines no wider than `look.width`, without a line break at the end."""
+    lines = [
+        *_not_running(snapshot, now, look),
+        *_warnings(snapshot, now, look),
+        *_summary(snapshot, now, look),
+        *_peers(snapshot, now, look),
+        *_aucs(snapshot, look),
+    ]
+    return "\n".join(lines)
+
+
+def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
+    if snapshot["state"] != "stopped":
+        return []
+    since, ended = snapshot["since"], snapshot["ended"]
+    lines = []
+    if ended and ended["how"] in _ENDED:
+        lines = [f"{_ENDED[ended['how']]} {clock(ended['at'], now)} ({age(now - ended['at'])} ago)"]
+    if snapshot["node"]:
+        last = f", last written {clock(since, now)} ({age(now - since)} ago)" if since else ""
+        lines += [f"below is what the journal knows{last}"]
+    elif not ended:
+        lines = ["it has not been started here yet."]
+    first, *more = lines or ["its first start did not come far."]
+    return [look.paint("not running", _BOLD, _RED) + f"  {first}", *(f"{'':{_LABEL}}  {line}" for line in more), ""]
+
+
+def _warnings(snapshot: Snapshot, now: float, look: Look) -> list[str]:
+    lines: list[str] = []
+    for warning in snapshot["warnings"]:
+        since = f" ({age(now - warning['since'])} ago)" if warning["since"] else ""
+        text = _wrapped(escaped(str(warning["text"]), 600) + since, look.width, "! ", "  ")
+        lines += [look.paint(line, _BOLD, _RED) for line in text]
+        if warning["fix"]:
+            lines += _wrapped(escaped(str(warning["fix"]), 600), look.width, "  what to do: ", "              ")
+    return [*lines, ""] if lines else []
+
+
+def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
+    if not snapshot["node"]:
+        return []
+    federation, state = snapshot["federation"], snapshot["state"]
+    word = look.paint(state, _BOLD, _COLOUR.get(state, _GREEN))
+    since = "" if state == "stopped" or not snapshot["since"] else f" {_since(snapshot, now)}"
+    facts = [federation["name"], federation["hash"] and f"hash {federation['hash']}", f"{federation['peers']} peers"]
+    facts += [federation["method"], federation["task"]]
+    lines = [f"{look.paint(snapshot['node'], _BOLD)}  {word}{since}"]
+    lines += _field("federation", ", ".join(escaped(str(f), 60) for f in facts if f), look)
+    lines += _field("round", _round(snapshot), look)
+    lines += _field("still to do", _still_to_do(snapshot.get("still_to_do")), look)
+    lines += _field("waiting for", _waiting(snapshot, now), look)
+    lines += _field("epoch", _epoch(snapshot["epoch"], look), look)
+    lines += _field("busy", _busy(snapshot["busy"], look), look)
+    lines += _field("trainer", _trainer(snapshot), look)
+    lines += _field("last fusion", _fusion(snapshot), look)
+    lines += _field("disk", _disk(snapshot["disk"]), look)
+    return lines
+
+
+def _field(label: str, text: str, look: Look) -> list[str]:
+    if not text:
+        return []
+    first, *more = textwrap.wrap(text, look.width - _LABEL - 2) or [""]
+    return [f"{look.paint(f'{label:{_LABEL}}', _DIM)}  {first}", *(f"{'':{_LABEL}}  {line}" for line in more)]
+
+
+def _since(snapshot: Snapshot, now: float) -> str:
+    return f"since {clock(snapshot['since'], now)} ({duration(now - snapshot['since'])})" if snapshot["since"] else ""
+
+
+def _round(snapshot: Snapshot) -> str:
+    rounds = snapshot["rounds"]
+    match snapshot["round"], snapshot["phase"]:
+        case None, _ if snapshot["state"] == "recovering":
+            return "known when the peers have answered"
+        case None, _ if snapshot["instance"]:
+            return "being taken up where the journal left it"
+        case None, _:
+            return "not begun"
+        case 0, _:
+            return f"0 of {rounds}: the peers compare plan, anchor and initial weights"
+        case after, "agree":
+            return f"{after - 1} of {rounds} fused; the peers compare the last fusion"
+        case after, "finished" if after - 1 < rounds:
+            return f"{after - 1} of {rounds} fused; the run is complete: all had reached their plateau"
+        case after, "finished":
+            return f"{after - 1} of {rounds} fused; the run is complete"
+        case round, phase:
+            return f"{round} of {rounds}, phase {phase}"
+
+
+def _still_to_do(left: Mapping[str, Any] | None) -> str:
+    if not left:
+        return ""
+    what = [f"deliver this node's last statement to {', '.join(left['deliver_to'])}"] if left["deliver_to"] else []
+    what += [f"validate the last fused model (round {left['validate']})"] if left["validate"] else []
+    return f"{'; '.join(what)}. Keep the daemon running until this line is gone"
+
+
+def _waiting(snapshot: Snapshot, now: float) -> str:
+    names, since = snapshot["waiting_for"], snapshot["waiting_since"]
+    return f"{', '.join(names)}{f', for {duration(now - since)}' if since else ''}" if names else ""
+
+
+def _epoch(epoch: Mapping[str, Any] | None, look: Look) -> str:
+    if not epoch or not epoch["epoch"]:
+        return ""
+    within = epoch["batch"] / epoch["batches"] if epoch["batches"] else 0.0
+    bar = look.bar((epoch["epoch"] - 1 + within) / epoch["of"], 20)
+    rate = f", {epoch['images_per_s']:.1f} images/s" if epoch["images_per_s"] else ""
+    return f"{epoch['epoch']} of {epoch['of']}  {bar}  batch {epoch['batch']} of {epoch['batches']}{rate}"
+
+
+def _busy(busy: Mapping[str, Any] | None, look: Look) -> str:
+    if not busy:
+        return ""
+    what = escaped(str(busy["what"]), 30)
+    return f"{what}  {look.bar(busy['done'] / max(busy['total'], 1), 20)}  {busy['done']} of {busy['total']}"
+
+
+def _trainer(snapshot: Snapshot) -> str:
+    trainer, device = snapshot["trainer"], snapshot["device"]
+    if not trainer:
+        return f"on {device}" if device else ""
+    heard = f", last heard {duration(trainer['last_event_s'])} ago" if trainer["state"] == "silent" else ""
+    again = f", restarts so far: {trainer['restarts']}" if trainer["restarts"] else ""
+    return f"{trainer['state']}{f' on {device}' if device else ''}{heard}{again}"
+
+
+def _fusion(snapshot: Snapshot) -> str:
+    fused, best = snapshot["last_fused"], snapshot["best"]
+    if not fused:
+        return ""
+    said = f"round {fused['round']}, sha256 {fused['sha256'][:12]}, validation AUC {auc(fused['auc'])}"
+    return said + (f"; best so far: round {best['round']}" if best else "")
+
+
+def _disk(disk: Mapping[str, Any] | None) -> str:
+    if not disk:
+        return ""
+    need = disk["need"]
+    return f"{size(disk['free'])} free" + (f", {size(need)} needed to start a round" if need is not None else "")
+
+
+# ------------------------------------------------------------------ the tables
+
+
+def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
+    if not snapshot["peers"]:
+        return []
+    room = max(8, look.width - sum(_CELLS) - 2 * len(_CELLS))
+    name_width = min(room, max(len("peer"), *(len(p["name"]) for p in snapshot["peers"])))
+    widths = (name_width, *_CELLS)
+    last = "last file" if snapshot["state"] == "stopped" else "last seen"  # connections are not in the journal
+    lines = ["", look.paint(_row(("peer", "sent", "received", "AUC", last), widths), _DIM)]
+    for peer in snapshot["peers"]:
+        sent, received = peer["sent"], peer["received"]
+        cells = (_shortened(peer["name"], name_width), _sent(sent, look), _received(received, look),
+                 auc(received["auc"]) if received["state"] == "verified" and received["auc"] is not None else "",
+                 _seen(peer, now))  # fmt: skip
+        colour = {"refused": (_RED,), "waiting to retry": (_YELLOW,)}.get(sent["state"], ())
+        colour = (_RED,) if received["state"] == "refused" else colour
+        lines.append(look.paint(_row(cells, widths), *colour))
+        lines += [look.paint(line, *colour) for line in _trouble(sent, look)]
+    return lines
+
+
+_CELLS = (22, 21, 5, 9)  # sent, received, AUC, last seen; the name has the rest of the width
+
+
+def _row(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _sent(sent: Mapping[str, Any], look: Look) -> str:
+    match sent["state"]:
+        case "idle":
+            return "-"
+        case "sending":
+            return _moving(sent, sent["bytes"], look)
+        case "waiting for receipt":
+            return "sent, no receipt yet"
+        case "done":
+            return f"{size(sent['total'])} delivered" if sent["total"] else "delivered"
+        case "waiting to retry":
+            return f"{progress(sent['bytes'], sent['total'])}, retry {sent['retries']}"
+        case state:
+            return str(state)
+
+
+def _received(received: Mapping[str, Any], look: Look) -> str:
+    match received["state"]:
+        case "nothing":
+            return "-"
+        case "receiving":
+            return _moving(received, received["bytes"], look)
+        case "verified":
+            return f"{size(received['total'])} verified" if received["total"] else "verified"
+        case state:
+            return str(state)
+
+
+def _moving(transfer: Mapping[str, Any], done: int, look: Look) -> str:
+    rate = f"{size(transfer['rate'])}/s" if transfer["rate"] else ""
+    if look.bars and transfer["total"]:
+        fraction = done / transfer["total"]
+        return f"{look.bar(fraction, 8)} {fraction:4.0%} {rate}".rstrip()
+    return f"{progress(done, transfer['total'])} {rate}".rstrip()
+
+
+def _trouble(sent: Mapping[str, Any], look: Look) -> list[str]:
+    """Below a peer's row: why sending does not work, and when it is tried again."""
+    if sent["state"] == "done" or not (sent["last_error"] or sent["next_try_s"] is not None):
+        return []
+    parts = [escaped(str(sent["last_error"]), 300)] if sent["last_error"] else []
+    parts += [f"next try in {duration(sent['next_try_s'])}"] if sent["next_try_s"] is not None else []
+    parts += [f"{size(sent['resent'])} sent twice"] if sent["resent"] else []
+    return _wrapped("; ".join(parts), look.width, "  └ " if look.unicode else "  > ", "    ")
+
+
+def _seen(peer: Mapping[str, Any], now: float) -> str:
+    if peer["connected"]:
+        return "now"
+    return age(now - peer["last_seen"]) if peer["last_seen"] else "not yet"
+
+
+def _aucs(snapshot: Snapshot, look: Look) -> list[str]:
+    rows = snapshot["aucs"][-AUC_ROUNDS:]
+    if not rows:
+        return []
+    columns = [
+        ("round", *(str(r["round"]) for r in rows)),
+        ("own model", *(auc(r["local"]) for r in rows)),
+        ("fused", *(auc(r["fused"]) for r in rows)),
+    ]
+    lines = [f"{label:{_LABEL}}" + "".join(f"{cell:>7}" for cell in cells) for label, *cells in columns]
+    return ["", look.paint("validation AUC on this site's images", _DIM), *lines]
+
+
+def _shortened(name: str, width: int) -> str:
+    """Long names differ at their ends more often than in the middle."""
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def _wrapped(text: str, width: int, first: str, further: str) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=further)

@@ -1,0 +1,266 @@
+"""One TCP connection to the embedded inbox: who is it, and the one thing it may become, an sftp session."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import time
+from typing import TYPE_CHECKING
+
+import asyncssh
+from asyncssh.stream import SSHServerStreamSession
+
+from hsl_node.errors import LocalStateError, PeerDataError, escaped
+from hsl_node.federation.names import FileName, Peer
+from hsl_node.sync.inbox.part import OpenFile
+from hsl_node.sync.inbox.requests import InboxFS, InboxHandler
+from hsl_node.sync.wire.toll import Turnstile
+
+if TYPE_CHECKING:
+    from hsl_node.sync.inbox.server import InboxServer
+
+LOGIN_MAX_BYTES = 32 * 1024  # until the login is done; those of OpenSSH, asyncssh and paramiko take 2 to 4 KB
+UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
+
+
+class Link(asyncssh.SSHServer):
+    """One TCP connection: a stranger until `peer` is set, which only a verified key does."""
+
+    def __init__(self, server: InboxServer) -> None:
+        self.server = server
+        self.conn: asyncssh.SSHServerConnection
+        self.turnstile: Turnstile
+        self.source = ""
+        self.peer: Peer | None = None
+        self.key: bytes | None = None
+        self.login = 0  # its place among the logins of this peer
+        self.sessions = 0
+        self.handles = 0
+        self.handles_max = server.limits.handles_per_connection
+        self.last_request = time.monotonic()
+        self._offered: asyncssh.SSHKey | None = None
+        self._attempts = 0
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._filesystems: set[InboxFS] = set()
+        self._answered = False
+
+    # ------------------------------------------------------------ coming and going
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self.conn = conn
+        self.source = source_of(str(conn.get_extra_info("peername", ("",))[0]))
+        # asyncssh ignores the transport's back-pressure: a client that never reads would grow our memory without end.
+        assert conn._transport is not None
+        conn._transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
+        conn.pause_writing = self._pause  # type: ignore[method-assign]
+        conn.resume_writing = self._resume  # type: ignore[method-assign]
+        self.turnstile = Turnstile(
+            conn, LOGIN_MAX_BYTES, lambda: self.server.flooded(self), lambda error: self.refused("packet", "", error)
+        )
+        self.server.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._writable.set()
+        self.server.leave(self)
+        if self.peer:
+            self.note("peer disconnected", logging.INFO, reason=escaped(str(exc or "")))
+
+    def abort(self) -> None:
+        self.server.leave(self)  # at once: whoever comes next must not find this one still counted
+        self.conn.abort()
+
+    def _pause(self) -> None:
+        self._writable.clear()
+        self.turnstile.hold()
+
+    def _resume(self) -> None:
+        self._writable.set()
+        self.turnstile.release()
+
+    # ------------------------------------------------------------ who is it
+
+    def begin_auth(self, username: str) -> bool:
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """Is this key pinned, and the user name its peer's? asyncssh checks the signature right after this."""
+        self._offered = key
+        peer = self.server.identify(key)
+        if peer is not None and username == peer:
+            return True
+        reason = "unknown or revoked key" if peer is None else f"this is the key of {peer!r}: log in under that name"
+        self.server.login_failed(self.source, username, key, reason)
+        self._attempts += 1
+        if self._attempts >= self.server.limits.login_attempts:
+            raise asyncssh.PermissionDenied("too many attempts")
+        return False
+
+    def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        return False  # certificates would bring a second way to become a peer
+
+    def auth_completed(self) -> None:
+        """The signature is verified. User name and key were compared above; compared again, this time for good."""
+        key, user = self._offered, str(self.conn.get_extra_info("username"))
+        peer = self.server.identify(key) if key else None
+        if key is None or peer is None or peer != user:
+            self.server.login_failed(self.source, user, key, "key and user name changed during the login")
+            self.abort()
+            return
+        self.peer, self.key = peer, key.public_data
+        self.turnstile.toll = self.server.toll(peer)
+        self.last_request = time.monotonic()
+        self.server.welcome(self, peer)
+
+    @property
+    def run(self) -> str:
+        """Which process of the peer this is; empty where it does not say. Its key exchange signed it."""
+        says = str(self.conn.get_extra_info("client_version", ""))
+        found = re.fullmatch(r"SSH-2\.0-hsl1_([0-9a-f]{16})", says, re.ASCII)
+        return found[1] if found else ""
+
+    # ------------------------------------------------------------ sessions
+
+    def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], Session] | bool:
+        if self.peer is None or self.server.sessions_of(self.peer) >= self.server.limits.sessions_per_peer:
+            if self.peer:
+                self.refused("session", "", PeerDataError("too many sessions", code="sessions"))
+            return False
+        channel: asyncssh.SSHServerChannel[bytes] = self.conn.create_server_channel()
+        # Environment variables would be kept without a limit; nothing here reads them.
+        channel._process_env_request = lambda packet: False  # type: ignore[method-assign]
+        self.sessions += 1
+        return channel, Session(self)
+
+    def file_system(self, channel: asyncssh.SSHServerChannel[bytes]) -> InboxFS:
+        assert self.peer is not None
+        filesystem = InboxFS(channel, self.server.home(self.peer), self)
+        self._filesystems.add(filesystem)
+        return filesystem
+
+    def session_closed(self, filesystem: InboxFS | None) -> None:
+        self.sessions -= 1
+        self._filesystems -= {filesystem}
+
+    def holds(self, file: OpenFile) -> bool:
+        return any(file in fs.files for fs in self._filesystems)
+
+    # ------------------------------------------------------------ called by the sessions
+
+    def asked(self) -> None:
+        """A request came. Raises: PeerDataError: one too many."""
+        self.turnstile.request()
+        self.last_request = time.monotonic()
+        if not self._answered and self.peer is not None:
+            self._answered = True
+            self.server.answered(self, self.peer)
+
+    async def writable(self) -> None:
+        await self._writable.wait()
+
+    def offered(self, name: str) -> OpenFile:
+        assert self.peer is not None
+        return self.server.offered(self.peer, self.run, name)
+
+    def sent(self, count: int) -> None:
+        assert self.turnstile.toll is not None
+        self.turnstile.toll.sent(count)
+
+    def spend(self, count: int) -> None:
+        assert self.peer is not None
+        self.server.spend(self.peer, count)
+
+    def read_back(self, count: int) -> None:
+        assert self.peer is not None
+        self.server.read_back(self.peer, count)
+
+    def wrote(self, count: int) -> None:
+        assert self.peer is not None
+        self.server.wrote(self.peer, count)
+
+    def refused(self, operation: str, path: str, error: PeerDataError) -> None:
+        assert self.peer is not None
+        self.server.refused(self.peer, operation, path, error)
+
+    def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None:
+        assert self.peer is not None
+        self.server.note(self.peer, event, level, peer=self.peer, **fields)
+
+    def committed(self, name: FileName) -> None:
+        assert self.peer is not None
+        self.note("delivery complete", logging.INFO, round=name.round, sha256=name.sha256[:12])
+        self.server.on_commit(self.peer)
+
+    def disk_failed(self, error: LocalStateError) -> None:
+        self.server.disk_failed(error)
+
+
+class Session(SSHServerStreamSession[bytes]):
+    """A channel that can become one thing only: the sftp subsystem."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(None)
+        self._link = link
+        self._filesystem: InboxFS | None = None
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        if subsystem != "sftp":
+            self._refuse("subsystem", subsystem)
+        return subsystem == "sftp"
+
+    def shell_requested(self) -> bool:
+        return self._refuse("shell")
+
+    def exec_requested(self, command: str) -> bool:
+        return self._refuse("exec", command)
+
+    def pty_requested(self, *args: object) -> bool:
+        return self._refuse("pty")
+
+    def session_started(self) -> None:
+        channel = self._chan
+        assert channel is not None
+        self._filesystem = self._link.file_system(channel)  # type: ignore[arg-type]
+        handler = InboxHandler(
+            self._filesystem,
+            self._link,
+            asyncssh.SSHReader[bytes](self, channel),
+            asyncssh.SSHWriter[bytes](self, channel),
+        )
+        self._link.conn.create_task(handler.run())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.session_closed(self._filesystem)
+        super().connection_lost(exc)
+
+    # These would queue an exception each, without a limit.
+    def signal_received(self, signal: str) -> None:
+        pass
+
+    def break_received(self, msec: int) -> bool:
+        return False
+
+    def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
+        pass
+
+    def _refuse(self, what: str, argument: str = "") -> bool:
+        self._link.refused(what, argument, PeerDataError(f"{what} is not offered here", code="operation"))
+        return False
+
+
+def source_of(address: str) -> str:
+    """Who opens connections, as far as an address tells: one IPv4 address, or one IPv6 /64."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped  # else all of IPv4 would be one source where we listen on "::"
+    if parsed.version == 4:
+        return str(parsed)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))

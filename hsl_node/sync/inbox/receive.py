@@ -1,0 +1,436 @@
+"""Take in what a peer delivered: cheapest check first, on bytes that nobody else can change any more. Blocking.
+
+    inbox/ of the sender          ours alone                        the node
+    manifest ── read once ──────► name, owner, signature, version, federation, round, setup
+    data ────── claimed ────────► size, sha256, header, finite ──► store, journal, then `answer`: receipt, manifest gone
+
+The manifest stays in inbox/ until it is answered, so a crash at any point leaves it there and the next scan takes up
+the work again, with the data it finds in inbox/, in `claimed/` or (`kept`) in the store. Data is claimed by renaming it
+into a private folder; where another server writes the inbox (`foreign`) its sender may still hold the file open, so
+the bytes are copied instead. Scan one sender at a time and act on the result before the next scan.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError, escaped
+from hsl_node.federation.config import Federation
+from hsl_node.federation.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity, verify
+from hsl_node.federation.keyring import Keyring
+from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round, parse_file_name
+from hsl_node.host import durable
+from hsl_node.host.durable import Step
+from hsl_node.sync.inbox.claim import claim
+from hsl_node.sync.manifest import (
+    MANIFEST_MAX_BYTES,
+    About,
+    Manifest,
+    Receipt,
+    check,
+    find_heading,
+    parse_manifest,
+    require_same_setup,
+    require_same_version,
+)
+from hsl_node.sync.store.plain_files import exists, is_in_motion, open_folder, open_plain, unlink
+from hsl_node.weights.checkpoint_file import Schema, check_file
+
+log = logging.getLogger(__name__)
+
+ENTRIES_MAX = 1000  # of one inbox in one scan; an account that another server gives away may hold any number
+JUNK_REPORTED_MAX = 20  # of one scan, one by one; all are removed
+MANIFESTS_MAX = 64  # checked in one scan; an honest sender has two
+REFUSED_MAX = 64  # refused manifests kept per sender, the newest
+RECEIPTS_MAX = 4096  # per sender; an honest one has one a round, a hostile one makes us refuse without end
+TEXT_MAX = 280  # of a receipt, which allows 300
+PART_MAX_AGE_S = 24 * 3600.0
+AGE_BELIEVED_S = 30 * 24 * 3600.0  # older, or of the future: the clock has jumped, the file has not aged
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A checkpoint or statement that passed every check."""
+
+    sender: Peer
+    manifest: Manifest
+    document: bytes  # the signed manifest, to keep
+    data: Path | None  # private, verified, fsynced. None: a statement, or the data is in the store already
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that failed a check."""
+
+    sender: Peer
+    name: str  # escaped: it may be anything
+    error: PeerDataError | FederationMismatch
+    manifest: Manifest | None = None  # where its signature held and all of it could be read
+    about: About | None = None  # where its signature held: what to answer, also where the rest cannot be read
+    document: bytes | None = None
+    kept: Path | None = None  # the evidence: a signed manifest. Refused data is deleted, its digest is in the manifest
+
+    @property
+    def code(self) -> str:
+        return self.error.code if isinstance(self.error, PeerDataError) else "setup"
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A manifest that was accepted before, byte for byte; its checkpoint is kept. Not looked at again."""
+
+    sender: Peer
+    manifest: Manifest
+
+
+def scan(
+    sender: Peer,
+    *,
+    homes: Path,
+    claimed: Path,
+    federation: Federation,
+    current: Round,
+    schema: Schema,
+    anchor: str | None,
+    me: Peer,
+    take_digest: Callable[[Peer, str], Digest | None] = lambda peer, name: None,
+    kept: Callable[[Manifest], Path | None] = lambda manifest: None,
+    accepted: Callable[[FileName, bytes], Manifest | None] = lambda name, document: None,
+    signed: Mapping[Round, Digest] = {},
+    software: str = "",
+    foreign: bool = True,
+    keyring: Keyring | None = None,
+) -> list[Arrival | Refusal | Repeat]:
+    """Everything in the sender's inbox/ that is complete, checked.
+
+    A manifest whose data is not there yet waits, and so does data without manifest. A manifest one round beyond the
+    window is reported but stays: it becomes acceptable. One that differs from `signed`, the sender's manifests of the
+    open rounds that are known, is refused without a look at its data (code `equivocation`). That, and a manifest of a
+    past round, may be proof: it stays until it is answered. Everything else that is refused is removed.
+    `accepted` knows documents that need no second look: checking a large checkpoint costs its receiver more than its
+    sender.
+
+    Raises:
+        LocalStateError: our own disk or permissions.
+    """
+    assert sender != me
+    keys = (keyring or Keyring.of(federation)).keys(sender)
+    context = _Context(
+        sender, me, claimed, federation, current, schema, anchor, take_digest, kept, accepted, signed, software,
+        foreign, keys,
+    )  # fmt: skip
+    found: list[Arrival | Refusal | Repeat] = []
+    with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
+        (claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
+        manifests, junk = [], 0
+        with os.scandir(inbox) as entries:
+            listing = [(e.name, e.is_dir(follow_symlinks=False)) for e in itertools.islice(entries, ENTRIES_MAX)]
+        for text, is_folder in listing:
+            if is_folder:
+                continue
+            try:
+                name = _deliverable(text, sender)
+            except PeerDataError as exc:
+                unlink(text, inbox)
+                junk += 1
+                if junk <= JUNK_REPORTED_MAX:
+                    found.append(_refusal(context, escaped(text), exc))
+            else:
+                if name.kind is Kind.MANIFEST:
+                    manifests.append(name)
+        if junk > JUNK_REPORTED_MAX:
+            log.warning("more files of other names removed", extra={"peer": sender, "files": junk})
+        for name in sorted(manifests)[:MANIFESTS_MAX]:
+            with suppress(FileNotFoundError):  # taken back by its sender, as another server may allow
+                item = _take(context, name, inbox)
+                if item is not None:
+                    found.append(item)
+    return found
+
+
+def answer(
+    sender: Peer,
+    manifest: About,
+    *,
+    homes: Path,
+    me: Peer,
+    identity: Identity,
+    accepted: bool,
+    code: str,
+    text: str,
+) -> None:
+    """Write the signed receipt, then let go of the manifest. Only after the journal knows.
+
+    Raises:
+        LocalStateError: our own disk or permissions.
+    """
+    receipt = Receipt(
+        federation=manifest.federation,
+        round=manifest.round,
+        peer=sender,
+        sha256=manifest.sha256,
+        receiver=me,
+        accepted=accepted,
+        code=code,
+        text=escaped(text, TEXT_MAX),
+    )
+    name = manifest.file_name()
+    with _ours(f"receipts of {sender}"):
+        with open_folder(homes, sender, RECEIPTS) as folder:
+            if not accepted:
+                _drop_oldest(folder, RECEIPTS_MAX)
+            _write_document(folder, str(name.of(Kind.RECEIPT)), identity.sign(receipt.content(), RECEIPT_NAMESPACE))
+        with (
+            durable.passing(Step.RECEIVER_RELEASE),
+            open_folder(homes, sender, INBOX) as inbox,
+            suppress(FileNotFoundError),
+        ):
+            durable.disk.unlink(str(name), folder=inbox)
+
+
+def answered(sender: Peer, manifest: Manifest, *, homes: Path) -> bool:
+    """Let go of a manifest whose receipt still lies there. False: it has to be answered anew."""
+    name = manifest.file_name()
+    with _ours(f"receipts of {sender}"), open_folder(homes, sender, RECEIPTS) as folder:
+        if not exists(str(name.of(Kind.RECEIPT)), folder):
+            return False
+        with open_folder(homes, sender, INBOX) as inbox:
+            unlink(str(name), inbox)
+    return True
+
+
+def collect_parts(
+    sender: Peer, *, homes: Path, claimed: Path, current: Round, now: float, max_age_s: float = PART_MAX_AGE_S
+) -> int:
+    """Delete what nobody will finish: old parts, old data without manifest. `now` is wall clock. Gives the count.
+
+    Data of the current or a later round may still get its manifest and stays.
+    """
+    removed = 0
+    with _ours(f"home of {sender}"):
+        with open_folder(homes, sender, INBOX) as inbox:
+            present = set(os.listdir(inbox))
+            orphans = [n for n in present if _is_orphan(n, present, current)]
+            removed += _remove_old(orphans, inbox, now, max_age_s)
+        with open_folder(homes, sender, PARTS) as parts:
+            removed += _remove_old(os.listdir(parts), parts, now, max_age_s)
+        with open_folder(homes, sender, RECEIPTS) as receipts:
+            torn = [n for n in os.listdir(receipts) if n.startswith(".")]  # a kill left them half written
+            removed += _remove_old(torn, receipts, now, max_age_s)
+        if (claimed / sender).is_dir():
+            with open_folder(claimed, sender, ".") as private:
+                left = [n for n in os.listdir(private) if _is_orphan(n, present, current + 2)]
+                removed += _remove_old(left, private, now, max_age_s)
+    if removed:
+        log.info("old parts deleted", extra={"peer": sender, "files": removed})
+    return removed
+
+
+# ---------------------------------------------------------------- one manifest and its data
+
+
+@dataclass(frozen=True)
+class _Context:
+    sender: Peer
+    me: Peer
+    claimed: Path
+    federation: Federation
+    current: Round
+    schema: Schema
+    anchor: str | None
+    take_digest: Callable[[Peer, str], Digest | None]
+    kept: Callable[[Manifest], Path | None]
+    accepted: Callable[[FileName, bytes], Manifest | None]
+    signed: Mapping[Round, Digest]
+    software: str
+    foreign: bool
+    keys: tuple[str, ...]  # that may sign for the sender
+
+
+def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | Repeat | None:
+    """Check one manifest and its data. None: the data is not there yet."""
+    document: bytes | None = None
+    about: About | None = None
+    manifest: Manifest | None = None
+    data: Path | None = None
+    if context.foreign and is_in_motion(os.stat(str(name), dir_fd=inbox, follow_symlinks=False)):
+        return None
+    try:
+        document = _read_document(inbox, name)
+        if (repeated := context.accepted(name, document)) is not None:
+            unlink(str(name.of(Kind.DATA)), inbox)
+            return Repeat(context.sender, repeated)
+        line = verify(document, context.keys, MANIFEST_NAMESPACE)
+        heading = find_heading(line)
+        if heading and heading.file_name() == name and heading.federation == context.federation.digest:
+            about = heading
+            require_same_version(heading, context.me)
+        about = manifest = parse_manifest(line)
+        if _contradicts(context, manifest, name):
+            raise PeerDataError("another manifest of this round was signed before", code="equivocation")
+        check(manifest, name, context.federation, context.sender, context.current)
+        require_same_setup(manifest, anchor=context.anchor, schema=context.schema.digest, software=context.software)
+        if manifest.statement:
+            return Arrival(context.sender, manifest, document, None)
+        if manifest.bytes != context.schema.file_bytes:
+            raise PeerDataError(
+                f"announces {manifest.bytes} bytes, this model has {context.schema.file_bytes}", code="size"
+            )
+        data_name = name.of(Kind.DATA)
+        found = claim(
+            data_name,
+            inbox,
+            context.claimed / context.sender / str(data_name),
+            context.schema.file_bytes,
+            known=lambda: context.take_digest(context.sender, str(data_name)),
+            foreign=context.foreign,
+        )
+        if found is None:
+            if _is_kept(context, manifest):
+                return Arrival(context.sender, manifest, document, None)
+            return None
+        data, known = found
+        check_file(data, context.schema, sha256=manifest.sha256, known_sha256=known)
+        _make_durable(data)
+        return Arrival(context.sender, manifest, document, data)
+    except (PeerDataError, FederationMismatch) as exc:
+        code = getattr(exc, "code", "")
+        if manifest is not None and manifest.round == context.current + 2 and code == "round":
+            return Refusal(context.sender, str(name), exc, manifest, manifest, document)
+        if code != "equivocation" and not (code == "round" and manifest and 0 < manifest.round < context.current):
+            unlink(str(name), inbox)
+        if about is not None:  # signed, so the data is its sender's too; else it may still get a good manifest
+            unlink(str(name.of(Kind.DATA)), inbox)
+        if data is not None:
+            data.unlink(missing_ok=True)
+        return _refusal(context, str(name), exc, manifest, about, document)
+
+
+def _deliverable(text: str, sender: Peer) -> FileName:
+    """A name that may lie in this inbox.
+
+    Raises:
+        PeerDataError: code `name` or `owner`.
+    """
+    name = parse_file_name(text)
+    if name.peer != sender:
+        raise PeerDataError(f"{sender!r} delivered a file of {name.peer!r}", code="owner")
+    if name.part or name.kind is Kind.RECEIPT:
+        raise PeerDataError("not a file that is delivered", code="name")
+    return name
+
+
+def _read_document(folder: int, name: FileName) -> bytes:
+    """The whole manifest, read once: all checks are on these bytes."""
+    descriptor = open_plain(str(name), os.O_RDONLY, folder)
+    with os.fdopen(descriptor, "rb") as file:
+        document = file.read(MANIFEST_MAX_BYTES + 1)
+    if len(document) > MANIFEST_MAX_BYTES:
+        raise PeerDataError(f"manifest of more than {MANIFEST_MAX_BYTES} bytes", code="size")
+    return document
+
+
+def _contradicts(context: _Context, manifest: Manifest, name: FileName) -> bool:
+    ours = (manifest.federation, manifest.file_name()) == (context.federation.digest, name)
+    return ours and context.signed.get(manifest.round, manifest.digest) != manifest.digest
+
+
+def _is_kept(context: _Context, manifest: Manifest) -> bool:
+    """Did this checkpoint reach the store before a crash? Its bytes are checked there again, and made durable."""
+    path = context.kept(manifest)
+    if path is None:
+        return False
+    try:
+        check_file(path, context.schema, sha256=manifest.sha256)
+        durable.accept(path)
+    except (PeerDataError, FileNotFoundError):
+        return False
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- evidence and files
+
+
+def _refusal(
+    context: _Context,
+    name: str,
+    error: PeerDataError | FederationMismatch,
+    manifest: Manifest | None = None,
+    about: About | None = None,
+    document: bytes | None = None,
+) -> Refusal:
+    kept = None
+    if document:
+        folder = context.claimed.parent / "refused" / context.sender
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = folder / f"{hashlib.sha256(document).hexdigest()[:32]}.manifest"  # our name, not the sender's
+        durable.write(kept, document, Step.RECEIVER_REFUSED)
+        with open_folder(folder.parent, context.sender, ".") as descriptor:
+            _drop_oldest(descriptor, REFUSED_MAX + 1)
+    return Refusal(context.sender, name, error, manifest, about, document, kept)
+
+
+def _write_document(folder: int, name: str, document: bytes) -> None:
+    """Atomically, durably, and readable for the account that another server gives the sender."""
+    with durable.replacing(name, Step.RECEIVER_RECEIPT, folder=folder, shared=True) as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(document)
+
+
+def _drop_oldest(folder: int, most: int) -> None:
+    """Leave at most `most` - 1 files, the newest."""
+    names = os.listdir(folder)
+    if len(names) < most:
+        return
+    age = {n: os.stat(n, dir_fd=folder, follow_symlinks=False).st_mtime_ns for n in names}
+    for name in sorted(names, key=lambda n: age[n])[: len(names) - most + 1]:
+        unlink(name, folder)
+
+
+def _is_orphan(text: str, present: Iterable[str], current: Round) -> bool:
+    try:
+        name = parse_file_name(text)
+    except PeerDataError:
+        return False
+    return name.kind is Kind.DATA and name.round < current and str(name.of(Kind.MANIFEST)) not in present
+
+
+def _remove_old(names: Iterable[str], folder: int, now: float, max_age_s: float) -> int:
+    removed = 0
+    for name in names:
+        with suppress(FileNotFoundError):
+            age_s = now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+            if max_age_s < age_s <= AGE_BELIEVED_S:
+                removed += unlink(name, folder)
+            elif not -max_age_s <= age_s <= AGE_BELIEVED_S:  # its day begins anew, by the new clock
+                with suppress(PermissionError):  # another server's account owns it: it stays until the clock is right
+                    os.utime(name, (now, now), dir_fd=folder, follow_symlinks=False)
+    return removed
+
+
+def _make_durable(path: Path) -> None:
+    with durable.passing(Step.RECEIVER_VERIFIED), open(path, "rb") as file:
+        durable.sync(file.fileno(), path.name)
+
+
+@contextmanager
+def _ours(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise LocalStateError(
+            f"{what}: {exc.strerror or exc}",
+            remedy="check disk, folders and permissions (`hsl-node inbox provision` shows those of an existing server)",
+        ) from exc

@@ -1,0 +1,380 @@
+"""The SFTP side of the embedded inbox: which requests exist, which are refused. Files and rules are in `home.py`.
+
+Two fences. `InboxHandler` lets only the listed request types reach any code at all; `InboxFS` overrides every hook
+of asyncssh's `SFTPServer` and denies what is not needed, should a new request type ever find a way there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import Any, NoReturn, Protocol, cast
+
+import asyncssh
+from asyncssh import sftp as asyncssh_sftp
+from asyncssh.constants import (
+    FXF_CREAT,
+    FXF_EXCL,
+    FXF_READ,
+    FXF_TRUNC,
+    FXF_WRITE,
+    FXP_CLOSE,
+    FXP_FSETSTAT,
+    FXP_FSTAT,
+    FXP_LSTAT,
+    FXP_OPEN,
+    FXP_READ,
+    FXP_REALPATH,
+    FXP_REMOVE,
+    FXP_RENAME,
+    FXP_SETSTAT,
+    FXP_STAT,
+    FXP_WRITE,
+)
+from asyncssh.packet import PacketDecodeError, SSHPacket
+
+from hsl_node.errors import DiskFailed, LocalStateError, PeerDataError
+from hsl_node.federation.names import INBOX, PARTS, FileName, Kind
+from hsl_node.sync.inbox.home import Home
+from hsl_node.sync.inbox.part import OpenFile
+from hsl_node.sync.offer import parse_path
+
+log = logging.getLogger(__name__)
+
+BLOCK_MAX_BYTES = 256 * 1024  # of one read or write; what OpenSSH allows in one packet
+PACKET_MAX_BYTES = BLOCK_MAX_BYTES + 1024  # with file handle, offset and length
+
+_REQUESTS = {
+    FXP_OPEN, FXP_CLOSE, FXP_READ, FXP_WRITE, FXP_STAT, FXP_LSTAT, FXP_FSTAT, FXP_SETSTAT, FXP_FSETSTAT,
+    FXP_REMOVE, FXP_RENAME, FXP_REALPATH, b"fsync@openssh.com", b"limits@openssh.com",
+}  # fmt: skip
+_OPEN_WAYS = {
+    FXF_READ: (False, False),  # flags -> (for writing, create)
+    FXF_WRITE: (True, False),
+    FXF_WRITE | FXF_READ: (True, False),
+    FXF_WRITE | FXF_CREAT | FXF_EXCL: (True, True),
+    FXF_WRITE | FXF_READ | FXF_CREAT | FXF_EXCL: (True, True),
+    # Truncating what did not exist changes nothing; paramiko's mode "wx" asks for it.
+    FXF_WRITE | FXF_CREAT | FXF_EXCL | FXF_TRUNC: (True, True),
+    FXF_WRITE | FXF_READ | FXF_CREAT | FXF_EXCL | FXF_TRUNC: (True, True),
+}
+
+
+class Link(Protocol):
+    """What a session needs of its connection (`server.py`)."""
+
+    handles: int  # open on all sessions of this connection
+    handles_max: int
+
+    def asked(self) -> None: ...
+    async def writable(self) -> None: ...
+    def offered(self, name: str) -> OpenFile: ...
+    def sent(self, count: int) -> None: ...
+    def spend(self, count: int) -> None: ...
+    def read_back(self, count: int) -> None: ...
+    def wrote(self, count: int) -> None: ...
+    def refused(self, operation: str, path: str, error: PeerDataError) -> None: ...
+    def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None: ...
+    def committed(self, name: FileName) -> None: ...
+    def disk_failed(self, error: LocalStateError) -> None: ...
+
+
+class InboxFS(asyncssh.SFTPServer):
+    """One session of one peer. Files are those of its `Home`; nothing else exists here."""
+
+    def __init__(self, channel: asyncssh.SSHServerChannel[bytes], home: Home, link: Link) -> None:
+        super().__init__(channel)
+        self._home = home
+        self._link = link
+        self.files: set[OpenFile] = set()
+
+    # ------------------------------------------------------------ what a sender needs
+
+    async def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> OpenFile:
+        try:
+            if (offered := parse_path(path)) is not None:
+                return self._open_offered(offered, pflags)
+            folder, name = self._locate_file(path)
+            if pflags not in _OPEN_WAYS or attrs.size is not None:
+                raise PeerDataError(f"open with flags {pflags:#x}", code="operation")
+            writing, create = _OPEN_WAYS[pflags]
+            if writing and folder != PARTS:
+                raise PeerDataError(f"{folder}/ is not written to", code="operation")
+            self._require_handle()
+            self._link.handles += 1
+            try:
+                if writing:
+                    file = await self._home.open_part(name, create=create)
+                else:
+                    file = self._home.open_to_read(folder, name)
+            except BaseException:
+                self._link.handles -= 1
+                raise
+        except PeerDataError as exc:
+            self._refuse("open", path, exc)
+        self.files.add(file)
+        return file
+
+    def _open_offered(self, name: str, pflags: int) -> OpenFile:
+        """A file that is kept for this peer should it lose its state; it can be read and nothing else."""
+        if pflags != FXF_READ:
+            raise PeerDataError(f"open with flags {pflags:#x}", code="operation")
+        self._require_handle()
+        file = self._link.offered(name)
+        self._link.handles += 1
+        self.files.add(file)
+        return file
+
+    def _require_handle(self) -> None:
+        if self._link.handles >= self._link.handles_max:
+            raise PeerDataError("too many open files", code="handles")
+
+    async def close(self, file_obj: object) -> None:
+        file = cast(OpenFile, file_obj)
+        if file in self.files:
+            self.files.discard(file)
+            self._link.handles -= 1
+            await file.close()
+
+    async def read(self, file_obj: object, offset: int, size: int) -> bytes:
+        try:
+            if offset >= 2**63:  # beyond what the operating system can express
+                return b""
+            file, count = cast(OpenFile, file_obj), min(size, BLOCK_MAX_BYTES)
+            if file.offered:
+                self._link.spend(count)
+            data = await self._home.read(file, offset, count)
+            if not file.offered:
+                self._link.read_back(len(data))
+        except PeerDataError as exc:
+            self._refuse("read", b"", exc)
+        self._link.sent(len(data))
+        return data
+
+    async def write(self, file_obj: object, offset: int, data: bytes) -> int:
+        try:
+            await self._home.write(cast(OpenFile, file_obj), offset, data)
+        except PeerDataError as exc:
+            self._refuse("write", b"", exc)
+        self._link.wrote(len(data))
+        return len(data)
+
+    async def fsync(self, file_obj: object) -> None:
+        try:
+            await self._home.fsync(cast(OpenFile, file_obj))
+        except PeerDataError as exc:
+            self._refuse("fsync", b"", exc)
+        except DiskFailed as exc:
+            self._disk_failed(exc)
+
+    def stat(self, path: bytes) -> asyncssh.SFTPAttrs:
+        try:
+            folder, name = self._home.locate(path)
+            if name is None:
+                return asyncssh.SFTPAttrs(size=0, permissions=0o40700)
+            status = self._home.status(folder, name)
+        except PeerDataError as exc:
+            self._refuse("stat", path, exc)
+        return asyncssh.SFTPAttrs(size=status.st_size, permissions=0o100600)
+
+    lstat = stat
+
+    def fstat(self, file_obj: object) -> asyncssh.SFTPAttrs:
+        try:
+            size = self._home.size_of(cast(OpenFile, file_obj))
+        except PeerDataError as exc:
+            self._refuse("fstat", b"", exc)
+        return asyncssh.SFTPAttrs(size=size, permissions=0o100600)
+
+    async def rename(self, oldpath: bytes, newpath: bytes) -> None:
+        try:
+            (from_folder, old), (to_folder, new) = self._locate_file(oldpath), self._locate_file(newpath)
+            if (from_folder, to_folder) != (PARTS, INBOX):
+                raise PeerDataError("only a part is renamed, into inbox/", code="operation")
+            await self._home.commit(old, new)
+        except PeerDataError as exc:
+            self._refuse("rename", oldpath + b" " + newpath, exc)
+        except DiskFailed as exc:
+            self._disk_failed(exc)
+        if new.kind is Kind.MANIFEST or self._home.awaits(new.of(Kind.MANIFEST)):
+            self._link.committed(new)
+
+    async def remove(self, path: bytes) -> None:
+        try:
+            folder, name = self._locate_file(path)
+            if folder != PARTS:
+                raise PeerDataError(f"nothing is removed from {folder}/", code="operation")
+            await self._home.remove(name)
+        except PeerDataError as exc:
+            self._refuse("remove", path, exc)
+
+    def realpath(self, path: bytes) -> bytes:
+        try:
+            folder, name = self._home.locate(path)
+        except PeerDataError as exc:
+            self._refuse("realpath", path, exc)
+        return f"/{folder}/{name}".encode() if name else f"/{folder}".encode()
+
+    async def exit(self) -> None:
+        for file in list(self.files):
+            await self.close(file)
+
+    def _locate_file(self, path: bytes) -> tuple[str, FileName]:
+        folder, name = self._home.locate(path)
+        if name is None:
+            raise PeerDataError("a folder", code="name")
+        return folder, name
+
+    def _refuse(self, operation: str, path: bytes, error: PeerDataError) -> NoReturn:
+        self._link.refused(operation, path.decode("latin-1"), error)
+        raise asyncssh.SFTPPermissionDenied(f"{error.code}: {error.message}") from error
+
+    def _disk_failed(self, error: DiskFailed) -> NoReturn:
+        self._link.disk_failed(error)
+        raise OSError(errno.EIO, "the disk failed") from error
+
+    # ------------------------------------------------------------ what nobody needs
+
+    def _deny(self, operation: str, path: bytes = b"") -> NoReturn:
+        self._refuse(operation, path, PeerDataError(f"{operation} is not offered here", code="operation"))
+
+    def _set_attributes(self, operation: str, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
+        """Times are taken and forgotten, as many clients set them after an upload; all else is refused."""
+        if any(v is not None for v in (attrs.size, attrs.permissions, attrs.uid, attrs.gid, attrs.owner, attrs.acl)):
+            self._deny(operation, path)
+
+    def setstat(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
+        try:
+            self._locate_file(path)
+        except PeerDataError as exc:
+            self._refuse("setstat", path, exc)
+        self._set_attributes("setstat", path, attrs)
+
+    def fsetstat(self, file_obj: object, attrs: asyncssh.SFTPAttrs) -> None:
+        self._set_attributes("fsetstat", b"", attrs)
+
+    def lsetstat(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> NoReturn:
+        self._deny("lsetstat", path)
+
+    def open56(self, path: bytes, desired_access: int, flags: int, attrs: asyncssh.SFTPAttrs) -> NoReturn:
+        self._deny("open56", path)
+
+    def scandir(self, path: bytes) -> NoReturn:
+        self._deny("opendir", path)
+
+    def listdir(self, path: bytes) -> NoReturn:
+        self._deny("listdir", path)
+
+    def mkdir(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> NoReturn:
+        self._deny("mkdir", path)
+
+    def rmdir(self, path: bytes) -> NoReturn:
+        self._deny("rmdir", path)
+
+    def readlink(self, path: bytes) -> NoReturn:
+        self._deny("readlink", path)
+
+    def symlink(self, oldpath: bytes, newpath: bytes) -> NoReturn:
+        self._deny("symlink", newpath)
+
+    def link(self, oldpath: bytes, newpath: bytes) -> NoReturn:
+        self._deny("link", newpath)
+
+    def posix_rename(self, oldpath: bytes, newpath: bytes) -> NoReturn:
+        self._deny("posix-rename", newpath)
+
+    def lock(self, file_obj: object, offset: int, length: int, flags: int) -> NoReturn:
+        self._deny("lock")
+
+    def unlock(self, file_obj: object, offset: int, length: int) -> NoReturn:
+        self._deny("unlock")
+
+    def statvfs(self, path: bytes) -> NoReturn:
+        self._deny("statvfs", path)
+
+    def fstatvfs(self, file_obj: object) -> NoReturn:
+        self._deny("fstatvfs")
+
+    def map_path(self, path: bytes) -> NoReturn:
+        self._deny("map_path", path)
+
+    def reverse_map_path(self, path: bytes) -> NoReturn:
+        self._deny("reverse_map_path", path)
+
+
+class InboxHandler(asyncssh_sftp.SFTPServerHandler):
+    """asyncssh's request loop with fewer requests, smaller packets and back-pressure."""
+
+    def __init__(
+        self, fs: InboxFS, link: Link, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]
+    ) -> None:
+        super().__init__(fs, reader, writer, sftp_version=3)
+        self._fs = fs
+        self._link = link
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        except PeerDataError as exc:  # only from `recv_packet`
+            raise asyncssh.DisconnectError(asyncssh.DISC_PROTOCOL_ERROR, exc.message) from exc
+        finally:
+            await self._fs.exit()
+
+    async def recv_packet(self) -> SSHPacket:
+        """The next request. It waits until the client has taken the answers so far: else they'd fill our memory.
+
+        Raises:
+            PeerDataError: the peer makes too many.
+        """
+        reader, writer = self._reader, self._writer
+        assert reader is not None and writer is not None
+        await asyncio.sleep(
+            0
+        )  # nothing below waits while requests lie here: a window of them took 8 s, without a pause
+        await writer.drain()
+        await self._link.writable()
+        length = int.from_bytes(await reader.readexactly(4), "big")
+        if length > PACKET_MAX_BYTES:
+            raise asyncssh.SFTPBadMessage(f"packet of {length} bytes")
+        packet = SSHPacket(await reader.readexactly(length))
+        self._link.asked()
+        return packet
+
+    async def _process_limits(self, packet: SSHPacket) -> asyncssh.SFTPLimits:
+        packet.check_end()
+        return asyncssh.SFTPLimits(PACKET_MAX_BYTES, BLOCK_MAX_BYTES, BLOCK_MAX_BYTES, self._link.handles_max)
+
+    async def _process_unoffered(self, packet: SSHPacket) -> None:
+        error = PeerDataError("a request that is not offered here", code="operation")
+        self._link.refused("request", "", error)
+        raise asyncssh.SFTPOpUnsupported(error.message)
+
+
+def _watched(handler: Any) -> Any:
+    """Log what is our fault: asyncssh would only tell the client, in words that may name our paths."""
+
+    async def process(self: InboxHandler, packet: SSHPacket) -> object:
+        try:
+            return await handler(self, packet)
+        except (asyncssh.SFTPError, PacketDecodeError, FileNotFoundError, FileExistsError):
+            raise
+        except OSError as exc:
+            self._link.note("disk error in the inbox", logging.ERROR, errno=exc.errno, reason=exc.strerror)
+            raise
+        except LocalStateError as exc:  # in making a list, say: the journal cannot be read, and has told the process
+            self._link.note("disk error in the inbox", logging.ERROR, reason=exc.message)
+            raise asyncssh.SFTPFailure("the disk failed") from exc
+        except Exception as exc:
+            log.exception("bug in the inbox")
+            raise asyncssh.SFTPFailure("internal error") from exc
+
+    process.__name__ = handler.__name__
+    return process
+
+
+InboxHandler._extensions = [(b"fsync@openssh.com", b"1"), (b"limits@openssh.com", b"1")]
+InboxHandler._packet_handlers = {
+    request: _watched(handler if request in _REQUESTS else InboxHandler._process_unoffered)
+    for request, handler in asyncssh_sftp.SFTPServerHandler._packet_handlers.items()
+} | {b"limits@openssh.com": _watched(InboxHandler._process_limits)}

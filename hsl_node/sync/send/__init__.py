@@ -1,0 +1,1 @@
+"""To a peer's inbox: again and again until a receipt."""

@@ -1,0 +1,131 @@
+"""Send one checkpoint to one peer, again and again, until that peer's signed receipt says what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from hsl_node.errors import HslError, KeyRefused, TransportError, escaped
+from hsl_node.federation.config import Federation, PeerCard
+from hsl_node.federation.identity import Identity
+from hsl_node.federation.names import Peer
+from hsl_node.sync.manifest import Receipt
+from hsl_node.sync.send.deliver import Known, Parcel, Transfer, deliver
+from hsl_node.sync.wire.connect import connect
+from hsl_node.sync.wire.login import RefusedKey
+from hsl_node.sync.wire.transport import Client, Patience
+
+Wait = Callable[..., Awaitable[None]]  # (seconds, wake, *, at_least)
+
+__all__ = ["Known", "Parcel", "Transfer", "deliver", "push"]
+
+log = logging.getLogger(__name__)
+
+BACKOFF_BASE_S = 1.0  # doubles with every failure; the wait is drawn evenly from 0 to that: peers don't march in step
+BACKOFF_CAP_S = 60.0  # a peer that comes back is found within a minute, half a minute on average
+WOKEN_WAIT_S = 1.0  # two nodes that fail to serve each other must not wake each other at the speed of the network
+# A server that takes a whole checkpoint and loses it, twice, is not sent a third at once: after 1 min, 2 min, ... 1 h.
+LOST_TIMES, LOST_WAIT_S, LOST_WAIT_MAX_S = 2, 60.0, 3600.0
+
+
+async def wait_for_peer(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
+    """Sleep, but not beyond `at_least` if the peer shows itself."""
+    await asyncio.sleep(min(at_least, seconds))
+    try:
+        async with asyncio.timeout(max(0.0, seconds - at_least)):
+            await wake.wait()
+    except TimeoutError:
+        pass
+
+
+async def push(
+    card: PeerCard,
+    parcel: Parcel,
+    *,
+    me: Peer,
+    identity: Identity,
+    federation: Federation,
+    client: Client,
+    transfer: Transfer,
+    wake: asyncio.Event,
+    refused: RefusedKey,
+    rng: random.Random,
+    patience: Patience = Patience(),
+    wait: Wait = wait_for_peer,
+    keys: Sequence[str] | None = None,
+    host_keys: Sequence[str] | None = None,
+    on_lost: Callable[[Transfer], None] = lambda transfer: None,
+) -> Receipt:
+    """Deliver `parcel` to the peer of `card`, however long that takes. `wake`: try at once, the peer is there.
+
+    `refused`: whether its key is refused there, as all who connect to this peer know it.
+    `keys`, `host_keys`: what the peer may sign its receipt with and what its server may show; None: as the card says.
+
+    `on_lost`: the peer's server has taken whole checkpoints and lost them; the pauses grow.
+
+    Gives back the peer's receipt: it accepts, or refuses for a reason that sending again cannot mend.
+
+    Raises:
+        LocalStateError: our checkpoint file cannot be read.
+    """
+    known = Known()
+    login = partial(
+        connect, card, me, identity, client=client, patience=patience, host_keys=host_keys, toll=transfer.toll
+    )
+    transfer.begin(parcel)
+    failures = 0  # in a row, without any progress
+    while True:
+        before = transfer.most
+        transfer.enter("connecting")
+        wake.clear()
+        try:
+            async with refused.login(login, patience.connect_s) as link:
+                receipt = await deliver(
+                    link, parcel, card=card, federation=federation, transfer=transfer, known=known, keys=keys
+                )
+                transfer.last_error = ""
+                transfer.enter("done" if receipt.accepted else "refused")
+                return receipt
+        except KeyRefused as exc:
+            _note(transfer, exc, refused.left_s)
+            await refused.over()
+        except TransportError as exc:
+            failures = 1 if transfer.most > before else failures + 1
+            seconds, at_least = backoff_s(failures, rng), 0 if failures == 1 else WOKEN_WAIT_S
+            if lost := _times_lost(transfer):
+                seconds = at_least = min(LOST_WAIT_S * 2.0 ** min(lost - LOST_TIMES, 30), LOST_WAIT_MAX_S)
+                on_lost(transfer)
+            _note(transfer, exc, seconds)
+            await wait(seconds, wake, at_least=at_least)
+        except HslError:
+            raise
+        except Exception as exc:  # one peer's link must never end this node: a bug of ours or theirs, told in the log
+            failures += 1
+            seconds = backoff_s(failures, rng)
+            log.exception("push broke", extra={"peer": card.name, "round": parcel.name.round})
+            _note(transfer, TransportError(f"{card.name}: {type(exc).__name__}: {escaped(str(exc))}"), seconds)
+            await wait(seconds, wake, at_least=WOKEN_WAIT_S)
+
+
+def _times_lost(transfer: Transfer) -> int:
+    """How often a whole checkpoint was taken and then gone; 0 while that may be a server's bad day."""
+    times = transfer.lost_bytes // max(transfer.total, 1)
+    return times if times >= LOST_TIMES else 0
+
+
+def backoff_s(failures: int, rng: random.Random) -> float:
+    """Exponential back-off with full jitter."""
+    return rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(failures - 1, 30)))
+
+
+def _note(transfer: Transfer, error: TransportError | KeyRefused, seconds: float) -> None:
+    transfer.retries += 1
+    transfer.last_error = error.message
+    transfer.enter("waiting to retry")
+    transfer.next_try = time.monotonic() + seconds
+    fields = {"peer": transfer.peer, "round": transfer.round, "bytes": transfer.sent, "wait_s": round(seconds, 1)}
+    log.warning("push failed, trying again", extra={**fields, "reason": error.message})

@@ -1,0 +1,56 @@
+"""What the disk has, what one peer may use of it, and what a round still needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsl_node.sync.store.layout import Layout
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one sender may hold here at a time, in parts/ and inbox/ together."""
+
+    files: int = 16  # a checkpoint and a manifest for two rounds, four times over
+    bytes: int = 4096 * 1024 * 1024
+    reserve_bytes: int = 256 * 1024 * 1024  # of the disk; no peer's write takes of it: the journal must go on
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of the disk: what is free, and below what free space this node does without something."""
+
+    free: int
+    arrival: int  # below it the inbox takes in no checkpoint of a peer
+    round: int  # below it no round is started; at least `arrival`
+
+
+def reserve_of(inbox: str) -> int:
+    """Bytes of the disk that this kind of inbox never gives away: another program's server knows of none."""
+    return Quota.reserve_bytes if inbox == "embedded" else 0
+
+
+def room(layout: Layout, checkpoint_bytes: int, peers: int, reserve_bytes: int) -> Room:
+    """What the disk has and what this node needs of it: what is stored already counts as room for a round.
+
+    The inbox never gives its reserve away, so what a round still has to store comes on top of that.
+    """
+    held = sum(_held(layout.state / folder) for folder in ("inbox", "outbox"))
+    missing = max(checkpoint_bytes, 2 * (peers + 1) * checkpoint_bytes - held)
+    free = shutil.disk_usage(layout.state).free
+    return Room(free, reserve_bytes + checkpoint_bytes, reserve_bytes + missing)
+
+
+def _held(folder: Path) -> int:
+    """Bytes of the checkpoints below a folder. `prune` may be deleting some of them in another thread meanwhile."""
+    total = 0
+    for where, _, names in os.walk(folder):  # unlike rglob it passes over a folder that is gone by now
+        for name in names:
+            if name.endswith(".safetensors"):
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(where, name)).st_size
+    return total

@@ -1,0 +1,1 @@
+"""One open connection to another node."""

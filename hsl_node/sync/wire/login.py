@@ -1,0 +1,105 @@
+"""When our key may be offered again to a peer that refused it: one wait for whoever connects, over rounds and pushes.
+
+async with refused.login(lambda: connect(card, me, identity), 60) as link:   # KeyRefused: just now, or not yet time
+    ...
+await refused.over()  # it may be tried again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from hsl_node.errors import KeyRefused, TransportError
+from hsl_node.sync.wire.transport import Transport
+
+# At most 12 tries an hour, the one for a call included: more looks like an attack to the peer's defences.
+KEY_REFUSED_WAIT_S, KEY_REFUSED_JITTER = 330.0, 1.2
+CALLED_WAIT_S = 1.0  # two nodes that refuse each other must not call each other at the speed of the network
+HOUR_S = 3600.0
+
+
+class RefusedKey:
+    """One for each peer and pair of keys: when either side's changes, another one takes its place."""
+
+    def __init__(self, peer: str, rng: random.Random, now: Callable[[], float] = lambda: time.monotonic()) -> None:
+        self._peer, self._rng, self._now = peer, rng, now
+        self._one_at_a_time = asyncio.Lock()  # else all who connect would be refused at once
+        self._why: KeyRefused | None = None  # None: the last login succeeded, or there was none
+        self._since = -math.inf  # when the first of these refusals came
+        self._not_before = -math.inf
+        self._called = -math.inf  # when a call last ended a wait
+        self._sooner = asyncio.Event()
+
+    @asynccontextmanager
+    async def login(
+        self, connect: Callable[[], AbstractAsyncContextManager[Transport]], seconds: float
+    ) -> AsyncIterator[Transport]:
+        """Enter what `connect` gives, if it is time. `seconds`: so long another login to this peer is waited for.
+
+        Raises:
+            KeyRefused: the peer refuses, or has refused and the wait is not over.
+            TransportError: it cannot be reached, or another login is under way for too long.
+        """
+        async with AsyncExitStack() as stack:
+            async with self._turn(seconds):
+                if self._why is not None and self.left_s > 0:
+                    raise KeyRefused(self._why.message, remedy=self._why.remedy)
+                try:
+                    link = await stack.enter_async_context(connect())
+                except KeyRefused as exc:
+                    self._refuse(exc)
+                    raise
+                self._why = None
+            yield link
+
+    @property
+    def left_s(self) -> float:
+        """Of the wait."""
+        return max(0.0, self._not_before - self._now())
+
+    async def over(self) -> None:
+        """Wait until it is time."""
+        while (left := self.left_s) > 0:
+            self._sooner.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._sooner.wait()
+            except TimeoutError:
+                pass
+
+    def called(self) -> None:
+        """The peer connects to us: it may have been started again with the right key.
+
+        That ends a wait once; after a success once more, but not in the same hour.
+        """
+        now = self._now()
+        if self.left_s > 0 and self._called < min(self._since, now - HOUR_S):
+            self._called, self._not_before = now, min(self._not_before, now + CALLED_WAIT_S)
+            self._sooner.set()
+
+    def _refuse(self, error: KeyRefused) -> None:
+        now = self._now()
+        if self._why is None:
+            self._since = now
+        self._why = error
+        self._not_before = now + KEY_REFUSED_WAIT_S * self._rng.uniform(1, KEY_REFUSED_JITTER)
+
+    @asynccontextmanager
+    async def _turn(self, seconds: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._one_at_a_time.acquire()
+        except TimeoutError as exc:
+            raise TransportError(
+                f"{self._peer}: another login there has not come to an end in {seconds:.0f} s",
+                remedy="it is tried again; check network and peer",
+            ) from exc
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()

@@ -1,0 +1,239 @@
+"""One open connection to one peer's inbox: the interface, its limits, and which client stands behind it.
+
+    async with connect(card, me, identity, client="asyncssh") as link:
+        await link.write("parts/NAME.part", source, 0, create=True, progress=print)
+        await link.rename("parts/NAME.part", "inbox/NAME")
+
+Both clients (`asyncssh_client.py`, `paramiko_client.py`) pass one conformance suite. Keys are pinned: there is no
+trust on first use, no agent, no password, no file of the user's ~/.ssh is ever read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from hsl_node.errors import Altered, KeyRefused, LocalStateError, TransportError, escaped
+from hsl_node.federation.config import PeerCard
+from hsl_node.federation.identity import Identity
+from hsl_node.federation.names import Peer
+from hsl_node.federation.strings import fingerprint, split_address
+from hsl_node.sync.wire.resolver import addresses
+
+BLOCK_BYTES = 255 * 1024  # of one SFTP request: OpenSSH takes 256 KiB including the header, and no more
+
+
+# Blocks on their way, 2 MiB: what OpenSSH's SSH window holds anyway, so more of them only cost memory (64 blocks:
+# +35 MB a connection, not a byte a second more). At 50 ms round trip that still is 40 MB/s.
+BLOCKS_IN_FLIGHT = 8
+
+
+READ_AHEAD_BLOCKS = 4  # one hop to a disk thread for 1 MiB: a hop for every block costs a tenth of the throughput
+
+
+LOST_PEER_S = 60  # keepalive 15 s x 4; the kernel gives up on unacknowledged bytes at the same time
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a silence may last. Never a limit on a whole transfer: that takes as long as the link needs."""
+
+    connect_s: float = 60  # to greet, agree on keys and log in: a few KB, over a line that others saturate
+    answer_s: float = 45  # any single answer, beside what its bytes need
+    slowest_bytes_per_s: int = 8 * 1024  # 64 peers on one 4 Mbit/s line; below this the link counts as lost
+    slowest_disk_bytes_per_s: int = 1024 * 1024  # of the peer, when it is asked to make the file durable
+    keepalive_s: float = 15
+    keepalives: int = 4
+
+    def for_bytes(self, count: int) -> float:
+        """Seconds after which `count` bytes must have arrived."""
+        return self.answer_s + count / self.slowest_bytes_per_s
+
+    def for_disk(self, count: int) -> float:
+        return self.answer_s + count / self.slowest_disk_bytes_per_s
+
+
+class OperationFailed(TransportError):
+    """The server answered "no" or "failure"; the link is fine. What it means is found out with `size`, not by code."""
+
+
+class Transport(Protocol):
+    """Paths are relative to the folder that holds parts/, inbox/ and receipts/.
+
+    Every method raises:
+        OperationFailed: the server refused; the connection can be used further.
+        TransportError: the link broke, or nothing moved for longer than `Patience` allows; connect anew.
+    """
+
+    async def size(self, path: str) -> int | None:
+        """Bytes of a file; None: there is no such file."""
+
+    async def write(
+        self, path: str, source: Path | bytes, offset: int, *, create: bool, progress: Callable[[int], None]
+    ) -> None:
+        """Send `source` from `offset` to its end, make it durable where the server offers that, and close the file.
+
+        `create`: the file must not exist yet. Else it must exist and is neither truncated nor appended to.
+        `progress(n)`: all bytes up to `n` are acknowledged.
+
+        Raises:
+            LocalStateError: `source` cannot be read, or became shorter.
+        """
+
+    async def read(self, path: str, offset: int, count: int) -> bytes:
+        """At most `count` bytes (<= BLOCK_BYTES); fewer only at the end of the file."""
+
+    async def rename(self, old: str, new: str) -> None:
+        """Plain rename: fails where `new` exists."""
+
+    async def remove(self, path: str) -> None: ...
+
+
+Client = Literal["asyncssh", "paramiko"]
+
+
+@dataclass(frozen=True)
+class Login:
+    """What a card says about logging in, filled in for us."""
+
+    peer: str
+    host: str
+    port: int
+    user: str
+    root: str  # "" or ends with "/"
+    host_keys: tuple[str, ...]
+
+    @classmethod
+    def of(cls, card: PeerCard, me: Peer, host_keys: Sequence[str] | None = None) -> Login:
+        host, port = split_address(card.address)
+        # Not str.format: what stands in a card is data, not a template language.
+        user, root = (text.replace("{sender}", me) for text in (card.user, card.root))
+        root = root if not root or root.endswith("/") else root + "/"
+        pinned = (card.host_key or card.key,) if host_keys is None else tuple(host_keys)
+        return cls(card.name, host, port, user, root, pinned)
+
+    @property
+    def where(self) -> str:
+        return f"{self.peer} at {self.host}:{self.port}"
+
+    def other_host_key(self, offered: str) -> KeyRefused:
+        return KeyRefused(
+            f"{self.where} shows the host key {offered or '(none of type ed25519)'}, "
+            f"pinned is {' or '.join(map(fingerprint, self.host_keys)) or 'none: it is revoked'}",
+            remedy=f"call {self.peer}: after a planned key change take its update file (`hsl-node peer update`); "
+            "otherwise somebody stands in between",
+        )
+
+    def our_key_refused(self, identity: Identity) -> KeyRefused:
+        return KeyRefused(
+            f"{self.where} does not accept our key {identity.fingerprint} for the user {self.user!r}",
+            remedy="if this node was restored from a backup, its key was probably changed after that. Where "
+            "keys/node_ed25519.next is there, the backup was made in the midst of that change: `hsl-node key rotate "
+            "--finish` goes over to the new key at once. Else restore a newer one; there is none: README.md, "
+            '"A disk is lost". '
+            f"Else ask {self.peer} whether it runs the same federation file and has set up the account",
+        )
+
+    def lost(self, what: str, reason: object) -> TransportError:
+        text = escaped(str(reason)) or type(reason).__name__
+        return TransportError(f"{self.where}: {what}: {text}", remedy="it is tried again; check network and peer")
+
+    def silent(self, what: str, seconds: float) -> TransportError:
+        return self.lost(what, f"nothing moved for {seconds:.0f} s")
+
+    def failed(self, what: str, reason: object) -> OperationFailed:
+        return OperationFailed(
+            f"{self.where}: {what} was refused: {escaped(str(reason)) or type(reason).__name__}",
+            remedy="it is tried again; if it stays so, ask the peer for its log",
+        )
+
+
+async def open_socket(login: Login, seconds: float) -> socket.socket:
+    """A connected, non-blocking TCP socket on the first of the host's addresses that answers.
+
+    Raises:
+        TransportError: name unknown, nobody listens, or no answer.
+    """
+    loop, doing = asyncio.get_running_loop(), "looking up its name"
+    try:
+        async with asyncio.timeout(seconds):
+            found = await addresses(login.host, login.port)
+            doing = "connecting"
+            each_s = seconds / max(1, len(found))  # a black hole at the first address must not take the others' time
+            for number, (family, kind, protocol, _, address) in enumerate(found):
+                sock = socket.socket(family, kind, protocol)
+                try:
+                    sock.setblocking(False)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    if hasattr(socket, "TCP_USER_TIMEOUT"):  # else a black hole is retransmitted to for 15 minutes
+                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_PEER_S * 1000)
+                    async with asyncio.timeout(each_s):
+                        await loop.sock_connect(sock, address)
+                    return sock
+                except OSError:  # TimeoutError is one
+                    sock.close()
+                    if number == len(found) - 1:
+                        raise
+                except BaseException:
+                    sock.close()
+                    raise
+    except TimeoutError as exc:
+        raise login.silent(doing, seconds) from exc
+    except OSError as exc:
+        raise login.lost("cannot be reached", exc.strerror or exc) from exc
+    raise login.lost("cannot be reached", "the name has no address")
+
+
+class Source:
+    """The bytes to send: a file, or a small document in memory. Blocking: call `read` in a thread."""
+
+    def __init__(self, source: Path | bytes) -> None:
+        """Raises: Altered: it is gone. LocalStateError: it cannot be opened."""
+        self._content = source if isinstance(source, bytes) else b""
+        self._file, self._path = None, source
+        self.size = len(self._content)
+        if isinstance(source, Path):
+            try:
+                self._file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed in `close`)
+                self.size = os.fstat(self._file.fileno()).st_size
+            except FileNotFoundError as exc:
+                raise Altered(f"{source}, which is to be sent, is gone from this disk") from exc
+            except OSError as exc:
+                raise _unreadable(source, exc) from exc
+
+    def read(self, offset: int) -> Sequence[bytes]:
+        """The next READ_AHEAD_BLOCKS blocks; fewer at the end.
+
+        Raises:
+            Altered: the file became shorter, or the disk does not give it any more.
+            LocalStateError: it may not be read.
+        """
+        starts = range(offset, min(offset + READ_AHEAD_BLOCKS * BLOCK_BYTES, self.size), BLOCK_BYTES)
+        return [self._block(start, min(BLOCK_BYTES, self.size - start)) for start in starts]
+
+    def _block(self, start: int, count: int) -> bytes:
+        if self._file is None:
+            return self._content[start : start + count]
+        try:
+            block = os.pread(self._file.fileno(), count, start)
+        except OSError as exc:
+            raise _unreadable(self._path, exc) from exc
+        if len(block) != count:
+            raise Altered(f"{self._path!s} became shorter while it was sent")
+        return block
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _unreadable(path: Path | bytes, reason: OSError) -> LocalStateError:
+    if reason.errno == errno.EIO:
+        return Altered(f"{path!s}, which is to be sent, cannot be read any more from this disk")
+    return LocalStateError(f"{path!s} cannot be read: {reason}", remedy="check the disk of the state directory")

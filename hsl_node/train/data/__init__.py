@@ -1,0 +1,1 @@
+"""A hospital's images: found, split, decoded once. No torch."""

@@ -1,0 +1,1 @@
+"""Architectures, and the same first weights everywhere."""

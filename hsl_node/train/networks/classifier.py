@@ -1,0 +1,19 @@
+"""A trunk and a linear head: what every method but HSL's trains."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hsl_node.train.networks.backbone import Trunk
+
+
+class Classifier(nn.Module):
+    """A trunk and one linear layer: what the methods without an anchor task train. (B, 3, S, S) -> (B, C)."""
+
+    def __init__(self, backbone: str, outputs: int) -> None:
+        super().__init__()
+        self.trunk = Trunk(backbone)
+        self.out = nn.Linear(self.trunk.features, outputs)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.out(self.trunk(image_BCHW))  # type: ignore[no-any-return]

@@ -1,0 +1,148 @@
+"""The multi-gate mixture-of-experts model of HeteroSync Learning, and a plain classifier beside it.
+
+Shapes: B image pairs in a batch, F = 1024 joint features, E experts, H = 62 hidden and O = 32 task features, C outputs
+(1 logit for two classes, else one per class). Everything is logits here; probabilities are made in scoring.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hsl_node.train.networks.backbone import Trunk
+
+EMBEDDING = 512  # features of one encoder
+
+
+HIDDEN = 62
+
+
+TASK = 32  # features of one task: experts' sum plus skip projection
+
+
+TOWER = 16
+
+
+EXPERT_DROPOUT = 0.3
+
+
+TOWER_DROPOUT = 0.4
+
+
+class MMoE(nn.Module):
+    """Two tasks, two encoders, one pool of experts. Defaults are the published form: 23.7 million parameters."""
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "resnet18",
+        outputs: int = 1,
+        experts: int = 12,
+        encoder: str = "separate",
+        embedding: str = "softmax",
+        temperature: float = 3.0,
+    ) -> None:
+        super().__init__()
+        self.shared_encoder = encoder == "shared"
+        self.embedding = embedding
+        self.temperature = temperature
+        if self.shared_encoder:
+            self.encoder = Encoder(backbone)
+        else:
+            self.encoder_primary = Encoder(backbone)
+            self.encoder_anchor = Encoder(backbone)
+        self.experts = Experts(experts, 2 * EMBEDDING)
+        self.gate_primary = Gate(2 * EMBEDDING, experts)
+        self.gate_anchor = Gate(2 * EMBEDDING, experts)
+        self.skip_primary = nn.Linear(EMBEDDING, TASK)
+        self.skip_anchor = nn.Linear(EMBEDDING, TASK)
+        self.tower_primary = Tower(outputs)
+        self.tower_anchor = Tower(1)
+
+    def forward(self, primary_BCHW: Tensor, anchor_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of both tasks, (B, C) and (B, 1)."""
+        f_p, f_a = self.encode(primary_BCHW, anchor_BCHW)  # (B, 512), (B, 512)
+        joint = self.joint(f_p, f_a)  # (B, 1024)
+        expert = self.experts(joint)  # (B, E, 32)
+        primary = self.gate_primary(joint, expert) + self.skip_primary(f_p)  # (B, 32)
+        anchor = self.gate_anchor(joint, expert) + self.skip_anchor(f_a)  # (B, 32)
+        return self.tower_primary(primary), self.tower_anchor(anchor)  # (B, C), (B, 1)
+
+    def encode(self, primary_BCHW: Tensor, anchor_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.shared_encoder:
+            return self.encoder_primary(primary_BCHW), self.encoder_anchor(anchor_BCHW)
+        # One pass over both sets: its batch statistics are then those that the running statistics will stand for.
+        f_p, f_a = self.encoder(torch.cat([primary_BCHW, anchor_BCHW])).split([len(primary_BCHW), len(anchor_BCHW)])
+        return f_p, f_a
+
+    def encode_primary(self, primary_BCHW: Tensor) -> Tensor:
+        return (self.encoder if self.shared_encoder else self.encoder_primary)(primary_BCHW)  # type: ignore[no-any-return]
+
+    def encode_anchor(self, anchor_BCHW: Tensor) -> Tensor:
+        return (self.encoder if self.shared_encoder else self.encoder_anchor)(anchor_BCHW)  # type: ignore[no-any-return]
+
+    def primary_logits(self, f_p: Tensor, f_a: Tensor) -> Tensor:
+        """The primary task alone: (B, 512) and an anchor embedding (512,) or (B, 512) -> (B, C)."""
+        joint = self.joint(f_p, f_a.expand_as(f_p))
+        return self.tower_primary(self.gate_primary(joint, self.experts(joint)) + self.skip_primary(f_p))  # type: ignore[no-any-return]
+
+    def joint(self, f_p: Tensor, f_a: Tensor) -> Tensor:
+        both = torch.cat([f_p, f_a], dim=1)  # (B, 1024)
+        if self.embedding == "layernorm":
+            return F.layer_norm(both, both.shape[1:])
+        return torch.softmax(both / self.temperature, dim=1)
+
+
+class Encoder(nn.Module):
+    """A trunk whose classifier is replaced by Linear -> ReLU: (B, 3, S, S) -> (B, 512)."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.trunk = Trunk(backbone)
+        self.embed = nn.Linear(self.trunk.features, EMBEDDING)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return torch.relu(self.embed(self.trunk(image_BCHW)))
+
+
+class Experts(nn.Module):
+    """E small nets Linear(F -> 62), ReLU, Dropout, Linear(62 -> 32), as one matrix product and one batched one."""
+
+    def __init__(self, experts: int, inputs: int) -> None:
+        super().__init__()
+        self.weight_in = nn.Parameter(torch.empty(experts, HIDDEN, inputs))
+        self.bias_in = nn.Parameter(torch.empty(experts, HIDDEN))
+        self.weight_out = nn.Parameter(torch.empty(experts, TASK, HIDDEN))
+        self.bias_out = nn.Parameter(torch.empty(experts, TASK))
+
+    def forward(self, joint: Tensor) -> Tensor:
+        hidden = F.linear(joint, self.weight_in.flatten(0, 1), self.bias_in.flatten())  # (B, E*62)
+        hidden = hidden.view(-1, *self.bias_in.shape)  # (B, E, 62)
+        hidden = F.dropout(torch.relu(hidden), EXPERT_DROPOUT, self.training)
+        return torch.einsum("beh,eoh->beo", hidden, self.weight_out) + self.bias_out  # (B, E, 32)
+
+
+class Gate(nn.Module):
+    """A task's mixture of the experts: softmax(Linear(F -> E)) weights their features."""
+
+    def __init__(self, inputs: int, experts: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, experts)
+
+    def forward(self, joint: Tensor, expert: Tensor) -> Tensor:
+        share = torch.softmax(self.linear(joint), dim=1)  # (B, E)
+        return torch.einsum("be,beo->bo", share, expert)  # (B, 32)
+
+
+class Tower(nn.Module):
+    """A task's head: (B, 32) -> logits (B, C)."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(TASK, TOWER)
+        self.out = nn.Linear(TOWER, outputs)
+
+    def forward(self, task: Tensor) -> Tensor:
+        hidden = F.dropout(torch.relu(self.hidden(task)), TOWER_DROPOUT, self.training)
+        return self.out(hidden)  # type: ignore[no-any-return]

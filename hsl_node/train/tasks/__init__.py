@@ -1,0 +1,1 @@
+"""What is asked of an image, one file per kind of answer."""

@@ -1,0 +1,31 @@
+"""A class is asked of an image: its loss and its probabilities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsl_node.federation.plan import Plan
+
+if TYPE_CHECKING:
+    pass
+
+
+def outputs(plan: Plan) -> int:
+    """Two classes: one logit. More: one per class."""
+    return 1 if len(plan.classes) == 2 else len(plan.classes)
+
+
+def primary_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean loss over a batch: binary cross-entropy for (B, 1), cross-entropy for (B, C)."""
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], label.float())
+    return F.cross_entropy(logits, label)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(N, 1) -> (N,), the probability of class 1; (N, C) -> (N, C)."""
+    return torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)

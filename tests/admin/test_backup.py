@@ -1,0 +1,575 @@
+"""The backup file: what is in it, what is refused, and that nothing half-made is left."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from typer.testing import CliRunner
+
+from hsl_node.admin import backup, enrol, rotate
+from hsl_node.cli import main
+from hsl_node.commands.app import app
+from hsl_node.errors import (
+    AlreadyRunning,
+    ConfigError,
+    FederationMismatch,
+    HslError,
+    LocalStateError,
+    NotInitialised,
+    UsageError,
+)
+from hsl_node.federation import identity, node_toml
+from hsl_node.federation.config import AnchorCard
+from hsl_node.federation.plan import Plan
+from hsl_node.host import durable
+from hsl_node.node.heal import mark as recover_mark
+from hsl_node.status import last_words
+from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.layout import Layout
+from hsl_node.sync.store.store import Store
+
+PLAN = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=1, plateau_rounds=100)
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory after a whole run, and a backup of it made while the daemon ran: DIR/ash, DIR/ash.tar."""
+    folder = tmp_path_factory.mktemp("lived")
+    with Cluster(folder, ("ash", "birch"), PLAN) as cluster:
+        (cluster.layout("ash").state / "splits.json").write_text('{"version": 1, "splits": {}}')
+        cluster.start_all()
+        cluster.wait_finished()
+        backup.backup(folder / "ash", folder / "ash.tar")
+        assert cluster.stop("ash") == 0
+    return folder
+
+
+def test_a_backup_beside_the_running_daemon_holds_what_cannot_be_made_anew(lived: Path, tmp_path: Path) -> None:
+    file = lived / "ash.tar"
+    assert file.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(file) as tar:
+        names = tar.getnames()
+        assert all(m.isreg() and m.mode == 0o600 for m in tar.getmembers())
+    assert names[0] == "backup.json"
+    assert {"node.toml", "federation.toml", "splits.json", "journal.sqlite3", "keys/node_ed25519"} < set(names)
+    assert "fused/r000002.safetensors" in names, "the last fused model"
+    assert not list(lived.glob(".hsl-node-backup-*")), "nothing is left beside it"
+
+
+def test_what_is_restored_is_what_was_there_and_is_marked(lived: Path, tmp_path: Path) -> None:
+    made = backup.restore(tmp_path / "new", lived / "ash.tar")
+    assert (made.node, made.has_key) == ("ash", True)
+    for name in ("node.toml", "federation.toml", "splits.json", "keys/node_ed25519", "fused/r000002.safetensors"):
+        assert (tmp_path / "new" / name).read_bytes() == (lived / "ash" / name).read_bytes()
+    assert (tmp_path / "new" / "keys" / "node_ed25519").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    store = Store(Layout(tmp_path / "new"))
+    mark = recover_mark.find_mark(store.journal)
+    assert mark is not None and "restored from a backup" in mark.why
+    assert store.journal.last_signed() == 3
+    assert last_words.find_ending(store.journal) is None, (
+        "no daemon has run there; that of the backup's journal still did"
+    )
+    store.close()
+    assert not (tmp_path / "new" / backup.STAGING).exists()
+
+
+def test_without_the_key_it_holds_none_and_waits_for_it(lived: Path, tmp_path: Path) -> None:
+    made = backup.backup(lived / "ash", tmp_path / "open.tar", with_key=False)
+    assert not made.has_key
+    assert (
+        identity.load(Layout(lived / "ash").key).key.export_private_key("openssh")
+        not in (tmp_path / "open.tar").read_bytes()
+    )
+    state = tmp_path / "new"
+    (state / "keys").mkdir(parents=True)
+    shutil.copy(lived / "ash" / "keys" / "node_ed25519", state / "keys")
+    backup.restore(state, tmp_path / "open.tar")
+    assert identity.load(Layout(state).key).public == identity.load(Layout(lived / "ash").key).public
+
+
+def test_another_nodes_key_in_place_is_refused_and_stays(lived: Path, tmp_path: Path) -> None:
+    backup.backup(lived / "ash", tmp_path / "open.tar", with_key=False)
+    other = identity.generate(Layout(tmp_path / "new").key)
+    with pytest.raises(HslError):
+        backup.restore(tmp_path / "new", tmp_path / "open.tar")
+    assert identity.load(Layout(tmp_path / "new").key).public == other.public
+    assert not (tmp_path / "new" / "node.toml").exists()
+
+
+@pytest.fixture
+def changing(tmp_path: Path) -> Path:
+    """A state directory between `key rotate` and `key rotate --finish`."""
+    with Cluster(tmp_path / "changing", ("ash", "birch"), PLAN) as cluster:
+        rotate.begin(cluster.layout("ash").state)
+        return cluster.layout("ash").state
+
+
+def test_a_key_change_goes_on_from_a_backup_that_was_made_in_its_midst(changing: Path, tmp_path: Path) -> None:
+    update = rotate.begin(changing).update
+    made = backup.backup(changing, tmp_path / "ash.tar")
+    assert made.has_key and backup.NEXT in made.files
+    backup.restore(tmp_path / "new", tmp_path / "ash.tar")
+    assert (tmp_path / "new" / backup.NEXT).read_bytes() == (changing / backup.NEXT).read_bytes()
+    assert (tmp_path / "new" / backup.NEXT).stat().st_mode & 0o777 == 0o600
+    assert rotate.begin(tmp_path / "new").update == update
+    assert not rotate.finish(tmp_path / "new", force=True)
+    assert identity.load(Layout(tmp_path / "new").key).public == update.new
+
+
+def test_a_backup_from_before_these_held_the_new_key_is_restored_and_its_change_not_finished_with_another(
+    changing: Path, tmp_path: Path
+) -> None:
+    backup.backup(changing, tmp_path / "ash.tar")
+    older = repacked(tmp_path / "ash.tar", tmp_path / "older.tar", without_next)
+    backup.restore(tmp_path / "new", older)
+    before = (tmp_path / "new" / backup.KEY).read_bytes()
+    for force in (False, True):
+        with pytest.raises(LocalStateError, match="is not there"):
+            rotate.finish(tmp_path / "new", force=force)
+    shutil.copy(changing / backup.NEXT, tmp_path / "new" / backup.NEXT)
+    assert (tmp_path / "new" / backup.KEY).read_bytes() == before
+    assert not rotate.finish(tmp_path / "new", force=True)
+
+
+def test_a_change_that_is_finished_in_the_midst_of_a_backup_leaves_the_new_key_in_it(
+    changing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = rotate.begin(changing).update
+    finished = []
+
+    def opened(path: Path, mode: str) -> Any:
+        file = open(path, mode)  # noqa: SIM115  (backup closes it)
+        if path.parent.name == "keys" and not finished:
+            finished.append(rotate.finish(changing, force=True))
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "open", opened, raising=False)
+        backup.backup(changing, tmp_path / "ash.tar")
+    backup.restore(tmp_path / "new", tmp_path / "ash.tar")
+    assert finished and not rotate.finish(tmp_path / "new", force=True)
+    assert identity.load(Layout(tmp_path / "new").key).public == update.new
+
+
+def test_without_keys_it_holds_neither_and_waits_for_both(changing: Path, tmp_path: Path) -> None:
+    made = backup.backup(changing, tmp_path / "open.tar", with_key=False)
+    assert not [name for name in made.files if name.startswith("keys/")]
+    shutil.copytree(changing / "keys", tmp_path / "new" / "keys")
+    backup.restore(tmp_path / "new", tmp_path / "open.tar")
+    for name in (backup.KEY, backup.NEXT):
+        assert (tmp_path / "new" / name).read_bytes() == (changing / name).read_bytes()
+    (changing / backup.KEY).rename(tmp_path / "credential")  # with systemd, against its page: moved away too early
+    said = CliRunner().invoke(app, ["--state", str(changing), "backup", str(tmp_path / "half.tar")]).output
+    assert "PRIVATE KEY" in said and "not in it: the private key" in said
+    assert backup.verify(tmp_path / "half.tar").files.keys() >= {backup.NEXT}
+
+
+def without_next(name: str, content: bytes) -> bytes | None:
+    """As an older hsl-node wrote it."""
+    if name != "backup.json":
+        return None if name == backup.NEXT else content
+    index = json.loads(content)
+    del index["files"][backup.NEXT]
+    return json.dumps(index).encode()
+
+
+def repacked(source: Path, target: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
+    """A copy of a backup in which `change` made each member's content; None leaves it out."""
+    with tarfile.open(source) as old, tarfile.open(target, "w") as new:
+        for member in old:
+            content = old.extractfile(member)
+            assert content is not None
+            changed = change(member.name, content.read())
+            if changed is not None:
+                member.size = len(changed)
+                new.addfile(member, io.BytesIO(changed))
+    return target
+
+
+def flipped(name: str, content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1]) if name == "journal.sqlite3" else content
+
+
+def without_splits(name: str, content: bytes) -> bytes | None:
+    return None if name == "splits.json" else content
+
+
+def renewed(version: int) -> Callable[[str, bytes], bytes]:
+    def change(name: str, content: bytes) -> bytes:
+        return json.dumps({**json.loads(content), "version": version}).encode() if name == "backup.json" else content
+
+    return change
+
+
+def with_evil_name(name: str, content: bytes) -> bytes:
+    if name != "backup.json":
+        return content
+    index = json.loads(content)
+    index["files"]["../evil"] = index["files"]["node.toml"]
+    return json.dumps(index).encode()
+
+
+BROKEN: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "a bit flipped": (lambda old, new: repacked(old, new, flipped), "sha256"),
+    "cut short": (lambda old, new: new.write_bytes(old.read_bytes()[: old.stat().st_size // 2]), "damaged"),
+    "a member missing": (
+        lambda old, new: repacked(old, new, lambda n, c: None if n == "splits.json" else c),
+        "missing",
+    ),
+    "newer": (lambda old, new: repacked(old, new, renewed(2)), "newer hsl-node"),
+    "a path that leads out": (lambda old, new: repacked(old, new, with_evil_name), "no backup holds"),
+    "no tar": (lambda old, new: new.write_bytes(b"not a tar" * 1000), "no backup"),
+    "empty": (lambda old, new: new.write_bytes(b""), "no backup"),
+    "another tar": (lambda old, new: tarfile.open(new, "w").close(), "no backup"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_foreign_damaged_or_newer_file_is_refused_and_nothing_is_left(lived: Path, tmp_path: Path, what: str) -> None:
+    make, says = BROKEN[what]
+    make(lived / "ash.tar", tmp_path / "broken.tar")
+    with pytest.raises(LocalStateError) as refused:
+        backup.restore(tmp_path / "new", tmp_path / "broken.tar")
+    assert says in refused.value.message
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.tar"]
+
+
+# ------------------------------------------------------------------ an archive from anybody
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31mFAKE\r\n\x9b2J"
+
+
+def with_index(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], object]:
+    def changed(name: str, content: bytes) -> bytes:
+        if name != "backup.json":
+            return content
+        index = json.loads(content)
+        change(index)
+        return json.dumps(index).encode()
+
+    return lambda old, new: repacked(old, new, changed)
+
+
+def set_to(key: str, value: object) -> Callable[[Path, Path], object]:
+    return with_index(lambda index: index.__setitem__(key, value))
+
+
+def instead_of_index(content: bytes) -> Callable[[Path, Path], object]:
+    return lambda old, new: repacked(old, new, lambda n, c: content if n == "backup.json" else c)
+
+
+LIES: dict[str, Callable[[Path, Path], object]] = {
+    "escapes in written": set_to("written", HOSTILE),
+    "escapes in node": set_to("node", HOSTILE),
+    "escapes in federation": set_to("federation", HOSTILE),
+    "escapes in hsl_node": set_to("hsl_node", HOSTILE),
+    "escapes of a newer one": with_index(lambda i: i.update(version=99, hsl_node=HOSTILE)),
+    "escapes in a file's name": with_index(lambda i: i["files"].__setitem__(HOSTILE, i["files"]["node.toml"])),
+    "escapes in a key": set_to(HOSTILE, 1),
+    "no written": with_index(lambda i: i.pop("written")),
+    "no files": with_index(lambda i: i.pop("files")),
+    "a number as written": set_to("written", 5),
+    "a list as written": set_to("written", ["x"]),
+    "a number as federation": set_to("federation", 5),
+    "a dict as node": set_to("node", {"a": 1}),
+    "another node": set_to("node", "birch"),
+    "a text as version": set_to("version", "x"),
+    "version 0": set_to("version", 0),
+    "no key in it": set_to("has_key", False),
+    "a negative size": with_index(lambda i: i["files"]["node.toml"].__setitem__("bytes", -1)),
+    "a size as text": with_index(lambda i: i["files"]["node.toml"].__setitem__("bytes", "5")),
+    "an exabyte": with_index(lambda i: i["files"]["journal.sqlite3"].__setitem__("bytes", 1 << 60)),
+    "too many files": with_index(
+        lambda i: i["files"].update({f"fused/r{n:06d}.safetensors": i["files"]["node.toml"] for n in range(100)})
+    ),
+    "nested without end": instead_of_index(b"[" * 60_000),
+    "a large index": instead_of_index(b" " * (backup.INDEX_MAX_BYTES + 1)),
+    "a list": instead_of_index(b"[]"),
+    "no text": instead_of_index(b"\xff\xfe\x00"),
+    "a long number": instead_of_index(b'{"format": ' + b"9" * 5000 + b"}"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_threat_20_an_index_is_as_we_write_it_or_refused_in_plain_words(
+    lived: Path, tmp_path: Path, lie: Callable[[Path, Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lie(lived / "ash.tar", tmp_path / "lie.tar")
+    with pytest.raises(SystemExit) as left:
+        main(["--state", str(tmp_path / "new"), "restore", str(tmp_path / "lie.tar")])
+    shown = capsys.readouterr()
+    assert left.value.code in (15, 78) and "What to do: " in shown.err
+    assert (shown.out + shown.err).replace("\n", "").isprintable() and "Traceback" not in shown.err
+    assert [p.name for p in tmp_path.iterdir()] == ["lie.tar"]
+
+
+@pytest.mark.parametrize("name", [backup.KEY, backup.NEXT])
+def test_threat_20_a_key_has_the_size_of_a_key(lived: Path, tmp_path: Path, name: str) -> None:
+    entry = {"sha256": "0" * 64, "bytes": backup.SETTINGS_MAX_BYTES + 1}
+    with_index(lambda i: i["files"].__setitem__(name, entry))(lived / "ash.tar", tmp_path / "long.tar")
+    with pytest.raises(LocalStateError, match=f"{name} has {entry['bytes']} bytes"):
+        backup.restore(tmp_path / "new", tmp_path / "long.tar")
+
+
+def members(path: Path) -> list[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        return [(m.name, content.read()) for m in tar if (content := tar.extractfile(m))]
+
+
+def plain(name: str, content: bytes) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    return header.tobuf(tarfile.GNU_FORMAT) + padded(content)
+
+
+def padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 512)
+
+
+def special(name: str, kind: bytes, content: bytes = b"", linkname: str = "") -> bytes:
+    header = tarfile.TarInfo(name)
+    header.type, header.size, header.linkname = kind, len(content), linkname
+    return header.tobuf(tarfile.GNU_FORMAT) + padded(content)
+
+
+def pax(**records: str) -> bytes:
+    lines = b""
+    for key, value in records.items():
+        rest = f" {key.replace('_', '.')}={value}\n".encode()
+        length = len(rest) + 2
+        length += len(str(length)) - 2
+        lines += str(length).encode() + rest
+    return special("x", tarfile.XHDTYPE, lines)
+
+
+def sparse(size: int) -> bytes:
+    """A hole of `size` bytes in a few of the archive, as GNU tar 1.0 writes it."""
+    header = pax(GNU_sparse_major="1", GNU_sparse_minor="0", GNU_sparse_name=FUSED, GNU_sparse_realsize=str(size))
+    return header + plain("GNUSparseFile.0/x", padded(f"1\n{size - 512}\n512\n".encode()) + bytes(512))
+
+
+FUSED = "fused/r000001.safetensors"
+GIB = 1 << 30
+ARCHIVES: dict[str, tuple[bytes, int]] = {  # before all other members but the index, and what the index says of FUSED
+    "a hole of a gigabyte": (sparse(GIB), GIB),
+    "an old hole": (special(FUSED, tarfile.GNUTYPE_SPARSE, bytes(512)), 512),
+    "3000 long names": (special("././@LongLink", tarfile.GNUTYPE_LONGNAME, b"x\0") * 3000, 0),
+    "3000 further headers": (pax(path="x") * 3000, 0),
+    "a name in a further header": (pax(path=FUSED) + plain("x", b""), 0),
+    "a link": (special(FUSED, tarfile.SYMTYPE, linkname="/etc/passwd"), 0),
+    "a hard link": (special(FUSED, tarfile.LNKTYPE, linkname="node.toml"), 0),
+    "a pipe": (special(FUSED, tarfile.FIFOTYPE), 0),
+    "a device": (special(FUSED, tarfile.CHRTYPE), 0),
+    "a folder": (special(FUSED, tarfile.DIRTYPE), 0),
+    "twice the same": (plain(FUSED, b"") * 2, 0),
+    "more than there is": (special(FUSED, tarfile.REGTYPE)[:124] + b"00000077777\0", 0o77777),
+}
+
+
+@pytest.mark.parametrize("what", ARCHIVES)
+def test_threat_03_an_archive_holds_plain_files_or_nothing_is_restored(lived: Path, tmp_path: Path, what: str) -> None:
+    """20 KB made a file of a gigabyte; many headers in a row ended in a traceback."""
+    (_, index), *rest = members(lived / "ash.tar")
+    added, size = ARCHIVES[what]
+    content = json.loads(index)
+    content["files"][FUSED] = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": size}
+    archive = tmp_path / "hostile.tar"
+    archive.write_bytes(
+        plain("backup.json", json.dumps(content).encode())
+        + added
+        + b"".join(plain(n, c) for n, c in rest)
+        + bytes(1024)
+    )
+    with pytest.raises(LocalStateError) as refused:
+        backup.restore(tmp_path / "new", archive)
+    assert refused.value.remedy and "damaged or no backup" in refused.value.message
+    assert [p.name for p in tmp_path.iterdir()] == ["hostile.tar"]
+
+
+def test_a_member_of_more_than_8_gib_keeps_one_header() -> None:
+    """Its size goes into the header itself: what we write we read."""
+    header = tarfile.TarInfo(FUSED)
+    header.size = 9 * GIB
+    written = header.tobuf(tarfile.GNU_FORMAT)
+    read = backup._next_member(io.BytesIO(written))
+    assert len(written) == 512 and read is not None and (read.name, read.size) == (FUSED, 9 * GIB)
+
+
+def test_a_backup_of_the_version_before_is_restored(lived: Path, tmp_path: Path) -> None:
+    """It was written in another of tar's formats."""
+    with tarfile.open(tmp_path / "old.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in members(lived / "ash.tar"):
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    assert backup.restore(tmp_path / "new", tmp_path / "old.tar").node == "ash"
+
+
+def test_more_than_the_disk_has_room_for_is_refused_beforehand(
+    lived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=1000))
+    with pytest.raises(LocalStateError, match=r"has room for 1\.0 kB"):
+        backup.restore(tmp_path / "new" / "state", lived / "ash.tar")
+    assert asked == [tmp_path] and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["splits.json", "notes.txt", "keys/node_ed25519", "fused/x", ".restore", "link"])
+def test_a_directory_that_is_not_empty_is_refused_and_what_lies_there_named(
+    lived: Path, tmp_path: Path, name: str
+) -> None:
+    state = tmp_path / "new"
+    (state / name).parent.mkdir(parents=True)
+    if name == "link":
+        (state / name).symlink_to(tmp_path)
+    else:
+        (state / name).write_text("kept")
+    with pytest.raises(UsageError, match="is not empty") as refused:
+        backup.restore(state, lived / "ash.tar")
+    assert refused.value.exit_code == 2 and f"({name})" in refused.value.message
+    assert [p for p in state.rglob("*") if not p.is_dir() or p.is_symlink()] == [state / name]
+    (state / name).unlink()
+    backup.restore(state, lived / "ash.tar")
+
+
+def test_of_a_full_directory_only_some_files_are_named(lived: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    for number in range(20):
+        (tmp_path / "new" / f"{number}\x1b[2J").touch()
+    with pytest.raises(UsageError) as refused:
+        backup.restore(tmp_path / "new", lived / "ash.tar")
+    assert refused.value.message.count("x1b[2J") == backup.FOUND_SHOWN and ", ...)" in refused.value.message
+    assert refused.value.message.isprintable()
+
+
+def test_a_state_directory_that_holds_a_node_is_not_touched(lived: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (lived / "ash").rglob("*")}
+    with pytest.raises(UsageError, match="holds a node already"):
+        backup.restore(lived / "ash", lived / "ash.tar")
+    assert {p: p.stat().st_mtime_ns for p in (lived / "ash").rglob("*")} == before
+
+
+def test_a_directory_that_a_daemon_holds_is_refused(lived: Path, tmp_path: Path) -> None:
+    store = Store(Layout(tmp_path / "new"))
+    for path in (tmp_path / "new").glob("journal.sqlite3*"):
+        path.unlink()
+    with pytest.raises(AlreadyRunning):
+        backup.restore(tmp_path / "new", lived / "ash.tar")
+    assert not (tmp_path / "new" / "node.toml").exists()
+    store.close()
+
+
+def test_a_restore_that_was_cut_short_can_be_made_again(lived: Path, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "new")
+    layout.make()
+    (layout.state / backup.STAGING).mkdir()
+    shutil.copy(lived / "ash" / "federation.toml", layout.state)
+    layout.journal.write_bytes(b"half")
+    backup.restore(layout.state, lived / "ash.tar")
+    assert Journal.read_only(layout.journal).last_signed() == 3
+
+
+def test_a_backup_never_takes_the_place_of_a_file(lived: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept")
+    with pytest.raises(UsageError, match="exists already"):
+        backup.backup(lived / "ash", tmp_path / "kept")
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_a_node_that_never_started_can_be_backed_up_too(tmp_path: Path) -> None:
+    enrol.init(tmp_path / "ash", name="ash", address="127.0.0.1:9001", listen=None, data=None)
+    backup.backup(tmp_path / "ash", tmp_path / "ash.tar")
+    backup.restore(tmp_path / "new", tmp_path / "ash.tar")
+    assert node_toml.load_node(tmp_path / "new").name == "ash"
+
+
+def test_the_commands_say_that_the_file_holds_the_key_and_what_comes_next(lived: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["--state", str(lived / "ash"), "backup", "--to", str(tmp_path)])
+    assert done.exit_code == 0 and "PRIVATE KEY" in done.output
+    (file,) = tmp_path.glob("hsl-node-ash-*.tar")
+    done = CliRunner().invoke(app, ["--state", str(lived / "ash"), "backup", str(tmp_path / "b.tar"), "--no-key"])
+    assert done.exit_code == 0 and "no private key" in done.output
+    done = CliRunner().invoke(app, ["--state", str(tmp_path / "new"), "restore", str(file)])
+    assert done.exit_code == 0 and "no other copy" in done.output and "start" in done.output
+    done = CliRunner().invoke(app, ["--state", str(tmp_path / "new"), "recover", "--from-peers"])
+    assert done.exit_code == 0 and "asks birch" in done.output
+    with pytest.raises(SystemExit) as left:
+        main(["--state", str(tmp_path / "new"), "recover", "--from-peers", "--without", "cedar"])
+    assert left.value.code == 2
+
+
+def test_recover_names_what_is_missing_and_where_to_get_it(tmp_path: Path) -> None:
+    """Key and the two settings files are there; the anchor set, which every other hospital has, is not."""
+    anchor = AnchorCard(name="reference", fingerprint="a" * 64, images=10, image_size=32)
+    with Cluster(tmp_path, ("ash", "birch"), PLAN, anchor=anchor) as cluster:
+        state = cluster.layout("ash").state
+        asked = CliRunner().invoke(app, ["--state", str(state), "recover", "--from-peers"])
+        assert isinstance(asked.exception, ConfigError)
+        assert str(Layout(state).anchor) in asked.exception.message
+        assert "other hospital" in asked.exception.remedy and "a" * 64 in asked.exception.remedy
+        assert not Layout(state).journal.exists(), "it was marked though it cannot start"
+        Layout(state).anchor.write_bytes(b"another file")
+        asked = CliRunner().invoke(app, ["--state", str(state), "recover", "--from-peers"])
+        assert isinstance(asked.exception, FederationMismatch)
+        Layout(state).key.unlink()
+        asked = CliRunner().invoke(app, ["--state", str(state), "recover", "--from-peers"])
+        assert isinstance(asked.exception, NotInitialised) and "tar -xf BACKUP" in asked.exception.remedy
+
+
+def test_a_folder_that_is_full_is_named_and_nothing_half_made_is_left_in_it(
+    lived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not the disk of the state directory: whoever looks there finds nothing."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backup, "_add_member", full)
+    with pytest.raises(LocalStateError, match="No space left on device") as caught:
+        backup.backup(lived / "ash", tmp_path / "b.tar")
+    assert str(tmp_path / "b.tar") in caught.value.message and "that folder" in caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("passes", [1, 2], ids=["for the index", "for the archive"])
+def test_a_file_that_cannot_be_read_is_named_and_not_the_folder_of_the_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """Its disk fails, not the one that the backup is written to."""
+    told: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", told.append)
+
+    class Failing(io.FileIO):
+        begun = 0
+
+        def seek(self, offset: int, whence: int = 0, /) -> int:
+            self.begun += offset == whence == 0
+            return super().seek(offset, whence)
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.begun == passes:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    def opened(path: Path, mode: str) -> Any:
+        return Failing(path) if path.name == "node.toml" else open(path, mode)
+
+    enrol.init(tmp_path / "state", name="ash", address="127.0.0.1:9001", listen=None, data=None)
+    (tmp_path / "backups").mkdir()
+    monkeypatch.setattr(backup, "open", opened, raising=False)
+    with pytest.raises(LocalStateError, match=r"node\.toml cannot be read: Input/output error; the backup is not made"):
+        backup.backup(tmp_path / "state", tmp_path / "backups" / "b.tar")
+    assert told == [] and not list((tmp_path / "backups").iterdir())

@@ -1,0 +1,124 @@
+"""A running inbox for tests, and ways to log in to it. ash receives, birch is hostile, cedar is honest."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+from conftest import Members, make_federation
+from hostile import log_in, put, until
+
+from hsl_node.errors import LocalStateError
+from hsl_node.federation.names import Digest, FileName, Kind, Peer
+from hsl_node.sync.inbox.server import InboxServer, Limits
+from hsl_node.sync.store.room import Quota
+
+__all__ = ["inbox", "on_loop", "put", "tree", "until"]
+
+DATA_BYTES = 600 * 1024
+DATA = random.Random(5).randbytes(DATA_BYTES)
+SHA = Digest(hashlib.sha256(DATA).hexdigest())
+ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
+
+
+def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+@dataclass
+class Box:
+    """A running inbox and how to log in to it."""
+
+    server: InboxServer
+    port: int
+    members: Members
+    homes: Path
+    commits: list[Peer] = field(default_factory=list)
+    connects: list[Peer] = field(default_factory=list)
+    fatal: list[LocalStateError] = field(default_factory=list)
+
+    def connect(self, user: Peer = BIRCH, key: asyncssh.SSHKey | None = None, **options: Any) -> Any:
+        host_key = self.members.identities[ASH].key.convert_to_public()
+        return log_in(self.port, user, key or self.members.identities[user].key, host_key, **options)
+
+    @asynccontextmanager
+    async def sftp(self, user: Peer = BIRCH) -> AsyncIterator[asyncssh.SFTPClient]:
+        async with self.connect(user) as connection, connection.start_sftp_client() as client:
+            yield client
+
+    def name(self, peer: Peer = BIRCH, round: int = 1, sha256: str = SHA, kind: Kind = Kind.DATA) -> FileName:
+        return FileName(self.members.federation.fed8, round, peer, Digest(sha256), kind)
+
+    async def honest(self) -> None:
+        """cedar delivers a checkpoint and a manifest, as on any other day; then its inbox is emptied again.
+
+        As a push does, it comes again where the lot fell on it among strangers, before its login.
+        """
+        before, name, done = self.commits.count(CEDAR), self.name(CEDAR), False
+        while not done:
+            with suppress(ConnectionError, asyncssh.ConnectionLost):
+                async with self.sftp(CEDAR) as client:
+                    for each, content in ((name, DATA), (name.of(Kind.MANIFEST), b"signed")):
+                        await put(client, each, content)
+                done = True
+        assert self.commits.count(CEDAR) == before + 1
+        assert self.server.take_digest(CEDAR, str(name)) == SHA
+        for each in (name, name.of(Kind.MANIFEST)):
+            (self.homes / CEDAR / "inbox" / str(each)).unlink()
+
+    def rejected(self, code: str) -> int:
+        return self.server.counters.rejected[BIRCH, code]
+
+
+@asynccontextmanager
+async def inbox(
+    tmp_path: Path,
+    *,
+    addresses: Mapping[str, str] = {},
+    lot: random.Random = random.SystemRandom(),
+    **limits: Any,
+) -> AsyncIterator[Box]:
+    """`addresses`: of the federation file. `lot` draws who makes room."""
+    members = make_federation(3, addresses=addresses)
+    homes = tmp_path / "homes"
+    tmp_path.mkdir(exist_ok=True)
+    box = Box(None, 0, members, homes)  # type: ignore[arg-type]
+    limits.setdefault("quota", Quota(reserve_bytes=0))
+    box.server = InboxServer(
+        identity=members.identities[ASH],
+        federation=members.federation,
+        me=ASH,
+        homes=homes,
+        data_bytes=DATA_BYTES,
+        on_commit=box.commits.append,
+        on_connect=box.connects.append,
+        on_fatal=box.fatal.append,
+        limits=Limits(**limits),
+        lot=lot,
+    )
+    box.port = await box.server.start("127.0.0.1", 0)
+    try:
+        yield box
+    finally:
+        await box.server.stop()
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, float]]:
+    """Every path below `folder` with mode, size and time: what an attack must not change."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        found[str(path)] = (status.st_mode, status.st_size, status.st_mtime)
+    return found

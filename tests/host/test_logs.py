@@ -1,0 +1,158 @@
+"""The log file and its human twin: fields kept, strings made safe, rotation and a full disk survived."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsl_node.errors import NotInitialised
+from hsl_node.host import event_log
+
+log = logging.getLogger("hsl_node.tests")
+
+
+@pytest.fixture(autouse=True)
+def undisturbed_root() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in [h for h in root.handlers if h not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+
+
+@pytest.fixture
+def human(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What went to stderr since the last call."""
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    return lambda: capsys.readouterr().err
+
+
+def lines(state: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in event_log.log_path(state).read_text().splitlines()]
+
+
+def test_an_event_is_one_json_line_with_its_fields_and_one_human_line(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.setup(tmp_path)
+    log.info("checkpoint verified", extra={"peer": "ash", "round": 7, "bytes": 94_700_000})
+    (event,) = lines(tmp_path)
+    assert event["event"] == "checkpoint verified" and event["level"] == "info"
+    assert (event["peer"], event["round"], event["bytes"]) == ("ash", 7, 94_700_000)
+    assert human().endswith("INFO    checkpoint verified  peer=ash round=7 bytes=94700000\n")
+
+
+def test_the_file_is_private(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.setup(tmp_path)
+    assert event_log.log_path(tmp_path).stat().st_mode & 0o777 == 0o600
+
+
+def test_setting_up_twice_does_not_say_everything_twice(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.setup(tmp_path)
+    event_log.setup(tmp_path)
+    log.info("once")
+    assert len(lines(tmp_path)) == 1 and human().count("once") == 1
+
+
+def test_threat_20_a_peers_string_can_neither_colour_nor_break_a_line(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.setup(tmp_path)
+    log.warning("refused", extra={"reason": "bad\x1b[31m\nERROR forged\x00"})
+    said = human()
+    assert "\x1b" not in said and said.count("\n") == 1
+    assert lines(tmp_path)[0]["reason"] == "bad\\x1b[31m\\nERROR forged\\x00"
+
+
+def test_threat_20_a_very_long_string_is_cut(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.setup(tmp_path)
+    log.warning("refused", extra={"reason": "x" * 10**6})
+    assert len(lines(tmp_path)[0]["reason"]) == event_log.TEXT_MAX
+
+
+def test_a_traceback_shows_code_but_no_values(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.setup(tmp_path)
+    patient = "".join(["Doe,", " Jane"])
+    try:
+        len(patient) / 0
+    except ZeroDivisionError:
+        log.exception("bug")
+    (event,) = lines(tmp_path)
+    assert event["traceback"][-1] == "ZeroDivisionError: division by zero"
+    said = human()
+    assert "\n  Traceback" in said and patient not in said and patient not in json.dumps(event)
+
+
+def test_systemd_gets_the_priority_and_adds_the_time_itself(
+    tmp_path: Path, human: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1234")
+    event_log.setup(tmp_path)
+    log.error("halted", extra={"reason": "peers disagree"})
+    assert human() == "<3>halted  reason=peers disagree\n"
+
+
+def test_a_full_disk_costs_the_line_and_nothing_else(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.log_path(tmp_path).parent.mkdir()
+    event_log.log_path(tmp_path).symlink_to("/dev/full")
+    event_log.setup(tmp_path)
+    log.info("still here")
+    said = human()
+    assert "still here" in said and "Traceback" not in said
+
+
+def test_the_last_events_reach_back_across_rotated_files(
+    tmp_path: Path, human: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "FILE_MAX_BYTES", 600)
+    event_log.setup(tmp_path)
+    for n in range(20):
+        log.info("event", extra={"n": n})
+    assert event_log.log_path(tmp_path).with_name("hsl-node.log.1").exists()
+    assert [event["n"] for event in event_log.tail(tmp_path, 12)] == list(range(8, 20))
+
+
+def test_a_line_torn_by_a_power_cut_is_shown_as_it_is(tmp_path: Path) -> None:
+    event_log.log_path(tmp_path).parent.mkdir()
+    event_log.log_path(tmp_path).write_text('{"event": "whole"}\n{"event": "to\x1brn')
+    assert [event["event"] for event in event_log.tail(tmp_path, 5)] == ["whole", '{"event": "to\\x1brn']
+
+
+def test_without_a_log_it_says_that_nothing_ran_here(tmp_path: Path) -> None:
+    with pytest.raises(NotInitialised, match="no log at"):
+        event_log.tail(tmp_path, 5)
+
+
+def test_following_loses_no_event_over_rotations(
+    tmp_path: Path, human: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "FOLLOW_EVERY_S", 0.01)
+    monkeypatch.setattr(event_log, "FILE_MAX_BYTES", 2000)
+    event_log.setup(tmp_path)
+    got: list[int] = []
+    heard = threading.Event()
+
+    def read() -> None:
+        for event in event_log.follow(tmp_path):
+            got.append(event["n"])
+            heard.set()
+            if event["n"] == 39:
+                return
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    while not heard.wait(0.02):  # it begins at the end of the file, whenever it opens it
+        log.info("first", extra={"n": -1})
+    for n in range(40):
+        heard.clear()
+        log.info("event", extra={"n": n})
+        while got[-1] != n:
+            assert heard.wait(30), f"event {n} was never seen"
+            heard.clear()
+    reader.join(30)
+    assert [n for n in got if n >= 0] == list(range(40))
+    assert event_log.log_path(tmp_path).with_name("hsl-node.log.1").exists(), "no rotation happened"

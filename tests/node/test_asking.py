@@ -1,0 +1,296 @@
+"""Before a node signs, it asks whether anybody holds a signature of its own that its journal does not know.
+
+The peer is the test, behind a real inbox server; of the daemon there is what asks. Real daemons: test_recovery.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import FederationOf, Members
+from hostile import until
+from ports import free_ports
+
+from hsl_node.errors import LocalStateError
+from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
+from hsl_node.federation.keyring import Keyring
+from hsl_node.federation.names import Digest, Peer
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.peers import links
+from hsl_node.node.peers.links import Asking
+from hsl_node.sync.inbox.server import InboxServer
+from hsl_node.sync.manifest import Manifest
+from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.send.deliver import Transfer
+from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.wire.login import RefusedKey
+from hsl_node.sync.wire.transport import Patience
+
+ME, BIRCH = Peer("ash"), Peer("birch")
+
+
+class Site:
+    """ash was set back to round 4; birch lists ash's manifest of round 7. What it does with `document` is `answer`."""
+
+    def __init__(self, members: Members, port: int, folder: Path) -> None:
+        self.members, self.port, self.reads = members, port, 0
+        self.document = members.identities[ME].sign(manifest(members, 7).content(), MANIFEST_NAMESPACE)
+        self.shown: bytes | None = self.document  # None: it lists it and cannot open it
+        self.listing = True
+        self.more: list[str] = []  # digests of documents that are listed as well, and are not there
+        self.journal = Journal.create(folder / "journal.sqlite3")
+        self.journal.record_signed(4, Digest("a" * 64), b"document")
+        self.folder = folder
+        self.alarms = Alarms()
+
+    def offer(self, asker: Peer, name: str, twice: bool) -> int:
+        if len(name) == 64:
+            self.reads += 1
+            if name in self.more:
+                return in_memory(b"rubbish")
+            if self.shown is None:
+                raise FileNotFoundError("not on the list")
+            return in_memory(self.shown)
+        documents = [*self.more, hashlib.sha256(self.document).hexdigest()] if self.listing else []
+        listed = [Listed(peer=ME, round=7, sha256="7" * 64, document=document) for document in documents]
+        content = Offer(
+            federation=self.members.federation.digest, peer=BIRCH, asker=asker, nonce=name, recovering=False, round=7,
+            phase="collect", twice=False, manifests=listed, files=[],
+        ).content()  # fmt: skip
+        return in_memory(self.members.identities[BIRCH].sign(content, OFFER_NAMESPACE))
+
+    async def start(self) -> None:
+        self.server = InboxServer(
+            identity=self.members.identities[BIRCH], federation=self.members.federation, me=BIRCH, data_bytes=1000,
+            homes=self.folder / "homes", on_commit=lambda peer: None, on_connect=lambda peer: None, offer=self.offer,
+        )  # fmt: skip
+        await self.server.start("127.0.0.1", self.port)
+
+    async def __aenter__(self) -> Site:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.server.stop()
+        self.journal.close()
+
+    def asking(self) -> Counting:
+        federation = self.members.federation
+        node: Any = SimpleNamespace(
+            me=ME, others=(BIRCH,), federation=federation, identity=self.members.identities[ME], journal=self.journal,
+            alarms=self.alarms, config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(federation),
+            set_back=SimpleNamespace(heard=lambda offer: None),
+            refused={BIRCH: RefusedKey(BIRCH, random.Random())},
+            delivery=SimpleNamespace(transfers={BIRCH: Transfer(BIRCH)}),
+        )  # fmt: skip
+        return Counting(node)
+
+
+class Counting(Asking):
+    asked = 0
+
+    async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
+        self.asked += 1
+        return await super().offer_of(peer, patience)
+
+
+def manifest(members: Members, round: int) -> Manifest:
+    return Manifest(
+        federation=members.federation.digest, round=round, peer=ME, sha256="7" * 64, bytes=1000, base="b" * 64,
+        inputs={ME: "c" * 64, BIRCH: "d" * 64}, samples=10, auc=0.5, plateau=False, halted=False, anchor=None,
+        schema="e" * 64, instance="f" * 16, software="test",
+    )  # fmt: skip
+
+
+def in_memory(content: bytes) -> int:
+    descriptor = os.memfd_create("offer")
+    os.write(descriptor, content)
+    return descriptor
+
+
+@pytest.fixture
+def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(links, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(links, "SOON_S", 0.05, raising=False)
+    (port,) = free_ports(1)
+    return Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(120):
+            await story()
+
+    asyncio.run(main())
+
+
+def test_threat_12_a_signature_that_is_shown_stops_the_node(site: Site) -> None:
+    async def story() -> None:
+        async with site:
+            with pytest.raises(LocalStateError, match="this node was set back"):
+                await site.asking().check()
+            assert site.journal.meta("recover")
+
+    run(story)
+
+
+def test_threat_12_a_signature_that_is_listed_and_cannot_be_read_is_waited_for(site: Site) -> None:
+    """A link that breaks between the list and the proof must not let the node sign a round again."""
+
+    async def story() -> None:
+        async with site:
+            site.shown = None
+            check = asyncio.create_task(site.asking().check())
+            await until(lambda: site.reads >= 3)
+            assert not check.done() and "not shown" in site.alarms
+            site.shown = site.document
+            with pytest.raises(LocalStateError, match="this node was set back"):
+                await check
+
+    run(story)
+
+
+def test_threat_12_who_listed_a_signature_and_is_gone_is_waited_for_too(site: Site) -> None:
+    async def story() -> None:
+        async with site:
+            site.shown = None
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await until(lambda: "not shown" in site.alarms)
+            await site.server.stop()
+            before = asks.asked
+            await until(lambda: asks.asked > before + 3)
+            assert not check.done() and "not shown" in site.alarms
+            site.listing = False
+            await site.start()
+            await check
+            assert "not shown" not in site.alarms
+
+    run(story)
+
+
+def test_threat_12_what_this_node_never_signed_does_not_stop_it(site: Site) -> None:
+    async def story() -> None:
+        async with site:
+            key = site.members.identities[BIRCH]
+            site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
+            await site.asking().check()
+            assert site.reads and not site.journal.meta("recover") and not site.alarms.listing()
+
+    run(story)
+
+
+@pytest.mark.parametrize("shown", [b"", b"nonsense"])
+def test_threat_12_something_else_than_what_is_listed_is_not_shown(site: Site, shown: bytes) -> None:
+    """What is listed may be there all the same, and nobody has seen it."""
+
+    async def story() -> None:
+        async with site:
+            site.shown = shown
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await until(lambda: check.done() or asks.asked > 3)
+            assert not check.done() and asks.held_by == (BIRCH,) and "not shown" in site.alarms
+            site.listing = False
+            await check
+            assert "not shown" not in site.alarms and not site.journal.meta("recover")
+
+    run(story)
+
+
+@pytest.mark.parametrize("kind", ["rubbish", "of birch"])
+def test_threat_12_who_lists_hundreds_of_our_signatures_that_are_none_is_named_and_few_are_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Each read may take as long as a peer's patience lasts: a thousand held the victim up for hours, with no name."""
+
+    async def story() -> None:
+        site.more = [f"{number:064x}" for number in range(500)]
+        if kind == "of birch":  # each is what the list names
+            key = site.members.identities[BIRCH]
+            site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
+            site.more = [hashlib.sha256(site.document).hexdigest()] * 500
+            monkeypatch.setattr(site, "offer", opens_all(site))
+        async with site:
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await until(lambda: check.done() or asks.asked > 3)
+            assert not check.done() and asks.held_by == (BIRCH,) and "not shown" in site.alarms
+            assert 0 < site.reads <= asks.asked * links.READ_MAX
+            site.listing = False
+            await check
+
+    run(story)
+
+
+def opens_all(site: Site) -> Callable[[Peer, str, bool], int]:
+    offer = site.offer
+
+    def opened(asker: Peer, name: str, twice: bool) -> int:
+        if len(name) < 64:
+            return offer(asker, name, twice)
+        site.reads += 1
+        assert site.shown is not None
+        return in_memory(site.shown)
+
+    return opened
+
+
+def test_threat_12_who_answers_slowly_is_named_while_it_is_waited_for_and_not_for_long(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes of what it lists; the alarm stands before the first answer, and one list has a limit in all."""
+    reading, seen = asyncio.Event(), []
+
+    async def never(*args: object) -> None:
+        seen.append("not shown" in site.alarms)
+        reading.set()
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        async with site:
+            monkeypatch.setattr(links, "fetch_manifest", never)
+            asks = site.asking()
+            check = asyncio.create_task(asks.check())
+            await reading.wait()
+            assert seen == [True]
+            await until(lambda: asks.held_by)
+            assert asks.held_by == (BIRCH,) and len(seen) == 1, "named before it has answered"
+            check.cancel()
+            await asyncio.gather(check, return_exceptions=True)
+
+            monkeypatch.setattr(links, "READ_S", 0.05)
+            check = asyncio.create_task(asks.check())
+            await until(lambda: len(seen) > 3)
+            assert not check.done() and asks.held_by == (BIRCH,)
+            site.listing = False
+            await check
+
+    run(story)
+
+
+def test_threat_20_a_list_of_what_this_node_never_signed_is_one_line_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of it was a line: 1250 fit into a list, and a list is read again and again."""
+
+    async def story() -> None:
+        key = site.members.identities[BIRCH]
+        site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
+        site.more = [hashlib.sha256(site.document).hexdigest()] * (links.READ_MAX - 1)
+        monkeypatch.setattr(site, "offer", opens_all(site))
+        async with site:
+            await site.asking().check()
+
+    run(story)
+    (told,) = [r for r in caplog.records if r.getMessage() == "proves nothing"]
+    assert (told.__dict__["peer"], told.__dict__["count"]) == (BIRCH, links.READ_MAX)
+    assert site.reads == links.READ_MAX

@@ -1,0 +1,576 @@
+"""The journal: what was committed survives, what was not never happened, and nothing is signed twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hsl_node.admin import backup
+from hsl_node.errors import DiskFailed, LocalStateError, NotInitialised
+from hsl_node.federation.names import Digest, Peer
+from hsl_node.host import durable
+from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.layout import Layout
+
+ASH, BIRCH = Peer("ash"), Peer("birch")
+SHA, OTHER = Digest("a" * 64), Digest("b" * 64)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    opened = Journal.create(tmp_path / "journal.sqlite3")
+    yield opened
+    opened.close()
+
+
+# ------------------------------------------------------------------ crashes
+
+
+def run_and_kill(folder: Path, body: str) -> None:
+    """A real process that is killed by SIGKILL where `body` says so."""
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom hsl_node.sync.store.journal import Journal\n"
+        f"journal = Journal.create(Path({str(folder / 'journal.sqlite3')!r}))\n{body}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_threat_22_a_kill_inside_a_transaction_leaves_what_was_there_before(tmp_path):
+    run_and_kill(
+        tmp_path,
+        "journal.save_state({'round': 1})\n"
+        "with journal.transaction():\n"
+        "    journal.save_state({'round': 2})\n"
+        f"    journal.record_signed(2, {SHA!r}, b'document')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    assert journal.state() == {"round": 1}
+    assert journal.signed(2) is None
+
+
+def test_threat_22_a_kill_right_after_a_transaction_loses_nothing(tmp_path):
+    run_and_kill(
+        tmp_path,
+        "with journal.transaction():\n"
+        "    journal.save_state({'round': 2})\n"
+        f"    journal.record_signed(2, {SHA!r}, b'document')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    assert journal.state() == {"round": 2}
+    assert journal.signed(2) == (SHA, b"document")
+
+
+def test_an_exception_inside_a_transaction_undoes_all_of_it(journal):
+    with pytest.raises(ZeroDivisionError), journal.transaction():
+        journal.save_state({"round": 1})
+        journal.set_meta("x", "y")
+        raise ZeroDivisionError
+    assert (journal.state(), journal.meta("x")) == (None, None)
+    with journal.transaction():
+        journal.save_state({"round": 2})
+    assert journal.state() == {"round": 2}
+
+
+def test_a_commit_that_fails_undoes_all_of_it_and_the_journal_goes_on(tmp_path):
+    """A full disk, here by SQLite's own limit on pages."""
+    journal = Journal.create(tmp_path / "journal.sqlite3")
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(LocalStateError, match="full"), journal.transaction():
+        journal.set_meta("a", "1")
+        for i in range(100):
+            journal.note("info", "filler", "x" * 10_000 + str(i))
+    journal._db.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    with journal.transaction():
+        journal.set_meta("b", "2")
+    assert (journal.meta("a"), journal.meta("b")) == (None, "2")
+
+
+def test_threat_23_every_commit_reaches_the_disk_before_what_relies_on_it(journal):
+    """WAL with synchronous = FULL (2)."""
+    assert journal._db.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert journal._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+# ------------------------------------------------------------------ signatures
+
+
+def test_threat_12_a_second_different_signature_for_a_round_is_refused(journal):
+    journal.record_signed(3, SHA, b"first")
+    with pytest.raises(LocalStateError, match="round 3 was signed"):
+        journal.record_signed(3, OTHER, b"second")
+    assert journal.signed(3) == (SHA, b"first")
+
+
+def test_another_manifest_of_the_same_checkpoint_is_refused_too(journal):
+    """Other samples or another plateau flag are equivocation, as another checkpoint is."""
+    journal.record_signed(3, SHA, b'{"samples":1}\nsignature')
+    with pytest.raises(LocalStateError, match="with another manifest"):
+        journal.record_signed(3, SHA, b'{"samples":2}\nsignature')
+    assert journal.signed(3) == (SHA, b'{"samples":1}\nsignature')
+
+
+def test_the_same_manifest_signed_again_keeps_its_first_signature(journal):
+    journal.record_signed(3, SHA, b'{"samples":1}\nsignature')
+    journal.record_signed(3, SHA, b'{"samples":1}\nanother signature')
+    assert journal.signed(3) == (SHA, b'{"samples":1}\nsignature')
+
+
+def test_threat_12_the_refusal_outlives_the_process(tmp_path):
+    Journal.create(tmp_path / "j").record_signed(3, SHA, b"first")
+    with pytest.raises(LocalStateError):
+        Journal.create(tmp_path / "j").record_signed(3, OTHER, b"second")
+
+
+def test_the_opening_statement_may_be_corrected(journal):
+    """Round 0: nothing was trained on it yet."""
+    journal.record_signed(0, SHA, b"first")
+    journal.record_signed(0, OTHER, b"second")
+    assert journal.signed(0) == (OTHER, b"second")
+
+
+# ------------------------------------------------------------------ opening
+
+
+def test_the_journal_is_private(tmp_path):
+    before = os.umask(0)
+    try:
+        Journal.create(tmp_path / "j").save_state({})
+    finally:
+        os.umask(before)
+    assert [f"{p.name} {p.stat().st_mode & 0o777:o}" for p in sorted(tmp_path.iterdir())] == [
+        "j 600",
+        "j-shm 600",
+        "j-wal 600",
+    ]
+
+
+def test_a_reader_sees_commits_while_the_writer_goes_on_and_cannot_write(tmp_path):
+    writer = Journal.create(tmp_path / "j")
+    writer.save_state({"round": 1})
+    reader = Journal.read_only(tmp_path / "j")
+    assert reader.state() == {"round": 1}
+    with writer.transaction():
+        writer.save_state({"round": 2})
+        assert reader.state() == {"round": 1}
+    assert reader.state() == {"round": 2}
+    with pytest.raises(LocalStateError, match="readonly"):
+        reader.set_meta("x", "y")
+
+
+def test_a_reader_opens_the_journal_of_a_stopped_or_killed_daemon(tmp_path):
+    run_and_kill(tmp_path, "journal.save_state({'round': 7})\nos.kill(os.getpid(), signal.SIGKILL)")
+    reader = Journal.read_only(tmp_path / "journal.sqlite3")
+    assert reader.state() == {"round": 7}
+    reader.close()
+    Journal.create(tmp_path / "journal.sqlite3").close()  # the last writer leaves: no -wal stays
+    assert Journal.read_only(tmp_path / "journal.sqlite3").state() == {"round": 7}
+
+
+@pytest.mark.parametrize("folder", ["a b", "100%", "a?b", "a#b", "ä&x=1", "a%20b"])
+def test_a_reader_finds_the_journal_in_any_folder(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    Journal.create(tmp_path / folder / "j").save_state({"round": 1})
+    assert Journal.read_only(tmp_path / folder / "j").state() == {"round": 1}
+
+
+def test_a_reader_follows_a_relative_path(tmp_path, monkeypatch):
+    Journal.create(tmp_path / "j").save_state({"round": 1})
+    monkeypatch.chdir(tmp_path)
+    assert Journal.read_only(Path("j")).state() == {"round": 1}
+
+
+def test_a_reader_never_makes_a_journal(tmp_path):
+    with pytest.raises(NotInitialised):
+        Journal.read_only(tmp_path / "j")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_whose_first_start_was_killed_is_none_yet(tmp_path):
+    db = sqlite3.connect(tmp_path / "j")
+    db.execute("PRAGMA journal_mode = WAL")  # as `create` does before it makes the tables
+    db.close()
+    assert (tmp_path / "j").stat().st_size > 0
+    with pytest.raises(NotInitialised):
+        Journal.read_only(tmp_path / "j")
+    Journal.create(tmp_path / "j").save_state({"round": 1})
+    assert Journal.read_only(tmp_path / "j").state() == {"round": 1}
+
+
+@pytest.mark.parametrize("opener", [Journal.create, Journal.read_only])
+@pytest.mark.parametrize("content", ["garbage", "another database", "another version"])
+def test_what_is_no_journal_of_ours_is_named(tmp_path, opener, content):
+    path = tmp_path / "j"
+    if content == "garbage":
+        path.write_bytes(b"this is no database" * 100)
+    elif content == "another database":
+        sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
+    else:
+        journal = Journal.create(path)
+        journal.set_meta("version", "99")
+        journal.close()
+    with pytest.raises(LocalStateError, match=str(path)):
+        opener(path)
+
+
+# ------------------------------------------------------------------ what it remembers
+
+
+def test_state_and_meta_are_replaced_not_added(journal):
+    assert journal.state() is None
+    journal.save_state({"round": 1})
+    journal.save_state({"round": 2, "text": "zwölf"})
+    assert journal.state() == {"round": 2, "text": "zwölf"}
+    journal.set_meta("paused", "1")
+    journal.set_meta("paused", "0")
+    assert journal.meta("paused") == "0"
+
+
+def test_a_manifest_is_kept_with_its_signed_document(journal):
+    journal.record_manifest(2, ASH, SHA, b"line\nsignature", {"auc": 0.7})
+    found = journal.manifest(2, ASH)
+    assert (found["sha256"], found["document"], found["content"]) == (SHA, b"line\nsignature", {"auc": 0.7})
+    assert journal.manifest(2, BIRCH) is None
+
+
+def test_the_aucs_of_one_peer_are_those_of_its_checkpoints_digit_by_digit_in_order_of_round(journal):
+    """The plateau flag of a manifest follows from them: a restart must find the same numbers."""
+    thirds = [n / 3 / 2**n for n in range(1, 60)]
+    for round, auc, size in ((0, None, 0), (2, 0.8, 9), (1, 0.7, 9), (3, None, 9), (4, None, 0)):
+        journal.record_manifest(round, ASH, SHA, b"", {"auc": auc, "bytes": size})
+    for round, auc in enumerate(thirds, start=1):
+        journal.record_manifest(round, BIRCH, SHA, b"", {"auc": auc, "bytes": 9})
+    assert list(journal.aucs_of(ASH).items()) == [(1, 0.7), (2, 0.8), (3, None)]
+    assert list(journal.aucs_of(BIRCH).values()) == thirds
+
+
+def test_the_aucs_of_many_rounds_are_read_without_the_names_of_all_peers_in_each(journal):
+    inputs = {f"p{n}": f"{n:064x}" for n in range(64)}
+    with journal.transaction():
+        for round in range(1, 201):
+            journal.record_manifest(round, ASH, SHA, b"", {"auc": 0.5, "bytes": 9, "inputs": inputs})
+    tracemalloc.start()
+    try:
+        assert len(journal.aucs_of(ASH)) == 200
+        assert tracemalloc.get_traced_memory()[1] < 200_000  # with them: 200 x 10 kB
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_last_manifest_of_a_peer_is_that_of_its_highest_round_whenever_it_was_written(journal):
+    for round in (2, 3, 1):  # as after a recovery
+        journal.record_manifest(round, ASH, SHA, b"%d" % round, {})
+    assert journal.last_manifest(ASH)["document"] == b"3"
+    assert journal.last_manifest(BIRCH) is None
+
+
+def test_rows_of_one_round_and_of_each_round(journal):
+    for round, peer in ((2, ASH), (1, BIRCH), (1, ASH)):
+        journal.record_manifest(round, peer, SHA, b"", {})
+    assert [(r["round"], r["peer"]) for r in journal.rows("manifests", 1)] == [(1, BIRCH), (1, ASH)]
+    assert [(r["round"], r["peer"]) for r in journal.each("manifests")] == [(1, BIRCH), (1, ASH), (2, ASH)]
+
+
+def test_threat_20_of_refusals_without_end_the_newest_notes_are_kept(journal, monkeypatch):
+    monkeypatch.setattr("hsl_node.sync.store.journal.NOTES_MAX", 20)
+    for number in range(100):
+        journal.note("warning", "refused size", f"birch: {number}")
+    assert [n["text"] for n in journal.rows("notes")] == [f"birch: {n}" for n in range(80, 100)]
+
+
+def test_the_last_receipt_of_each_peer_is_the_one_that_was_written_last(journal):
+    for round, receiver, accepted, code in (
+        (1, ASH, True, "accepted"),
+        (1, BIRCH, True, "accepted"),
+        (2, ASH, False, "size"),
+    ):
+        journal.record_receipt(round, receiver, accepted, code, "", b"")
+    journal.record_receipt(2, ASH, True, "accepted", "", b"")  # answered anew
+    found = {peer: (row["round"], row["accepted"], row["code"]) for peer, row in journal.last_receipts().items()}
+    assert found == {ASH: (2, 1, "accepted"), BIRCH: (1, 1, "accepted")}
+
+
+@pytest.mark.parametrize(
+    ("validated", "best"),
+    [
+        ({}, None),
+        ({1: (0.7, 0.5)}, 1),
+        ({1: (0.7, 0.5), 2: (0.9, 0.9), 3: (0.8, 0.1)}, 2),  # the highest AUC, whatever the loss
+        ({1: (0.9, 0.5), 2: (0.9, 0.4)}, 2),  # the same AUC: the lower loss
+        ({1: (0.9, 0.5), 2: (0.9, 0.5)}, 1),  # a tie: the earlier
+        ({1: (None, 0.5), 2: (None, 0.3)}, 2),  # undefined AUC: the lowest loss
+        ({1: (0.1, 9.0), 2: (None, 0.1)}, 1),  # a defined AUC goes before an undefined one
+        ({0: (0.99, 0.1), 1: (0.5, 0.9)}, 1),  # the initial weights are no result
+    ],
+)
+def test_the_best_fused_model_is_the_one_with_the_highest_validation_auc(journal, validated, best):
+    for round in range(4):
+        journal.record_fused(round, Digest(str(round) * 64))
+    for round, (auc, loss) in validated.items():
+        journal.record_validation(round, auc, loss)
+    assert journal.best_fused() == (None if best is None else (best, str(best) * 64))
+
+
+def test_fusing_again_after_a_crash_keeps_the_validation(journal):
+    journal.record_fused(1, SHA)
+    journal.record_validation(1, 0.7, 0.5)
+    journal.record_fused(1, SHA)
+    assert journal.best_fused() == (1, SHA)
+
+
+def test_one_phase_is_open_at_a_time_and_saying_it_again_changes_nothing(journal):
+    for round, phase in ((0, "agree"), (1, "train"), (1, "train"), (1, "collect")):
+        journal.record_phase(round, phase)
+    rows = journal.rows("phases")
+    assert [(r["round"], r["phase"], r["ended"] is None) for r in rows] == [
+        (0, "agree", False),
+        (1, "train", False),
+        (1, "collect", True),
+    ]
+    assert all(r["ended"] is None or r["started"] <= r["ended"] for r in rows)
+
+
+def test_rows_come_decoded_and_without_signatures_and_only_from_known_tables(journal):
+    journal.record_manifest(1, ASH, SHA, b"document", {"auc": 0.5})
+    journal.record_epoch(1, 2, {"loss": 0.25})
+    journal.record_receipt(1, BIRCH, True, "accepted", "", b"document")
+    journal.record_transfer(1, BIRCH, "sent", 100, 0, 1, 2.5)
+    journal.record_result("test", {"auc": 0.5})
+    assert journal.rows("manifests")[0]["content"] == {"auc": 0.5}
+    assert "document" not in journal.rows("manifests")[0]
+    assert journal.rows("epochs")[0]["content"] == {"loss": 0.25}
+    assert journal.rows("receipts")[0]["receiver"] == "birch"
+    assert journal.rows("transfers")[0]["ended"] - journal.rows("transfers")[0]["started"] == pytest.approx(2.5)
+    assert journal.result("test") == {"auc": 0.5}
+    assert journal.result("absent") is None
+    with pytest.raises(ValueError, match="sqlite_master"):
+        journal.rows("sqlite_master")
+
+
+def test_a_journal_answers_only_the_thread_that_opened_it(journal: Journal) -> None:
+    """Whatever runs beside the event loop gets what it needs as arguments: a transaction is nobody else's to see."""
+    with ThreadPoolExecutor(1) as thread, pytest.raises(sqlite3.ProgrammingError, match="thread"):
+        thread.submit(journal.meta, "torch").result()
+    assert journal.meta("torch") is None
+
+
+# ------------------------------------------------------------------ why it cannot be opened
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no small disk here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_threat_21_a_journal_that_a_full_disk_keeps_closed_asks_for_space_first(tiny_disk: Path, before: bool) -> None:
+    path, ballast = tiny_disk / "journal.sqlite3", tiny_disk / "ballast"
+    if before:
+        Journal.create(path).close()
+    with open(ballast, "wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises(LocalStateError, match=r"its disk is full \(0 B free\)") as full:
+        Journal.create(path)
+    assert full.value.remedy.startswith("free some space") and "backup" not in full.value.remedy
+    ballast.unlink()
+    Journal.create(path).close()
+
+
+def test_a_journal_that_is_none_any_more_still_asks_for_a_backup(tmp_path: Path) -> None:
+    (tmp_path / "journal.sqlite3").write_bytes(b"x" * 8192)
+    with pytest.raises(LocalStateError, match="cannot be opened") as broken:
+        Journal.create(tmp_path / "journal.sqlite3")
+    assert "backup" in broken.value.remedy and "full" not in broken.value.message
+    assert "without a backup" in broken.value.remedy and "`hsl-node recover --from-peers`" in broken.value.remedy
+
+
+def test_a_damaged_journal_names_the_way_out_for_who_has_no_backup(tmp_path: Path) -> None:
+    """In its midst, so that it opens: `doctor` reads every page, the daemon those that it needs."""
+    path = tmp_path / "journal.sqlite3"
+    journal = Journal.create(path)
+    with journal.transaction():
+        for _ in range(2000):
+            journal.note("info", "filler", "x" * 100)
+    journal.close()
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle:] = b"\xff" * (len(content) - middle)
+    path.write_bytes(content)
+    journal = Journal.read_only(path)
+    for reading in (lambda: journal.require_sound(path), lambda: journal.rows("notes")):
+        with pytest.raises(LocalStateError) as damaged:
+            reading()
+        for part in ("keys/", "federation.toml", "keyring.toml", "splits.json", "anchor set", "recover --from-peers`"):
+            assert part in damaged.value.remedy
+    journal.close()
+
+
+def test_a_backup_into_a_folder_too_small_for_the_journal_names_that_folder(tmp_path: Path, tiny_disk: Path) -> None:
+    """SQLite says "full" and not of which disk; nobody should go and look at the node's own."""
+    (tmp_path / "ash").mkdir()
+    (tmp_path / "ash" / "node.toml").write_text('name = "ash"\naddress = "ash:1"\nlisten = "0.0.0.0:1"\n')
+    journal = Journal.create(tmp_path / "ash" / "journal.sqlite3")
+    journal.set_meta("much", "x" * 4_000_000)
+    with pytest.raises(LocalStateError, match="No space left on device") as full:
+        backup.backup(tmp_path / "ash", tiny_disk / "ash.tar")
+    assert str(tiny_disk / "ash.tar") in full.value.message and "make room in that folder" in full.value.remedy
+    assert "the node itself goes on" in full.value.remedy and list(tiny_disk.iterdir()) == []
+    assert journal.meta("much")
+    journal.close()
+
+
+# ------------------------------------------------------------------ why it cannot be read any more
+
+READINGS: dict[str, Callable[[Journal], object]] = {
+    "state": Journal.state,
+    "meta": lambda j: j.meta("x"),
+    "signed": lambda j: j.signed(1),
+    "manifest": lambda j: j.manifest(1, ASH),
+    "offered": lambda j: j.offered((ASH,), 0, 9),
+    "offered of nobody": lambda j: j.offered((), 0, 9),
+    "fused_digests": lambda j: j.fused_digests([1]),
+    "documents": lambda j: j.documents(0, ASH),
+    "last_signed": Journal.last_signed,
+    "receipt": lambda j: j.receipt(1, ASH),
+    "last_receipts": Journal.last_receipts,
+    "result": lambda j: j.result("x"),
+    "influence": lambda j: j.influence(1),
+    "rows": lambda j: j.rows("notes"),
+    "aucs_of": lambda j: j.aucs_of(ASH),
+    "last_manifest": lambda j: j.last_manifest(ASH),
+    "last_written": Journal.last_written,
+    "rows of a round": lambda j: j.rows("manifests", 1),
+    "each": lambda j: list(j.each("manifests")),
+    "best_fused": Journal.best_fused,
+    "signed_rounds": Journal.signed_rounds,
+    "manifests_of": lambda j: j.manifests_of(1),
+    "receipts_of": lambda j: j.receipts_of(1),
+    "said": lambda j: list(j.said()),
+}
+
+
+class Failing(sqlite3.Connection):
+    """A disk that gives an input/output error wherever rows are read, once `failing`."""
+
+    failing = False
+
+    def execute(self, query: str, *values: object) -> sqlite3.Cursor:  # type: ignore[override]
+        if self.failing and query.startswith("SELECT"):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+            raise error
+        return super().execute(query, *values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[LocalStateError]:
+    """What the process is told, whoever catches the error."""
+    errors: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", errors.append)
+    return errors
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("within", ["a transaction", "none"])
+def test_threat_23_a_disk_that_fails_where_the_journal_is_read_ends_the_process_as_one_that_fails_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[LocalStateError], reading: str, within: str
+) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **more, factory=Failing))
+    journal = Journal.create(tmp_path / "j")
+    journal.set_meta("x", "before")
+    READINGS[reading](journal)
+    journal._db.failing = True  # type: ignore[attr-defined]
+    with pytest.raises(DiskFailed, match="the journal cannot be read: disk I/O error") as failed:
+        if within == "none":
+            READINGS[reading](journal)
+        with journal.transaction():
+            journal.set_meta("x", "after")
+            READINGS[reading](journal)
+    assert told == [failed.value]
+    journal._db.failing = False  # type: ignore[attr-defined]
+    assert journal.meta("x") == "before" and not journal._db.in_transaction
+
+
+def malformed(path: Path) -> None:
+    """One page of it, that of a table which nothing reads at the start."""
+    journal = Journal.create(path)
+    for round in range(5):
+        journal.record_manifest(round, ASH, SHA, b"document", {"auc": 0.5, "bytes": 0})
+    journal.record_phase(1, "train")
+    journal.save_state({"me": "ash", "round": 1, "phase": "train", "peers": ["ash"], "have": {}})
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'manifests'"
+    page, size = journal._db.execute(query).fetchone()[0], journal._db.execute("PRAGMA page_size").fetchone()[0]
+    journal.close()
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xa5" * size)
+
+
+def test_a_malformed_journal_is_named_with_its_cure_and_ends_the_process(
+    tmp_path: Path, told: list[LocalStateError]
+) -> None:
+    malformed(tmp_path / "j")
+    for opener in (Journal.create, Journal.read_only):
+        journal = opener(tmp_path / "j")
+        with pytest.raises(
+            LocalStateError, match="the journal cannot be read: database disk image is malformed"
+        ) as broken:
+            journal.documents(0, ASH)
+        assert "restore a backup" in broken.value.remedy
+        assert told.pop() is broken.value and not told
+        journal.close()
+
+
+def test_a_command_that_reads_a_malformed_journal_says_so_in_one_line(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "ash")
+    layout.make()
+    (layout.state / "node.toml").write_text('name = "ash"\naddress = "127.0.0.1:1"\n')
+    malformed(layout.journal)
+    for words in (["status"], ["status", "--json"], ["round", "history"]):
+        command = [sys.executable, "-m", "hsl_node", "--state", str(layout.state), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        error, remedy = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (15, "")
+        assert error.startswith("Error: the journal cannot be read: ") and remedy.startswith(
+            "What to do: check the disk"
+        )
+
+
+def test_a_journal_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    Journal.create(path).close()
+    with pytest.raises(LocalStateError, match="the journal cannot be copied"):
+        Journal.read_only(path).copy(tmp_path / "absent" / "copy")
+
+
+def test_a_command_beside_the_daemon_writes_and_never_makes_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(NotInitialised):
+        Journal.beside(tmp_path / "j")
+    assert list(tmp_path.iterdir()) == []
+    daemon = Journal.create(tmp_path / "j")
+    beside = Journal.beside(tmp_path / "j")
+    with beside.transaction():
+        beside.record_result("x", {"auc": 0.5})
+    assert daemon.result("x") == {"auc": 0.5}
+    assert beside._db.execute("PRAGMA synchronous").fetchone()[0] == 2

@@ -1,0 +1,567 @@
+"""Each transition of the round machine by hand. All of them together, in any order: test_round_simulation.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from simulation import claim_of, plain_fusion, signed, weighted_fusion
+
+from hsl_node.errors import UnexpectedEvent
+from hsl_node.federation.names import Digest, Peer, Round
+from hsl_node.sync.plateau import plateaued
+from hsl_node.sync.round import (
+    Arrived,
+    Claim,
+    Declare,
+    Delivered,
+    Event,
+    Forgotten,
+    Fuse,
+    Fused,
+    Phase,
+    Proven,
+    Push,
+    State,
+    Train,
+    Trained,
+    from_json,
+    step,
+    to_json,
+    todo,
+)
+
+ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
+INITIAL, FUSED1, OTHER = Digest("0" * 64), Digest("f" * 64), Digest("e" * 64)
+START = State(me=ASH, peers=(ASH, BIRCH, CEDAR), rounds=2, base=INITIAL)
+
+
+def sha(peer: Peer, round: Round) -> Digest:
+    return Digest(f"{peer[0]}{round}".ljust(64, "0"))
+
+
+def statement(
+    peer: Peer,
+    round: Round = 0,
+    base: Digest = INITIAL,
+    inputs: dict[Peer, Digest] | None = None,
+    halted: bool = False,
+) -> Claim:
+    return claim_of(peer, round, base, base, inputs or {}, statement=True, halted=halted)
+
+
+def checkpoint(
+    peer: Peer,
+    round: Round = 1,
+    base: Digest = INITIAL,
+    inputs: dict[Peer, Digest] | None = None,
+    plateau: bool = False,
+    software: str = "",
+) -> Claim:
+    return claim_of(peer, round, sha(peer, round), base, inputs or {}, plateau=plateau, software=software)
+
+
+def after(state: State, *events: Event) -> State:
+    for event in events:
+        state, _ = step(state, event)
+    return state
+
+
+def agreed() -> State:
+    """Round 1, TRAIN: everybody stands on the same initial weights."""
+    return after(START, Trained(statement(ASH)), Arrived(statement(BIRCH)), Arrived(statement(CEDAR)))
+
+
+def collecting() -> State:
+    return after(agreed(), Trained(checkpoint(ASH)))
+
+
+def fusing() -> State:
+    return after(collecting(), Arrived(checkpoint(BIRCH)), Arrived(checkpoint(CEDAR)))
+
+
+INPUTS1 = {p: checkpoint(p, 1).manifest for p in (ASH, BIRCH, CEDAR)}
+
+
+def second_round() -> State:
+    return after(fusing(), Fused(1, FUSED1))
+
+
+def last_agreement() -> State:
+    """After round 2 of 2: state what we ended with."""
+    state = after(second_round(), Trained(checkpoint(ASH, 2, FUSED1, INPUTS1)))
+    state = after(state, *(Arrived(checkpoint(p, 2, FUSED1, INPUTS1)) for p in (BIRCH, CEDAR)))
+    return after(state, Fused(2, OTHER))
+
+
+INPUTS2 = {p: checkpoint(p, 2, FUSED1, INPUTS1).manifest for p in (ASH, BIRCH, CEDAR)}
+
+# ------------------------------------------------------------------ the undisturbed run
+
+
+def test_a_new_node_first_states_which_model_it_stands_on():
+    assert (START.phase, START.round) == (Phase.AGREE, 0)
+    assert todo(START) == (Declare(0, INITIAL),)
+
+
+def test_my_statement_goes_to_every_other_peer():
+    state, actions = step(START, Trained(statement(ASH)))
+    assert actions == (Push(0, BIRCH), Push(0, CEDAR))
+    assert state.phase is Phase.AGREE
+
+
+def test_training_starts_when_everybody_stated_the_same_model():
+    state = agreed()
+    assert (state.phase, state.round) == (Phase.TRAIN, 1)
+    assert Train(1, INITIAL) in todo(state)
+
+
+def test_training_does_not_wait_for_the_receipts_of_the_statement():
+    assert todo(agreed()) == (Train(1, INITIAL), Push(0, BIRCH), Push(0, CEDAR))
+
+
+def test_threat_28_a_statement_about_another_initial_model_does_not_count():
+    state = after(START, Trained(statement(ASH)), Arrived(statement(BIRCH)), Arrived(statement(CEDAR, 0, OTHER)))
+    assert (state.phase, state.missing) == (Phase.AGREE, (CEDAR,))
+
+
+def test_a_peer_that_was_set_up_anew_may_correct_its_statement_before_the_first_round():
+    state = after(START, Trained(statement(ASH)), Arrived(statement(CEDAR, 0, OTHER)), Arrived(statement(BIRCH)))
+    state = after(state, Arrived(statement(CEDAR)))
+    assert (state.phase, state.round) == (Phase.TRAIN, 1)
+
+
+def test_a_trained_checkpoint_is_pushed_and_the_full_set_awaited():
+    state, actions = step(agreed(), Trained(checkpoint(ASH)))
+    assert state.phase is Phase.COLLECT
+    assert state.missing == (BIRCH, CEDAR)
+    assert {Push(1, BIRCH), Push(1, CEDAR)} <= set(actions)
+    assert not any(isinstance(a, Train) for a in actions)
+
+
+def test_the_full_set_is_fused_in_one_action_that_names_every_checkpoint():
+    assert Fuse(1, {p: sha(p, 1) for p in (ASH, BIRCH, CEDAR)}) in todo(fusing())
+
+
+def test_checkpoints_that_arrive_while_this_node_still_trains_are_kept():
+    state = after(agreed(), Arrived(checkpoint(CEDAR)), Arrived(checkpoint(BIRCH)))
+    assert (state.phase, state.missing) == (Phase.TRAIN, (ASH,))
+    assert after(state, Trained(checkpoint(ASH))).phase is Phase.FUSE
+
+
+def test_the_next_round_trains_from_the_fused_model_and_remembers_the_manifests_behind_it():
+    state = second_round()
+    assert (state.phase, state.round, state.base) == (Phase.TRAIN, 2, FUSED1)
+    assert state.inputs == INPUTS1
+    assert not set(INPUTS1.values()) & {sha(p, 1) for p in (ASH, BIRCH, CEDAR)}
+    assert state.have == {}
+
+
+def test_after_the_planned_rounds_the_last_fusion_is_agreed_upon():
+    state = last_agreement()
+    assert (state.phase, state.round) == (Phase.AGREE, 3)
+    assert Declare(3, OTHER) in todo(state)
+
+
+def test_the_run_is_finished_when_all_state_the_same_last_fusion():
+    state = after(last_agreement(), *(Arrived(statement(p, 3, OTHER, INPUTS2)) for p in (BIRCH, CEDAR)))
+    assert state.phase is Phase.AGREE
+    state = after(state, Trained(statement(ASH, 3, OTHER, INPUTS2)))
+    assert state.phase is Phase.FINISHED
+
+
+def test_a_finished_node_still_delivers_what_it_owes():
+    state = after(last_agreement(), Trained(statement(ASH, 3, OTHER, INPUTS2)))
+    state = after(state, *(Arrived(statement(p, 3, OTHER, INPUTS2)) for p in (BIRCH, CEDAR)))
+    assert todo(state) == (Push(3, BIRCH), Push(3, CEDAR))
+    assert todo(after(state, Delivered(BIRCH, 3), Delivered(CEDAR, 3))) == ()
+
+
+@pytest.mark.parametrize(("plateaus", "phase"), [("all", Phase.AGREE), ("all but one", Phase.TRAIN)])
+def test_the_run_ends_early_only_when_every_peer_has_plateaued(plateaus, phase):
+    state = after(agreed(), Trained(checkpoint(ASH, plateau=True)), Arrived(checkpoint(BIRCH, plateau=True)))
+    state = after(state, Arrived(checkpoint(CEDAR, plateau=plateaus == "all")), Fused(1, FUSED1))
+    assert (state.phase, state.round) == (phase, 2)
+
+
+# ------------------------------------------------------------------ early, late, twice
+
+
+def test_a_checkpoint_of_the_next_round_waits_until_that_round_begins():
+    state = after(collecting(), Arrived(checkpoint(BIRCH)))
+    state = after(state, Arrived(checkpoint(BIRCH, 2, FUSED1, INPUTS1)))
+    assert state.have[BIRCH] == checkpoint(BIRCH)
+    state = after(state, Arrived(checkpoint(CEDAR)), Fused(1, FUSED1))
+    assert state.have == {BIRCH: checkpoint(BIRCH, 2, FUSED1, INPUTS1)}
+    assert state.early == {}
+
+
+def test_a_first_checkpoint_that_overtakes_a_statement_waits_too():
+    state = after(START, Trained(statement(ASH)), Arrived(statement(BIRCH)), Arrived(checkpoint(BIRCH)))
+    state = after(state, Arrived(statement(CEDAR)))
+    assert (state.round, state.have) == (1, {BIRCH: checkpoint(BIRCH)})
+
+
+@pytest.mark.parametrize("late", [statement(BIRCH), checkpoint(BIRCH), replace(checkpoint(BIRCH), sha256=OTHER)])
+def test_threat_10_a_late_checkpoint_of_an_old_round_is_ignored(late):
+    assert after(second_round(), Arrived(late)) == second_round()
+
+
+def test_a_checkpoint_that_arrives_twice_counts_once():
+    once = after(collecting(), Arrived(checkpoint(BIRCH)))
+    assert after(once, Arrived(checkpoint(BIRCH))) == once
+
+
+def test_what_a_crash_makes_a_peer_deliver_again_is_no_second_face():
+    """Neither in this round, nor one round early, nor where this node has halted; also after a restart of ours."""
+    early = checkpoint(BIRCH, 2, FUSED1, INPUTS1)
+    stopped = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)), Arrived(early))
+    for state, claim in (
+        (after(agreed(), Arrived(checkpoint(BIRCH))), checkpoint(BIRCH)),
+        (after(collecting(), Arrived(early)), early),
+        (stopped, early),
+    ):
+        restored = from_json(json.loads(json.dumps(to_json(state))))
+        assert after(restored, Arrived(signed(claim))) == state
+
+
+def test_what_a_peer_has_lost_after_its_receipt_is_owed_again_until_the_next_receipt():
+    lost = after(collecting(), Delivered(BIRCH, 1), Forgotten(BIRCH, 1))
+    assert lost == after(lost, Forgotten(BIRCH, 1)) == collecting()
+    ended = replace(lost, phase=Phase.FINISHED)
+    assert Push(1, BIRCH) in todo(after(ended, Forgotten(BIRCH, 1)))
+
+
+def test_results_that_are_said_twice_change_nothing():
+    assert after(collecting(), Trained(checkpoint(ASH))) == collecting()
+    assert after(second_round(), Fused(1, FUSED1)) == second_round()
+    assert after(collecting(), Delivered(BIRCH, 1), Delivered(BIRCH, 1)) == after(collecting(), Delivered(BIRCH, 1))
+
+
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [
+        (START, Trained(checkpoint(ASH))),  # trained before anybody agreed
+        (START, Trained(statement(ASH, 0, OTHER))),  # stands on another model than the state says
+        (START, Trained(statement(BIRCH))),  # somebody else's statement as mine
+        (START, Trained(statement(ASH, halted=True))),  # says that it halted, and has not
+        (agreed(), Fused(1, FUSED1)),  # fused without the full set
+        (agreed(), Trained(checkpoint(ASH, 1, OTHER))),  # trained from another base
+        (collecting(), Trained(replace(checkpoint(ASH), sha256=OTHER))),  # a second checkpoint for one round
+        (agreed(), Arrived(checkpoint(BIRCH, 3))),  # two rounds ahead passed the receiver's window
+    ],
+)
+def test_what_cannot_happen_is_a_named_bug_not_a_silent_state(state, event):
+    with pytest.raises(UnexpectedEvent):
+        step(state, event)
+
+
+# ------------------------------------------------------------------ deliveries
+
+
+def test_a_receipt_ends_the_delivery_to_that_peer_only():
+    state = after(agreed(), Delivered(BIRCH, 0))
+    assert [a for a in todo(state) if isinstance(a, Push)] == [Push(0, CEDAR)]
+
+
+def test_a_peers_next_checkpoint_is_as_good_as_its_receipt():
+    state = after(collecting(), Arrived(checkpoint(BIRCH)))
+    assert Push(0, BIRCH) not in todo(state)
+    assert Push(1, BIRCH) in todo(state)
+
+
+def test_a_checkpoint_two_rounds_on_proves_that_both_earlier_ones_arrived():
+    """The peer's round 1 is still under way to us while its round 2 is here."""
+    state = after(collecting(), Arrived(checkpoint(BIRCH, 2, FUSED1, INPUTS1)))
+    assert [a for a in todo(state) if isinstance(a, Push) and a.peer == BIRCH] == []
+
+
+def test_an_undelivered_checkpoint_of_the_last_round_is_still_owed_in_the_next():
+    assert {Push(1, BIRCH), Push(1, CEDAR)} <= set(todo(second_round()))
+
+
+# ------------------------------------------------------------------ disagreement
+
+
+def test_a_peer_that_fused_from_other_manifests_halts_the_node_and_the_reason_names_whose():
+    theirs = {**INPUTS1, CEDAR: OTHER}
+    state = after(second_round(), Arrived(checkpoint(BIRCH, 2, FUSED1, theirs)))
+    assert state.phase is Phase.HALTED
+    assert "in round 1 birch fused from other manifests than this node, those of cedar:" in state.reason
+    assert "compare `hsl-node round show 1` at both sites" in state.reason
+
+
+def test_threat_28_a_peer_that_fused_the_same_into_other_bytes_is_named_with_its_software():
+    state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1, software="hsl-node 9, torch 1")))
+    assert state.phase is Phase.HALTED
+    assert "round 1: birch fused the same checkpoints into other bytes" in state.reason
+    assert "hsl-node 9, torch 1" in state.reason
+
+
+def test_threat_20_what_a_peer_says_of_its_software_is_escaped_in_the_reason():
+    state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1, software="\x1b[2Jall is well")))
+    assert "\\x1b[2Jall is well" in state.reason
+
+
+def test_a_disagreement_that_came_early_shows_as_soon_as_its_round_begins():
+    state = after(collecting(), Arrived(checkpoint(BIRCH)), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
+    assert state.phase is Phase.COLLECT
+    state = after(state, Arrived(checkpoint(CEDAR)), Fused(1, FUSED1))
+    assert state.phase is Phase.HALTED
+    assert "birch" in state.reason
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        replace(checkpoint(BIRCH), sha256=OTHER),
+        replace(checkpoint(BIRCH), samples=7),  # moves a weighted mean
+        replace(checkpoint(BIRCH), plateau=True),  # moves the end of the run
+        replace(checkpoint(BIRCH), base=OTHER),
+    ],
+    ids=["checkpoint", "samples", "plateau", "base"],
+)
+def test_threat_11_two_different_claims_of_one_peer_about_one_round_halt_the_node(second):
+    state = after(agreed(), Arrived(checkpoint(BIRCH)), Arrived(second))
+    assert state.phase is Phase.HALTED
+    assert "birch signed two different" in state.reason
+
+
+def test_two_manifests_that_differ_in_nothing_the_machine_reads_halt_the_node_too():
+    """The other peers name the one that they have: they would halt for it a round later."""
+    second = replace(checkpoint(BIRCH), manifest=OTHER)
+    state = after(agreed(), Arrived(checkpoint(BIRCH)), Arrived(second))
+    assert state.phase is Phase.HALTED
+    assert "birch signed two different manifests of one checkpoint" in state.reason
+
+
+# ------------------------------------------------------------------ a liar: cedar tells ash and birch different things
+
+
+def told(me: Peer, cedar: Claim, fusion=weighted_fusion, plateau: bool = False, rounds: Round = 2) -> State:
+    """The state after round 1, in which cedar sent this claim."""
+    ash, birch = (signed(replace(checkpoint(p, plateau=plateau), samples=10)) for p in (ASH, BIRCH))
+    mine, theirs = (ash, birch) if me == ASH else (birch, ash)
+    state = replace(START, me=me, rounds=rounds)
+    state = after(state, Trained(statement(me)), *(Arrived(statement(p)) for p in START.peers if p != me))
+    state = after(state, Trained(mine), Arrived(theirs), Arrived(cedar))
+    contributions = {p: (c.sha256, c.samples) for p, c in state.have.items()}
+    return after(state, Fused(1, fusion(me, contributions)))
+
+
+def next_claim(state: State) -> Claim:
+    """What this node signs next: its checkpoint, the closing statement, or that it halted."""
+    halted = state.phase is Phase.HALTED
+    if halted or state.phase is Phase.AGREE:
+        return statement(state.me, state.round, state.base, dict(state.inputs), halted)
+    return checkpoint(state.me, state.round, state.base, dict(state.inputs))
+
+
+LIGHT, HEAVY = (signed(replace(checkpoint(CEDAR), samples=n)) for n in (10, 1000))
+
+
+@pytest.mark.parametrize("rounds", [1, 2], ids=["last round", "before"])
+@pytest.mark.parametrize("fusion", [weighted_fusion, plain_fusion], ids=["other bytes", "same bytes"])
+def test_a_peer_that_signs_different_sample_counts_to_two_others_is_named_by_both(fusion, rounds):
+    ash, birch = told(ASH, LIGHT, fusion, rounds=rounds), told(BIRCH, HEAVY, fusion, rounds=rounds)
+    assert (ash.base == birch.base) == (fusion is plain_fusion)
+    for mine, other in ((ash, birch), (birch, ash)):
+        state = after(mine, Arrived(next_claim(other)))
+        assert (state.phase, state.round) == (Phase.HALTED, 2)
+        assert f"{other.me} fused from other manifests than this node, those of cedar:" in state.reason
+
+
+def test_a_peer_that_signs_different_plateau_flags_to_two_others_is_named_by_both():
+    """For ash the run has ended, for birch it goes on: neither of them is to blame."""
+    ended, goes_on = (signed(replace(checkpoint(CEDAR, plateau=p), samples=10)) for p in (True, False))
+    ash, birch = told(ASH, ended, plateau=True), told(BIRCH, goes_on, plateau=True)
+    assert (ash.phase, birch.phase) == (Phase.AGREE, Phase.TRAIN)
+    assert ash.base == birch.base
+    first, second = after(ash, Arrived(next_claim(birch))), after(birch, Arrived(next_claim(ash)))
+    for state in (first, second):
+        assert (state.phase, state.round) == (Phase.HALTED, 2)
+        assert "than this node, those of cedar:" in state.reason
+    after_statement = after(birch, Trained(next_claim(birch)), Arrived(next_claim(ash)))
+    assert after_statement.phase is Phase.HALTED, "its checkpoint is signed: the full set will not come any more"
+    assert "those of cedar:" in after_statement.reason
+
+
+def test_the_honest_are_not_named_where_all_had_the_same_manifests():
+    ash, birch = told(ASH, LIGHT), told(BIRCH, LIGHT)
+    assert after(ash, Arrived(next_claim(birch))).reason == ""
+
+
+def test_a_different_last_fusion_halts_the_node():
+    state = after(last_agreement(), Arrived(statement(CEDAR, 3, FUSED1, INPUTS2)))
+    assert state.phase is Phase.HALTED
+    assert "cedar" in state.reason
+
+
+def test_a_peer_that_goes_on_where_the_run_ended_here_halts_the_node():
+    state = after(last_agreement(), Arrived(checkpoint(CEDAR, 3, OTHER, INPUTS2)))
+    assert state.phase is Phase.HALTED
+    assert "cedar went on after round 2" in state.reason
+
+
+def test_a_peer_that_stopped_halts_the_node_and_says_where_to_ask():
+    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))
+    assert state.phase is Phase.HALTED
+    assert "cedar stopped in round 2" in state.reason
+
+
+def test_a_peer_that_ended_the_run_where_it_goes_on_here_halts_the_node():
+    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1)))
+    assert state.phase is Phase.HALTED
+    assert "cedar ended the run after round 1" in state.reason
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["before my statement", "after my statement"])
+def test_a_peer_that_stopped_in_the_last_agreement_has_not_agreed(closed):
+    """Same model, same manifests: without the flag its statement would be taken for a closing one."""
+    state = last_agreement()
+    if closed:
+        state = after(state, Trained(statement(ASH, 3, OTHER, INPUTS2)))
+    state = after(state, Arrived(statement(BIRCH, 3, OTHER, INPUTS2)))
+    state = after(state, Arrived(statement(CEDAR, 3, OTHER, INPUTS2, halted=True)))
+    assert state.phase is Phase.HALTED
+    assert "cedar stopped in round 3" in state.reason
+
+
+# ------------------------------------------------------------------ halting so that the others find out
+
+
+def test_a_halted_node_states_where_it_stands_instead_of_its_checkpoint():
+    state = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
+    assert Declare(2, FUSED1) in todo(state)
+    assert not any(isinstance(a, Train) for a in todo(state))
+    assert after(state, Trained(statement(ASH, 2, FUSED1, INPUTS1))) == state, "it has to say that it halted"
+    state = after(state, Trained(statement(ASH, 2, FUSED1, INPUTS1, halted=True)))
+    assert {Push(2, BIRCH), Push(2, CEDAR)} <= set(todo(state))
+    assert not any(isinstance(a, Declare) for a in todo(state))
+
+
+def test_an_objection_after_my_checkpoint_is_signed_halts_in_the_next_round():
+    """The others may fuse round 2 and go on: only a statement about round 3 can tell them."""
+    state = after(second_round(), Trained(checkpoint(ASH, 2, FUSED1, INPUTS1)))
+    state = after(state, Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
+    assert state.phase is Phase.COLLECT
+    assert "birch" in state.reason
+    state = after(state, Arrived(checkpoint(CEDAR, 2, FUSED1, INPUTS1)))
+    assert state.phase is Phase.FUSE
+    state = after(state, Fused(2, OTHER))
+    assert (state.phase, state.round) == (Phase.HALTED, 3)
+    assert Declare(3, OTHER) in todo(state)
+
+
+def test_an_objecting_node_halts_at_once_when_the_full_set_cannot_come_any_more():
+    state = after(second_round(), Trained(checkpoint(ASH, 2, FUSED1, INPUTS1)))
+    state = after(state, Arrived(statement(BIRCH, 2, OTHER, INPUTS1, halted=True)))  # halted, and on other bytes
+    assert state.phase is Phase.HALTED
+    assert "birch fused the same checkpoints into other bytes" in state.reason
+
+
+def test_a_halted_node_still_learns_who_the_culprit_is():
+    """Cedar stopped first; birch's checkpoint, a moment later, shows why."""
+    state = after(second_round(), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))
+    assert "birch" not in state.reason
+    state = after(state, Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
+    assert "birch fused the same checkpoints into other bytes" in state.reason
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_threat_11_proof_that_was_fetched_halts_the_node_where_the_others_can_be_told(mine):
+    """Before my checkpoint is signed at once; after it with the next round, which its full set begins."""
+    state = replace(START, phase=Phase.TRAIN, round=1)
+    if mine:
+        state, _ = step(state, Trained(checkpoint(ASH)))
+    state, actions = step(state, Proven(CEDAR, 1))
+    assert "cedar signed two different manifests for round 1" in state.reason
+    assert (state.phase is Phase.HALTED) != mine
+    assert not any(isinstance(a, Train) for a in actions)
+    again, _ = step(state, Proven(CEDAR, 1))
+    assert again == state, "said twice"
+
+
+@pytest.mark.parametrize("peer", [CEDAR, ASH])
+def test_threat_11_proof_of_a_round_long_past_halts_the_node_whoever_signed_it(peer):
+    """Who sees it later must not decide otherwise than who saw it at once; ASH is this node."""
+    state, _ = step(replace(START, phase=Phase.TRAIN, round=7), Proven(peer, 2))
+    assert state.phase is Phase.HALTED
+    assert "signed two different manifests for round 2" in state.reason
+
+
+def test_proof_that_comes_after_the_end_stops_nothing():
+    state = replace(START, phase=Phase.FINISHED, round=3)
+    assert step(state, Proven(CEDAR, 3))[0] == state
+
+
+def test_a_second_closing_statement_after_the_end_stops_nothing():
+    known = statement(CEDAR, 3, FUSED1, INPUTS1)
+    state = replace(START, phase=Phase.FINISHED, round=3, base=FUSED1, have={CEDAR: known})
+    assert step(state, Arrived(signed(replace(known, samples=7))))[0] == state
+
+
+def test_threat_11_what_is_signed_for_a_round_after_the_end_stops_nothing():
+    state = replace(START, rounds=9, phase=Phase.FINISHED, round=3, base=FUSED1)  # ended early: by a plateau
+    for digest in (OTHER, INITIAL):
+        assert step(state, Arrived(replace(checkpoint(CEDAR, 4, FUSED1, INPUTS1), sha256=digest)))[0] == state
+
+
+def test_a_halted_node_names_a_peer_whose_second_face_comes_later():
+    birch = checkpoint(BIRCH, 2, FUSED1, INPUTS1)
+    state = after(second_round(), Arrived(birch), Arrived(statement(CEDAR, 2, FUSED1, INPUTS1, halted=True)))
+    assert "birch" not in state.reason
+    state = after(state, Arrived(signed(replace(birch, samples=7))))
+    assert "birch signed two different manifests of one checkpoint" in state.reason
+
+
+def test_a_halted_node_takes_no_further_step():
+    halted = after(second_round(), Arrived(checkpoint(BIRCH, 2, OTHER, INPUTS1)))
+    for event in (Fused(2, OTHER), Trained(checkpoint(ASH, 1)), Arrived(checkpoint(CEDAR, 3, OTHER, INPUTS1))):
+        assert after(halted, event) == halted
+
+
+# ------------------------------------------------------------------ restart
+
+
+@pytest.mark.parametrize(
+    "state",
+    [START, agreed(), collecting(), fusing(), second_round(), last_agreement()],
+    ids=lambda s: f"{s.phase}{s.round}",
+)
+def test_what_is_to_do_after_a_restart_follows_from_the_saved_state_alone(state):
+    state = replace(state, early={BIRCH: checkpoint(BIRCH, 9)}, reason="why")
+    restored = from_json(json.loads(json.dumps(to_json(state))))
+    assert restored == state
+    assert todo(restored) == todo(state)
+
+
+# ------------------------------------------------------------------ the plateau rule
+
+
+@pytest.mark.parametrize(
+    ("aucs", "expected"),
+    [
+        ([], False),
+        ([0.8, 0.8, 0.8], False),  # only two rounds could have improved
+        ([0.8, 0.8, 0.8, 0.8], True),
+        ([0.8, 0.803, 0.8035, 0.8039], True),  # 0.8 x 1.005 = 0.804: none reaches it
+        ([0.8, 0.8, 0.8, 0.805], False),  # 0.6 % better in the last
+        ([0.8, 0.9, 0.8, 0.8], False),  # 0.9 is one of the last three
+        ([0.8, 0.9, 0.8, 0.8, 0.8], True),
+        ([0.8, 0.9, 0.7, 0.75, 0.8], True),  # climbs again, but never past the best
+        ([0.8, 0.803, 0.806, 0.809], True),  # each round under half a percent, though together over one
+        ([0.5, 0.5, 0.5, None], False),  # undefined can't show a plateau
+        ([None, None, None, None], False),
+        ([None, 0.8, 0.8, 0.8, 0.8], True),
+        ([0.8, None, 0.8, 0.8, 0.8], True),
+    ],
+)
+def test_a_peer_has_plateaued_after_three_rounds_with_less_than_half_a_percent_improvement(aucs, expected):
+    assert plateaued(aucs, rounds=3, improvement=0.005) is expected
+
+
+def test_an_improvement_of_exactly_the_threshold_is_no_plateau():
+    assert plateaued([0.5, 0.75], rounds=1, improvement=0.5) is False
+    assert plateaued([0.5, 0.74], rounds=1, improvement=0.5) is True

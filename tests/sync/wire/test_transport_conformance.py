@@ -1,0 +1,537 @@
+"""One suite for every way to reach a peer: clients asyncssh and paramiko, servers our own inbox and OpenSSH's sshd."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+from conftest import make_federation
+from ports import free_ports
+from proxy import Proxy
+from sshd import REQUESTS, Sshd
+
+from hsl_node.errors import KeyRefused, LocalStateError, TransportError
+from hsl_node.federation.config import PeerCard
+from hsl_node.federation.identity import Identity
+from hsl_node.federation.names import Digest, FileName, Kind, Peer
+from hsl_node.federation.strings import fingerprint
+from hsl_node.sync.inbox.server import InboxServer
+from hsl_node.sync.wire.connect import connect
+from hsl_node.sync.wire.transport import BLOCK_BYTES, Client, OperationFailed, Patience, Transport
+
+ME, PEER = Peer("ash"), Peer("birch")
+MEMBERS = make_federation(2)
+SIZE = 3 * BLOCK_BYTES + 1000
+HURRIED = Patience(answer_s=1, slowest_bytes_per_s=1024**2, keepalive_s=1000)
+
+
+@dataclass
+class Inbox:
+    """A running server, and where its files really lie."""
+
+    card: PeerCard
+    home: Path
+    port: int
+
+    @property
+    def identity(self) -> Identity:
+        return MEMBERS.identities[ME]
+
+    def via(self, port: int) -> PeerCard:
+        return self.card.model_copy(update={"address": f"127.0.0.1:{port}"})
+
+
+@asynccontextmanager
+async def serve(server: str, folder: Path, *, size: int = SIZE, requests: str = REQUESTS) -> AsyncIterator[Inbox]:
+    card = MEMBERS.federation.get(PEER)
+    if server == "sshd":
+        with Sshd(folder / "sshd", accepts=MEMBERS.identities[ME].public, requests=requests) as sshd:
+            update = {"address": f"127.0.0.1:{sshd.port}", "user": sshd.user, "host_key": sshd.host_key}
+            yield Inbox(card.model_copy(update=update), sshd.home, sshd.port)
+        return
+    inbox = InboxServer(
+        identity=MEMBERS.identities[PEER],
+        federation=MEMBERS.federation,
+        me=PEER,
+        homes=folder / "homes",
+        data_bytes=size,
+        on_commit=lambda peer: None,
+        on_connect=lambda peer: None,
+    )
+    port = await inbox.start("127.0.0.1", 0)
+    try:
+        yield Inbox(card.model_copy(update={"address": f"127.0.0.1:{port}"}), folder / "homes" / ME, port)
+    finally:
+        await inbox.stop()
+
+
+@pytest.fixture(params=["asyncssh", "paramiko"])
+def client(request: pytest.FixtureRequest) -> Client:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=["embedded", "sshd"])
+def server(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+Scenario = Callable[[Transport, Inbox], Awaitable[None]]
+
+
+@pytest.fixture
+def over(client: Client, server: str, tmp_path: Path) -> Callable[..., None]:
+    """Run a scenario over one connection of `client` to a fresh `server`."""
+
+    def run(scenario: Scenario, **options: Any) -> None:
+        async def main() -> None:
+            async with (
+                serve(server, tmp_path, **options) as inbox,
+                connect(inbox.card, ME, inbox.identity, client=client) as link,
+            ):
+                await scenario(link, inbox)
+
+        asyncio.run(main())
+
+    return run
+
+
+def ignore(end: int) -> None:
+    pass
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """What never comes runs into the test's time limit."""
+    while not condition():  # noqa: ASYNC110  (nothing tells us)
+        await asyncio.sleep(0.01)
+
+
+def content(size: int = SIZE, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def names(seed: int = 1) -> tuple[str, str]:
+    """(part, final) of one checkpoint."""
+    sha256 = Digest(hashlib.sha256(bytes([seed])).hexdigest())
+    name = FileName(MEMBERS.federation.fed8, 1, ME, sha256, Kind.DATA)
+    return f"parts/{name.as_part()}", f"inbox/{name}"
+
+
+PART, FINAL = names()
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_file_that_is_not_there_has_no_size(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        assert await link.size(PART) is None
+        assert await link.size(FINAL) is None
+
+    over(scenario)
+
+
+def test_a_file_arrives_byte_for_byte_and_progress_tells_how_far_it_is(
+    over: Callable[..., None], tmp_path: Path
+) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        ends: list[int] = []
+        (tmp_path / "data").write_bytes(content())
+        await link.write(PART, tmp_path / "data", 0, create=True, progress=ends.append)
+        assert (inbox.home / PART).read_bytes() == content()
+        assert ends == [BLOCK_BYTES, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES, SIZE]
+        assert await link.size(PART) == SIZE
+
+    over(scenario)
+
+
+def test_a_document_in_memory_is_sent_like_a_file(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        await link.write(PART, b"a signed line\n", 0, create=True, progress=ignore)
+        assert (inbox.home / PART).read_bytes() == b"a signed line\n"
+
+    over(scenario)
+
+
+def test_creating_is_exclusive(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        await link.write(PART, b"first", 0, create=True, progress=ignore)
+        with pytest.raises(OperationFailed):
+            await link.write(PART, b"other", 0, create=True, progress=ignore)
+        assert (inbox.home / PART).read_bytes() == b"first"
+        assert await link.size(PART) == 5  # the connection goes on
+
+    over(scenario)
+
+
+def test_writing_without_create_makes_no_file(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        with pytest.raises(OperationFailed):
+            await link.write(PART, b"bytes", 0, create=False, progress=ignore)
+        assert await link.size(PART) is None
+
+    over(scenario)
+
+
+def test_a_part_is_resumed_at_an_offset_and_what_lies_before_stays(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        (inbox.home / PART).write_bytes(content(seed=2)[: 2 * BLOCK_BYTES + 77])
+        ends: list[int] = []
+        await link.write(PART, content(), BLOCK_BYTES, create=False, progress=ends.append)
+        assert (inbox.home / PART).read_bytes() == content(seed=2)[:BLOCK_BYTES] + content()[BLOCK_BYTES:]
+        assert ends[0] == 2 * BLOCK_BYTES
+
+    over(scenario)
+
+
+def test_writing_does_not_truncate(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        (inbox.home / PART).write_bytes(content())
+        await link.write(PART, b"short", 0, create=False, progress=ignore)
+        assert (inbox.home / PART).read_bytes() == b"short" + content()[5:]
+
+    over(scenario)
+
+
+def test_rename_never_overwrites(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        await link.write(PART, content(), 0, create=True, progress=ignore)
+        await link.rename(PART, FINAL)
+        assert await link.size(PART) is None
+        await link.write(PART, content(seed=2), 0, create=True, progress=ignore)
+        with pytest.raises(OperationFailed):
+            await link.rename(PART, FINAL)
+        assert (inbox.home / FINAL).read_bytes() == content()
+        assert await link.size(PART) == SIZE
+
+    over(scenario)
+
+
+def test_ranges_are_read_and_end_with_the_file(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        (inbox.home / PART).write_bytes(content())
+        assert await link.read(PART, 0, 10) == content()[:10]
+        assert await link.read(PART, 7, BLOCK_BYTES) == content()[7 : 7 + BLOCK_BYTES]
+        assert await link.read(PART, SIZE - 5, 100) == content()[-5:]
+        assert await link.read(PART, SIZE + 5, 100) == b""
+
+    over(scenario)
+
+
+def test_a_removed_part_is_gone_and_cannot_be_removed_again(over: Callable[..., None]) -> None:
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        await link.write(PART, b"bytes", 0, create=True, progress=ignore)
+        await link.remove(PART)
+        assert await link.size(PART) is None
+        with pytest.raises(OperationFailed):
+            await link.remove(PART)
+
+    over(scenario)
+
+
+def test_a_large_file_arrives_whole(over: Callable[..., None], tmp_path: Path) -> None:
+    size = 24 * 1024 * 1024 + 3
+    data = content(size)
+    (tmp_path / "data").write_bytes(data)
+
+    async def scenario(link: Transport, inbox: Inbox) -> None:
+        await link.write(PART, tmp_path / "data", 0, create=True, progress=ignore)
+        assert hashlib.sha256((inbox.home / PART).read_bytes()).digest() == hashlib.sha256(data).digest()
+
+    over(scenario, size=size)
+
+
+def test_a_server_without_fsync_is_good_enough(client: Client, tmp_path: Path) -> None:
+    """As SFTPGo, or an older whitelist."""
+
+    async def main() -> None:
+        async with serve("sshd", tmp_path, requests=REQUESTS.replace(",fsync", "")) as inbox:
+            async with connect(inbox.card, ME, inbox.identity, client=client) as link:
+                await link.write(PART, content(), 0, create=True, progress=ignore)
+            assert (inbox.home / PART).read_bytes() == content()
+
+    asyncio.run(main())
+
+
+def test_a_file_of_ours_that_cannot_be_read_is_our_error(client: Client, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            serve("embedded", tmp_path, size=40 * BLOCK_BYTES) as inbox,
+            connect(inbox.card, ME, inbox.identity, client=client) as link,
+        ):
+            with pytest.raises(LocalStateError, match="missing"):
+                await link.write(PART, tmp_path / "missing", 0, create=True, progress=ignore)
+            data = tmp_path / "data"
+            data.write_bytes(content(40 * BLOCK_BYTES))
+            with pytest.raises(LocalStateError, match="shorter"):
+                await link.write(PART, data, 0, create=True, progress=lambda end: data.write_bytes(b""))
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- keys and algorithms
+
+
+def test_threat_16_another_host_key_is_refused_and_both_fingerprints_are_shown(
+    client: Client, server: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        pinned = Identity(asyncssh.generate_private_key("ssh-ed25519")).public
+        async with serve(server, tmp_path) as inbox:
+            real = inbox.card.host_key or inbox.card.key
+            card = inbox.card.model_copy(update={"host_key": pinned})
+            with pytest.raises(KeyRefused) as caught:
+                async with connect(card, ME, inbox.identity, client=client):
+                    pass
+            assert fingerprint(real) in caught.value.message
+            assert fingerprint(pinned) in caught.value.message
+
+    asyncio.run(main())
+
+
+def test_a_key_that_the_peer_does_not_know_is_refused_and_named(client: Client, server: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        stranger = Identity(asyncssh.generate_private_key("ssh-ed25519"))
+        async with serve(server, tmp_path) as inbox:
+            with pytest.raises(KeyRefused) as caught:
+                async with connect(inbox.card, ME, stranger, client=client):
+                    pass
+            assert stranger.fingerprint in caught.value.message
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "weak",
+    [
+        {"encryption_algs": ["aes256-ctr"]},
+        {"encryption_algs": ["chacha20-poly1305@openssh.com"]},
+        {"kex_algs": ["diffie-hellman-group14-sha1"]},
+        {"kex_algs": ["ecdh-sha2-nistp256"]},
+        {"server_host_keys": "rsa"},
+    ],
+    ids=["ctr", "chacha", "sha1", "nist", "rsa"],
+)
+def test_threat_15_a_server_with_other_algorithms_only_is_refused(client: Client, weak: dict[str, Any]) -> None:
+    class AnyKey(asyncssh.SSHServer):
+        def public_key_auth_supported(self) -> bool:
+            return True
+
+        def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+            return True
+
+    async def main() -> None:
+        key = MEMBERS.identities[PEER].key
+        options = {"server_host_keys": [key], **weak}
+        if weak.get("server_host_keys") == "rsa":
+            options["server_host_keys"] = [asyncssh.generate_private_key("ssh-rsa", key_size=2048)]
+        rogue = await asyncssh.listen("127.0.0.1", 0, server_factory=AnyKey, sftp_factory=True, config=None, **options)
+        card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{rogue.get_port()}"})
+        with pytest.raises(TransportError, match="logging in"):  # not even a key is shown to it
+            async with connect(card, ME, MEMBERS.identities[ME], client=client):
+                pass
+        rogue.close()
+        await rogue.wait_closed()
+
+    asyncio.run(main())
+
+
+def test_threat_15_neither_the_agent_nor_the_users_ssh_files_are_used(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh = tmp_path / "user" / ".ssh"
+    ssh.mkdir(parents=True)
+    (ssh / "config").write_text("Host *\n  Port 1\n  User nobody\n  ProxyCommand false\n  Ciphers aes256-ctr\n")
+    (ssh / "known_hosts").write_text("* ssh-ed25519 broken\n")
+    (ssh / "id_ed25519").write_text("not a key")
+    agent = socket.socket(socket.AF_UNIX)
+    agent.bind(str(tmp_path / "agent"))
+    agent.listen()
+    agent.setblocking(False)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+
+    async def main() -> None:
+        async with (
+            serve("embedded", tmp_path) as inbox,
+            connect(inbox.card, ME, inbox.identity, client=client) as link,
+        ):
+            assert await link.size(PART) is None
+
+    asyncio.run(main())
+    with agent, pytest.raises(BlockingIOError):
+        agent.accept()  # nobody asked the agent
+
+
+# ---------------------------------------------------------------- broken links
+
+
+def test_a_peer_that_does_not_listen_cannot_be_reached(client: Client) -> None:
+    async def main() -> None:
+        (port,) = free_ports(1)
+        card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{port}"})
+        with pytest.raises(TransportError, match="cannot be reached"):
+            async with connect(card, ME, MEMBERS.identities[ME], client=client):
+                pass
+
+    asyncio.run(main())
+
+
+def test_threat_25_a_cut_connection_ends_the_transfer_at_once(client: Client, server: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        size = 12 * BLOCK_BYTES
+        async with serve(server, tmp_path, size=size) as inbox, Proxy(inbox.port) as net:
+            with pytest.raises(TransportError) as caught:
+                async with connect(inbox.via(net.port), ME, inbox.identity, client=client) as link:
+                    net.cut_after = net.bytes_up + 5 * BLOCK_BYTES
+                    await link.write(PART, content(size), 0, create=True, progress=ignore)
+            assert not isinstance(caught.value, OperationFailed)
+            assert net.cuts == 1
+            present = (inbox.home / PART).read_bytes()
+            assert present == content(size)[: len(present)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", ["hole", "deaf"])
+def test_threat_25_a_connection_on_which_nothing_moves_is_given_up(
+    client: Client, server: str, fault: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        size = 40 * BLOCK_BYTES
+        async with serve(server, tmp_path, size=size) as inbox, Proxy(inbox.port) as net:
+
+            def fail(end: int) -> None:
+                setattr(net, fault, True)
+
+            while not getattr(net, fault):  # a busy machine may be silent for a second before that
+                with pytest.raises(TransportError, match="nothing moved"):
+                    async with connect(
+                        inbox.via(net.port), ME, inbox.identity, client=client, patience=HURRIED
+                    ) as link:
+                        await link.write(PART, content(size), 0, create=not (inbox.home / PART).exists(), progress=fail)
+            assert net.swallowed
+
+    asyncio.run(main())
+
+
+def test_threat_25_a_server_that_never_greets_is_given_up(client: Client) -> None:
+    async def main() -> None:
+        async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        mute = await asyncio.start_server(silence, "127.0.0.1", 0)
+        port = mute.sockets[0].getsockname()[1]
+        card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{port}"})
+        with pytest.raises(TransportError):
+            async with connect(card, ME, MEMBERS.identities[ME], client=client, patience=Patience(connect_s=0.5)):
+                pass
+        mute.close()
+
+    asyncio.run(main())
+
+
+def test_a_slow_link_gets_the_time_it_needs(client: Client, tmp_path: Path) -> None:
+    """The whole transfer takes longer than any single deadline: 4.2 s at 20 Mbit/s, 2.5 s for each of 40 blocks."""
+
+    async def main() -> None:
+        size = 40 * BLOCK_BYTES
+        patience = Patience(answer_s=2, slowest_bytes_per_s=2 * BLOCK_BYTES)
+        async with serve("embedded", tmp_path, size=size) as inbox, Proxy(inbox.port) as net:
+            net.bits_per_s = 20e6
+            card = inbox.via(net.port)
+            async with connect(card, ME, inbox.identity, client=client, patience=patience) as link:
+                began = asyncio.get_running_loop().time()
+                await link.write(PART, content(size), 0, create=True, progress=ignore)
+                assert asyncio.get_running_loop().time() - began > patience.for_bytes(BLOCK_BYTES)
+            assert (inbox.home / PART).read_bytes() == content(size)
+
+    asyncio.run(main())
+
+
+def test_threat_21_a_full_disk_at_the_peer_is_noticed(client: Client) -> None:
+    """Pipelined writes are answered later; none of the answers may get lost (paramiko#79)."""
+
+    class Full(asyncssh.SFTPServer):
+        stored = 0
+
+        def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
+            return object()
+
+        def write(self, file_obj: object, offset: int, data: bytes) -> int:
+            if BLOCK_BYTES <= offset < 3 * BLOCK_BYTES:  # full for a moment only: the size will be right
+                raise OSError(28, "No space left on device")
+            return len(data)
+
+        def fsync(self, file_obj: object) -> None:
+            pass
+
+        def close(self, file_obj: object) -> None:
+            pass
+
+    class AnyKey(asyncssh.SSHServer):
+        def public_key_auth_supported(self) -> bool:
+            return True
+
+        def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+            return True
+
+    async def main() -> None:
+        listener = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_factory=AnyKey,
+            sftp_factory=Full,
+            config=None,
+            server_host_keys=[MEMBERS.identities[PEER].key],
+        )
+        card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{listener.get_port()}"})
+        async with connect(card, ME, MEMBERS.identities[ME], client=client) as link:
+            with pytest.raises(OperationFailed, match=r"sending"):
+                await link.write(PART, content(4 * BLOCK_BYTES), 0, create=True, progress=ignore)
+        listener.close()
+        await listener.wait_closed()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("moment", ["logging in", "sending", "waiting"])
+def test_a_cancelled_task_leaves_no_task_no_thread_and_no_connection(
+    client: Client, moment: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        size = 40 * BLOCK_BYTES
+        async with serve("embedded", tmp_path, size=size) as inbox, Proxy(inbox.port) as net:
+            reached = asyncio.Event()
+
+            async def work() -> None:
+                async with connect(inbox.via(net.port), ME, inbox.identity, client=client) as link:
+                    if moment == "waiting":
+                        reached.set()
+                        await asyncio.sleep(3600)
+                    net.hole = True
+                    await link.write(PART, content(size), 0, create=True, progress=ignore)
+
+            net.hole = moment == "logging in"
+            task = asyncio.create_task(work())
+            await until(lambda: reached.is_set() if moment == "waiting" else net.swallowed)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            net.hole = False
+            await until(lambda: not net.live)  # the proxy has seen the connection end
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        pool = ("asyncio_", "MainThread")  # the event loop's own threads live as long as the loop
+        assert not [t for t in threading.enumerate() if not t.name.startswith(pool)]
+
+    asyncio.run(main())

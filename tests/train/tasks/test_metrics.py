@@ -1,0 +1,114 @@
+"""Metrics, with numbers worked out by hand, and against scikit-learn on random scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from hsl_node.train.tasks.metrics import auc, measure, roc
+
+
+def two(labels: list[int], scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(labels, np.int64), np.array(scores, np.float32)
+
+
+def test_two_classes_by_hand() -> None:
+    found = measure(*two([0, 0, 0, 1, 1], [0.1, 0.6, 0.2, 0.5, 0.4]))
+    # predictions at 0.5: 0 1 0 1 0; pairs won by the positives: 0.5 beats 0.1, 0.2; 0.4 beats 0.1, 0.2 = 4 of 6
+    assert found.confusion == ((2, 1), (1, 1))
+    assert found.auc == pytest.approx(4 / 6)
+    assert found.accuracy == pytest.approx(3 / 5)
+    assert found.recall == found.sensitivity == pytest.approx(1 / 2)
+    assert found.specificity == pytest.approx(2 / 3)
+    assert found.precision == pytest.approx(1 / 2)
+    assert found.f1 == pytest.approx(1 / 2)
+    assert found.images == 5
+
+
+def test_roc_points_by_hand() -> None:
+    labels, scores = two([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.9])
+    assert roc(labels == 1, scores) == ((0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0))  # the tie is one slanted step
+    assert auc(labels == 1, scores) == pytest.approx(3.5 / 4)
+
+
+def test_one_class_only_leaves_auc_undefined_never_0_or_a_half() -> None:
+    healthy = measure(*two([0, 0, 0], [0.1, 0.2, 0.9]))
+    assert healthy.auc is None and healthy.roc == ((),)
+    assert healthy.recall is None and healthy.sensitivity is None
+    assert healthy.specificity == pytest.approx(2 / 3) and healthy.accuracy == pytest.approx(2 / 3)
+    ill = measure(*two([1, 1], [0.1, 0.9]))
+    assert ill.auc is None and ill.specificity is None and ill.recall == 0.5
+
+
+def test_precision_is_undefined_where_nothing_was_called_positive() -> None:
+    found = measure(*two([0, 1], [0.1, 0.2]))
+    assert found.precision is None
+    assert found.recall == 0.0 and found.f1 == 0.0  # these are known, and bad
+
+
+def test_no_images_leave_everything_undefined() -> None:
+    found = measure(*two([], []))
+    assert found.images == 0
+    assert {found.auc, found.accuracy, found.recall, found.precision, found.f1, found.specificity} == {None}
+
+
+def test_all_scores_equal_is_a_known_half() -> None:
+    assert measure(*two([0, 1], [0.3, 0.3])).auc == 0.5
+
+
+def test_exactly_one_half_counts_as_positive() -> None:
+    assert measure(*two([0, 1], [0.4999, 0.5])).confusion == ((1, 0), (0, 1))
+
+
+def test_a_probability_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        measure(*two([0, 1], [0.1, float("nan")]))
+
+
+def test_three_classes_by_hand() -> None:
+    labels = np.array([0, 1, 2, 2], np.int64)
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
+    found = measure(labels, probabilities)  # predictions 0 1 0 2
+    assert found.confusion == ((1, 0, 0), (0, 1, 0), (1, 0, 1))
+    assert found.accuracy == pytest.approx(3 / 4)
+    assert found.recall == pytest.approx((1 + 1 + 1 / 2) / 3)
+    assert found.precision == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert found.specificity == pytest.approx((2 / 3 + 1 + 1) / 3)
+    # class 2 against the rest: 0.1 ties with 0.1 and loses to 0.3; 0.7 beats both = 2.5 of 4
+    assert found.auc == pytest.approx((1 + 1 + 2.5 / 4) / 3)
+
+
+def test_a_class_without_images_leaves_the_macro_auc_undefined() -> None:
+    found = measure(np.array([0, 1]), np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3]]))
+    assert found.auc is None and found.recall is None and found.accuracy == 1.0
+    assert found.roc[2] == () and found.roc[0] != ()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=2, max_size=60).filter(
+        lambda rows: len({label for label, _ in rows}) == 2
+    )
+)
+def test_two_classes_agree_with_scikit_learn(rows: list[tuple[int, int]]) -> None:
+    labels, scores = two([a for a, _ in rows], [b / 8 for _, b in rows])
+    found, predicted = measure(labels, scores), (scores >= 0.5).astype(int)
+    assert found.auc == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
+    fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
+    assert np.allclose(found.roc[0], np.stack([fpr, tpr], 1))
+    assert np.array_equal(found.confusion, sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1]))
+    assert found.f1 == pytest.approx(sklearn_metrics.f1_score(labels, predicted, zero_division=0))
+
+
+@given(st.integers(0, 2**31))
+def test_many_classes_agree_with_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(4), rng.integers(0, 4, 20)])
+    probabilities = rng.dirichlet(np.ones(4), 24)
+    found = measure(labels, probabilities)
+    expected = sklearn_metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert found.auc == pytest.approx(expected)
+    predicted = probabilities.argmax(1)
+    assert found.f1 == pytest.approx(sklearn_metrics.f1_score(labels, predicted, average="macro"))

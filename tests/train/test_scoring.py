@@ -1,0 +1,233 @@
+"""Weights and images in, probabilities out: anchor reference, published pairing, exports, and the run alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import learning
+import numpy as np
+import pytest
+import torch
+
+from hsl_node.errors import ConfigError
+from hsl_node.train import alone, export, scoring
+from hsl_node.train.data.sources import VALIDATION
+from hsl_node.train.machine import prepare
+from hsl_node.train.site import initial_weights
+from hsl_node.train.tasks.metrics import measure
+from hsl_node.weights.checkpoint_file import read_weights, sha256_of, write_weights
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> None:
+    prepare(device="cpu", threads=1, precision="float32", image_size=learning.SIZE)
+
+
+def weights_of(folder: Path, plan: Any) -> Path:
+    path = folder / "weights.safetensors"
+    initial_weights(folder, plan, scoring.METHODS[plan.method], path)
+    return path
+
+
+def score(path: Path, plan: Any, **changes: Any) -> scoring.Scores:
+    data = learning.dataset(classes=len(plan.classes))
+    return scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor(), **changes)
+
+
+def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None:
+    plan, data = learning.small_plan(), learning.dataset()
+    found = score(weights_of(tmp_path, plan), plan)
+    where = np.flatnonzero(data.split == 2)
+    assert found.ids == tuple(data.ids[i] for i in where)
+    assert np.array_equal(found.labels, data.labels[where])
+    assert found.probabilities.shape == (16,) and ((found.probabilities > 0) & (found.probabilities < 1)).all()
+    assert found.metrics == measure(found.labels, found.probabilities)
+
+
+def test_the_reference_is_the_mean_anchor_embedding_in_evaluation_mode(tmp_path: Path) -> None:
+    plan, anchor = learning.small_plan(), learning.anchor(70)  # more than one evaluation batch
+    method, model = scoring.open_model(weights_of(tmp_path, plan), plan, learning.CPU)
+    found = scoring.anchor_embedding(method, model, anchor, learning.CPU)
+    assert found is not None and found.shape == (512,)
+    with torch.no_grad():
+        images = scoring.upload(anchor.images, learning.CPU)
+        torch.testing.assert_close(found, model.eval().encode_anchor(images).mean(0))
+
+
+def test_a_prediction_is_a_function_of_the_patients_image_alone(tmp_path: Path) -> None:
+    plan, data = learning.small_plan(), learning.dataset()
+    path, anchor = weights_of(tmp_path, plan), learning.anchor()
+    together = scoring.predict(path, data.images[:5], plan, learning.CPU, anchor=anchor)
+    single = [scoring.predict(path, data.images[i : i + 1], plan, learning.CPU, anchor=anchor)[0] for i in range(5)]
+    np.testing.assert_allclose(together, single, rtol=1e-5)
+
+
+def test_random_pairing_gives_the_published_behaviour(tmp_path: Path) -> None:
+    """Each image beside one anchor image: the same image twice may get two answers, and the seed decides which."""
+    plan = learning.small_plan(embedding="layernorm")  # where the anchor image matters most
+    path, images = weights_of(tmp_path, plan), learning.dataset().images[:1].repeat(8, axis=0)
+    data = replace(learning.dataset(0, 0, 8), images=images)
+    fixed = scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor())
+    assert np.ptp(fixed.probabilities) < 1e-6
+    drawn = scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor(), anchor_pairing="random")
+    assert np.ptp(drawn.probabilities) > 1e-6
+    again = scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor(), anchor_pairing="random")
+    assert np.array_equal(drawn.probabilities, again.probabilities)
+    method, model = scoring.open_model(path, plan, learning.CPU)
+    rows = scoring.anchor_embedding(
+        method, model, learning.anchor(), learning.CPU, count=8, seed=plan.seed, anchor_pairing="random"
+    )
+    assert rows is not None
+    with torch.no_grad():
+        logits = method.logits(model, scoring.upload(images, learning.CPU), rows)
+    np.testing.assert_allclose(drawn.probabilities, torch.sigmoid(logits[:, 0]).numpy(), rtol=1e-5)
+
+
+def test_three_classes_give_three_probabilities_that_add_up_to_one(tmp_path: Path) -> None:
+    plan = learning.small_plan(classes=("a", "b", "c"))
+    found = score(weights_of(tmp_path, plan), plan)
+    assert found.probabilities.shape == (16, 3)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-6)
+
+
+def test_a_split_without_images_scores_as_undefined(tmp_path: Path) -> None:
+    for classes in (("a", "b"), ("a", "b", "c")):
+        plan = learning.small_plan(classes=classes)
+        path = tmp_path / str(len(classes))
+        found = scoring.score(
+            weights_of(path, plan),
+            learning.dataset(8, 0, 4),
+            plan,
+            learning.CPU,
+            anchor=learning.anchor(),
+            split=VALIDATION,
+        )
+        assert found.metrics.images == 0 and found.metrics.auc is None
+
+
+def test_a_validation_set_of_one_class_has_a_loss_but_no_auc(tmp_path: Path) -> None:
+    site = learning.site()
+    one_class = replace(site.dataset, labels=np.zeros_like(site.dataset.labels))
+    _, model = scoring.open_model(weights_of(tmp_path, site.plan), site.plan, learning.CPU)
+    found = scoring.validate(replace(site, dataset=one_class), model)
+    assert found.auc is None and found.loss is not None and found.loss > 0
+
+
+def test_the_method_without_anchor_needs_none_and_hsl_says_that_it_does(tmp_path: Path) -> None:
+    plan = learning.small_plan(method="fedavg")
+    path = weights_of(tmp_path, plan)
+    assert len(scoring.predict(path, learning.dataset().images[:3], plan, learning.CPU, anchor=None)) == 3
+    hsl = learning.small_plan()
+    with pytest.raises(ConfigError, match="anchor set"):
+        other = weights_of(tmp_path / "hsl", hsl)
+        scoring.predict(other, learning.dataset().images[:3], hsl, learning.CPU, anchor=None)
+
+
+def test_spoilt_weights_are_named_instead_of_scored(tmp_path: Path) -> None:
+    plan = learning.small_plan()
+    weights = read_weights(weights_of(tmp_path, plan))
+    weights["tower_primary.out.bias"] = weights["tower_primary.out.bias"] * np.float32("nan")
+    write_weights(tmp_path / "spoilt.safetensors", weights)
+    with pytest.raises(ConfigError, match="not a finite number"):
+        score(tmp_path / "spoilt.safetensors", plan)
+
+
+# ---------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("settings", [{}, {"classes": ("a", "b", "c"), "embedding": "layernorm"}, {"method": "fedavg"}])
+def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Path, settings: dict[str, Any]) -> None:
+    onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
+    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    plan, images = learning.small_plan(**settings), learning.dataset().images[:3]
+    path, anchor = weights_of(tmp_path, plan), learning.anchor() if plan.method == "hsl" else None
+    exported = export.export_model(
+        path, tmp_path / "out", plan=plan, machine=learning.CPU, anchor=anchor, facts={"federation": "f" * 64}
+    )
+    assert exported.onnx_missing == ""
+    assert {oct(f.stat().st_mode & 0o777) for f in exported.files} == {"0o600"}
+    assert sorted(p.name for p in exported.files) == ["model.json", "model.onnx", "model.safetensors"]
+
+    expected = scoring.predict(path, images, plan, learning.CPU, anchor=anchor)
+    np.testing.assert_array_equal(export.predict_exported(tmp_path / "out", images, learning.CPU), expected)
+
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(model)
+    pixels = np.repeat(images[:, None], 3, axis=1).astype(np.float32) / 255
+    (found,) = ReferenceEvaluator(model).run(None, {"pixels": pixels})
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # 3 images, exported with 2: the batch is free
+
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert card["federation"] == "f" * 64 and card["classes"] == list(plan.classes)
+    assert card["source_weights_sha256"] == sha256_of(path)
+    assert all(sha256_of(tmp_path / "out" / name) == digest for name, digest in card["files"].items())
+
+
+def test_an_export_without_the_onnx_packages_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    plan = learning.small_plan()
+    exported = export.export_model(
+        weights_of(tmp_path, plan),
+        tmp_path / "out",
+        plan=plan,
+        machine=learning.CPU,
+        anchor=learning.anchor(),
+        facts={},
+    )
+    assert "hsl-node[onnx]" in exported.onnx_missing
+    assert sorted(p.name for p in exported.files) == ["model.json", "model.safetensors"]
+
+
+# ---------------------------------------------------------------- trained alone
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_the_run_alone_has_as_many_epochs_and_the_same_start_as_the_federation(tmp_path: Path) -> None:
+    site = learning.site()  # 2 rounds of 2 epochs
+    events: list[dict[str, Any]] = []
+    done = alone.train_site_alone(site, tmp_path, rounds=2, report=events.append)
+    assert [e["epoch"] for e in events if e["event"] == "epoch"] == [1, 2, 3, 4]
+    assert done.epochs == 4 and alone.find_alone(tmp_path) == done
+    epochs = [e for e in events if e["event"] == "epoch"]
+    best = min(epochs, key=lambda e: (-e["auc"], e["validation_loss"], e["epoch"]))
+    assert (done.auc, done.best_epoch) == (best["auc"], best["epoch"])
+    assert sha256_of(tmp_path / "trainer" / "alone.safetensors") == done.sha256
+    start, _ = initial_weights(tmp_path, site.plan, site.method, tmp_path / "r000000.safetensors")
+    assert sha256_of(tmp_path / "trainer/alone/initial.safetensors") == start
+
+    again: list[dict[str, Any]] = []
+    assert alone.train_site_alone(site, tmp_path, rounds=2, report=again.append) == done
+    assert again == []  # finished: at once
+
+
+def test_the_run_alone_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    site = learning.site()
+    undisturbed = alone.train_site_alone(site, tmp_path / "a", rounds=2, report=lambda _: None)
+
+    def dies(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["epoch"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        alone.train_site_alone(site, tmp_path / "b", rounds=2, report=dies)
+    assert alone.find_alone(tmp_path / "b") is None
+    events: list[dict[str, Any]] = []
+    assert alone.train_site_alone(site, tmp_path / "b", rounds=2, report=events.append) == undisturbed
+    assert [e["epoch"] for e in events if e["event"] == "epoch"] == [3, 4]
+
+
+def test_a_run_alone_of_another_length_starts_anew(tmp_path: Path) -> None:
+    site = learning.site()
+    alone.train_site_alone(site, tmp_path, rounds=1, report=lambda _: None)
+    done = alone.train_site_alone(site, tmp_path, rounds=2, report=lambda _: None)
+    assert done.epochs == 4
