@@ -56,8 +56,6 @@ NODE_TOML = """\
 # directory = "/srv/hsl/inbox"             # with kind = "directory": the folder that holds a home folder per sender
 # quota_mib = 4096                         # disk space that one peer may use here, MiB
 """
-
-
 PAST = "past"  # STATE/past/: what belongs to an earlier federation
 
 

@@ -33,8 +33,6 @@ from hsl_node.federation.strings import (
 from hsl_node.federation.toml_file import parse, read_text, read_toml, validate
 
 CARD_MAX_BYTES = 8 * 1024  # two keys and a few names: under 1 KB
-
-
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
 
 

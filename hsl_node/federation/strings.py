@@ -75,23 +75,11 @@ def plain_name(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(printable)]  # every free string of a file that others write
-
-
 Name = Annotated[str, AfterValidator(plain_name)]
-
-
 PeerName = Annotated[str, AfterValidator(_peer)]
-
-
 Address = Annotated[str, AfterValidator(_address)]
-
-
 Listen = Annotated[str, AfterValidator(_listen)]
-
-
 PublicKey = Annotated[str, AfterValidator(_ed25519)]
-
-
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

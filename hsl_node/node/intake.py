@@ -25,17 +25,9 @@ from hsl_node.sync.manifest import claim_of
 log = logging.getLogger(__name__)
 
 RESCAN_S = 30.0  # the embedded inbox announces every arrival; this is the safety net
-
-
 RESCAN_DIRECTORY_S = 1.0  # an inbox that another server writes has to be looked at
-
-
 AGAIN_S = 1.0  # before the next look, where the last one found what is known; an honest sender seldom repeats itself
-
-
 ACCEPTED_MAX = 8  # documents remembered per sender, the newest
-
-
 SWEEP_S = 3600.0  # how often forgotten parts are collected
 
 

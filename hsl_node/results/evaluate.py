@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 from hsl_node.results.models import Report, _best, _is_over, _journal, _not_final_yet, _silent, _unvalidated, _whole
 
 EVALUATION = "evaluation"  # its name in the journal
-
-
 MODELS = {  # in the order of tables; how people read them
     "alone": "trained alone",
     "local": "own model, last round",

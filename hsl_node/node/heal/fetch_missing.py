@@ -34,19 +34,11 @@ from hsl_node.node.peers.place import place
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
-
-
 PATIENCE_S = 60.0  # a checkpoint that is being checked, or between two attempts, comes by itself
-
-
 # What arrives is not asked for while it grows by so much in such a time: to hold a part open costs its sender nothing.
 # A line of 0.1 Mbit/s may be dead for three minutes of it, and sends again for one what lay here before.
 GROWTH_BYTES, STILL_S = 256 * 1024, 300.0
-
-
 PAUSE_S = (4.0, 600.0)  # between two questions to one peer; doubles
-
-
 AFTER_CONNECT_S = 5.0  # a peer that was down is there again
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 PACKETS_PER_MINUTE = 3000  # without data, per peer: 500 connections, or 1500 session keys of 512 MB or more
-
-
 # SFTP requests, packets of data and windows, beside those that data pays for: 240 lists of what is kept for a peer and
 # 60 connections that ask for sizes take 5000; 30,000 cost one to two seconds.
 REQUESTS_PER_MINUTE = 30_000

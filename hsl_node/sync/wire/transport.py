@@ -27,16 +27,10 @@ from hsl_node.federation.strings import fingerprint, split_address
 from hsl_node.sync.wire.resolver import addresses
 
 BLOCK_BYTES = 255 * 1024  # of one SFTP request: OpenSSH takes 256 KiB including the header, and no more
-
-
 # Blocks on their way, 2 MiB: what OpenSSH's SSH window holds anyway, so more of them only cost memory (64 blocks:
 # +35 MB a connection, not a byte a second more). At 50 ms round trip that still is 40 MB/s.
 BLOCKS_IN_FLIGHT = 8
-
-
 READ_AHEAD_BLOCKS = 4  # one hop to a disk thread for 1 MiB: a hop for every block costs a tenth of the throughput
-
-
 LOST_PEER_S = 60  # keepalive 15 s x 4; the kernel gives up on unacknowledged bytes at the same time
 
 

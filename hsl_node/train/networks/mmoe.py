@@ -13,20 +13,10 @@ from torch import Tensor, nn
 from hsl_node.train.networks.backbone import Trunk
 
 EMBEDDING = 512  # features of one encoder
-
-
 HIDDEN = 62
-
-
 TASK = 32  # features of one task: experts' sum plus skip projection
-
-
 TOWER = 16
-
-
 EXPERT_DROPOUT = 0.3
-
-
 TOWER_DROPOUT = 0.4
 
 
