@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from command_line import federation_file, made, run
 from faulty_disk import Fsync, Name, Recorder
 from pydantic import BaseModel
-from typer.testing import CliRunner, Result
 
 from hsl_node.admin import enrol
-from hsl_node.commands.app import app
 from hsl_node.commands.federation import _text
 from hsl_node.errors import ConfigError, FederationMismatch, HslError, LocalStateError, UsageError
 from hsl_node.federation import config, identity, node_toml, strings, toml_file
@@ -29,27 +28,6 @@ from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.train.data import anchor
-
-
-def run(*arguments: str | Path) -> Result:
-    """In this process; an HslError is left in `.exception`, as `main` gets it."""
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def made(state: Path, name: str = "ash", port: int = 9001) -> Path:
-    """An initialised state directory."""
-    enrol.init(state, name=name, address=f"127.0.0.1:{port}", listen=None, data=None)
-    return state
-
-
-def federation_file(folder: Path, *states: Path, name: str = "trees", **plan: object) -> Path:
-    """A federation.toml of the cards of these states."""
-    cards = [next(state.glob("*.card")) for state in states]
-    plan = {"method": "fedavg", **plan}
-    made = enrol.create(name=name, cards=cards, plan=Plan.model_validate(plan), anchor=None)
-    path = folder / f"{name}.toml"
-    path.write_text(config.federation_text(made))
-    return path
 
 
 @pytest.fixture

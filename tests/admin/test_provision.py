@@ -16,7 +16,7 @@ from typing import Literal
 
 import asyncssh
 import pytest
-from conftest import FederationOf, Members
+from federations import FederationOf, Members
 from ports import free_ports
 
 from hsl_node.admin.provision import HOST_KEY, KEYS, SSHD_CONFIG, SSHD_UNIT, provision

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
-from conftest import make_federation
+from federations import make_federation
 from ports import free_ports
 from proxy import Proxy
 

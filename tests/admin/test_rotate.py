@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from boxes import inbox, on_loop
 from cluster import WAIT_S, Cluster
-from conftest import Members, make_federation
+from command_line import run
 from faulty_disk import Recorder
-from test_enrol import run
-from test_equivocation import at, deliver, face
-from test_equivocation import begin as play
-from test_recovery_without import with_a_plain_inbox
+from federations import Members, make_federation
+from plain_inbox import with_a_plain_inbox
+from two_faces import at, deliver, face
+from two_faces import begin as play
 
 from hsl_node.admin import backup, doctor, enrol, keys, ping, rotate
 from hsl_node.errors import (

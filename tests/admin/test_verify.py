@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from test_enrol import run
-from typer.testing import Result
+from command_line import code, run
 
 from hsl_node.admin import backup, doctor, enrol, rotate, verify
 from hsl_node.errors import NotInitialised
@@ -42,11 +41,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in cluster.names:
             assert cluster.stop(name) == 0
         return ash
-
-
-def code(done: Result) -> int:
-    """What the process would exit with: `main` turns our errors into their codes."""
-    return getattr(done.exception, "exit_code", done.exit_code)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cluster import Cluster, free_ports
-from conftest import NAMES
+from federations import NAMES
 from proxy import Proxy
 
 from hsl_node.errors import HslError, NotInitialised

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import asyncssh
-from conftest import NAMES
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from federations import NAMES
 
 from hsl_node.federation.config import Federation, PeerCard
 from hsl_node.federation.identity import Identity

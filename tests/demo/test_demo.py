@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FederationOf
-from test_report import make_state
+from federations import FederationOf
+from trained_state import make_state
 
 from hsl_node.demo import demo, processes, setup, view
 from hsl_node.demo.processes import DemoFailed

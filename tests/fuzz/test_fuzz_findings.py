@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import make_federation
+from federations import make_federation
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.config import CARD_MAX_BYTES, Federation, card_text, federation_text, load_card

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
-from conftest import Members, make_federation
+from federations import Members, make_federation
 from hostile import log_in, put, until
 
 from hsl_node.errors import LocalStateError

@@ -8,6 +8,7 @@ with Cluster(tmp_path, names=("ash", "birch"), plan=Plan(method="fedavg", rounds
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -212,3 +213,18 @@ class Cluster:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def final_digests(cluster: Cluster) -> dict[int, str]:
+    """The digests of all rounds, after making sure that every peer has the same ones, on disk too."""
+    digests = [cluster.fused(n) for n in cluster.names]
+    assert all(d == digests[0] for d in digests)
+    for name in cluster.names:
+        last = max(digests[0])
+        path = cluster.layout(name).fused(last)
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digests[0][last]
+    return digests[0]
+
+
+def warned(status: dict[str, Any], code: str) -> bool:
+    return any(w["code"] == code for w in status["warnings"])

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
-from conftest import make_federation
+from federations import make_federation
 from sshd import Sshd
 
 from hsl_node.federation.config import PeerCard

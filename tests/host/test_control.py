@@ -8,42 +8,14 @@ import os
 import socket
 import subprocess
 import sys
-import textwrap
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from control_server import daemon, serving
 
 from hsl_node.errors import AlreadyRunning, HslError, NotRunning, WaitTimeout
 from hsl_node.host import control
-
-
-async def echo(op: str, request: dict[str, Any]) -> dict[str, Any]:
-    return {"said": op}
-
-
-@contextmanager
-def serving(state: Path, handler: control.Handler = echo) -> Iterator[None]:
-    """A control server in a loop of its own, as the daemon has one."""
-    (state / "run").mkdir(parents=True, exist_ok=True)
-    ready, leave = threading.Event(), threading.Event()
-
-    async def main() -> None:
-        async with control.serve(control.socket_path(state), handler):
-            ready.set()
-            await asyncio.to_thread(leave.wait)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    try:
-        assert ready.wait(60)
-        yield
-    finally:
-        leave.set()
-        thread.join(60)
 
 
 def test_a_request_gets_the_handlers_answer(tmp_path: Path) -> None:
@@ -133,33 +105,6 @@ def test_a_daemon_that_hangs_is_told_apart_from_none(tmp_path: Path) -> None:
 
     with serving(tmp_path, hang), pytest.raises(WaitTimeout, match="has not answered"):
         control.ask(tmp_path, "status", timeout_s=0.2)
-
-
-DAEMON = """
-    import asyncio, sys, time
-    from pathlib import Path
-    from hsl_node.host import control
-
-    async def main():
-        leave = asyncio.Event()
-        async def handler(op, request):
-            leave.set()
-            return {}
-        async with control.serve(Path(sys.argv[1]), handler):
-            print("ready", flush=True)
-            await leave.wait()
-        time.sleep(float(sys.argv[2]))  # the socket is gone, the process is not: it still saves
-
-    asyncio.run(main())
-"""
-
-
-def daemon(state: Path, saves_for_s: float) -> subprocess.Popen[bytes]:
-    (state / "run").mkdir()
-    command = [sys.executable, "-c", textwrap.dedent(DAEMON), str(control.socket_path(state)), str(saves_for_s)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-    return process
 
 
 def test_stop_and_wait_returns_when_the_process_is_gone_not_when_its_socket_is(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_import_rules import sources
+from sources import sources
 
 from hsl_node.host import durable
 from hsl_node.host.durable import POINTS, Step

@@ -62,12 +62,19 @@ def apply(mutant: Mutant, package: Path) -> None:
     path.write_text(mutated(mutant, path.read_text()))
 
 
-RECEIVE = ("sync/inbox/test_receive.py", "federation/test_identity.py", "sync/test_manifest.py")
+RECEIVE = (
+    "sync/inbox/test_receive.py",
+    "federation/test_identity.py",
+    "sync/test_manifest.py",
+    "federation/test_identity.py",
+    "sync/test_manifest.py",
+)
 DISK = (
     "whole/test_disk_faults.py",
     "sync/store/test_store.py",
     "sync/inbox/test_receive.py",
     "federation/test_identity.py",
+    "sync/test_manifest.py",
     "sync/inbox/test_server_arrival.py",
 )
 SERVER = ("sync/inbox/test_server.py", "sync/inbox/test_server_files.py", "sync/inbox/test_server_arrival.py")
@@ -221,7 +228,10 @@ TEN_MUTANTS = (
         "    if not any(signature == _spelling(signature, key, namespace) for key in keys):",
         "    if False:",
         "federation/test_identity.py::test_threat_11_a_copy_in_another_spelling_is_no_second_document",
-        ("federation/test_identity.py",),
+        (
+            "federation/test_identity.py",
+            "sync/test_manifest.py",
+        ),
     ),
     # ------------------------------------------------------------------ size cap
     Mutant(

@@ -7,113 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from conftest import FederationOf, Members
+from asked_peer import BIRCH, Site, manifest, run
+from federations import FederationOf
 from hostile import until
+from memory_file import in_memory
 from ports import free_ports
 
 from hsl_node.errors import LocalStateError
-from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
-from hsl_node.federation.keyring import Keyring
-from hsl_node.federation.names import Digest, Peer
-from hsl_node.node.alarms import Alarms
+from hsl_node.federation.identity import MANIFEST_NAMESPACE
+from hsl_node.federation.names import Peer
 from hsl_node.node.peers import links
-from hsl_node.node.peers.links import Asking
-from hsl_node.sync.inbox.server import InboxServer
-from hsl_node.sync.manifest import Manifest
-from hsl_node.sync.offer import Listed, Offer
-from hsl_node.sync.send.deliver import Transfer
-from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.wire.login import RefusedKey
-from hsl_node.sync.wire.transport import Patience
-
-ME, BIRCH = Peer("ash"), Peer("birch")
-
-
-class Site:
-    """ash was set back to round 4; birch lists ash's manifest of round 7. What it does with `document` is `answer`."""
-
-    def __init__(self, members: Members, port: int, folder: Path) -> None:
-        self.members, self.port, self.reads = members, port, 0
-        self.document = members.identities[ME].sign(manifest(members, 7).content(), MANIFEST_NAMESPACE)
-        self.shown: bytes | None = self.document  # None: it lists it and cannot open it
-        self.listing = True
-        self.more: list[str] = []  # digests of documents that are listed as well, and are not there
-        self.journal = Journal.create(folder / "journal.sqlite3")
-        self.journal.record_signed(4, Digest("a" * 64), b"document")
-        self.folder = folder
-        self.alarms = Alarms()
-
-    def offer(self, asker: Peer, name: str, twice: bool) -> int:
-        if len(name) == 64:
-            self.reads += 1
-            if name in self.more:
-                return in_memory(b"rubbish")
-            if self.shown is None:
-                raise FileNotFoundError("not on the list")
-            return in_memory(self.shown)
-        documents = [*self.more, hashlib.sha256(self.document).hexdigest()] if self.listing else []
-        listed = [Listed(peer=ME, round=7, sha256="7" * 64, document=document) for document in documents]
-        content = Offer(
-            federation=self.members.federation.digest, peer=BIRCH, asker=asker, nonce=name, recovering=False, round=7,
-            phase="collect", twice=False, manifests=listed, files=[],
-        ).content()  # fmt: skip
-        return in_memory(self.members.identities[BIRCH].sign(content, OFFER_NAMESPACE))
-
-    async def start(self) -> None:
-        self.server = InboxServer(
-            identity=self.members.identities[BIRCH], federation=self.members.federation, me=BIRCH, data_bytes=1000,
-            homes=self.folder / "homes", on_commit=lambda peer: None, on_connect=lambda peer: None, offer=self.offer,
-        )  # fmt: skip
-        await self.server.start("127.0.0.1", self.port)
-
-    async def __aenter__(self) -> Site:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.server.stop()
-        self.journal.close()
-
-    def asking(self) -> Counting:
-        federation = self.members.federation
-        node: Any = SimpleNamespace(
-            me=ME, others=(BIRCH,), federation=federation, identity=self.members.identities[ME], journal=self.journal,
-            alarms=self.alarms, config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(federation),
-            set_back=SimpleNamespace(heard=lambda offer: None),
-            refused={BIRCH: RefusedKey(BIRCH, random.Random())},
-            delivery=SimpleNamespace(transfers={BIRCH: Transfer(BIRCH)}),
-        )  # fmt: skip
-        return Counting(node)
-
-
-class Counting(Asking):
-    asked = 0
-
-    async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
-        self.asked += 1
-        return await super().offer_of(peer, patience)
-
-
-def manifest(members: Members, round: int) -> Manifest:
-    return Manifest(
-        federation=members.federation.digest, round=round, peer=ME, sha256="7" * 64, bytes=1000, base="b" * 64,
-        inputs={ME: "c" * 64, BIRCH: "d" * 64}, samples=10, auc=0.5, plateau=False, halted=False, anchor=None,
-        schema="e" * 64, instance="f" * 16, software="test",
-    )  # fmt: skip
-
-
-def in_memory(content: bytes) -> int:
-    descriptor = os.memfd_create("offer")
-    os.write(descriptor, content)
-    return descriptor
 
 
 @pytest.fixture
@@ -122,14 +29,6 @@ def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(links, "SOON_S", 0.05, raising=False)
     (port,) = free_ports(1)
     return Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(120):
-            await story()
-
-    asyncio.run(main())
 
 
 def test_threat_12_a_signature_that_is_shown_stops_the_node(site: Site) -> None:

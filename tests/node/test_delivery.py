@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import make_federation
+from federations import make_federation
 
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer

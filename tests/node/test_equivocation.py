@@ -6,21 +6,19 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import asyncssh
 import pytest
-from cluster import Cluster
-from conftest import FederationOf, Members
-from hostile import Hostile, Signed, until
-from test_enrol import run
-from test_verify import code
+from cluster import Cluster, warned
+from command_line import code, run
+from federations import FederationOf, Members
+from hostile import until
+from memory_file import in_memory
+from two_faces import CULPRIT, HONEST, PLAN, TRAINER, at, begin, deliver, face, signed, until_logged
 
 from hsl_node.admin import verify
 from hsl_node.errors import PeerDataError
@@ -29,7 +27,6 @@ from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
-from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.node import equivocation
 from hsl_node.node.alarms import Alarms
@@ -37,13 +34,9 @@ from hsl_node.sync import evidence
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
-from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
-PLAN = Plan(method="fedavg", fusion="mean", rounds=5, epochs_per_round=1, plateau_rounds=100)
-HONEST, CULPRIT = ("ash", "birch"), "cedar"
-TRAINER = ["--bytes", "60000", "--tensors", "3"]
 # Whoever waits for a peer asks it soon, for what it alone may have seen.
 HURRY = "import hsl_node.node.equivocation as p; p.PATIENCE_S, p.PAUSE_S, p.LOOK_S = 0.5, (0.5, 2.0), 0.2"
 
@@ -369,28 +362,8 @@ def test_threat_11_a_whole_proof_stays_and_what_proves_nothing_is_replaced(
             (first.parent / path).write_bytes(document)
 
 
-# ------------------------------------------------------------------ what the tests share
-
-
-def begin(cluster: Cluster, culprit: str = CULPRIT, honest: tuple[str, ...] = HONEST) -> None:
-    """Start the honest daemons and give them the culprit's statement before the first round."""
-    for name in honest:
-        cluster.start(name)
-    for name in honest:
-        genuine = {**signed(cluster, name, 0), "peer": culprit}
-        deliver(at(cluster, name, culprit).manifest(genuine), None, cluster, name, culprit)
-
-
 def halted_since(status: dict[str, Any]) -> float:
     return float(next(w["since"] for w in status["warnings"] if w["code"] == "halted"))
-
-
-def until_logged(cluster: Cluster, name: str, words: str) -> None:
-    cluster.wait_until(name, lambda s: words in cluster.output(name), f"says: {words}")
-
-
-def warned(status: dict[str, Any], warning: str) -> bool:
-    return any(w["code"] == warning for w in status["warnings"])
 
 
 def require_both(cluster: Cluster, name: str, digests: set[str]) -> None:
@@ -413,51 +386,3 @@ def require_export(cluster: Cluster, name: str, folder: Path) -> None:
     both = [file for signer, _, file in listed if file.startswith("evidence_") and signer == CULPRIT]
     assert len(both) == 2 and len({json.loads((folder / file).read_text())["sha256"] for file in both}) == 2
     assert subprocess.run(["sh", str(folder / "check.sh")]).returncode == 0
-
-
-def in_memory(content: bytes) -> int:
-    descriptor = os.memfd_create("offer")
-    os.write(descriptor, content)
-    return descriptor
-
-
-def at(cluster: Cluster, name: str, culprit: str = CULPRIT) -> Hostile:
-    return Hostile(
-        Peer(culprit),
-        identity.load(cluster.layout(culprit).key),
-        cluster.federation,
-        cluster.ports[name],
-        asyncssh.import_public_key(cluster.federation.get(Peer(name)).key),
-    )
-
-
-def deliver(manifest: Signed, data: bytes | None, cluster: Cluster, name: str, culprit: str = CULPRIT) -> None:
-    asyncio.run(asyncio.wait_for(at(cluster, name, culprit).deliver(manifest, data), 60))
-
-
-def signed(cluster: Cluster, name: str, round: int) -> dict[str, Any]:
-    """What an honest daemon has signed for a round; waits for it."""
-    content: list[dict[str, Any]] = []
-
-    def there(status: dict[str, Any]) -> bool:
-        journal = Journal.read_only(cluster.layout(name).journal)
-        try:
-            rows = journal.rows("manifests")
-        finally:
-            journal.close()
-        content[:] = [r["content"] for r in rows if (r["round"], r["peer"]) == (round, name)]
-        return bool(content)
-
-    cluster.wait_until(name, there, f"round {round} signed")
-    return content[0]
-
-
-def face(cluster: Cluster, value: float, culprit: str = CULPRIT) -> tuple[Signed, bytes]:
-    """A checkpoint for round 1 whose last float is `value`, and the manifest that names it."""
-    genuine = {**signed(cluster, "ash", 1), "peer": culprit, "samples": 15}
-    data = cluster.layout("ash").outbox(1).read_bytes()
-    header = 8 + int.from_bytes(data[:8], "little")
-    entries = json.loads(data[8:header])
-    end = header + max(e["data_offsets"][1] for e in entries.values() if e["dtype"] == "F32")
-    data = data[: end - 4] + struct.pack("<f", value) + data[end:]
-    return at(cluster, "ash", culprit).about(data, genuine), data

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, warned
 from hostile import Signed, until
-from test_equivocation import CULPRIT, HONEST, PLAN, TRAINER, at, begin, deliver, face, signed, until_logged, warned
+from two_faces import CULPRIT, HONEST, PLAN, TRAINER, at, begin, deliver, face, signed, until_logged
 
 from hsl_node.admin import rotate
 from hsl_node.federation import identity

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from cluster import Cluster
+from cluster import Cluster, warned
 from hostile import Hostile, Signed, put, until
-from test_equivocation import at, begin, face, warned
+from two_faces import at, begin, face
 
 from hsl_node.federation.names import RECEIPTS, Digest, Kind
 from hsl_node.federation.plan import Plan

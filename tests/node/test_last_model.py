@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
-from test_equivocation import at, deliver, signed
+from two_faces import at, deliver, signed
 from typer.testing import CliRunner
 
 from hsl_node.commands.app import app

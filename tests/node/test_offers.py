@@ -17,8 +17,9 @@ from asyncssh.constants import FXF_APPEND, FXF_CREAT, FXF_EXCL, FXF_READ, FXF_TR
 from asyncssh.sftp import SFTPError, SFTPNoSuchFile, SFTPPermissionDenied
 from boxes import ASH, BIRCH, CEDAR, DATA, DATA_BYTES, Box, inbox, on_loop, tree
 from cluster import Cluster
-from conftest import make_federation
-from test_equivocation import begin, in_memory, signed
+from federations import make_federation
+from memory_file import in_memory
+from two_faces import begin, signed
 
 from hsl_node.errors import PeerDataError
 from hsl_node.federation import identity

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from conftest import FederationOf
+from asked_peer import BIRCH, ME, Site, run
+from federations import FederationOf
 from hostile import until
 from ports import free_ports
-from test_asking import BIRCH, ME, Site, run
-from test_receive import weights
+from weights import weights
 
 from hsl_node.errors import LocalStateError
 from hsl_node.federation.identity import MANIFEST_NAMESPACE

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from conftest import FederationOf
+from federations import FederationOf
 from pictures import write_folders
 from PIL import Image
 from typer.testing import CliRunner

@@ -19,8 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from control_server import serving
 from snapshots import NOW, peer, snapshot
-from test_control import serving
 
 from hsl_node.admin import enrol, support_bundle
 from hsl_node.cli import main, plain_status

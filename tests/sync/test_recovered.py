@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from test_round import ASH, BIRCH, CEDAR, FUSED1, START, checkpoint, sha, statement
+from claims import ASH, BIRCH, CEDAR, FUSED1, START, checkpoint, sha, statement
 
 from hsl_node.sync.clones import RUNS_MAX, Runs
 from hsl_node.sync.recovered import recovered, relied_on

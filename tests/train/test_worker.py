@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,58 +12,10 @@ from typing import Any
 
 import learning
 import pytest
-import tomli_w
-from conftest import make_federation
-from PIL import Image
+from trainer_process import Event, Process, state_of
 
-from hsl_node.federation.config import federation_text
-from hsl_node.train.data import anchor as anchors
 from hsl_node.train.lock import LOCK_FILE, hold_lock
 from hsl_node.weights.checkpoint_file import read_schema, sha256_of
-
-Event = dict[str, Any]
-
-
-class Process:
-    """A worker that is spoken to line by line."""
-
-    def __init__(self, state: Path, command: list[str] | None = None) -> None:
-        self.log = open(state / "trainer.log", "ab")  # noqa: SIM115 (closed in close)
-        self.popen = subprocess.Popen(
-            command or [sys.executable, "-m", "hsl_node.train.worker", "--state", str(state)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-
-    def send(self, line: str) -> None:
-        assert self.popen.stdin is not None
-        self.popen.stdin.write(line + "\n")
-        self.popen.stdin.flush()
-
-    def until(self, wanted: Callable[[Event], bool]) -> list[Event]:
-        """All events up to the first one that is wanted."""
-        assert self.popen.stdout is not None
-        events: list[Event] = []
-        for line in self.popen.stdout:
-            events.append(json.loads(line))  # nothing but events ever comes this way
-            if wanted(events[-1]):
-                return events
-        raise AssertionError(f"the worker ended; it said {events[-3:]}")
-
-    def do(self, closing: str, **job: Any) -> list[Event]:
-        self.send(json.dumps(job))
-        events = self.until(lambda e: e["event"] in (closing, "error"))
-        assert events[-1]["event"] == closing, events[-1]
-        return events
-
-    def close(self) -> None:
-        self.popen.kill()
-        self.popen.wait()
-        for stream in (self.popen.stdin, self.popen.stdout, self.log):
-            if stream is not None:
-                stream.close()
 
 
 @pytest.fixture
@@ -80,29 +30,6 @@ def start() -> Iterator[Callable[[Path], Process]]:
     yield started
     for process in running:
         process.close()
-
-
-def state_of(folder: Path, **changes: Any) -> Path:
-    """A hospital's state directory over a folder of images, as `init`, `federation join`, `anchor build` leave it."""
-    images = folder / "images"
-    for number, (pixels, label) in enumerate(zip(*learning.blobs(60), strict=True)):
-        path = images / ("negative", "positive")[label] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    state = folder / "state"
-    (state / "fused").mkdir(parents=True)
-    anchors.save(learning.anchor(), state / "anchor.safetensors")
-    card = anchors.card_of(state / "anchor.safetensors")
-    federation = make_federation(2, plan=learning.small_plan(**changes), anchor=card).federation
-    (state / "federation.toml").write_text(federation_text(federation))
-    node = {
-        "name": "ash",
-        "address": "127.0.0.1:9001",
-        "data": {"path": str(images)},
-        "train": {"device": "cpu", "threads": 1},
-    }
-    (state / "node.toml").write_text(tomli_w.dumps(node))
-    return state
 
 
 def initial(process: Process, state: Path) -> dict[str, Any]:

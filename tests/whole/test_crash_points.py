@@ -19,7 +19,7 @@ from typing import Any
 import learning
 import pytest
 from cluster import WAIT_S, Cluster
-from test_worker import state_of
+from trainer_process import state_of
 
 from hsl_node import cli
 from hsl_node.admin import backup, enrol, recover

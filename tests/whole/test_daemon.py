@@ -5,7 +5,6 @@ With the real trainer: test_end_to_end.py.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, final_digests
 from every_phase import falls_in_every_phase
 
 from hsl_node.errors import NotRunning
@@ -23,18 +22,9 @@ from hsl_node.federation.plan import Plan
 from hsl_node.sync.store.journal import Journal
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
+
+
 NAMES = ("ash", "birch", "cedar")
-
-
-def final_digests(cluster: Cluster) -> dict[int, str]:
-    """The digests of all rounds, after making sure that every peer has the same ones, on disk too."""
-    digests = [cluster.fused(n) for n in cluster.names]
-    assert all(d == digests[0] for d in digests)
-    for name in cluster.names:
-        last = max(digests[0])
-        path = cluster.layout(name).fused(last)
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == digests[0][last]
-    return digests[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 from asyncssh.sftp import SFTPError
-from cluster import WAIT_S, Cluster
+from cluster import WAIT_S, Cluster, final_digests
 from hostile import Hostile
-from test_daemon import final_digests
 
 from hsl_node.errors import NotRunning
 from hsl_node.federation import identity

@@ -25,10 +25,11 @@ import numpy as np
 import pytest
 import torch
 from cluster import Cluster
-from conftest import make_federation
 from faulty_disk import FaultyDisk, Recorder, Write
-from test_receive import ASH, BIRCH, ROUND, Site, weights
-from test_worker import Process, state_of
+from federations import make_federation
+from inbox_site import ASH, BIRCH, ROUND, Site
+from trainer_process import Process, state_of
+from weights import weights
 
 from hsl_node.admin import enrol, keys
 from hsl_node.errors import DiskFailed, HslError, LocalStateError, UsageError

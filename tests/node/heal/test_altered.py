@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from cluster import WAIT_S, Cluster
-from test_receive import weights
+from weights import weights
 
 from hsl_node.admin import recover
 from hsl_node.errors import Altered

@@ -17,12 +17,11 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
+from claims import START, checkpoint
 from cluster import Cluster
 from faulty_disk import FaultyDisk
-from test_equivocation import PLAN, TRAINER, at, begin, face, signed
-from test_receive import ASH, BIRCH, CEDAR, ROUND, Site
-from test_receive import site as site
-from test_round import START, checkpoint
+from inbox_site import ASH, BIRCH, CEDAR, ROUND, Site, make_site
+from two_faces import PLAN, TRAINER, at, begin, face, signed
 
 from hsl_node.errors import PeerDataError, TransportError
 from hsl_node.federation.keyring import Keyring
@@ -43,6 +42,11 @@ from hsl_node.sync.round import Phase
 from hsl_node.sync.store.layout import Layout
 
 BLOCK = 1000
+
+
+@pytest.fixture(params=["embedded", "foreign"])
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Site:
+    return make_site(tmp_path, request.param)
 
 
 class Link:

@@ -14,20 +14,17 @@ from typing import Any
 import pytest
 import tomli_w
 from cluster import _START as START
-from cluster import STAND_IN, WAIT_S, Cluster
+from cluster import STAND_IN, WAIT_S, Cluster, warned
 from every_phase import falls_in_every_phase, has
+from lost_disk import LOST, NAMES, PLAN, lose_disk, require_same, signed
 from ports import free_ports
 
 from hsl_node.admin import backup, recover
-from hsl_node.federation.plan import Plan
 from hsl_node.host import control
 from hsl_node.host.durable import Step
 from hsl_node.host.event_log import log_path
 from hsl_node.sync.store.journal import Journal
 
-PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
-NAMES = ("ash", "birch", "cedar")
-KEPT = ("keys", "node.toml", "federation.toml", "log")
 # A recovering node says that it is about to fetch, and waits while the file `hold` is there.
 HELD = """
 import asyncio, pathlib, sys
@@ -41,7 +38,6 @@ async def get(*args, **named):
     return await _get(*args, **named)
 Asking.get = get
 """
-LOST = 15  # exit code of a node that finds it was set back
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +46,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
         cluster.start_all()
         cluster.wait_finished()
         return cluster.fused("ash")
-
-
-def lose_disk(cluster: Cluster, name: str) -> None:
-    """Everything is gone but what an operator keeps elsewhere: keys and the two settings files."""
-    for path in cluster.layout(name).state.iterdir():
-        if path.name not in KEPT:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    cluster.layout(name).make()
-
-
-def require_same(cluster: Cluster, undisturbed: dict[int, str]) -> None:
-    """All rounds fused to the undisturbed digests everywhere, and nobody saw two signatures for one round."""
-    cluster.wait_finished()
-    for name in cluster.names:
-        assert cluster.fused(name) == undisturbed
-        assert not list((cluster.layout(name).state / "evidence").iterdir())
 
 
 @pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
@@ -311,20 +291,6 @@ def received(status: dict[str, Any], peer: str) -> str:
 
 def seen(status: dict[str, Any], peer: str) -> float:
     return float(next(p for p in status["peers"] if p["name"] == peer)["last_seen"] or 0)
-
-
-def warned(status: dict[str, Any], code: str) -> bool:
-    return any(w["code"] == code for w in status["warnings"])
-
-
-def signed(cluster: Cluster, name: str, round: int) -> bytes:
-    journal = Journal.read_only(cluster.layout(name).journal)
-    try:
-        found = journal.signed(round)
-        assert found is not None
-        return found[1]
-    finally:
-        journal.close()
 
 
 def owed(cluster: Cluster, name: str) -> list[Any]:

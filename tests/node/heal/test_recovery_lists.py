@@ -18,11 +18,11 @@ from typing import Any, cast
 
 import asyncssh
 import pytest
-from conftest import FederationOf, Members
+from claims import START
+from federations import FederationOf, Members
 from hostile import AnyKey
 from ports import free_ports
-from test_receive import weights
-from test_round import START
+from weights import weights
 
 from hsl_node.errors import Equivocation, LocalStateError
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity

@@ -14,21 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
-from cluster import WAIT_S, Cluster
+from cluster import WAIT_S, Cluster, warned
+from command_line import code, run
 from every_phase import has
+from lost_disk import LOST, NAMES, PLAN, lose_disk, require_same, signed
+from plain_inbox import HURRY, release, with_a_plain_inbox
 from ports import free_ports
 from proxy import Proxy
-from sshd import Sshd
-from test_enrol import run
-from test_equivocation import warned
-from test_recovery import LOST, NAMES, PLAN, lose_disk, require_same, signed
-from test_verify import code
 
 from hsl_node.admin import recover, rotate
 from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
 from hsl_node.federation import identity
-from hsl_node.federation.config import Federation, federation_text
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import Peer
 from hsl_node.federation.strings import fingerprint
@@ -36,7 +32,6 @@ from hsl_node.node.heal import mark
 from hsl_node.sync import evidence
 from hsl_node.sync.store.journal import Journal
 
-HURRY = "import hsl_node.node.heal.fetch_missing as m; m.PATIENCE_S = 1.0"
 OTHERWISE = ["--times", "1.5"]  # a trainer that comes to other bytes than before
 
 
@@ -46,33 +41,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
         cluster.start_all()
         cluster.wait_finished()
         return cluster.fused("ash")
-
-
-@contextmanager
-def with_a_plain_inbox(folder: Path, prelude: str = HURRY, **options: Any) -> Iterator[Cluster]:
-    """ash and birch with embedded inboxes, cedar's is OpenSSH with a folder for each sender."""
-    with Cluster(folder / "nodes", NAMES, PLAN, prelude=prelude, **options) as cluster:
-        homes = folder / "homes"
-        for sender in ("ash", "birch"):
-            for name in ("parts", "inbox", "receipts"):
-                (homes / sender / name).mkdir(parents=True)
-        accepted = "\n".join(cluster.federation.get(n).key for n in ("ash", "birch"))
-        with Sshd(folder / "sshd", accepts=accepted, home=homes) as server:
-            place = {"address": f"127.0.0.1:{server.port}", "host_key": server.host_key, "user": server.user}
-            card = cluster.federation.get("cedar").model_copy(update={**place, "root": "{sender}"})
-            cards = tuple(card if p.name == "cedar" else p for p in cluster.federation.peer)
-            cluster.federation = Federation.model_validate(
-                {**cluster.federation.model_dump(), "peer": [p.model_dump() for p in cards]}
-            )
-            for name in NAMES:
-                (cluster.layout(name).state / "federation.toml").write_text(federation_text(cluster.federation))
-            settings = {
-                "name": "cedar",
-                "address": card.address,
-                "inbox": {"kind": "directory", "directory": str(homes)},
-            }
-            (cluster.layout("cedar").state / "node.toml").write_text(tomli_w.dumps(settings))
-            yield cluster
 
 
 def test_threat_12_a_lost_disk_beside_a_peer_that_cannot_be_asked_ends_with_the_same_bytes(
@@ -108,11 +76,6 @@ def held_in_round_2(cluster: Cluster) -> None:
     cluster.start_all()
     for name in NAMES:
         cluster.wait_until(name, lambda s: s["round"] == 2, "round 2")
-
-
-def release(cluster: Cluster, *names: str) -> None:
-    for name in names:
-        cluster.release(name)
 
 
 def only_cedar_has_round_2(cluster: Cluster, *, acknowledged: bool = False) -> bytes:

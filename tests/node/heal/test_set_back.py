@@ -13,11 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cluster import WAIT_S, Cluster
+from claims import START, checkpoint
+from cluster import WAIT_S, Cluster, warned
 from every_phase import has
-from test_recovery import LOST, NAMES, PLAN, require_same, warned
-from test_recovery_without import release, with_a_plain_inbox
-from test_round import START, checkpoint
+from lost_disk import LOST, NAMES, PLAN, require_same
+from plain_inbox import release, with_a_plain_inbox
 
 from hsl_node.federation.names import Peer
 from hsl_node.host.durable import Step

@@ -10,129 +10,20 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import asyncssh
-import numpy as np
 import pytest
-from conftest import Members, make_federation
+from inbox_site import ASH, BIRCH, CEDAR, ROUND, Site
 
 from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, verify
-from hsl_node.federation.names import Digest, FileName, Kind, Peer
+from hsl_node.federation.names import Digest, Kind, Peer
 from hsl_node.sync.inbox import receive
 from hsl_node.sync.inbox.receive import Arrival, Refusal
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, parse_receipt
 from hsl_node.sync.store import plain_files
-from hsl_node.weights.checkpoint_file import Schema, schema_of, write_weights
-
-ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
-ROUND = 3
-
-
-def weights(value: float = 1.0) -> dict[str, Any]:
-    return {"a.weight": np.full((50, 40), value, np.float32), "b.count": np.array([7], np.int64)}
-
-
-@dataclass
-class Site:
-    """ash's folders, and birch's hands in one of them."""
-
-    root: Path
-    members: Members
-    schema: Schema
-    foreign: bool
-
-    @property
-    def homes(self) -> Path:
-        return self.root / "quarantine/homes"
-
-    @property
-    def claimed(self) -> Path:
-        return self.root / "quarantine/claimed"
-
-    @property
-    def inbox(self) -> Path:
-        return self.homes / BIRCH / "inbox"
-
-    def manifest(self, data: bytes, **changes: Any) -> Manifest:
-        content: dict[str, Any] = {
-            "federation": self.members.federation.digest,
-            "round": ROUND,
-            "peer": "birch",
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "bytes": len(data),
-            "base": "b" * 64,
-            "inputs": {p: "c" * 64 for p in self.members.peers},
-            "samples": 10,
-            "auc": 0.5,
-            "plateau": False,
-            "halted": False,
-            "anchor": None,
-            "schema": self.schema.digest,
-            "instance": "i",
-            "software": "hsl-node 0.1",
-        }
-        return Manifest.model_validate(content | changes)
-
-    def sign(self, manifest: Manifest, signer: Peer = BIRCH, namespace: str = MANIFEST_NAMESPACE) -> bytes:
-        return self.members.identities[signer].sign(manifest.content(), namespace)
-
-    def good_data(self, value: float = 1.0) -> bytes:
-        path = self.root / "made.safetensors"
-        write_weights(path, weights(value))
-        return path.read_bytes()
-
-    def deliver(self, data: bytes | None, manifest: Manifest, document: bytes | None = None) -> FileName:
-        name = manifest.file_name()
-        if data is not None:
-            (self.inbox / str(name.of(Kind.DATA))).write_bytes(data)
-        (self.inbox / str(name)).write_bytes(document if document is not None else self.sign(manifest))
-        return name
-
-    def scan(self, **options: Any) -> list[Arrival | Refusal]:
-        arguments: dict[str, Any] = {
-            "homes": self.homes,
-            "claimed": self.claimed,
-            "federation": self.members.federation,
-            "current": ROUND,
-            "schema": self.schema,
-            "anchor": None,
-            "me": ASH,
-            "foreign": self.foreign,
-        }
-        return receive.scan(BIRCH, **(arguments | options))
-
-    def answer(self, manifest: Manifest, *, accepted: bool = True, code: str = "accepted", text: str = "") -> None:
-        receive.answer(
-            BIRCH, manifest, homes=self.homes, me=ASH, identity=self.members.identities[ASH],
-            accepted=accepted, code=code, text=text,
-        )  # fmt: skip
-
-    def honest(self) -> None:
-        """birch delivers as it should, and that is all there is afterwards."""
-        data = self.good_data(2.0)
-        manifest = self.manifest(data)
-        self.deliver(data, manifest)
-        (arrival,) = self.scan()
-        assert isinstance(arrival, Arrival) and arrival.data is not None
-        assert arrival.data.read_bytes() == data and arrival.manifest == manifest
-        arrival.data.unlink()
-        self.answer(manifest)
-        assert not list(self.inbox.iterdir()) and not list((self.claimed / BIRCH).iterdir())
-
-
-@pytest.fixture(params=["embedded", "foreign"])
-def site(tmp_path: Path, request: pytest.FixtureRequest) -> Site:
-    members = make_federation(3)
-    site = Site(tmp_path, members, schema_of(weights()), request.param == "foreign")
-    for folder in ("parts", "inbox", "receipts"):
-        (site.homes / BIRCH / folder).mkdir(parents=True)
-    return site
-
 
 # ---------------------------------------------------------------- what is accepted
 

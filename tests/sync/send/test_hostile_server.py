@@ -15,8 +15,8 @@ import asyncssh
 import pytest
 from asyncssh.sftp import SFTPAttrs, SFTPFailure, SFTPNoSuchFile, SFTPPermissionDenied
 from hostile import AnyKey, Folder, lying, until
+from one_parcel import CLIENTS, ME, MEMBERS, PEER, Receiver, parcel_of, pushing
 from proxy import Proxy
-from test_push import CLIENTS, ME, MEMBERS, PEER, Receiver, parcel_of, pushing
 
 from hsl_node.errors import TransportError
 from hsl_node.federation.names import Kind

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hostile import until
 
 from hsl_node.errors import TransportError
 from hsl_node.federation.config import PEERS_MAX
@@ -46,11 +47,6 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def login(host: str, port: int) -> Login:
     return Login(host, host, port, "u", "", ())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  (nothing tells us)
-        await asyncio.sleep(0.01)
 
 
 def run(names: NameServer, story: Callable[[int], Any]) -> None:

@@ -21,7 +21,7 @@ import pytest
 from asyncssh.packet import Boolean, Byte, SSHPacketHandler, String, UInt32
 from boxes import ASH, BIRCH, DATA, DATA_BYTES, SHA, Box, inbox, on_loop, put, until
 from hostile import AnyKey, Folder, lying
-from test_push import CLIENTS, ME, MEMBERS, PEER
+from one_parcel import CLIENTS, ME, MEMBERS, PEER
 
 from hsl_node.errors import TransportError
 from hsl_node.sync.inbox.link import LOGIN_MAX_BYTES

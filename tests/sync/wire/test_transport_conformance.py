@@ -15,7 +15,8 @@ from typing import Any
 
 import asyncssh
 import pytest
-from conftest import make_federation
+from federations import make_federation
+from hostile import until
 from ports import free_ports
 from proxy import Proxy
 from sshd import REQUESTS, Sshd
@@ -107,12 +108,6 @@ def over(client: Client, server: str, tmp_path: Path) -> Callable[..., None]:
 
 def ignore(end: int) -> None:
     pass
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """What never comes runs into the test's time limit."""
-    while not condition():  # noqa: ASYNC110  (nothing tells us)
-        await asyncio.sleep(0.01)
 
 
 def content(size: int = SIZE, seed: int = 1) -> bytes:

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import images, two  # noqa: F401  (fixtures)
 
 from hsl_node.admin import backup, doctor
 from hsl_node.host import permissions
@@ -31,7 +30,7 @@ print(json.dumps([vars(c) for c in doctor.examine(Path(sys.argv[1]))]))
 
 
 @pytest.fixture
-def state(two: tuple[Path, Path]) -> Path:  # noqa: F811
+def state(two: tuple[Path, Path]) -> Path:
     """A node's state directory with a file in every folder; root's, as pytest is."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root, and setpriv")
