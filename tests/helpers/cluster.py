@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,6 +52,23 @@ WAIT_S = 240  # a bound for a broken run; never what decides a test
 SLOW_POLL_S = float(os.environ.get("HSL_TEST_SLOW_POLL", "0"))
 
 
+@dataclass(frozen=True)
+class Tree:
+    """Another version of hsl-node, in a folder of its own."""
+
+    folder: Path
+    start: str  # Python that does there what `_START` does here
+
+    @property
+    def stand_in(self) -> Path:
+        return self.folder / STAND_IN.relative_to(STAND_IN.parents[1])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With it, and that folder as its own, a Python process is of that version, and what it starts too."""
+        return {"PYTHONPATH": str(self.folder)}
+
+
 class Cluster:
     def __init__(
         self,
@@ -74,6 +92,7 @@ class Cluster:
         self.root, self.names = root, tuple(names)
         self.trainer = trainer
         self.prelude = prelude
+        self.trees: dict[str, Tree] = {}  # whose node is of another version than this one
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._meant_to_end: set[str] = set()
         self.ports = dict(zip(self.names, free_ports(len(self.names)), strict=True)) | dict(ports)
@@ -95,17 +114,22 @@ class Cluster:
 
     def start(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
         self._meant_to_end.discard(name)
-        state = str(self.layout(name).state)
+        state, tree = str(self.layout(name).state), self.trees.get(name)
+        stand_in, start, place = (tree.stand_in, tree.start, tree.environment) if tree else (STAND_IN, _START, {})
         trainer: list[str] = []  # the real one
         if self.trainer is not None:
             hold = str(self.hold_file(name))
-            trainer = [sys.executable, str(STAND_IN), "--state", state, "--hold", hold, *self.trainer]
+            trainer = [sys.executable, str(stand_in), "--state", state, "--hold", hold, *self.trainer]
         command = [sys.executable, "-m", "hsl_node.cli", "--state", state, "start"]
         if trainer or self.prelude:
-            command = [sys.executable, "-c", f"{self.prelude}\n{_START}", state, *trainer]
+            command = [sys.executable, "-c", f"{self.prelude}\n{start}", state, *trainer]
         with open(self.layout(name).state / "log" / "output.txt", "ab") as output:
             self.processes[name] = subprocess.Popen(
-                command, stdout=output, stderr=output, env={**os.environ, **environment}
+                command,
+                stdout=output,
+                stderr=output,
+                cwd=tree and tree.folder,
+                env={**os.environ, **place, **environment},
             )
         return self.processes[name]
 
