@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo test test-slow check lint threats mutations unit bench chaos fuzz audit clean
+.PHONY: help map docs venv demo test test-slow check lint threats mutations unit bench chaos fuzz audit clean
 .DELETE_ON_ERROR:
 
 help:               ## this list
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' Makefile | expand -t 12
+
+map:                ## every file of hsl_node, with what it promises
+	@$(PYTHON) tests/repository/package_map.py
 
 venv: $(INSTALLED)  ## install hsl-node, with what tests and export need, into .venv
 
@@ -29,6 +32,10 @@ lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## the index of the decisions and the examples of the protocol, where they changed
+	$(BIN)/python tests/repository/decisions_index.py
+	$(BIN)/python tests/repository/protocol_examples.py
 
 threats: $(INSTALLED)  ## tests/README.md: which test answers which threat
 	$(BIN)/python tests/repository/threat_table.py

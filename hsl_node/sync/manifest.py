@@ -72,7 +72,7 @@ class Manifest(About, Signed):
     HALTED in `round.py`.
     """
 
-    version: Literal[2] = 2  # how to change it: ARCHITECTURE.md
+    version: Literal[2] = 2  # how to change it: docs/decisions, 0015
     bytes: int = Field(ge=0, le=2**63)
     base: _Sha  # the fused model this round was trained from; rounds 0 and 1: the initial weights
     inputs: dict[_Name, _Sha]  # peer -> `digest` of its manifest of the round fused into `base`; rounds 0, 1: empty

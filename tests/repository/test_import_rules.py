@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,3 +239,8 @@ def test_at_run_time_a_process_loads_only_what_it_needs(module, absent):
     loaded = set(done.stdout.split())
     assert module in loaded
     assert loaded & absent == set()
+
+
+def test_the_layers_stand_in_the_architecture_as_here():
+    (line,) = re.findall(r"^    (errors < .*)$", (PACKAGE.parent / "ARCHITECTURE.md").read_text(), re.M)
+    assert [set(layer.split(" | ")) for layer in line.split(" < ")] == LAYERS[:-1]  # without __main__, which is cli
