@@ -63,7 +63,8 @@ and servers, `fuzz/` documents a little wrong (`make fuzz` searches longer), `si
 ## Threats
 
 What the node must withstand, and the tests that show it. Written by `make threats` from the names of the tests.
-Which of them fail when a protection is switched off: [mutations/MUTATIONS.md](mutations/MUTATIONS.md).
+How each threat is met: [docs/security.md](../docs/security.md). Which of the tests fail when a protection is switched
+off: [mutations/MUTATIONS.md](mutations/MUTATIONS.md).
 """
 
 Test = tuple[int, str, str]  # (row, file, sentence)
