@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from federations import FederationOf, make_federation
 from hypothesis import HealthCheck, settings
+from sources import REPOSITORY
 
 # A busy machine must never decide a test: no deadlines. In CI the same examples every time; elsewhere new ones.
 settings.register_profile(
@@ -34,9 +35,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background
 
 # Several tests run at once, each with its daemons: threads that wait for each other made one of them six times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

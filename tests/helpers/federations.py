@@ -19,6 +19,7 @@ from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
 
 NAMES = ("ash", "birch", "cedar", "durmast", "elm", "fir", "gorse", "hazel")  # already in sorted order
+ASH, BIRCH, CEDAR = (Peer(name) for name in NAMES[:3])
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,7 @@ def make_federation(
         for i, (p, identity) in enumerate(identities.items())
     )
     return Members(Federation(name=name, anchor=anchor, plan=plan, peer=cards), identities)
+
+
+def stranger(number: int = 0) -> Identity:
+    return list(make_federation(8).identities.values())[5 + number]

@@ -115,3 +115,7 @@ def make_site(folder: Path, kind: str) -> Site:
     for name in ("parts", "inbox", "receipts"):
         (site.homes / BIRCH / name).mkdir(parents=True)
     return site
+
+
+def flipped(site: Site, data: bytes) -> bytes:
+    return data[:-9] + b"\x55" + data[-8:]

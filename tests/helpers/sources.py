@@ -1,4 +1,4 @@
-"""The syntax trees of all modules of hsl_node."""
+"""Where the repository is, and the syntax trees of all modules of hsl_node."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hsl_node
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = Path(hsl_node.__file__).parent
 
 

@@ -63,25 +63,26 @@ def apply(mutant: Mutant, package: Path) -> None:
 
 
 RECEIVE = (
-    "sync/inbox/test_receive.py",
-    "federation/test_identity.py",
-    "sync/test_manifest.py",
+    "sync/inbox/test_receive_checks.py",
+    "sync/inbox/test_receive_odd_files.py",
+    "sync/inbox/test_receive_races_and_crashes.py",
     "federation/test_identity.py",
     "sync/test_manifest.py",
 )
 DISK = (
     "whole/test_disk_faults.py",
     "sync/store/test_store.py",
-    "sync/inbox/test_receive.py",
+    "sync/inbox/test_receive_checks.py",
+    "sync/inbox/test_receive_odd_files.py",
+    "sync/inbox/test_receive_races_and_crashes.py",
     "federation/test_identity.py",
-    "sync/test_manifest.py",
     "sync/inbox/test_server_arrival.py",
 )
 SERVER = ("sync/inbox/test_server.py", "sync/inbox/test_server_files.py", "sync/inbox/test_server_arrival.py")
 RECEIPTS = (
-    "sync/send/test_push.py::test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing",
-    "sync/send/test_push.py::test_threat_18_a_huge_or_empty_receipt_counts_for_nothing",
-    "sync/send/test_push.py::test_data_and_manifest_arrive_and_the_signed_receipt_ends_it",
+    "sync/send/test_what_a_server_says.py::test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing",
+    "sync/send/test_what_a_server_says.py::test_threat_18_a_huge_or_empty_receipt_counts_for_nothing",
+    "sync/send/test_one_attempt.py::test_data_and_manifest_arrive_and_the_signed_receipt_ends_it",
 )
 CLIENTS = (  # the rest of that file waits for slow lines
     "sync/wire/test_transport_conformance.py::test_threat_16_another_host_key_is_refused_and_both_fingerprints_are_shown",
@@ -91,8 +92,11 @@ CLIENTS = (  # the rest of that file waits for slow lines
 ORDER = (
     "node/test_promise_first.py",
     "sync/store/test_journal.py",
+    "sync/store/test_journal_on_a_bad_disk.py",
     "sync/store/test_store.py",
-    "sync/inbox/test_receive.py",
+    "sync/inbox/test_receive_checks.py",
+    "sync/inbox/test_receive_odd_files.py",
+    "sync/inbox/test_receive_races_and_crashes.py",
 )
 
 TEN_MUTANTS = (
@@ -159,7 +163,11 @@ TEN_MUTANTS = (
         "PRAGMA synchronous = FULL",
         "PRAGMA synchronous = OFF",
         "sync/store/test_journal.py::test_threat_23_every_commit_reaches_the_disk_before_what_relies_on_it",
-        ("sync/store/test_journal.py", "sync/store/test_store.py"),
+        (
+            "sync/store/test_journal.py",
+            "sync/store/test_journal_on_a_bad_disk.py",
+            "sync/store/test_store.py",
+        ),
     ),
     # ------------------------------------------------------------------ journal before publish
     Mutant(
@@ -228,10 +236,7 @@ TEN_MUTANTS = (
         "    if not any(signature == _spelling(signature, key, namespace) for key in keys):",
         "    if False:",
         "federation/test_identity.py::test_threat_11_a_copy_in_another_spelling_is_no_second_document",
-        (
-            "federation/test_identity.py",
-            "sync/test_manifest.py",
-        ),
+        ("federation/test_identity.py",),
     ),
     # ------------------------------------------------------------------ size cap
     Mutant(
@@ -250,8 +255,14 @@ TEN_MUTANTS = (
         "weights/checkpoint_file.py",
         "    if size != schema.file_bytes:",
         "    if False:",
-        "weights/test_tensors.py::test_threat_06_a_file_of_another_size_is_refused",
-        ("weights/test_tensors.py", "sync/inbox/test_receive.py", "fuzz/test_fuzz.py"),
+        "weights/test_checkpoint_file.py::test_threat_06_a_file_of_another_size_is_refused",
+        (
+            "weights/test_checkpoint_file.py",
+            "sync/inbox/test_receive_checks.py",
+            "sync/inbox/test_receive_odd_files.py",
+            "sync/inbox/test_receive_races_and_crashes.py",
+            "fuzz/test_fuzz.py",
+        ),
         "the same check when a file is claimed; the hash",
     ),
     Mutant(
@@ -266,8 +277,14 @@ TEN_MUTANTS = (
     length = min(int.from_bytes(prefix, "little"), 2**30)
     if False:
 """,
-        "weights/test_tensors.py::test_threat_06_a_header_of_700_000_empty_tensors_costs_no_more_than_its_first_bytes",
-        ("weights/test_tensors.py", "sync/inbox/test_receive.py", "fuzz/test_fuzz.py"),
+        "weights/test_checkpoint_file.py::test_threat_06_a_header_of_700_000_empty_tensors_costs_no_more_than_its_first_bytes",
+        (
+            "weights/test_checkpoint_file.py",
+            "sync/inbox/test_receive_checks.py",
+            "sync/inbox/test_receive_odd_files.py",
+            "sync/inbox/test_receive_races_and_crashes.py",
+            "fuzz/test_fuzz.py",
+        ),
         "the size of the whole file bounds its header too",
     ),
     # ------------------------------------------------------------------ window
@@ -278,7 +295,7 @@ TEN_MUTANTS = (
         "    if manifest.round not in (current, current + 1) or manifest.round",
         "    if manifest.round",
         "sync/test_manifest.py::test_threat_10_only_this_round_and_the_next_are_accepted",
-        (*RECEIVE, "sync/test_round.py"),
+        (*RECEIVE, "sync/test_round.py", "sync/test_round_halts.py"),
         "the round machine ignores an old round and stops at one too far ahead",
     ),
     # ------------------------------------------------------------------ duplicate keys
@@ -288,8 +305,14 @@ TEN_MUTANTS = (
         "weights/checkpoint_file.py",
         "    if len(result) != len(pairs):",
         "    if False:",
-        "weights/test_tensors.py::test_threat_06_duplicate_keys_are_refused",
-        ("weights/test_tensors.py", "sync/inbox/test_receive.py", "fuzz/test_fuzz.py"),
+        "weights/test_checkpoint_file.py::test_threat_06_duplicate_keys_are_refused",
+        (
+            "weights/test_checkpoint_file.py",
+            "sync/inbox/test_receive_checks.py",
+            "sync/inbox/test_receive_odd_files.py",
+            "sync/inbox/test_receive_races_and_crashes.py",
+            "fuzz/test_fuzz.py",
+        ),
         "a peer's header must equal ours to the byte",
     ),
     Mutant(
@@ -308,8 +331,13 @@ TEN_MUTANTS = (
         "weights/checkpoint_file.py",
         "                bad = bad or fault(spec.name, chunk)",
         "                pass",
-        "weights/test_tensors.py::test_threat_07_a_bad_value_in_the_last_chunk_of_a_large_tensor_is_found",
-        ("weights/test_tensors.py", "sync/inbox/test_receive.py"),
+        "weights/test_checkpoint_file.py::test_threat_07_a_bad_value_in_the_last_chunk_of_a_large_tensor_is_found",
+        (
+            "weights/test_checkpoint_file.py",
+            "sync/inbox/test_receive_checks.py",
+            "sync/inbox/test_receive_odd_files.py",
+            "sync/inbox/test_receive_races_and_crashes.py",
+        ),
     ),
     # ------------------------------------------------------------------ key pinning
     Mutant(
@@ -366,8 +394,13 @@ TEN_MUTANTS = (
             durable.rename(str(name), target, old_folder=inbox)
             return target, seen
         digest = known()""",
-        "sync/inbox/test_receive.py::test_threat_13_a_handle_kept_open_cannot_reach_the_accepted_bytes",
-        ("sync/inbox/test_receive.py", "whole/test_disk_faults.py"),
+        "sync/inbox/test_receive_races_and_crashes.py::test_threat_13_a_handle_kept_open_cannot_reach_the_accepted_bytes",
+        (
+            "sync/inbox/test_receive_checks.py",
+            "sync/inbox/test_receive_odd_files.py",
+            "sync/inbox/test_receive_races_and_crashes.py",
+            "whole/test_disk_faults.py",
+        ),
     ),
     Mutant(
         "claim before hash",

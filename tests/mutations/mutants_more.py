@@ -44,9 +44,9 @@ UNIT_SET_BACK = tuple(
 )
 
 REFUSED_KEYS = (
-    "sync/wire/test_refused.py::test_of_many_that_connect_at_once_one_offers_the_key_and_all_are_told_why",
-    "sync/wire/test_refused.py::test_a_login_that_hangs_is_waited_for_no_longer_than_the_caller_has_patience",
-    "sync/wire/test_refused.py::test_threat_30_whatever_the_peer_does_it_refuses_us_at_most_twelve_times_an_hour",
+    "sync/wire/test_refused_key.py::test_of_many_that_connect_at_once_one_offers_the_key_and_all_are_told_why",
+    "sync/wire/test_refused_key.py::test_a_login_that_hangs_is_waited_for_no_longer_than_the_caller_has_patience",
+    "sync/wire/test_refused_key.py::test_threat_30_whatever_the_peer_does_it_refuses_us_at_most_twelve_times_an_hour",
 )
 MEMBER_FLOODS = (
     "sync/wire/test_threat_05_packets.py::test_threat_05_a_member_that_sends_packets_without_end_is_cut_and_named",
@@ -60,7 +60,7 @@ MORE_MUTANTS = (
         "sync/send/receipts.py",
         "        if says != (self._federation.digest, name.round, name.peer, name.sha256, self._card.name):",
         "        if False:",
-        "sync/send/test_push.py::test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing[sha256]",
+        "sync/send/test_what_a_server_says.py::test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing[sha256]",
         RECEIPTS,
         "its signature",
     ),
@@ -70,8 +70,11 @@ MORE_MUTANTS = (
         "sync/round.py",
         "    if claim.base == state.base and dict(claim.inputs) == dict(state.inputs):\n        return",
         "    if True:\n        return",
-        "sync/test_round.py::test_threat_28_a_peer_that_fused_the_same_into_other_bytes_is_named_with_its_software",
-        ("sync/test_round.py",),
+        "sync/test_round_halts.py::test_threat_28_a_peer_that_fused_the_same_into_other_bytes_is_named_with_its_software",
+        (
+            "sync/test_round.py",
+            "sync/test_round_halts.py",
+        ),
     ),
     Mutant(
         "two faces",
@@ -85,8 +88,8 @@ MORE_MUTANTS = (
     if known is not None:
         return state
     state = replace(""",
-        "sync/test_round.py::test_threat_11_two_different_claims_of_one_peer_about_one_round_halt_the_node",
-        ("sync/test_round.py", "sync/test_round_simulation.py"),
+        "sync/test_round_halts.py::test_threat_11_two_different_claims_of_one_peer_about_one_round_halt_the_node",
+        ("sync/test_round.py", "sync/test_round_halts.py", "sync/test_round_simulation.py"),
         "manifests list all inputs by digest, so a divergence shows one round later",
     ),
     Mutant(
@@ -137,7 +140,11 @@ MORE_MUTANTS = (
         "        if signed is not None and signed[0] == sha256 and manifest.round > 0:",
         "        if False:",
         "node/test_signing.py::test_threat_12_a_round_that_is_trained_again_is_published_as_it_was_signed",
-        ("node/test_signing.py", "sync/store/test_journal.py"),
+        (
+            "node/test_signing.py",
+            "sync/store/test_journal.py",
+            "sync/store/test_journal_on_a_bad_disk.py",
+        ),
     ),
     Mutant(
         "sign once",
@@ -146,7 +153,11 @@ MORE_MUTANTS = (
         "        if before and not same and round > 0:",
         "        if False:",
         "sync/store/test_journal.py::test_threat_12_a_second_different_signature_for_a_round_is_refused",
-        ("sync/store/test_journal.py", "sync/store/test_store.py"),
+        (
+            "sync/store/test_journal.py",
+            "sync/store/test_journal_on_a_bad_disk.py",
+            "sync/store/test_store.py",
+        ),
         "the round machine asks for one checkpoint only",
     ),
     Mutant(
@@ -155,7 +166,7 @@ MORE_MUTANTS = (
         "host/durable.py",
         '        raise disk_failed(f"{what} could not be made durable: {exc}") from exc\n',
         "        del exc\n",
-        "sync/inbox/test_receive.py::test_threat_23_a_failed_fsync_is_not_an_arrival",
+        "sync/inbox/test_receive_races_and_crashes.py::test_threat_23_a_failed_fsync_is_not_an_arrival",
         DISK,
     ),
     Mutant(
@@ -165,7 +176,7 @@ MORE_MUTANTS = (
         "    if state.missing:\n        return state\n    match state.phase:",
         "    if state.me not in state.have:\n        return state\n    match state.phase:",
         "sync/test_round.py::test_a_trained_checkpoint_is_pushed_and_the_full_set_awaited",
-        ("sync/test_round.py", "sync/test_round_simulation.py"),
+        ("sync/test_round.py", "sync/test_round_halts.py", "sync/test_round_simulation.py"),
     ),
     Mutant(
         "bytes at rest",
@@ -203,8 +214,13 @@ MORE_MUTANTS = (
         "sync/store/plain_files.py",
         "_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK",
         "_PLAIN = os.O_NONBLOCK",
-        "sync/inbox/test_receive.py::test_threat_02_links_and_fifos_are_refused_without_hanging",
-        ("sync/inbox/test_receive.py", "sync/inbox/test_server_files.py"),
+        "sync/inbox/test_receive_odd_files.py::test_threat_02_links_and_fifos_are_refused_without_hanging",
+        (
+            "sync/inbox/test_receive_checks.py",
+            "sync/inbox/test_receive_odd_files.py",
+            "sync/inbox/test_receive_races_and_crashes.py",
+            "sync/inbox/test_server_files.py",
+        ),
         "a claim looks at the name itself before it opens anything",
     ),
     Mutant(
@@ -223,8 +239,11 @@ MORE_MUTANTS = (
         "admin/backup.py",
         "    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):",
         "    if False:",
-        "admin/test_backup.py::test_threat_03_an_archive_holds_plain_files_or_nothing_is_restored",
-        ("admin/test_backup.py",),
+        "admin/test_backup_archives.py::test_threat_03_an_archive_holds_plain_files_or_nothing_is_restored",
+        (
+            "admin/test_backup.py",
+            "admin/test_backup_archives.py",
+        ),
         "names, sizes and sha256 are those of the index",
     ),
     Mutant(
@@ -263,7 +282,7 @@ MORE_MUTANTS = (
         "sync/wire/login.py",
         "                if self._why is not None and self.left_s > 0:",
         "                if False:",
-        "sync/wire/test_refused.py::test_of_many_that_connect_at_once_one_offers_the_key_and_all_are_told_why",
+        "sync/wire/test_refused_key.py::test_of_many_that_connect_at_once_one_offers_the_key_and_all_are_told_why",
         REFUSED_KEYS,
     ),
     Mutant(
@@ -272,7 +291,7 @@ MORE_MUTANTS = (
         "sync/wire/login.py",
         "        if self.left_s > 0 and self._called < min(self._since, now - HOUR_S):",
         "        if self.left_s > 0:",
-        "sync/wire/test_refused.py::test_threat_30_whatever_the_peer_does_it_refuses_us_at_most_twelve_times_an_hour[0]",
+        "sync/wire/test_refused_key.py::test_threat_30_whatever_the_peer_does_it_refuses_us_at_most_twelve_times_an_hour[0]",
         REFUSED_KEYS,
     ),
     Mutant(
@@ -332,7 +351,7 @@ MORE_MUTANTS = (
         "sync/send/test_hostile_server.py::test_threat_18_a_server_that_takes_checkpoints_and_loses_them_is_sent_them_ever_more_rarely",
         (
             "sync/send/test_hostile_server.py::test_threat_18_a_server_that_takes_checkpoints_and_loses_them_is_sent_them_ever_more_rarely",
-            "sync/send/test_push.py::test_the_wait_grows_to_a_minute_and_is_drawn_over_its_whole_range",
+            "sync/send/test_when_again.py::test_the_wait_grows_to_a_minute_and_is_drawn_over_its_whole_range",
         ),
     ),
     Mutant(
@@ -368,10 +387,10 @@ MORE_MUTANTS = (
         "admin/old_key.py",
         "    if not changed:",
         "    if False:",
-        "admin/test_rotate.py::test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_uses_it",
+        "whole/test_key_change.py::test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_uses_it",
         (
-            "admin/test_rotate.py::test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_uses_it",
-            "admin/test_rotate.py::test_both_keys_count_in_the_overlap_and_the_new_one_alone_after_it",
+            "whole/test_key_change.py::test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_uses_it",
+            "federation/test_keyring.py::test_both_keys_count_in_the_overlap_and_the_new_one_alone_after_it",
         ),
     ),
     Mutant(
@@ -380,8 +399,8 @@ MORE_MUTANTS = (
         "node/daemon.py",
         "        self.identity = replace(own, run=self.identity.run)",
         "        self.identity = own",
-        "sync/wire/test_refused.py::test_another_key_ends_the_wait[own_key]",
-        ("sync/wire/test_refused.py::test_another_key_ends_the_wait",),
+        "sync/wire/test_refused_key.py::test_another_key_ends_the_wait[own_key]",
+        ("sync/wire/test_refused_key.py::test_another_key_ends_the_wait",),
     ),
     Mutant(
         "one proof",
@@ -389,8 +408,11 @@ MORE_MUTANTS = (
         "sync/round.py",
         "            return _object(state, _proven(peer, round))",
         "            return _object(state, _proven(peer, round)) if round >= state.round - 1 else state",
-        "sync/test_round.py::test_threat_11_proof_of_a_round_long_past_halts_the_node_whoever_signed_it",
-        ("sync/test_round.py",),
+        "sync/test_round_halts.py::test_threat_11_proof_of_a_round_long_past_halts_the_node_whoever_signed_it",
+        (
+            "sync/test_round.py",
+            "sync/test_round_halts.py",
+        ),
     ),
     Mutant(
         "replaced key",

@@ -6,21 +6,35 @@ The peer is the test, behind a real inbox server; of the daemon there is what as
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Callable
+import random
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from asked_peer import BIRCH, Site, manifest, run
-from federations import FederationOf
+from boxes import on_loop
+from federations import ASH, FederationOf, make_federation
 from hostile import until
 from memory_file import in_memory
 from ports import free_ports
 
-from hsl_node.errors import LocalStateError
+from hsl_node.errors import (
+    KeyRefused,
+    LocalStateError,
+)
+from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
+from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
 from hsl_node.node.peers import links
+from hsl_node.node.peers.links import Asking
+from hsl_node.sync.send.deliver import Transfer
+from hsl_node.sync.wire.login import RefusedKey
+from hsl_node.sync.wire.transport import Transport
 
 
 @pytest.fixture
@@ -193,3 +207,35 @@ def test_threat_20_a_list_of_what_this_node_never_signed_is_one_line_in_the_log(
     (told,) = [r for r in caplog.records if r.getMessage() == "proves nothing"]
     assert (told.__dict__["peer"], told.__dict__["count"]) == (BIRCH, links.READ_MAX)
     assert site.reads == links.READ_MAX
+
+
+@on_loop
+async def test_a_refused_key_is_left_alone_but_its_reason_stays_until_another_key_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = 0
+
+    @contextlib.asynccontextmanager
+    async def connect(card: PeerCard, *arguments: Any, **more: Any) -> AsyncIterator[Transport]:
+        nonlocal times
+        times += 1
+        raise KeyRefused(f"{card.name} shows another host key", remedy="take its update file")
+        yield
+
+    monkeypatch.setattr(links, "connect", connect)
+    members = make_federation(2)
+    node: Any = SimpleNamespace(
+        federation=members.federation, me=ASH, identity=members.identities[ASH],
+        config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(members.federation),
+        refused={BIRCH: RefusedKey(BIRCH, random.Random())},
+        delivery=SimpleNamespace(transfers={BIRCH: Transfer(BIRCH)}),
+    )  # fmt: skip
+    for question in (Asking(node).offer_of(BIRCH), Asking(node).connected(BIRCH).__aenter__()):
+        with pytest.raises(KeyRefused, match="another host key") as refused:
+            await question
+        assert refused.value.remedy == "take its update file"
+    assert times == 1
+    node.refused[BIRCH] = RefusedKey(BIRCH, random.Random())  # `Node.trust`
+    with pytest.raises(KeyRefused):
+        await Asking(node).offer_of(BIRCH)
+    assert times == 2

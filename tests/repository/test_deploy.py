@@ -14,13 +14,13 @@ from typing import Literal
 import numpy as np
 import pytest
 from PIL import Image
+from sources import REPOSITORY
 
 from hsl_node.admin.provision import provision
 from hsl_node.federation import config, plan, toml_file
 from hsl_node.federation.config import Federation
 from hsl_node.federation.node_toml import NodeConfig
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
 EXAMPLE = DEPLOY / "example"
 HOMES = Path("/srv/hsl")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from confine import allowed_calls, directives
+from sources import REPOSITORY
 
 from hsl_node import errors
 from hsl_node.federation import identity
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 UNIT = REPOSITORY / "systemd" / "hsl-node.service"
 EXPOSURE_MAX = 1.5  # 0 best, 10 worst; what is left is the network, the GPU and memory that torch writes code into
 INSTALLED = "/opt/hsl-node/venv/bin/hsl-node"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from cluster import WAIT_S, Cluster, Tree
-from conftest import REPOSITORY
 from every_phase import has
+from sources import REPOSITORY
 
 from hsl_node.admin import backup, verify
 from hsl_node.federation import config, identity, node_toml

@@ -192,3 +192,8 @@ def test_threat_19_no_message_quotes_the_path(tmp_path: Path) -> None:
 def test_arrays_that_are_no_image_are_unreadable(bad: np.ndarray) -> None:
     with pytest.raises(UnreadableImage):
         decode_array(bad, 8)
+
+
+def test_decode_bytes_and_decode_image_agree(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.png", noise(1))
+    np.testing.assert_array_equal(decode_bytes(path.read_bytes(), 16), decode_image(path, 16))

@@ -8,21 +8,25 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import chaos_sim
 import pytest
+from boxes import inbox, on_loop
 from chaos_link import Connected
 from chaos_plan import identity_of, undisturbed
 from chaos_site import Life
+from federations import ASH, BIRCH, stranger
 from virtual_time import BEGIN_S, OWNER, VirtualLoop
 
 from hsl_node.errors import KeyRefused, TransportError
 from hsl_node.federation.names import Peer
 from hsl_node.node.daemon import Node
+from hsl_node.sync.wire.connect import connect
 from hsl_node.sync.wire.login import RefusedKey
+from hsl_node.sync.wire.transport import Client
 
-ASH, BIRCH = Peer("ash"), Peer("birch")
 WAIT_S = (330.0, 396.0)  # between two tries
 HOUR_S = 3600.0
 
@@ -248,3 +252,21 @@ def test_threat_30_whatever_the_peer_does_it_refuses_us_at_most_twelve_times_an_
     early = [(a, b) for a, b in itertools.pairwise(refusals) if b - a < WAIT_S[0]]
     for (before, _), (_, after) in itertools.pairwise(early):
         assert after - before >= HOUR_S, "a call ends a wait once an hour at most"
+
+
+@pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
+@on_loop
+async def test_either_host_key_of_the_overlap_is_taken_and_no_third(tmp_path: Path, client: Client) -> None:
+    first, second, third = stranger(), stranger(1), stranger(2)
+    async with inbox(tmp_path) as box:
+        card = box.members.federation.get("ash").model_copy(update={"address": f"127.0.0.1:{box.port}"})
+        me = box.members.identities[BIRCH]
+        for shown in (box.members.identities[ASH], first):
+            box.server.show(shown)  # for new connections; the port stays
+            async with connect(card, BIRCH, me, client=client, host_keys=(first.public, card.key)):
+                assert box.server.connected() == {BIRCH}
+        with pytest.raises(KeyRefused) as caught:
+            async with connect(card, BIRCH, me, client=client, host_keys=(second.public, third.public)):
+                raise AssertionError("a key that nobody pinned was taken")
+        for key in (first, second, third):
+            assert key.fingerprint in caught.value.message
