@@ -26,6 +26,7 @@ from hsl_node.federation import config, node_toml, strings
 from hsl_node.federation.names import PEER_PATTERN
 from hsl_node.host import event_log
 from hsl_node.status import page
+from hsl_node.status.snapshot import Snapshot, leaving
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import read_schema
@@ -34,17 +35,12 @@ LOG_EVENTS = 2000  # the last ones; about 400 KB
 NOTES = 500
 PACKAGES = ("torch", "torchvision", "numpy", "asyncssh", "paramiko", "cryptography", "pydantic", "safetensors")
 
-# Fields of log events and status whose values are numbers, digests, peers' names or words of this program.
-FIELDS = frozenset(
-    """
-    round rounds epoch of batch batches bytes total sent resent retries rate images_per_s auc loss validation_loss
-    best_epoch phase state since started base sha256 peer peers code codes files lines pid in_s wait_s restart restarts
-    last_event_s next_try_s last_seen connected revoked receipt waiting_for waiting_since disk free need device trainer
-    last_fused aucs best warnings name fingerprint version schema node instance federation hash method busy done fusing
-    paused local fused received op count operation kind before now ended how at
-    still_to_do deliver_to validate
-    """.split()  # noqa: SIM905  (as a list it is sixty lines)
-)
+# Fields with numbers, digests, peers' names or words of this program: those of the status, and of log events alone.
+_LOGGED = """
+    base before best_epoch codes count files in_s kind lines loss now op operation paused peer restart validation_loss
+    wait_s
+"""
+FIELDS = leaving(Snapshot).union(_LOGGED.split())
 WORD = re.compile(r"[A-Za-z0-9 ,.:+_/=()*-]{0,120}")
 VERSION = re.compile(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?((a|b|rc|\.dev|\.post)\d{1,4})?")  # never four numbers: an address
 _PLACE = re.compile(
@@ -61,7 +57,7 @@ def collect(state: Path) -> dict[str, bytes]:
         "version.json": _versions,
         "settings.json": _settings,
         "plan.json": _plan,
-        "status.json": lambda s: allowed(page.fetch(s)),
+        "status.json": lambda s: allowed(page.fetch(s).as_json()),
         "doctor.json": _doctor,
         "log.json": _log,
         "notes.json": _notes,

@@ -15,10 +15,10 @@ def show(state: Path, *, json: bool) -> int:
     """Print it; gives the exit code."""
     snapshot = page.fetch(state)
     if json:
-        print_json(snapshot)
+        print_json(snapshot.as_json())
     else:
         print(page.render(snapshot, now=time.time(), look=look()), flush=True)
-    return NotRunning.exit_code if snapshot["state"] == "stopped" else 0
+    return NotRunning.exit_code if snapshot.state == "stopped" else 0
 
 
 def look() -> page.Look:

@@ -107,7 +107,7 @@ def run(
         warned: dict[tuple[str, str], str] = {}  # hospital and code -> the last words
 
         def show(snapshots: processes.Snapshots) -> None:
-            warned.update({(n, w["code"]): w["text"] for n, s in snapshots.items() if s for w in s["warnings"]})
+            warned.update({(n, w.code): w.text for n, s in snapshots.items() if s for w in s.warnings})
             shown.nodes(snapshots)
 
         with processes.running(sites) as daemons:

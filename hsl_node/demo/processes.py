@@ -17,6 +17,7 @@ from typing import IO, Any
 from hsl_node.demo.setup import Hospital
 from hsl_node.errors import HslError, NotInitialised, NotRunning, WaitTimeout, escaped
 from hsl_node.host import control
+from hsl_node.status.snapshot import Snapshot, from_json
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
@@ -27,7 +28,7 @@ TRAINER_DEATHS_MAX = 3  # with back-off: enough to know that the next will not l
 TAIL_LINES = 15
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a closed terminal
 
-Snapshots = dict[str, dict[str, Any] | None]  # hospital -> its status; None: not up yet
+Snapshots = dict[str, Snapshot | None]  # by hospital; None: not up yet
 
 
 class DemoFailed(HslError):
@@ -66,7 +67,7 @@ class Daemons:
                 )
             found[hospital.name] = None
             with suppress(NotRunning, WaitTimeout):
-                found[hospital.name] = _healthy(hospital, control.ask(hospital.state, "status")["status"])
+                found[hospital.name] = _healthy(hospital, from_json(control.ask(hospital.state, "status")["status"]))
         return found
 
     def end(self) -> None:
@@ -78,12 +79,12 @@ class Daemons:
             end_all(list(self.processes.values()))
 
 
-def _healthy(hospital: Hospital, status: dict[str, Any]) -> dict[str, Any]:
-    if status["state"] == "halted":
-        raise DemoFailed(f"{hospital.name} halted: {escaped(str(status['reason']), 600)}", exit_code=14)
-    if status["trainer"]["restarts"] >= TRAINER_DEATHS_MAX:
+def _healthy(hospital: Hospital, status: Snapshot) -> Snapshot:
+    if status.state == "halted":
+        raise DemoFailed(f"{hospital.name} halted: {escaped(status.reason, 600)}", exit_code=14)
+    if status.trainer and status.trainer.restarts >= TRAINER_DEATHS_MAX:
         raise DemoFailed(
-            f"the trainer of {hospital.name} died {status['trainer']['restarts']} times; its last lines:\n"
+            f"the trainer of {hospital.name} died {status.trainer.restarts} times; its last lines:\n"
             + tail(hospital.state / "log" / "trainer.log")
         )
     return status

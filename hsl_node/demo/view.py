@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +20,7 @@ from hsl_node.demo.processes import Snapshots
 from hsl_node.errors import escaped
 from hsl_node.federation.plan import Plan
 from hsl_node.host.units import auc, size
+from hsl_node.status.snapshot import Busy, Snapshot
 
 BAR_CELLS = 16
 EPOCHS_A_LINE = 4  # in a pipe, of training alone: enough to see that it goes on
@@ -73,31 +74,30 @@ class Screen:
         seconds = time.monotonic() - self._began
         foot = Table.grid(padding=(0, 1))
         foot.add_row(self._spinner, Text(f"{seconds:.0f} s   Ctrl-C stops every process", style="dim"))
-        warnings = [
-            Text(f"! {name}: {w['text']}", style="red") for name, s in snapshots.items() if s for w in s["warnings"]
-        ]
+        warnings = [Text(f"! {name}: {w.text}", style="red") for name, s in snapshots.items() if s for w in s.warnings]
         self._live.update(Group(table, *warnings, foot))
 
-    def _cells(self, name: str, status: dict[str, Any]) -> list[RenderableType]:
+    def _cells(self, name: str, status: Snapshot) -> list[RenderableType]:
         plan = self._plan
-        round = min(status["round"] or 0, plan.rounds)
-        epoch = status["epoch"]
+        round = min(status.round or 0, plan.rounds)
+        epoch = status.epoch
         return [
-            Text(status["state"], style=_STYLE.get(status["state"], "")),
+            Text(status.state, style=_STYLE.get(status.state, "")),
             f"{round} of {plan.rounds}",
             _bar(_fraction(status, plan)),
-            f"{epoch['epoch']} of {epoch['of']}" if epoch and epoch["epoch"] else _busy(status["busy"]),
-            auc(_last(status, "local")),
-            auc(_last(status, "fused")),
+            f"{epoch.epoch} of {epoch.of}" if epoch and epoch.epoch else _busy(status.busy),
+            auc(_last(r.local for r in status.aucs)),
+            auc(_last(r.fused for r in status.aucs)),
             self._bytes(name, status, "sent"),
             self._bytes(name, status, "received"),
         ]
 
-    def _bytes(self, name: str, status: dict[str, Any], direction: str) -> str:
+    def _bytes(self, name: str, status: Snapshot, direction: str) -> str:
         """All exchanges together; a snapshot knows the present one only."""
-        for peer in status["peers"]:
-            key = (name, peer["name"], direction, peer[direction]["round"] or 0)
-            self._moved[key] = max(self._moved.get(key, 0), peer[direction]["bytes"])
+        for peer in status.peers:
+            moved = peer.sent if direction == "sent" else peer.received
+            key = (name, peer.name, direction, moved.round)
+            self._moved[key] = max(self._moved.get(key, 0), moved.bytes)
         total = sum(v for (n, _, d, _), v in self._moved.items() if (n, d) == (name, direction))
         return size(total) if total else "-"
 
@@ -126,16 +126,16 @@ class Lines:
         for name, status in snapshots.items():
             if status is None:
                 continue
-            for row in status["aucs"]:
-                if row["local"] is not None:
-                    self._once(f"{name}: round {row['round']} trained, validation AUC {auc(row['local'])}")
-                if row["fused"] is not None:
-                    self._once(f"{name}: round {row['round']} fused, validation AUC {auc(row['fused'])}")
-            for warning in status["warnings"]:
-                self._once(f"{name}: warning: {warning['text']}")
-            if status["state"] in ("agreeing", "finished"):
-                when = f" after round {status['round'] - 1}" if status["round"] else ""
-                self._once(f"{name}: {status['state']}{when}")
+            for row in status.aucs:
+                if row.local is not None:
+                    self._once(f"{name}: round {row.round} trained, validation AUC {auc(row.local)}")
+                if row.fused is not None:
+                    self._once(f"{name}: round {row.round} fused, validation AUC {auc(row.fused)}")
+            for warning in status.warnings:
+                self._once(f"{name}: warning: {warning.text}")
+            if status.state in ("agreeing", "finished"):
+                when = f" after round {status.round - 1}" if status.round else ""
+                self._once(f"{name}: {status.state}{when}")
 
     def evaluations(self, words: dict[str, str]) -> None:
         for name, word in words.items():
@@ -154,15 +154,15 @@ class Lines:
             print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
 
 
-def _fraction(status: dict[str, Any], plan: Plan) -> float:
+def _fraction(status: Snapshot, plan: Plan) -> float:
     """How much of the whole run this node has trained."""
-    if status["state"] == "finished":
+    if status.state == "finished":
         return 1.0
-    done = float(max(0, (status["round"] or 0) - 1))
-    if status["phase"] in ("collect", "fuse"):
+    done = float(max(0, (status.round or 0) - 1))
+    if status.phase in ("collect", "fuse"):
         done += 1
-    elif (epoch := status["epoch"]) and epoch["epoch"]:
-        done += (epoch["epoch"] - 1 + epoch["batch"] / max(epoch["batches"], 1)) / plan.epochs_per_round
+    elif (epoch := status.epoch) and epoch.epoch:
+        done += (epoch.epoch - 1 + (epoch.batch or 0) / (epoch.batches or 1)) / plan.epochs_per_round
     return min(1.0, done / plan.rounds)
 
 
@@ -170,10 +170,10 @@ def _bar(fraction: float) -> ProgressBar:
     return ProgressBar(total=1.0, completed=fraction, width=BAR_CELLS)
 
 
-def _last(status: dict[str, Any], key: str) -> float | None:
-    known: list[float] = [r[key] for r in status["aucs"] if r[key] is not None]
+def _last(aucs: Iterable[float | None]) -> float | None:
+    known = [value for value in aucs if value is not None]
     return known[-1] if known else None
 
 
-def _busy(busy: dict[str, Any] | None) -> str:
-    return f"{escaped(str(busy['what']), 40)} {busy['done']}/{busy['total']}" if busy else ""
+def _busy(busy: Busy | None) -> str:
+    return f"{escaped(busy.what, 40)} {busy.done}/{busy.total}" if busy else ""

@@ -399,7 +399,7 @@ class Node:
     async def _control(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
         match op:
             case "status":
-                return {"ok": True, "status": snapshot(self)}
+                return {"ok": True, "status": snapshot(self).as_json()}
             case "pause" | "resume":
                 changed, phase = self._pause(op == "pause"), self.state and self.state.phase
                 return {"ok": True, "changed": changed, "phase": phase, "over": self.is_over()}

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from typing import Any
 
 from hsl_node.errors import DataError, DiskFailed, HslError, LocalStateError
+from hsl_node.status.snapshot import Ended
 from hsl_node.sync.store.journal import Journal
 
 _KEY = "ended"
@@ -51,15 +51,11 @@ def said(error: Exception) -> tuple[str, str]:
     return f"a bug: {type(error).__name__}", "`hsl-node logs` has the traceback; `hsl-node support-bundle` packs it"
 
 
-def find_ending(journal: Journal) -> dict[str, Any] | None:
-    """Of a daemon that is down: `how` (stopped | failed | killed), `at`, `text`, `fix`. None: nothing is known.
-
-    Killed: no word of its end, so `at` is when it started.
-    """
+def find_ending(journal: Journal) -> Ended | None:
+    """Of a daemon that is down. Killed: no word of its end, so `at` is when it started. None: nothing is known."""
     content = json.loads(journal.meta(_KEY) or "null")
     if content is None or content["how"] != "running":
-        found: dict[str, Any] | None = content
-        return found
+        return Ended(**content) if content else None
     text = "the daemon ended without a word: killed, the machine went down, or the disk failed or was full"
     fix = "`hsl-node logs` shows its last events; `hsl-node start` goes on from the journal"
-    return {"how": "killed", "at": content["at"], "text": text, "fix": fix}
+    return Ended("killed", content["at"], text, fix)

@@ -1,25 +1,21 @@
 """One snapshot of a node as a page of text.
 
 What a person needs at 3 am: what is wrong and what to do first, then what the node does, whom it waits for, each peer.
-A snapshot is a plain dict (schema 1): snapshot.py makes it in the daemon, recorded.py while that is down.
 Imports nothing that is slow to load.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hsl_node.errors import NotInitialised, NotRunning, escaped
 from hsl_node.host.control import ask
 from hsl_node.host.hints import addressed, nothing_here
 from hsl_node.host.units import age, auc, clock, duration, progress, size
 from hsl_node.status.recorded import from_journal
-
-Snapshot = Mapping[str, Any]
+from hsl_node.status.snapshot import PeerStatus, Received, Sent, Snapshot, StatusWarning, from_json
 
 WIDTH = 80
 AUC_ROUNDS = 9  # columns of the AUC table that fit into 80
@@ -53,7 +49,7 @@ class Look:
 # ------------------------------------------------------------------ where a snapshot comes from
 
 
-def fetch(state: Path) -> dict[str, Any]:
+def fetch(state: Path) -> Snapshot:
     """The daemon's snapshot, or the journal's with `state` = "stopped"; its hints name the state directory.
 
     Raises:
@@ -63,16 +59,16 @@ def fetch(state: Path) -> dict[str, Any]:
     if not (state / "node.toml").exists():
         raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
     try:
-        found: dict[str, Any] = ask(state, "status")["status"]
+        found = from_json(ask(state, "status")["status"])
     except NotRunning:
         found = from_journal(state)
-    warnings = [{**warning, "fix": addressed(str(warning["fix"]), state)} for warning in found["warnings"]]
-    return found | {"warnings": sorted(warnings, key=_is_sign)}  # else each kind in its order
+    warnings = (replace(warning, fix=addressed(warning.fix, state)) for warning in found.warnings)
+    return replace(found, warnings=tuple(sorted(warnings, key=_is_sign)))  # else each kind in its order
 
 
-def _is_sign(warning: Mapping[str, Any]) -> bool:
+def _is_sign(warning: StatusWarning) -> bool:
     """What only may mean something (poisoning.py) stands below what stops this node."""
-    return str(warning["code"]).partition(" ")[0] in _SIGNS
+    return warning.code.partition(" ")[0] in _SIGNS
 
 
 # ------------------------------------------------------------------ the page
@@ -91,13 +87,13 @@ def render(snapshot: Snapshot, *, now: float, look: Look = Look()) -> str:
 
 
 def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
-    if snapshot["state"] != "stopped":
+    if snapshot.state != "stopped":
         return []
-    since, ended = snapshot["since"], snapshot["ended"]
+    since, ended = snapshot.since, snapshot.ended
     lines = []
-    if ended and ended["how"] in _ENDED:
-        lines = [f"{_ENDED[ended['how']]} {clock(ended['at'], now)} ({age(now - ended['at'])} ago)"]
-    if snapshot["node"]:
+    if ended and ended.how in _ENDED:
+        lines = [f"{_ENDED[ended.how]} {clock(ended.at, now)} ({age(now - ended.at)} ago)"]
+    if snapshot.node:
         last = f", last written {clock(since, now)} ({age(now - since)} ago)" if since else ""
         lines += [f"below is what the journal knows{last}"]
     elif not ended:
@@ -108,33 +104,33 @@ def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
 
 def _warnings(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     lines: list[str] = []
-    for warning in snapshot["warnings"]:
-        since = f" ({age(now - warning['since'])} ago)" if warning["since"] else ""
-        text = _wrapped(escaped(str(warning["text"]), 600) + since, look.width, "! ", "  ")
+    for warning in snapshot.warnings:
+        since = f" ({age(now - warning.since)} ago)" if warning.since else ""
+        text = _wrapped(escaped(warning.text, 600) + since, look.width, "! ", "  ")
         lines += [look.paint(line, _BOLD, _RED) for line in text]
-        if warning["fix"]:
-            lines += _wrapped(escaped(str(warning["fix"]), 600), look.width, "  what to do: ", "              ")
+        if warning.fix:
+            lines += _wrapped(escaped(warning.fix, 600), look.width, "  what to do: ", "              ")
     return [*lines, ""] if lines else []
 
 
 def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
-    if not snapshot["node"]:
+    if not snapshot.node:
         return []
-    federation, state = snapshot["federation"], snapshot["state"]
+    federation, state = snapshot.federation, snapshot.state
     word = look.paint(state, _BOLD, _COLOUR.get(state, _GREEN))
-    since = "" if state == "stopped" or not snapshot["since"] else f" {_since(snapshot, now)}"
-    facts = [federation["name"], federation["hash"] and f"hash {federation['hash']}", f"{federation['peers']} peers"]
-    facts += [federation["method"], federation["task"]]
-    lines = [f"{look.paint(snapshot['node'], _BOLD)}  {word}{since}"]
+    since = "" if state == "stopped" or not snapshot.since else f" {_since(snapshot, now)}"
+    facts = [federation.name, federation.hash and f"hash {federation.hash}", f"{federation.peers} peers"]
+    facts += [federation.method, federation.task]
+    lines = [f"{look.paint(snapshot.node, _BOLD)}  {word}{since}"]
     lines += _field("federation", ", ".join(escaped(str(f), 60) for f in facts if f), look)
     lines += _field("round", _round(snapshot), look)
-    lines += _field("still to do", _still_to_do(snapshot.get("still_to_do")), look)
+    lines += _field("still to do", _still_to_do(snapshot), look)
     lines += _field("waiting for", _waiting(snapshot, now), look)
-    lines += _field("epoch", _epoch(snapshot["epoch"], look), look)
-    lines += _field("busy", _busy(snapshot["busy"], look), look)
+    lines += _field("epoch", _epoch(snapshot, look), look)
+    lines += _field("busy", _busy(snapshot, look), look)
     lines += _field("trainer", _trainer(snapshot), look)
     lines += _field("last fusion", _fusion(snapshot), look)
-    lines += _field("disk", _disk(snapshot["disk"]), look)
+    lines += _field("disk", _disk(snapshot), look)
     return lines
 
 
@@ -146,15 +142,15 @@ def _field(label: str, text: str, look: Look) -> list[str]:
 
 
 def _since(snapshot: Snapshot, now: float) -> str:
-    return f"since {clock(snapshot['since'], now)} ({duration(now - snapshot['since'])})" if snapshot["since"] else ""
+    return f"since {clock(snapshot.since, now)} ({duration(now - snapshot.since)})" if snapshot.since else ""
 
 
 def _round(snapshot: Snapshot) -> str:
-    rounds = snapshot["rounds"]
-    match snapshot["round"], snapshot["phase"]:
-        case None, _ if snapshot["state"] == "recovering":
+    rounds = snapshot.rounds
+    match snapshot.round, snapshot.phase:
+        case None, _ if snapshot.state == "recovering":
             return "known when the peers have answered"
-        case None, _ if snapshot["instance"]:
+        case None, _ if snapshot.instance:
             return "being taken up where the journal left it"
         case None, _:
             return "not begun"
@@ -162,7 +158,7 @@ def _round(snapshot: Snapshot) -> str:
             return f"0 of {rounds}: the peers compare plan, anchor and initial weights"
         case after, "agree":
             return f"{after - 1} of {rounds} fused; the peers compare the last fusion"
-        case after, "finished" if after - 1 < rounds:
+        case after, "finished" if rounds and after - 1 < rounds:
             return f"{after - 1} of {rounds} fused; the run is complete: all had reached their plateau"
         case after, "finished":
             return f"{after - 1} of {rounds} fused; the run is complete"
@@ -170,77 +166,80 @@ def _round(snapshot: Snapshot) -> str:
             return f"{round} of {rounds}, phase {phase}"
 
 
-def _still_to_do(left: Mapping[str, Any] | None) -> str:
-    if not left:
+def _still_to_do(snapshot: Snapshot) -> str:
+    left = snapshot.still_to_do
+    if left is None:
         return ""
-    what = [f"deliver this node's last statement to {', '.join(left['deliver_to'])}"] if left["deliver_to"] else []
-    what += [f"validate the last fused model (round {left['validate']})"] if left["validate"] else []
+    what = [f"deliver this node's last statement to {', '.join(left.deliver_to)}"] if left.deliver_to else []
+    what += [f"validate the last fused model (round {left.validate})"] if left.validate else []
     return f"{'; '.join(what)}. Keep the daemon running until this line is gone"
 
 
 def _waiting(snapshot: Snapshot, now: float) -> str:
-    names, since = snapshot["waiting_for"], snapshot["waiting_since"]
+    names, since = snapshot.waiting_for, snapshot.waiting_since
     return f"{', '.join(names)}{f', for {duration(now - since)}' if since else ''}" if names else ""
 
 
-def _epoch(epoch: Mapping[str, Any] | None, look: Look) -> str:
-    if not epoch or not epoch["epoch"]:
+def _epoch(snapshot: Snapshot, look: Look) -> str:
+    epoch = snapshot.epoch
+    if epoch is None or not epoch.epoch:
         return ""
-    within = epoch["batch"] / epoch["batches"] if epoch["batches"] else 0.0
-    bar = look.bar((epoch["epoch"] - 1 + within) / epoch["of"], 20)
-    rate = f", {epoch['images_per_s']:.1f} images/s" if epoch["images_per_s"] else ""
-    return f"{epoch['epoch']} of {epoch['of']}  {bar}  batch {epoch['batch']} of {epoch['batches']}{rate}"
+    within = (epoch.batch or 0) / epoch.batches if epoch.batches else 0.0
+    bar = look.bar((epoch.epoch - 1 + within) / epoch.of, 20)
+    rate = f", {epoch.images_per_s:.1f} images/s" if epoch.images_per_s else ""
+    return f"{epoch.epoch} of {epoch.of}  {bar}  batch {epoch.batch} of {epoch.batches}{rate}"
 
 
-def _busy(busy: Mapping[str, Any] | None, look: Look) -> str:
-    if not busy:
+def _busy(snapshot: Snapshot, look: Look) -> str:
+    busy = snapshot.busy
+    if busy is None:
         return ""
-    what = escaped(str(busy["what"]), 30)
-    return f"{what}  {look.bar(busy['done'] / max(busy['total'], 1), 20)}  {busy['done']} of {busy['total']}"
+    return f"{escaped(busy.what, 30)}  {look.bar(busy.done / max(busy.total, 1), 20)}  {busy.done} of {busy.total}"
 
 
 def _trainer(snapshot: Snapshot) -> str:
-    trainer, device = snapshot["trainer"], snapshot["device"]
+    trainer, device = snapshot.trainer, snapshot.device
     if not trainer:
         return f"on {device}" if device else ""
-    heard = f", last heard {duration(trainer['last_event_s'])} ago" if trainer["state"] == "silent" else ""
-    again = f", restarts so far: {trainer['restarts']}" if trainer["restarts"] else ""
-    return f"{trainer['state']}{f' on {device}' if device else ''}{heard}{again}"
+    heard = f", last heard {duration(trainer.last_event_s)} ago" if trainer.state == "silent" else ""
+    again = f", restarts so far: {trainer.restarts}" if trainer.restarts else ""
+    return f"{trainer.state}{f' on {device}' if device else ''}{heard}{again}"
 
 
 def _fusion(snapshot: Snapshot) -> str:
-    fused, best = snapshot["last_fused"], snapshot["best"]
+    fused, best = snapshot.last_fused, snapshot.best
     if not fused:
         return ""
-    said = f"round {fused['round']}, sha256 {fused['sha256'][:12]}, validation AUC {auc(fused['auc'])}"
-    return said + (f"; best so far: round {best['round']}" if best else "")
+    said = f"round {fused.round}, sha256 {fused.sha256[:12]}, validation AUC {auc(fused.auc)}"
+    return said + (f"; best so far: round {best.round}" if best else "")
 
 
-def _disk(disk: Mapping[str, Any] | None) -> str:
-    if not disk:
+def _disk(snapshot: Snapshot) -> str:
+    disk = snapshot.disk
+    if disk is None:
         return ""
-    need = disk["need"]
-    return f"{size(disk['free'])} free" + (f", {size(need)} needed to start a round" if need is not None else "")
+    need = f", {size(disk.need)} needed to start a round" if disk.need is not None else ""
+    return f"{size(disk.free)} free{need}"
 
 
 # ------------------------------------------------------------------ the tables
 
 
 def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
-    if not snapshot["peers"]:
+    if not snapshot.peers:
         return []
     room = max(8, look.width - sum(_CELLS) - 2 * len(_CELLS))
-    name_width = min(room, max(len("peer"), *(len(p["name"]) for p in snapshot["peers"])))
+    name_width = min(room, max(len("peer"), *(len(p.name) for p in snapshot.peers)))
     widths = (name_width, *_CELLS)
-    last = "last file" if snapshot["state"] == "stopped" else "last seen"  # connections are not in the journal
+    last = "last file" if snapshot.state == "stopped" else "last seen"  # connections are not in the journal
     lines = ["", look.paint(_row(("peer", "sent", "received", "AUC", last), widths), _DIM)]
-    for peer in snapshot["peers"]:
-        sent, received = peer["sent"], peer["received"]
-        cells = (_shortened(peer["name"], name_width), _sent(sent, look), _received(received, look),
-                 auc(received["auc"]) if received["state"] == "verified" and received["auc"] is not None else "",
+    for peer in snapshot.peers:
+        sent, received = peer.sent, peer.received
+        cells = (_shortened(peer.name, name_width), _sent(sent, look), _received(received, look),
+                 auc(received.auc) if received.state == "verified" and received.auc is not None else "",
                  _seen(peer, now))  # fmt: skip
-        colour = {"refused": (_RED,), "waiting to retry": (_YELLOW,)}.get(sent["state"], ())
-        colour = (_RED,) if received["state"] == "refused" else colour
+        colour = {"refused": (_RED,), "waiting to retry": (_YELLOW,)}.get(sent.state, ())
+        colour = (_RED,) if received.state == "refused" else colour
         lines.append(look.paint(_row(cells, widths), *colour))
         lines += [look.paint(line, *colour) for line in _trouble(sent, look)]
     return lines
@@ -253,66 +252,66 @@ def _row(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
     return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
-def _sent(sent: Mapping[str, Any], look: Look) -> str:
-    match sent["state"]:
+def _sent(sent: Sent, look: Look) -> str:
+    match sent.state:
         case "idle":
             return "-"
         case "sending":
-            return _moving(sent, sent["bytes"], look)
+            return _moving(sent, sent.bytes, look)
         case "waiting for receipt":
             return "sent, no receipt yet"
         case "done":
-            return f"{size(sent['total'])} delivered" if sent["total"] else "delivered"
+            return f"{size(sent.total)} delivered" if sent.total else "delivered"
         case "waiting to retry":
-            return f"{progress(sent['bytes'], sent['total'])}, retry {sent['retries']}"
+            return f"{progress(sent.bytes, sent.total)}, retry {sent.retries}"
         case state:
-            return str(state)
+            return state
 
 
-def _received(received: Mapping[str, Any], look: Look) -> str:
-    match received["state"]:
+def _received(received: Received, look: Look) -> str:
+    match received.state:
         case "nothing":
             return "-"
         case "receiving":
-            return _moving(received, received["bytes"], look)
+            return _moving(received, received.bytes, look)
         case "verified":
-            return f"{size(received['total'])} verified" if received["total"] else "verified"
+            return f"{size(received.total)} verified" if received.total else "verified"
         case state:
-            return str(state)
+            return state
 
 
-def _moving(transfer: Mapping[str, Any], done: int, look: Look) -> str:
-    rate = f"{size(transfer['rate'])}/s" if transfer["rate"] else ""
-    if look.bars and transfer["total"]:
-        fraction = done / transfer["total"]
+def _moving(transfer: Sent | Received, done: int, look: Look) -> str:
+    rate = f"{size(transfer.rate)}/s" if transfer.rate else ""
+    if look.bars and transfer.total:
+        fraction = done / transfer.total
         return f"{look.bar(fraction, 8)} {fraction:4.0%} {rate}".rstrip()
-    return f"{progress(done, transfer['total'])} {rate}".rstrip()
+    return f"{progress(done, transfer.total)} {rate}".rstrip()
 
 
-def _trouble(sent: Mapping[str, Any], look: Look) -> list[str]:
+def _trouble(sent: Sent, look: Look) -> list[str]:
     """Below a peer's row: why sending does not work, and when it is tried again."""
-    if sent["state"] == "done" or not (sent["last_error"] or sent["next_try_s"] is not None):
+    if sent.state == "done" or not (sent.last_error or sent.next_try_s is not None):
         return []
-    parts = [escaped(str(sent["last_error"]), 300)] if sent["last_error"] else []
-    parts += [f"next try in {duration(sent['next_try_s'])}"] if sent["next_try_s"] is not None else []
-    parts += [f"{size(sent['resent'])} sent twice"] if sent["resent"] else []
+    parts = [escaped(sent.last_error, 300)] if sent.last_error else []
+    parts += [f"next try in {duration(sent.next_try_s)}"] if sent.next_try_s is not None else []
+    parts += [f"{size(sent.resent)} sent twice"] if sent.resent else []
     return _wrapped("; ".join(parts), look.width, "  └ " if look.unicode else "  > ", "    ")
 
 
-def _seen(peer: Mapping[str, Any], now: float) -> str:
-    if peer["connected"]:
+def _seen(peer: PeerStatus, now: float) -> str:
+    if peer.connected:
         return "now"
-    return age(now - peer["last_seen"]) if peer["last_seen"] else "not yet"
+    return age(now - peer.last_seen) if peer.last_seen else "not yet"
 
 
 def _aucs(snapshot: Snapshot, look: Look) -> list[str]:
-    rows = snapshot["aucs"][-AUC_ROUNDS:]
+    rows = snapshot.aucs[-AUC_ROUNDS:]
     if not rows:
         return []
     columns = [
-        ("round", *(str(r["round"]) for r in rows)),
-        ("own model", *(auc(r["local"]) for r in rows)),
-        ("fused", *(auc(r["fused"]) for r in rows)),
+        ("round", *(str(r.round) for r in rows)),
+        ("own model", *(auc(r.local) for r in rows)),
+        ("fused", *(auc(r.fused) for r in rows)),
     ]
     lines = [f"{label:{_LABEL}}" + "".join(f"{cell:>7}" for cell in cells) for label, *cells in columns]
     return ["", look.paint("validation AUC on this site's images", _DIM), *lines]

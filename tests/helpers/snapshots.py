@@ -1,4 +1,4 @@
-"""A made-up snapshot of a node in trouble, with everything the status page can show. Schema 1."""
+"""The JSON of a made-up snapshot of a node in trouble, with everything the status page can show. Schema 1."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def snapshot(**more: Any) -> dict[str, Any]:
         ],
         "waiting_for": ["st-josef-krankenhaus", "ucl", "kyoto"], "waiting_since": NOW - 840, "still_to_do": None,
         "disk": {"free": 120_400_000_000, "need": 1_136_400_000}, "device": "cuda:0",
-        "trainer": {"pid": 4300, "state": "idle", "restarts": 1, "last_event_s": 12.0},
+        "trainer": {"pid": 4300, "state": "idle", "restarts": 1, "last_event_s": 12.0, "last_error": ""},
         "last_fused": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52, "auc": 0.912},
         "aucs": [{"round": r, "local": 0.80 + r / 100, "fused": None if r == 3 else 0.83 + r / 100} for r in (1, 2, 3)],
         "best": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52},

@@ -20,6 +20,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import control
 from hsl_node.results import evaluate, models
 from hsl_node.status.page import fetch, render
+from hsl_node.status.snapshot import from_json
 from hsl_node.sync.store.journal import Journal
 
 NAMES = ("ash", "birch")
@@ -50,7 +51,7 @@ Work.declare = opening
 
 def line(status: dict[str, Any]) -> str:
     """What the page says is still to do."""
-    page = " ".join(render(status, now=status["started"] or 0.0).split())
+    page = " ".join(render(from_json(status), now=status["started"] or 0.0).split())
     return page.partition("still to do ")[2].partition(" Keep the daemon running until this line is gone")[0]
 
 
@@ -91,7 +92,7 @@ def test_a_finished_node_says_what_it_must_stay_up_for_and_gives_no_earlier_mode
         control.ask(state, "resume")
 
         assert cluster.stop("ash") == 0
-        assert line(fetch(state)) == both, "whoever looks when it is down is told too"
+        assert line(fetch(state).as_json()) == both, "whoever looks when it is down is told too"
         require_no_model_yet(state)
         cluster.start("ash")
 

@@ -197,6 +197,6 @@ def test_each_end_has_its_words_and_none_names_an_image(tmp_path: Path, error: E
     last_words.note_running(journal)
     last_words.note(journal, error)
     found = last_words.find_ending(journal)
-    assert found is not None and found["how"] == how
-    assert (found["text"] != "") == (error is not None) and "jane_doe" not in json.dumps(found)
+    assert found is not None and found.how == how
+    assert (found.text != "") == (error is not None) and "jane_doe" not in repr(found)
     journal.close()
