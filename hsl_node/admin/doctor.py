@@ -5,13 +5,13 @@ A check that rests on one that failed is skipped, so that the first failure is t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -193,13 +193,11 @@ def _journal(layout: Layout, federation: Federation | None) -> str:
         journal = Journal.read_only(layout.journal)
     except NotInitialised:
         return "empty: the first start did not come far"
-    try:
+    with closing(journal):
         journal.require_sound(layout.journal)
         if federation is not None:
             require_same_federation(journal, federation)
         return f"{layout.journal}: every page is readable"
-    finally:
-        journal.close()
 
 
 def _models(layout: Layout) -> str:
@@ -263,7 +261,7 @@ def _disk(layout: Layout, node: NodeConfig, federation: Federation) -> str:
 
 def _port(state: Path, node: NodeConfig) -> str:
     where, pid = f"{node.listen} is free", None
-    with contextlib.suppress(NotRunning):
+    with suppress(NotRunning):
         pid = ask(state, "status")["status"]["pid"]
         where = f"{node.listen}: this node's daemon runs (process {pid})"
     if node.inbox.kind == "directory":

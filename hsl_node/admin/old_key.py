@@ -8,6 +8,7 @@ once more, it answers with a new receipt, whatever program its inbox is.
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from pathlib import Path
 
 from hsl_node.errors import HslError, PeerDataError, TransportError, WaitTimeout
@@ -34,16 +35,13 @@ def require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
         HslError: it may be, or does not; says what to wait for.
         TransportError, KeyRefused, WaitTimeout: the run is over, and the peer cannot be asked which key it uses.
     """
-    journal = Journal.read_only(Layout(state).journal)
-    try:
+    with closing(Journal.read_only(Layout(state).journal)) as journal:
         saved = journal.state() or {"phase": None, "round": 0, "owed": ()}
         newest = journal.last_manifest(peer)
         # Where I have finished or halted nobody comes further than I did: with its manifest of that round all is here.
         over = saved["phase"] in (Phase.FINISHED, Phase.HALTED) and newest and newest["round"] >= saved["round"]
         mine = journal.signed(saved["round"]) if over else None
         owed = [r for r, p in saved["owed"] if p == peer]
-    finally:
-        journal.close()
     again = "call this again when it is: `hsl-node status` shows the round; until then both keys count"
     if owed:
         raise HslError(

@@ -16,6 +16,7 @@ import re
 import tarfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +202,8 @@ def _exception(line: str) -> str:
 
 
 def _notes(state: Path) -> list[dict[str, Any]]:
-    journal = Journal.read_only(Layout(state).journal)
-    try:
+    with closing(Journal.read_only(Layout(state).journal)) as journal:
         notes = journal.rows("notes")[-NOTES:]
-    finally:
-        journal.close()
     about_peers = re.compile(rf"refused [a-z0-9]+|keys|disagreement|refused by {PEER_PATTERN}")
     return [
         {
@@ -219,8 +217,7 @@ def _notes(state: Path) -> list[dict[str, Any]]:
 
 
 def _rounds(state: Path) -> dict[str, Any]:
-    journal = Journal.read_only(Layout(state).journal)
-    try:
+    with closing(Journal.read_only(Layout(state).journal)) as journal:
         manifests = [
             {"round": m["round"], "peer": m["peer"], "sha256": m["sha256"], "at": m["at"]}
             for m in journal.each("manifests")
@@ -231,5 +228,3 @@ def _rounds(state: Path) -> dict[str, Any]:
             for r in journal.each("receipts")
         ]
         return {**found, "manifests": manifests, "receipts": receipts, "instance": journal.meta("instance")}
-    finally:
-        journal.close()

@@ -172,7 +172,7 @@ def closing(
         alone, fused = (record["test"][k]["auc"] for k in ("alone", "fused"))
         difference = "" if alone is None or fused is None else f"{fused - alone:+.3f}"
         counts = record["images"]
-        cells = [auc(v) if v is not None else "undefined" for v in (alone, fused)]
+        cells = [auc(v, "undefined") for v in (alone, fused)]
         rows.append((site.name, str(counts["train"]), str(counts["test"]), *cells, difference))
     lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 6))]
     if any("undefined" in row for row in rows):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -114,14 +114,10 @@ def wait_finished(daemons: Daemons, show: Callable[[Snapshots], None]) -> None:
 
 def is_complete(state: Path) -> bool:
     try:
-        journal = Journal.read_only(Layout(state).journal)
+        with closing(Journal.read_only(Layout(state).journal)) as journal:
+            saved, validated = journal.state(), journal.last_unvalidated() is None
     except NotInitialised:
         return False
-    try:
-        saved = journal.state()
-        validated = journal.last_unvalidated() is None
-    finally:
-        journal.close()
     return saved is not None and saved["phase"] == Phase.FINISHED and not saved["owed"] and validated
 
 

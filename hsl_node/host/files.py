@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from hsl_node.errors import NotInitialised, UsageError
-from hsl_node.host import durable
+from hsl_node.host import durable, permissions
 from hsl_node.host.durable import Step
 from hsl_node.host.hints import nothing_here
 
@@ -31,15 +31,9 @@ def require_owner(state: Path) -> None:
     Raises:
         UsageError: the state directory belongs to somebody else.
     """
-    import pwd
-
     with contextlib.suppress(FileNotFoundError):
-        owner = state.stat().st_uid
-        if owner != os.geteuid():
-            try:
-                name = pwd.getpwuid(owner).pw_name
-            except KeyError:
-                name = f"#{owner}"
+        if state.stat().st_uid != os.geteuid():
+            name = permissions.owner(state)
             raise UsageError(
                 f"{state} belongs to user {name}", remedy=f"run this as that user: sudo -u {name} hsl-node ..."
             )

@@ -53,9 +53,9 @@ def clock(at: float, now: float) -> str:
     return time.strftime("%H:%M:%S" if abs(now - at) < 20 * 3600 else "%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def auc(value: float | None) -> str:
+def auc(value: float | None, none: str = "-") -> str:
     """None: undefined, or not known yet."""
-    return "-" if value is None else f"{value:.3f}"
+    return none if value is None else f"{value:.3f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

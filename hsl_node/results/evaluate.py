@@ -1,7 +1,6 @@
-"""What came of it: `evaluate`, `predict`, `export`. Reads the journal and the weights, whether the daemon runs or not.
+"""`hsl-node evaluate`: the test set, scored once, whether the daemon runs or not.
 
-The test set is scored once, of the final model (the fused one with this site's best validation AUC), and the scores are
-recorded in the journal under "evaluation":
+Of the final model (the fused one with this site's best validation AUC); the journal holds the scores as "evaluation":
 
     {"evaluated": 1, "final": true, "round": 5, "at": .., "images": {"train": n, "validation": n, "test": n},
      "classes": [..], "weights": {"fused": sha256, ..}, "auc_validation": {"fused": .., ..},
@@ -17,8 +16,8 @@ torch is imported when something is to be scored, not with this file.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,14 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from hsl_node.errors import FederationMismatch, NotInitialised, UsageError
 from hsl_node.federation.names import Digest, Round
 from hsl_node.host.units import auc, table
+from hsl_node.results.models import find_unvalidated, get_best, is_over, not_final_yet, path_of
 from hsl_node.sync.store import models as kept
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import sha256_of
 
 if TYPE_CHECKING:
+    from hsl_node.train.loop import Report
     from hsl_node.train.scoring import Pairing
-from hsl_node.results.models import Report, _best, _is_over, _journal, _not_final_yet, _silent, _unvalidated, _whole
 
 EVALUATION = "evaluation"  # its name in the journal
 MODELS = {  # in the order of tables; how people read them
@@ -42,6 +42,7 @@ MODELS = {  # in the order of tables; how people read them
     "fused": "fused",
     "fused_random": "fused, random anchor pairing",
 }
+FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")  # in the order of tables
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def evaluate(
     alone: bool = False,
     again: bool = False,
     pairing: Literal["fixed", "random"] = "fixed",
-    report: Report = _silent,
+    report: Report = lambda event: None,
 ) -> dict[str, Any]:
     """The recorded evaluation; what it lacks of what is asked for is scored now. `report` hears a trainer's events.
 
@@ -70,24 +71,24 @@ def evaluate(
         FederationMismatch: another run took the place of this one meanwhile.
     """
     layout = Layout(state)
-    with _journal(layout) as journal:
+    with closing(Journal.read_only(layout.journal)) as journal:
         record, best = find_evaluation(journal), journal.best_fused()
         wanted = (
             {"fused", "local"} | ({"alone"} if alone else set()) | ({"fused_random"} if pairing == "random" else set())
         )
-        over, unvalidated = _is_over(journal), _unvalidated(journal)
-        final = over and unvalidated is None
+        unvalidated = find_unvalidated(journal)
+        final = is_over(journal) and unvalidated is None
         same = record is not None and best is not None and record["weights"].get("fused") == best[1]
         if record is not None and not again and (same or not final) and wanted - {"local"} <= record["test"].keys():
             return record
         if unvalidated is not None and not again:
-            raise _not_final_yet(unvalidated, "with --again the best one before it is measured now, and counted")
+            raise not_final_yet(unvalidated, "with --again the best one before it is measured now, and counted")
         if not final and not again:
             raise UsageError(
                 "the run is not over; the test set is for the final model",
                 remedy="wait until `hsl-node status` says finished; with --again it is measured now, and counted",
             )
-        round, sha256 = _best(journal)
+        round, sha256 = get_best(journal)
         federation = journal.meta("federation")
     anew = again or not same
     if record is None or anew:
@@ -101,7 +102,7 @@ def evaluate(
             "test": {},
         }
     record = _measured(layout, record, wanted - record["test"].keys(), (round, sha256), report)
-    with _writing(layout) as journal, journal.transaction():
+    with closing(_to_write(layout)) as journal, journal.transaction():
         if journal.meta("federation") != federation or journal.fused_digests([round]).get(round) != sha256:
             raise _another_run()
         journal.record_result(EVALUATION, _joined(find_evaluation(journal), record, anew))
@@ -139,12 +140,8 @@ def evaluation_text(record: Mapping[str, Any], *, asked: float | None = None) ->
     """The record as a table for the terminal. What was measured before `asked` (wall clock) is said to be stored."""
     kinds = [k for k in MODELS if k in record["test"]]
     header = ("test set", *(MODELS[k] for k in kinds))
-    figures = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")
-    rows = [(f if f != "auc" else "AUC", *(_or_undefined(record["test"][k][f]) for k in kinds)) for f in figures]
-    counts = record["images"]
-    missing = [
-        name for name, row in zip(record["classes"], record["test"]["fused"]["confusion"], strict=True) if sum(row) == 0
-    ]
+    rows = [(f if f != "auc" else "AUC", *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in FIGURES]
+    counts, missing = record["images"], classes_without_images(record)
     lines = [
         f"{counts['test']} test images (train {counts['train']}, validation {counts['validation']}); "
         f"fused model of round {record['round']}, sha256 {record['weights']['fused'][:12]}",
@@ -163,6 +160,12 @@ def evaluation_text(record: Mapping[str, Any], *, asked: float | None = None) ->
     return "\n".join(lines)
 
 
+def classes_without_images(record: Mapping[str, Any]) -> Sequence[str]:
+    """Of the test set."""
+    confusion = record["test"]["fused"]["confusion"]
+    return [name for name, row in zip(record["classes"], confusion, strict=True) if sum(row) == 0]
+
+
 def _measured(
     layout: Layout, record: dict[str, Any], wanted: set[str], best: tuple[Round, Digest], report: Report
 ) -> dict[str, Any]:
@@ -177,7 +180,7 @@ def _measured(
     site = open_site(layout.state, ticker(report, "decoding images"))
     models = [m for m in (_local(layout),) if m and m.kind in wanted]
     if wanted & {"fused", "fused_random"}:
-        path = _whole(layout, kept.Model(*best, kept.BEST))
+        path = path_of(layout, kept.Model(*best, kept.BEST))
         pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
         models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
     if "alone" in wanted:
@@ -205,17 +208,8 @@ def _local(layout: Layout) -> Model | None:
     return Model("local", newest, sha256_of(newest)) if newest else None
 
 
-def _or_undefined(value: float | None) -> str:
-    return "undefined" if value is None else auc(value)
-
-
-@contextmanager
-def _writing(layout: Layout) -> Iterator[Journal]:
+def _to_write(layout: Layout) -> Journal:
     try:
-        journal = Journal.beside(layout.journal)
+        return Journal.beside(layout.journal)
     except NotInitialised as exc:  # it was there: `join --replace` has moved it, and no start made the next one yet
         raise _another_run() from exc
-    try:
-        yield journal
-    finally:
-        journal.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -61,8 +62,7 @@ class Agreement:
 def read(state: Path) -> NodeFacts:
     """Raises: NotInitialised, ConfigError."""
     node, federation = load_node(state), load_federation(state)
-    journal = Journal.read_only(Layout(state).journal)
-    try:
+    with closing(Journal.read_only(Layout(state).journal)) as journal:
         saved = journal.state() or {}
         fused = [r for r in journal.rows("fused") if r["round"] > 0]
         return NodeFacts(
@@ -82,8 +82,6 @@ def read(state: Path) -> NodeFacts:
             influence={r["round"]: found for r in fused if (found := journal.influence(r["round"]))},
             evaluation=find_evaluation(journal),
         )
-    finally:
-        journal.close()
 
 
 def _shared(said: Said) -> Said:

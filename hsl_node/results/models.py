@@ -1,63 +1,17 @@
-"""Which model is meant: the fused one of a round, or the best by this site's validation."""
+"""Which model is meant: the fused one of a round, or the best by this site's validation; and where its file is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from hsl_node.errors import LocalStateError, UsageError
-from hsl_node.federation.config import load_federation
 from hsl_node.federation.names import Digest, Round
-from hsl_node.federation.node_toml import load_node
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import sha256_of
-
-if TYPE_CHECKING:
-    pass
-
-
-Report = Callable[[dict[str, Any]], None]
-
-
-def _silent(_event: dict[str, Any]) -> None:
-    pass
-
-
-def _is_over(journal: Journal) -> bool:
-    saved = journal.state()
-    return saved is not None and saved["phase"] in ("finished", "halted")
-
-
-def _unvalidated(journal: Journal) -> Round | None:
-    """The run is over, and its last fused model not validated: which one is the best nobody knows yet."""
-    return journal.last_unvalidated() if _is_over(journal) else None
-
-
-def _not_final_yet(round: Round, else_: str) -> UsageError:
-    return UsageError(
-        f"the last fused model (round {round}) is still to be validated on this site's images: it may be the best one",
-        remedy=f'the daemon does that; call this again when `hsl-node status` has no line "still to do"; {else_}',
-    )
-
-
-def _best(journal: Journal) -> tuple[Round, Digest]:
-    best = journal.best_fused()
-    if best is None:
-        raise UsageError(
-            "no fused model has been validated here yet", remedy="wait for the first round: `hsl-node status`"
-        )
-    return best
-
-
-def _whole(layout: Layout, model: models.Model) -> Path:
-    if harm := models.harm_of(layout, model):
-        raise LocalStateError(harm.text(layout), remedy=harm.fix(layout))
-    return layout.fused(model.round)
 
 
 @dataclass(frozen=True)
@@ -76,15 +30,15 @@ def find_model(state: Path, round: Round | None) -> Fused:
         LocalStateError: its file is lost, or altered.
     """
     layout = Layout(state)
-    with _journal(layout) as journal:
+    with closing(Journal.read_only(layout.journal)) as journal:
         fused = {r["round"]: Digest(r["sha256"]) for r in journal.rows("fused") if r["round"] > 0}
-        unvalidated = _unvalidated(journal)
+        unvalidated = find_unvalidated(journal)
         if round is None and unvalidated is not None:
-            raise _not_final_yet(unvalidated, "--round N takes that of a round now")
-        chosen = _best(journal)[0] if round is None else round
+            raise not_final_yet(unvalidated, "--round N takes that of a round now")
+        chosen = get_best(journal)[0] if round is None else round
         kept_here = {model.round: model for model in models.models(journal)}
     if chosen in kept_here:
-        return Fused(chosen, fused[chosen], _whole(layout, kept_here[chosen]))
+        return Fused(chosen, fused[chosen], path_of(layout, kept_here[chosen]))
     path, there = layout.fused(chosen), ", ".join(str(r) for r in fused if layout.fused(r).exists())
     if chosen not in fused or not path.exists():
         raise UsageError(
@@ -98,21 +52,35 @@ def find_model(state: Path, round: Round | None) -> Fused:
     return Fused(chosen, fused[chosen], path)
 
 
-def _machine_and_anchor(state: Path) -> tuple[Any, Any]:
-    from hsl_node.train.data import anchor
-    from hsl_node.train.site import open_machine
-
-    federation = load_federation(state)
-    machine = open_machine(state, federation.plan)
-    if federation.anchor is None:
-        return machine, None
-    return machine, anchor.load(load_node(state).anchor or Layout(state).anchor, federation.anchor.fingerprint)
+def is_over(journal: Journal) -> bool:
+    saved = journal.state()
+    return saved is not None and saved["phase"] in models.OVER
 
 
-@contextmanager
-def _journal(layout: Layout) -> Iterator[Journal]:
-    journal = Journal.read_only(layout.journal)
-    try:
-        yield journal
-    finally:
-        journal.close()
+def find_unvalidated(journal: Journal) -> Round | None:
+    """The run is over, and its last fused model not validated: which one is the best nobody knows yet."""
+    return journal.last_unvalidated() if is_over(journal) else None
+
+
+def not_final_yet(round: Round, else_: str) -> UsageError:
+    return UsageError(
+        f"the last fused model (round {round}) is still to be validated on this site's images: it may be the best one",
+        remedy=f'the daemon does that; call this again when `hsl-node status` has no line "still to do"; {else_}',
+    )
+
+
+def get_best(journal: Journal) -> tuple[Round, Digest]:
+    """Raises: UsageError."""
+    best = journal.best_fused()
+    if best is None:
+        raise UsageError(
+            "no fused model has been validated here yet", remedy="wait for the first round: `hsl-node status`"
+        )
+    return best
+
+
+def path_of(layout: Layout, model: models.Model) -> Path:
+    """Raises: LocalStateError: it is lost, or altered."""
+    if harm := models.harm_of(layout, model):
+        raise LocalStateError(harm.text(layout), remedy=harm.fix(layout))
+    return layout.fused(model.round)

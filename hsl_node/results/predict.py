@@ -1,24 +1,23 @@
-"""Probabilities of images, and a model to take away: `predict`, `export`."""
+"""`hsl-node predict` and `export`: probabilities for images, a model to take away and a card that says what it is."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hsl_node.errors import DataError
 from hsl_node.federation.config import load_federation
 from hsl_node.federation.names import Round
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.files import write_new
-from hsl_node.sync.store.layout import Layout
-
-if TYPE_CHECKING:
-    pass
 from hsl_node.results.evaluate import find_evaluation
-from hsl_node.results.models import _journal, _machine_and_anchor, find_model
+from hsl_node.results.models import find_model
+from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.layout import Layout
 
 
 def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
     federation = load_federation(state)
     model = find_model(state, round)
     machine, anchor = _machine_and_anchor(state)
-    with _journal(Layout(state)) as journal:
+    with closing(Journal.read_only(Layout(state).journal)) as journal:
         record = find_evaluation(journal)
         inputs = {r["peer"]: r["sha256"] for r in journal.rows("manifests", model.round)}
     scored = record is not None and record["weights"].get("fused") == model.sha256
@@ -100,3 +99,14 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
         model.weights, out, plan=federation.plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx
     )
     return done.files, done.onnx_missing if onnx else ""
+
+
+def _machine_and_anchor(state: Path) -> tuple[Any, Any]:
+    from hsl_node.train.data import anchor
+    from hsl_node.train.site import open_machine
+
+    federation = load_federation(state)
+    machine = open_machine(state, federation.plan)
+    if federation.anchor is None:
+        return machine, None
+    return machine, anchor.load(load_node(state).anchor or Layout(state).anchor, federation.anchor.fingerprint)

@@ -19,15 +19,13 @@ from hsl_node.errors import UsageError
 from hsl_node.federation.config import Federation
 from hsl_node.host.files import write_new
 from hsl_node.host.units import auc, clock, duration, size
-from hsl_node.results.evaluate import MODELS
+from hsl_node.results.evaluate import FIGURES, MODELS, classes_without_images
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
 from hsl_node.results.figures import PHASES, Bar, auc_panel, roc_panel, timeline
 from hsl_node.status.history import unusual_of
 
 TEMPLATE = "report.html"
 NOTES_MAX = 50  # the newest; a node that could not reach a peer for a week has thousands
-# What a page reads like: the figures of a test set, in this order.
-FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")
 PHASE_WORDS = {
     "agree": "compare setup or last fusion",
     "train": "local epochs",
@@ -71,7 +69,7 @@ def render(nodes: Sequence[NodeFacts], *, note: str, now: float) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(auc=_shown, size=size, duration=duration)
+    environment.filters.update(auc=lambda value: auc(value, "undefined"), size=size, duration=duration)
     federation = nodes[0].federation
     agreed = agreement(nodes)
     page = environment.get_template(TEMPLATE).render(
@@ -156,10 +154,9 @@ def _tests(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
                 "classes": record["classes"],
                 "models": [{"kind": k, "word": MODELS[k], **record["test"][k]} for k in kinds],
                 "difference": f"{fused - alone:+.3f}".replace("-", "−") if None not in (fused, alone) else "",
-                "empty": [c for c, row in zip(record["classes"], record["test"]["fused"]["confusion"], strict=True)
-                          if sum(row) == 0],
+                "empty": classes_without_images(record),
             }
-        )  # fmt: skip
+        )
     return found
 
 
@@ -312,7 +309,3 @@ def _notes(nodes: Sequence[NodeFacts], now: float) -> list[dict[str, str]]:
         {"at": clock(r["at"], now), "node": r["node"], "level": r["level"], "code": r["code"], "text": r["text"]}
         for r in found[-NOTES_MAX:]
     ]
-
-
-def _shown(value: float | None) -> str:
-    return "undefined" if value is None else auc(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hsl_node.federation.names import Round
 from hsl_node.host.units import auc, duration, size, table
 from hsl_node.sync.manifest import content_digest
 from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.layout import Layout
 
 PHASES = ("train", "collect", "fuse")  # of round.Phase: those that a round spends its time in
 
@@ -22,15 +24,12 @@ def rounds(state: Path) -> list[dict[str, Any]]:
     Raises:
         NotInitialised: there is no journal.
     """
-    journal = Journal.read_only(state / "journal.sqlite3")
-    try:
+    with closing(Journal.read_only(Layout(state).journal)) as journal:
         saved = journal.state()
         if saved is None:
             return []
         begun = sorted({r["round"] for r in journal.rows("phases") if r["phase"] in PHASES})
         return [_round(journal, round, saved["me"]) for round in begun]
-    finally:
-        journal.close()
 
 
 def round_of(state: Path, number: Round) -> dict[str, Any]:
@@ -39,8 +38,7 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
     Raises:
         UsageError: this node has not begun that round.
     """
-    journal = Journal.read_only(state / "journal.sqlite3")
-    try:
+    with closing(Journal.read_only(Layout(state).journal)) as journal:
         saved = journal.state()
         if saved is None or not any(p["phase"] in PHASES for p in journal.rows("phases", number)):
             raise UsageError(f"this node has not begun round {number}", remedy="`hsl-node round history` lists them")
@@ -50,8 +48,6 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
         manifests = journal.rows("manifests", number)
         epochs = [e["content"] for e in journal.rows("epochs", number)]
         influence = (journal.influence(number) or {"peers": {}})["peers"]
-    finally:
-        journal.close()
     peers = [
         {
             "peer": m["peer"],

@@ -10,9 +10,10 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hsl_node.errors import NotInitialised, NotRunning, escaped
+from hsl_node.errors import NotRunning, escaped
 from hsl_node.host.control import ask
-from hsl_node.host.hints import addressed, nothing_here
+from hsl_node.host.files import require_initialised
+from hsl_node.host.hints import addressed
 from hsl_node.host.units import age, auc, clock, duration, progress, size
 from hsl_node.status.recorded import from_journal
 from hsl_node.status.snapshot import PeerStatus, Received, Sent, Snapshot, StatusWarning, from_json
@@ -56,8 +57,7 @@ def fetch(state: Path) -> Snapshot:
         NotInitialised: this is no state directory of a node.
         WaitTimeout: the daemon runs but does not answer.
     """
-    if not (state / "node.toml").exists():
-        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
+    require_initialised(state)
     try:
         found = from_json(ask(state, "status")["status"])
     except NotRunning:

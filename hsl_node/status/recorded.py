@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,14 @@ HALTED_FIX = (
 
 def from_journal(state: Path) -> Snapshot:
     keys = _of_the_keys(state)
-    if not (state / "journal.sqlite3").exists():
+    layout = Layout(state)
+    if not layout.journal.exists():
         return Snapshot(warnings=keys)
-    journal = Journal.read_only(state / "journal.sqlite3")
-    try:
+    with closing(Journal.read_only(layout.journal)) as journal:
         revoked = {w.code.removeprefix("revoked ") for w in keys}
         ended, found = find_ending(journal), _recorded(journal, revoked)
-        warnings = (*_of_the_end(ended), *found.warnings, *_of_the_models(state), *keys)
+        warnings = (*_of_the_end(ended), *found.warnings, *_of_the_models(layout), *keys)
         return replace(found, ended=ended, disk=schema.Disk(shutil.disk_usage(state).free), warnings=warnings)
-    finally:
-        journal.close()
 
 
 def _of_the_end(ended: schema.Ended | None) -> tuple[StatusWarning, ...]:
@@ -46,9 +45,8 @@ def _of_the_end(ended: schema.Ended | None) -> tuple[StatusWarning, ...]:
     return (StatusWarning("ended", ended.text, since, ended.fix),)
 
 
-def _of_the_models(state: Path) -> tuple[StatusWarning, ...]:
+def _of_the_models(layout: Layout) -> tuple[StatusWarning, ...]:
     """A look at their names; their bytes are compared at the next start."""
-    layout = Layout(state)
     return tuple(
         StatusWarning(f"fused {h.model.round}", h.text(layout), None, h.fix(layout))
         for h in harmed(layout, whole=False)
