@@ -93,11 +93,13 @@ def settings_text(*, name: str, address: str, listen: str | None, data: Path | N
     port = strings.split_address(address)[1] or 8922
     settings = {"name": name, "address": address, "listen": listen or f"0.0.0.0:{port}"}
     node = toml_file.check(settings, NodeConfig, "hsl-node init")
-    if data and not _is_text(str(data.absolute())):
+    try:
+        str(data and data.absolute()).encode("utf-8")
+    except UnicodeEncodeError as exc:  # a name of other bytes, as Python spells it
         raise ConfigError(
-            f"{str(data.absolute())!r} cannot stand in node.toml: its bytes are no UTF-8",
+            f"{exc.object!r} cannot stand in node.toml: its bytes are no UTF-8",
             remedy="rename that folder or file, or name a link to it",
-        )
+        ) from exc
     example = '# path = "/srv/images"                     # folder with a folder per class | table .csv | file .npz'
     path = _line("path", str(data.absolute())) if data else example
     return NODE_TOML.format(
@@ -154,7 +156,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
         require_anchor(anchor, federation)
     store = Store(layout)  # holds the lock: no daemon may start on a half-replaced state
     try:
-        if _belongs_elsewhere(store.journal, federation):
+        if store.journal.state() is not None and store.journal.meta("federation") != federation.digest:
             rounds = rounds_signed(store.journal)
             if rounds and not replace:
                 raise FederationMismatch(
@@ -164,7 +166,8 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
             store.journal.close()
             _set_aside(layout)
         if anchor is not None and anchor.absolute() != layout.anchor.absolute():
-            _copy(anchor, layout.anchor)
+            with open(anchor, "rb") as file, durable.replacing(layout.anchor, Step.JOIN_ANCHOR) as copy:
+                shutil.copyfileobj(file, copy)
         text = config.federation_text(federation)
         write_new(state / "federation.toml", text, replace=True, step=Step.JOIN_FEDERATION)
     finally:
@@ -182,10 +185,6 @@ def rounds_signed(journal: Journal) -> int:
     me = (journal.state() or {}).get("me")
     statements = {r["round"] for r in journal.each("manifests") if r["peer"] == me and r["content"]["bytes"] == 0}
     return len({row["round"] for row in journal.rows("signed")} - statements - {0})
-
-
-def _belongs_elsewhere(journal: Journal, federation: Federation) -> bool:
-    return journal.state() is not None and journal.meta("federation") != federation.digest
 
 
 def _set_aside(layout: Layout) -> None:
@@ -208,19 +207,6 @@ def _move(state: Path, target: Path, *names: str) -> None:
                 durable.rename(state / name, target / name)
     durable.sync_folder(target)
     durable.sync_folder(state)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as file, durable.replacing(target, Step.JOIN_ANCHOR) as copy:
-        shutil.copyfileobj(file, copy)
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:  # a name of other bytes, as Python spells it
-        return False
-    return True
 
 
 def _line(key: str, value: str) -> str:

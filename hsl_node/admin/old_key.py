@@ -11,6 +11,7 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
+from hsl_node.admin.ping import login
 from hsl_node.errors import HslError, PeerDataError, TransportError, WaitTimeout
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
@@ -21,10 +22,7 @@ from hsl_node.sync.round import Phase
 from hsl_node.sync.send.deliver import Parcel, answers_with
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
-from hsl_node.sync.wire.connect import connect
-from hsl_node.sync.wire.transport import Patience
 
-CONNECT_S = 15.0  # a person waits for the answer; the daemon is more patient
 ANSWER_S = 30.0  # to log in, and for an inbox of another program, which its daemon looks into every second
 
 
@@ -67,41 +65,27 @@ def require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
 def _require_new_receipt(
     state: Path, peer: Peer, update: KeyUpdate, round: Round, sha256: Digest, manifest: bytes
 ) -> None:
+    node, federation = node_toml.load_node(state), config.load_federation(state)
+    me, card = identity.load(identity.find_key(Layout(state).key)), federation.get(peer)
+    parcel = Parcel(FileName(federation.fed8, round, Peer(node.name), sha256, Kind.DATA), None, 0, manifest)
+
+    async def ask() -> bool:
+        async with asyncio.timeout(ANSWER_S), login(card, node, me, keyring.load(state, federation)) as link:
+            return await answers_with(link, parcel, card=card, federation=federation, key=update.new)
+
+    later = "call this again; until then both keys count"
     try:
-        changed = asyncio.run(_answers_with_the_new_key(state, peer, update, round, sha256, manifest))
-    except TimeoutError as exc:
-        raise WaitTimeout(
-            f"{peer} was asked which key it uses, and has not answered for {ANSWER_S:.0f} s",
-            remedy=f"see that the daemon of {peer} runs, then call this again; until then both keys count",
-        ) from exc
-    except TransportError as exc:
-        raise TransportError(
-            f"the run is over, so {peer} has to be asked which key it uses: {exc.message}",
-            remedy=f"see that the daemon of {peer} runs, then call this again; until then both keys count",
-        ) from exc
+        changed = asyncio.run(ask())
+    except (TimeoutError, TransportError) as exc:
+        remedy = f"see that the daemon of {peer} runs, then {later}"
+        if isinstance(exc, TransportError):
+            text = f"the run is over, so {peer} has to be asked which key it uses: {exc.message}"
+            raise TransportError(text, remedy=remedy) from exc
+        text = f"{peer} was asked which key it uses, and has not answered for {ANSWER_S:.0f} s"
+        raise WaitTimeout(text, remedy=remedy) from exc
     if not changed:
         raise HslError(
             f"{peer} answers with its old key {fingerprint(update.old)}: it has not changed over",
             remedy=f"{peer} runs hsl-node key rotate --finish, and starts its daemon again where that says so; then "
-            "call this again; until then both keys count",
+            f"{later}",
         )
-
-
-async def _answers_with_the_new_key(
-    state: Path, peer: Peer, update: KeyUpdate, round: Round, sha256: Digest, manifest: bytes
-) -> bool:
-    node, federation = node_toml.load_node(state), config.load_federation(state)
-    me, card = Peer(node.name), federation.get(peer)
-    parcel = Parcel(FileName(federation.fed8, round, me, sha256, Kind.DATA), None, 0, manifest)
-    async with (
-        asyncio.timeout(ANSWER_S),
-        connect(
-            card,
-            me,
-            identity.load(identity.find_key(Layout(state).key)),
-            client=node.client,
-            patience=Patience(connect_s=CONNECT_S),
-            host_keys=keyring.load(state, federation).host_keys(card),
-        ) as link,
-    ):
-        return await answers_with(link, parcel, card=card, federation=federation, key=update.new)

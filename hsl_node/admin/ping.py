@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host.hints import addressed
 from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.wire.connect import connect
-from hsl_node.sync.wire.transport import Patience
+from hsl_node.sync.wire.transport import Patience, Transport
 
 CONNECT_S = 15.0  # a person waits for the answer; the daemon is more patient
 
@@ -56,15 +57,19 @@ def text(answer: Answer) -> str:
     return f"{answer.peer}  {answer.address}  FAILED: {answer.error}{remedy}"
 
 
+def login(card: PeerCard, node: NodeConfig, me: Identity, ring: Keyring) -> AbstractAsyncContextManager[Transport]:
+    patience = Patience(connect_s=CONNECT_S)
+    return connect(card, Peer(node.name), me, client=node.client, patience=patience, host_keys=ring.host_keys(card))
+
+
 async def _ping(cards: Sequence[PeerCard], node: NodeConfig, me: Identity, ring: Keyring) -> list[Answer]:
-    return list(await asyncio.gather(*(_one(card, node, me, ring.host_keys(card)) for card in cards)))
+    return list(await asyncio.gather(*(_one(card, node, me, ring) for card in cards)))
 
 
-async def _one(card: PeerCard, node: NodeConfig, me: Identity, host_keys: Sequence[str]) -> Answer:
+async def _one(card: PeerCard, node: NodeConfig, me: Identity, ring: Keyring) -> Answer:
     began = time.monotonic()
     try:
-        patience = Patience(connect_s=CONNECT_S)
-        async with connect(card, Peer(node.name), me, client=node.client, patience=patience, host_keys=host_keys):
+        async with login(card, node, me, ring):
             return Answer(card.name, card.address, time.monotonic() - began, "", "", 0)
     except HslError as exc:
         return Answer(card.name, card.address, None, exc.message, exc.remedy, exc.exit_code)

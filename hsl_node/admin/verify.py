@@ -19,7 +19,7 @@ from typing import Any
 from hsl_node.errors import HslError, PeerDataError
 from hsl_node.federation import config, keyring, node_toml
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, verify
-from hsl_node.federation.keyring import UPDATE_NAMESPACE, Keyring
+from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.hints import addressed
 from hsl_node.host.scratch import scratch
@@ -35,7 +35,7 @@ from hsl_node.weights.fuse_files import fuse_files
 
 @dataclass(frozen=True)
 class Document:
-    """One signed document, as `export` writes it."""
+    """One signed document, as signed_documents.py writes it."""
 
     signer: Peer
     namespace: str
@@ -84,13 +84,13 @@ class ProofFound:
 class Findings:
     node: str
     federation: str
+    keyring: Keyring
     rounds: dict[Round, RoundReport] = field(default_factory=dict)
     documents: int = 0  # checked
     proofs: list[ProofFound] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)  # what is not here any more: nothing speaks against it
-    evidence: list[Document] = field(default_factory=list)  # the two of each proof, for `export`
-    keyring: Keyring | None = None
+    evidence: list[Document] = field(default_factory=list)  # the two of each proof
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -114,10 +114,9 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
     """
     federation, layout = config.load_federation(state), Layout(state)
     me = Peer(node_toml.load_node(state).name)
-    journal = Journal.read_only(layout.journal)
-    found = Findings(me, federation.digest, keyring=keyring.load(state, federation))
+    found = Findings(me, federation.digest, keyring.load(state, federation))
     defects: list[Defect] = []
-    try:
+    with closing(Journal.read_only(layout.journal)) as journal:
         fused = {r["round"]: r["sha256"] for r in journal.rows("fused")}  # before the manifests: the daemon may run
         if journal.meta("federation") not in (None, federation.digest):
             defects.append((Section.JOURNAL, 0, "the journal belongs to another federation than federation.toml"))
@@ -140,14 +139,23 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
                 found.rounds[number] = RoundReport(number, fused.get(number), _contributors(manifests))
                 defects += _files(layout, me, found.rounds[number], manifests, federation, keeps.get(number))
             progress(done, len(numbers))
-    finally:
-        journal.close()
     for harm in models.harmed(layout, whole=False):
         if harm.model.round in found.rounds:
             found.rounds[harm.model.round].lost = True
         found.lost.append(f"{harm.text(layout)}. What to do: {_fix(harm, layout)}")
     found.defects = [text for _, _, text in sorted(defects, key=lambda defect: defect[:2])]
     return found
+
+
+def require_sound(found: Findings) -> None:
+    """Raises: PeerDataError: exit code 14, where anything is wrong."""
+    if found.defects:
+        raise PeerDataError(
+            f"{len(found.defects)} defect{'s' if len(found.defects) > 1 else ''} found, named above",
+            code="verify",
+            remedy="do not trust results that rest on these rounds; compare `hsl-node verify` at the other peers, "
+            "restore from backup what changed here",
+        )
 
 
 def _contributors(manifests: Mapping[Peer, Manifest]) -> dict[str, dict[str, object]]:
@@ -159,7 +167,6 @@ def _contributors(manifests: Mapping[Peer, Manifest]) -> dict[str, dict[str, obj
 
 def _manifests(rows: list[dict[str, Any]], found: Findings, manifests: dict[Peer, Manifest]) -> Iterator[Defect]:
     """Of one round. Those that verify are put into `manifests`."""
-    assert found.keyring is not None
     for row in rows:
         found.documents += 1
         what = f"round {row['round']}: manifest of {row['peer']}"
@@ -182,7 +189,6 @@ def _signed(number: Round, mine: tuple[Digest, bytes] | None, rows: list[dict[st
 def _receipts(
     rows: list[sqlite3.Row], mine: tuple[Digest, bytes] | None, me: Peer, found: Findings
 ) -> Iterator[Defect]:
-    assert found.keyring is not None
     for row in rows:
         found.documents += 1
         what, place = f"round {row['round']}: receipt of {row['receiver']}", row["rowid"]
@@ -200,7 +206,6 @@ def _receipts(
 
 
 def _told(journal: Journal, me: Peer, found: Findings) -> Iterator[Defect]:
-    assert found.keyring is not None
     for peer, document in evidence.told(journal, found.keyring.federation.peers).items():
         found.documents += 1
         try:
@@ -212,8 +217,7 @@ def _told(journal: Journal, me: Peer, found: Findings) -> Iterator[Defect]:
 
 
 def _proofs(folder: Path, found: Findings) -> Iterator[Defect]:
-    """What is kept against peers that signed two things. Its documents join the others, for `export`."""
-    assert found.keyring is not None
+    """What is kept against peers that signed two things. Its documents join the others."""
     for proof in evidence.kept(folder):
         against = f"evidence/ against {proof.peer} in round {proof.round}"
         try:
@@ -318,80 +322,3 @@ def _sha256(path: Path) -> str | None:
         return sha256_of(path)
     except FileNotFoundError:
         return None
-
-
-# ------------------------------------------------------------------ for others to check
-
-
-CHECK = """\
-#!/bin/sh
-# Checks every document of this folder with stock ssh-keygen; needs nothing of hsl-node. Silent where all is well.
-cd "$(dirname "$0")" || exit 2
-bad=0
-while read -r signer namespace file; do
-    ssh-keygen -Y verify -f allowed_signers -I "$signer" -n "$namespace" -s "$file.sig" <"$file" >/dev/null ||
-        { echo "BAD: $file of $signer"; bad=1; }
-done <index
-exit $bad
-"""
-
-
-def export(state: Path, found: Findings, folder: Path) -> int:
-    """Write each document as NAME (the signed line) and NAME.sig, `allowed_signers`, and a script; gives the count.
-
-    Raises:
-        FileExistsError: the folder is there already.
-    """
-    ring = found.keyring
-    assert ring is not None
-    folder.mkdir(mode=0o700, parents=True)
-    count = 0
-    with (
-        closing(Journal.read_only(Layout(state).journal)) as journal,
-        open(folder / "index", "w", encoding="ascii") as index,
-    ):
-        for document in _documents(journal, found):
-            line, newline, signature = document.bytes.partition(b"\n")
-            (folder / document.stem).write_bytes(line + newline)
-            (folder / f"{document.stem}.sig").write_bytes(signature)
-            index.write(f"{document.signer} {document.namespace} {document.stem}\n")
-            count += 1
-    spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
-    signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
-    (folder / "allowed_signers").write_text("".join(signers), encoding="ascii")
-    (folder / "check.sh").write_text(CHECK, encoding="ascii")
-    return count
-
-
-def _documents(journal: Journal, found: Findings) -> Iterator[Document]:
-    """All that was checked, read once more."""
-    ring, me = found.keyring, found.node
-    assert ring is not None
-    numbers = journal.signed_rounds()
-    for number in numbers:
-        for row in journal.manifests_of(number):
-            stem = f"r{number:06d}_{row['peer']}.manifest"
-            yield Document(Peer(row["peer"]), MANIFEST_NAMESPACE, stem, row["document"])
-    for number in numbers:
-        for receipt in journal.receipts_of(number):
-            stem = f"r{number:06d}_{me}_at_{receipt['receiver']}.receipt"
-            yield Document(Peer(receipt["receiver"]), RECEIPT_NAMESPACE, stem, receipt["document"])
-    for peer, document in evidence.told(journal, ring.federation.peers).items():
-        yield Document(peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", document)
-    yield from found.evidence
-    for accepted in ring.file.update:
-        update = keyring.parse_update(accepted.document)
-        if update.federation == found.federation:
-            stem = f"{update.peer}_{update.number}.update"
-            yield Document(Peer(update.peer), UPDATE_NAMESPACE, stem, accepted.document.encode("ascii"))
-
-
-def require_sound(found: Findings) -> None:
-    """Raises: PeerDataError: exit code 14, where anything is wrong."""
-    if found.defects:
-        raise PeerDataError(
-            f"{len(found.defects)} defect{'s' if len(found.defects) > 1 else ''} found, named above",
-            code="verify",
-            remedy="do not trust results that rest on these rounds; compare `hsl-node verify` at the other peers, "
-            "restore from backup what changed here",
-        )

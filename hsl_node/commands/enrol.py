@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, state_of
+from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
 from hsl_node.errors import ConfigError, UsageError
 from hsl_node.host.hints import command
 from hsl_node.host.terminal import print_json
@@ -43,10 +43,8 @@ def init(
 ) -> None:
     from hsl_node.admin import enrol
     from hsl_node.federation import config
-    from hsl_node.host import files
 
-    state = state_of(context)
-    files.require_owner(state)
+    state = own_state_of(context)
     try:
         made = enrol.init(state, name=name, address=address, listen=listen, data=data)
     except ConfigError as exc:  # no file says so, but the command line

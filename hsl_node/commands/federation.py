@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, state_of
+from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.host.hints import command
@@ -108,11 +108,9 @@ def join(
     Refused where this node's own key is not in it, and where rounds were trained under another one.
     """
     from hsl_node.admin import enrol
-    from hsl_node.host import files
     from hsl_node.sync.store.layout import Layout
 
-    state = state_of(context)
-    files.require_owner(state)
+    state = own_state_of(context)
     joined = enrol.join(state, file, anchor=anchor, replace=replace)
     print(f"joined {joined.name!r}, hash {joined.fed8}; read aloud: {enrol.read_aloud(joined)}")
     if joined.anchor is not None and not Layout(state).anchor.exists():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, state_of
+from hsl_node.commands.shared import ENROL, own_state_of
 from hsl_node.host.hints import command
 
 
@@ -34,10 +34,8 @@ def rotate(
     """
     from hsl_node.admin import rotate as change
     from hsl_node.federation import node_toml, strings
-    from hsl_node.host import files
 
-    state = state_of(context)
-    files.require_owner(state)
+    state = own_state_of(context)
     change.require_key(state, key)
     if finish:
         live = change.finish(state, key, force=force)
@@ -64,10 +62,8 @@ def updates(context: typer.Context) -> None:
     """
     from hsl_node.admin import rotate as change
     from hsl_node.federation import strings
-    from hsl_node.host import files
 
-    state = state_of(context)
-    files.require_owner(state)
+    state = own_state_of(context)
     written = change.updates(state)
     if not written:
         print("this node's key was never changed in this federation")

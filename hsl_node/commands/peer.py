@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, state_of
+from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
 from hsl_node.errors import UsageError
 from hsl_node.host.hints import command
 from hsl_node.host.terminal import print_json
@@ -95,10 +95,8 @@ def revoke(
     """
     from hsl_node.admin import keys
     from hsl_node.federation.names import Peer
-    from hsl_node.host import files
 
-    state = state_of(context)
-    files.require_owner(state)
+    state = own_state_of(context)
     if undo:
         live = keys.pardon(state, peer, fingerprint).live
         print(f"{peer} may log in again" + ("" if live else " from the next start on"))
@@ -128,10 +126,8 @@ def update(
 
     from hsl_node.admin import rotate
     from hsl_node.federation import strings
-    from hsl_node.host import files
 
-    state = state_of(context)
-    files.require_owner(state)
+    state = own_state_of(context)
     if finish:
         live = rotate.end(state, card).live
         print(f"the old key of {card} is refused " + ("now" if live else "from the next start on"))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import RUN, state_of
+from hsl_node.commands.shared import RUN, own_state_of, state_of
 from hsl_node.errors import UsageError
 from hsl_node.host.hints import command
 
@@ -46,9 +46,9 @@ def backup(
             raise UsageError(f"{to} is no folder", remedy="make it first")
         file = to / f"hsl-node-{node_toml.load_node(state).name}-{time.strftime('%Y%m%dT%H%M%S')}.tar"
     assert file is not None
-    made = backups.backup(state, file.absolute(), with_key=not no_key)
-    print(f"{made.path}: {len(made.files)} files, {size(made.bytes)}")
-    for what in made.left_out:
+    made, left_out = backups.backup(state, file.absolute(), with_key=not no_key)
+    print(f"{file.absolute()}: {len(made.files)} files, {size(made.bytes)}")
+    for what in left_out:
         print(f"not in it: {what}")
     if any(name.startswith("keys/") for name in made.files):
         print(
@@ -65,14 +65,14 @@ def restore(context: typer.Context, file: Annotated[Path, typer.Argument(help="A
     since: an old backup is as good as a new one while they run, except that it knows no key that was changed later.
     """
     from hsl_node.admin import backup as backups
-    from hsl_node.host import files
+    from hsl_node.admin.archive import KEY
 
-    state = state_of(context)
-    files.require_owner(state)
+    state = own_state_of(context)
     made = backups.restore(state, file)
-    print(f"restored {made.node} (federation {made.federation or 'not joined'}), backup of {made.written}")
+    joined = made.federation[:8] if made.federation else "not joined"
+    print(f"restored {made.node} (federation {joined}), backup of {made.written}")
     if not made.has_key:
-        print(f"The backup holds no key: put it at {state / backups.KEY}, mode 0600.")
+        print(f"The backup holds no key: put it at {state / KEY}, mode 0600.")
     print(
         "Make sure that no other copy of this node runs. Then: "
         f"{command(state)} start\nIt asks its peers what it has signed, and signs nothing before all have answered."

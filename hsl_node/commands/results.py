@@ -109,4 +109,4 @@ def report(
     """
     from hsl_node.results import report
 
-    print(report.build(state_of(context), out))
+    print(report.build([state_of(context)], out))

@@ -29,3 +29,12 @@ class Context:
 def state_of(context: typer.Context) -> Path:
     found: Context = context.obj
     return found.state
+
+
+def own_state_of(context: typer.Context) -> Path:
+    """To write into. Raises: UsageError: it is another user's."""
+    from hsl_node.host.files import require_owner
+
+    state = state_of(context)
+    require_owner(state)
+    return state

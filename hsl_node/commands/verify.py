@@ -34,6 +34,7 @@ def verify(
     that a peer signed two things is shown, and exported too. What was lost, a document with a disk, say, or the best
     fused model, is named and is no error. Exit code 14: something is wrong, and is named.
     """
+    from hsl_node.admin import signed_documents
     from hsl_node.admin import verify as audit
 
     if export is not None and export.exists():
@@ -41,7 +42,7 @@ def verify(
     state = state_of(context)
     found = audit.examine(state, progress_bar("rounds"))
     if export is not None:
-        count = audit.export(state, found, export)
+        count = signed_documents.write(state, found, export)
     if json:
         print_json(found.as_json())
     else:

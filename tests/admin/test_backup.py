@@ -17,7 +17,7 @@ from backups import PLAN, members, repacked
 from cluster import Cluster
 from typer.testing import CliRunner
 
-from hsl_node.admin import backup, enrol, rotate
+from hsl_node.admin import archive, backup, enrol, rotate
 from hsl_node.cli import main
 from hsl_node.commands.app import app
 from hsl_node.errors import (
@@ -70,7 +70,7 @@ def test_what_is_restored_is_what_was_there_and_is_marked(lived: Path, tmp_path:
 
 
 def test_without_the_key_it_holds_none_and_waits_for_it(lived: Path, tmp_path: Path) -> None:
-    made = backup.backup(lived / "ash", tmp_path / "open.tar", with_key=False)
+    made, _ = backup.backup(lived / "ash", tmp_path / "open.tar", with_key=False)
     assert not made.has_key
     assert (
         identity.load(Layout(lived / "ash").key).key.export_private_key("openssh")
@@ -102,11 +102,11 @@ def changing(tmp_path: Path) -> Path:
 
 def test_a_key_change_goes_on_from_a_backup_that_was_made_in_its_midst(changing: Path, tmp_path: Path) -> None:
     update = rotate.begin(changing).update
-    made = backup.backup(changing, tmp_path / "ash.tar")
-    assert made.has_key and backup.NEXT in made.files
+    made, _ = backup.backup(changing, tmp_path / "ash.tar")
+    assert made.has_key and archive.NEXT in made.files
     backup.restore(tmp_path / "new", tmp_path / "ash.tar")
-    assert (tmp_path / "new" / backup.NEXT).read_bytes() == (changing / backup.NEXT).read_bytes()
-    assert (tmp_path / "new" / backup.NEXT).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "new" / archive.NEXT).read_bytes() == (changing / archive.NEXT).read_bytes()
+    assert (tmp_path / "new" / archive.NEXT).stat().st_mode & 0o777 == 0o600
     assert rotate.begin(tmp_path / "new").update == update
     assert not rotate.finish(tmp_path / "new", force=True)
     assert identity.load(Layout(tmp_path / "new").key).public == update.new
@@ -118,12 +118,12 @@ def test_a_backup_from_before_these_held_the_new_key_is_restored_and_its_change_
     backup.backup(changing, tmp_path / "ash.tar")
     older = repacked(tmp_path / "ash.tar", tmp_path / "older.tar", without_next)
     backup.restore(tmp_path / "new", older)
-    before = (tmp_path / "new" / backup.KEY).read_bytes()
+    before = (tmp_path / "new" / archive.KEY).read_bytes()
     for force in (False, True):
         with pytest.raises(LocalStateError, match="is not there"):
             rotate.finish(tmp_path / "new", force=force)
-    shutil.copy(changing / backup.NEXT, tmp_path / "new" / backup.NEXT)
-    assert (tmp_path / "new" / backup.KEY).read_bytes() == before
+    shutil.copy(changing / archive.NEXT, tmp_path / "new" / archive.NEXT)
+    assert (tmp_path / "new" / archive.KEY).read_bytes() == before
     assert not rotate.finish(tmp_path / "new", force=True)
 
 
@@ -148,24 +148,24 @@ def test_a_change_that_is_finished_in_the_midst_of_a_backup_leaves_the_new_key_i
 
 
 def test_without_keys_it_holds_neither_and_waits_for_both(changing: Path, tmp_path: Path) -> None:
-    made = backup.backup(changing, tmp_path / "open.tar", with_key=False)
+    made, _ = backup.backup(changing, tmp_path / "open.tar", with_key=False)
     assert not [name for name in made.files if name.startswith("keys/")]
     shutil.copytree(changing / "keys", tmp_path / "new" / "keys")
     backup.restore(tmp_path / "new", tmp_path / "open.tar")
-    for name in (backup.KEY, backup.NEXT):
+    for name in (archive.KEY, archive.NEXT):
         assert (tmp_path / "new" / name).read_bytes() == (changing / name).read_bytes()
-    (changing / backup.KEY).rename(tmp_path / "credential")  # with systemd, against its page: moved away too early
+    (changing / archive.KEY).rename(tmp_path / "credential")  # with systemd, against its page: moved away too early
     said = CliRunner().invoke(app, ["--state", str(changing), "backup", str(tmp_path / "half.tar")]).output
     assert "PRIVATE KEY" in said and "not in it: the private key" in said
-    assert backup.verify(tmp_path / "half.tar").files.keys() >= {backup.NEXT}
+    assert archive.verify(tmp_path / "half.tar").files.keys() >= {archive.NEXT}
 
 
 def without_next(name: str, content: bytes) -> bytes | None:
     """As an older hsl-node wrote it."""
     if name != "backup.json":
-        return None if name == backup.NEXT else content
+        return None if name == archive.NEXT else content
     index = json.loads(content)
-    del index["files"][backup.NEXT]
+    del index["files"][archive.NEXT]
     return json.dumps(index).encode()
 
 
@@ -347,7 +347,7 @@ def test_a_folder_that_is_full_is_named_and_nothing_half_made_is_left_in_it(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(backup, "_add_member", full)
+    monkeypatch.setattr(archive, "_add_member", full)
     with pytest.raises(LocalStateError, match="No space left on device") as caught:
         backup.backup(lived / "ash", tmp_path / "b.tar")
     assert str(tmp_path / "b.tar") in caught.value.message and "that folder" in caught.value.remedy

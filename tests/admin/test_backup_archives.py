@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from backups import members, repacked
 
-from hsl_node.admin import backup
+from hsl_node.admin import archive, backup
 from hsl_node.cli import main
 from hsl_node.errors import (
     LocalStateError,
@@ -66,7 +66,7 @@ LIES: dict[str, Callable[[Path, Path], object]] = {
         lambda i: i["files"].update({f"fused/r{n:06d}.safetensors": i["files"]["node.toml"] for n in range(100)})
     ),
     "nested without end": instead_of_index(b"[" * 60_000),
-    "a large index": instead_of_index(b" " * (backup.INDEX_MAX_BYTES + 1)),
+    "a large index": instead_of_index(b" " * (archive.INDEX_MAX_BYTES + 1)),
     "a list": instead_of_index(b"[]"),
     "no text": instead_of_index(b"\xff\xfe\x00"),
     "a long number": instead_of_index(b'{"format": ' + b"9" * 5000 + b"}"),
@@ -86,9 +86,9 @@ def test_threat_20_an_index_is_as_we_write_it_or_refused_in_plain_words(
     assert [p.name for p in tmp_path.iterdir()] == ["lie.tar"]
 
 
-@pytest.mark.parametrize("name", [backup.KEY, backup.NEXT])
+@pytest.mark.parametrize("name", [archive.KEY, archive.NEXT])
 def test_threat_20_a_key_has_the_size_of_a_key(lived: Path, tmp_path: Path, name: str) -> None:
-    entry = {"sha256": "0" * 64, "bytes": backup.SETTINGS_MAX_BYTES + 1}
+    entry = {"sha256": "0" * 64, "bytes": archive.SETTINGS_MAX_BYTES + 1}
     with_index(lambda i: i["files"].__setitem__(name, entry))(lived / "ash.tar", tmp_path / "long.tar")
     with pytest.raises(LocalStateError, match=f"{name} has {entry['bytes']} bytes"):
         backup.restore(tmp_path / "new", tmp_path / "long.tar")
@@ -169,5 +169,5 @@ def test_a_member_of_more_than_8_gib_keeps_one_header() -> None:
     header = tarfile.TarInfo(FUSED)
     header.size = 9 * GIB
     written = header.tobuf(tarfile.GNU_FORMAT)
-    read = backup._next_member(io.BytesIO(written))
+    read = archive._next_member(io.BytesIO(written))
     assert len(written) == 512 and read is not None and (read.name, read.size) == (FUSED, 9 * GIB)

@@ -25,7 +25,7 @@ WRITE_OTHERWISE = {
     "hsl_node.study.phantoms": "synthetic images",
     "hsl_node.train.lock": "a lock",
     "hsl_node.admin.keys": "a lock; keyring.toml goes through enrol.write_new",
-    "hsl_node.admin.verify": "an export for other people's eyes, made anew at will",
+    "hsl_node.admin.signed_documents": "an export for other people's eyes, made anew at will",
     "hsl_node.admin.support_bundle": "a support bundle, made anew at will",
     "hsl_node.sync.store.store": "a lock",
     "hsl_node.host.event_log": "the log",

@@ -236,7 +236,7 @@ MORE_MUTANTS = (
     Mutant(
         "plain archives",
         "a member of any kind is taken for a file",
-        "admin/backup.py",
+        "admin/archive.py",
         "    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):",
         "    if False:",
         "admin/test_backup_archives.py::test_threat_03_an_archive_holds_plain_files_or_nothing_is_restored",

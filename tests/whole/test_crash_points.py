@@ -22,7 +22,7 @@ from cluster import WAIT_S, Cluster
 from trainer_process import state_of
 
 from hsl_node import cli
-from hsl_node.admin import backup, enrol, recover
+from hsl_node.admin import archive, backup, enrol, recover
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.names import Digest, FileName, Kind, Peer
 from hsl_node.federation.plan import Plan
@@ -520,7 +520,7 @@ def test_a_backup_is_there_whole_or_not_at_all(
     assert (fresh(command, *words, crash=f"{point} {mark}"), mark.exists()) == (-signal.SIGKILL, True)
     assert file.exists() == point.endswith(IN_PLACE)
     assert fresh(command, *words) == (2 if point.endswith(IN_PLACE) else 0)
-    backup.verify(file)
+    archive.verify(file)
     assert file.stat().st_mode & 0o777 == 0o600
     if not point.endswith(IN_PLACE):
         assert not list(tmp_path.glob(".hsl-node-backup-*")), "a copy of the journal stays"
@@ -542,7 +542,7 @@ def test_a_restore_killed_anywhere_and_given_again_is_a_restore(
     last = point == f"restore.place:after#{RESTORED}"
     assert (state / "node.toml").exists() == last
     assert fresh(command, *words) == (2 if last else 0)  # 2: a node is there already
-    for name in ("node.toml", "federation.toml", backup.KEY):
+    for name in ("node.toml", "federation.toml", archive.KEY):
         assert (state / name).read_bytes() == (saved[0] / name).read_bytes()
     journal = Journal.read_only(Layout(state).journal)
     assert recover_mark.find_mark(journal) is not None

@@ -1,0 +1,272 @@
+"""The tar file of a backup: plain members behind an index with the sha256 and size of each, checked before it is used.
+
+    backup.json          first: format, versions, sha256 and size of every file that follows
+    node.toml federation.toml keyring.toml splits.json keys/node_ed25519 keys/node_ed25519.next (in a key change)
+    anchor.safetensors journal.sqlite3 fused/r000012.safetensors
+
+It is read header by header, plain members only: the file may come from anybody.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hsl_node import __version__
+from hsl_node.errors import LocalStateError, UsageError, escaped
+from hsl_node.federation.strings import Name, PeerName, Sha256
+from hsl_node.host import durable
+from hsl_node.host.durable import Step
+
+FORMAT: Literal["hsl-node backup"] = "hsl-node backup"
+VERSION: Literal[1] = 1
+INDEX = "backup.json"
+INDEX_MAX_BYTES = 64 * 1024
+MEMBERS_MAX = 16  # eight, and two fused models
+SETTINGS_MAX_BYTES = 1024 * 1024  # node.toml, federation.toml, keyring.toml, the keys
+MEMBER_MAX_BYTES = 1 << 40  # anchor set, journal, fused models: the room on the disk is looked at before
+KEY = "keys/node_ed25519"
+NEXT = KEY + ".next"  # the new key of `key rotate`, until --finish
+BLOCK_BYTES = 1024 * 1024
+MEMBER = re.compile(
+    r"node\.toml|federation\.toml|keyring\.toml|splits\.json|anchor\.safetensors|journal\.sqlite3"
+    r"|keys/node_ed25519(\.next)?|fused/r[0-9]{6}\.safetensors",
+    re.ASCII,
+)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Measured(Strict):
+    sha256: Sha256
+    bytes: int = Field(ge=0, le=MEMBER_MAX_BYTES)
+
+
+class AnchorPlace(Strict):
+    path: str
+    fingerprint: Sha256
+
+
+class Index(Strict):
+    """backup.json."""
+
+    format: Literal["hsl-node backup"] = FORMAT
+    version: Literal[1] = VERSION
+    hsl_node: Name
+    node: PeerName
+    federation: Sha256 | None
+    written: Name
+    anchor: AnchorPlace | None
+    has_key: bool
+    files: dict[str, Measured] = Field(max_length=MEMBERS_MAX)
+
+    @property
+    def bytes(self) -> int:
+        return sum(measured.bytes for measured in self.files.values())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Index:
+        for name, measured in self.files.items():
+            if not MEMBER.fullmatch(name):
+                raise ValueError(f"it names a file that no backup holds: {escaped(name, 80)}")
+            if measured.bytes > SETTINGS_MAX_BYTES and (name.endswith(".toml") or name in (KEY, NEXT)):
+                raise ValueError(f"{name} has {measured.bytes} bytes")
+        if "node.toml" not in self.files:
+            raise ValueError("it holds no node.toml")
+        if self.has_key is not (KEY in self.files):
+            raise ValueError(f"it holds {KEY}, or not, against what it says")
+        return self
+
+
+# ------------------------------------------------------------------ written
+
+
+def write(file: IO[bytes], index: Index, sources: Mapping[str, IO[bytes]]) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:  # a header a member, of any size
+        _add_member(tar, INDEX, io.BytesIO(index.model_dump_json(indent=2, ensure_ascii=True).encode("ascii")))
+        for name, source in sources.items():
+            with _readable(name):
+                _add_member(tar, name, source)
+
+
+def measured_file(name: str, source: IO[bytes]) -> Measured:
+    with _readable(name):
+        return _measured(_blocks(source))
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raises: LocalStateError."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        raise LocalStateError(
+            f"{name} cannot be read: {exc.strerror}; the backup is not made",
+            remedy="the disk under the state directory fails there: look at it (`smartctl`, `dmesg`)",
+        ) from exc
+
+
+def _measured(blocks: Iterable[bytes]) -> Measured:
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
+    return Measured(sha256=digest.hexdigest(), bytes=size)
+
+
+def _blocks(source: IO[bytes]) -> Iterator[bytes]:
+    source.seek(0)
+    while block := source.read(BLOCK_BYTES):
+        yield block
+
+
+def _add_member(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = source.seek(0, os.SEEK_END)
+    member.mode, member.mtime = 0o600, int(time.time())
+    source.seek(0)
+    tar.addfile(member, source)
+
+
+# ------------------------------------------------------------------ read
+
+
+def verify(source: Path) -> Index:
+    """The index of a backup all of whose files have the sha256 that it names.
+
+    Raises:
+        LocalStateError: see `restore`.
+    """
+    with _opened(source) as file:
+        index = _read_index(source, file)
+        seen = set()
+        for name, content in _members(source, file, index):
+            if _measured(content) != index.files[name]:
+                raise _damaged(source, f"{name} has not the sha256 that {INDEX} names")
+            seen.add(name)
+        if missing := index.files.keys() - seen:
+            raise _damaged(source, f"{', '.join(sorted(missing))} is missing")
+    return index
+
+
+def unpack(source: Path, index: Index, folder: Path) -> None:
+    with _opened(source) as tar:
+        _read_index(source, tar)
+        for name, content in _members(source, tar, index):
+            with durable.replacing(folder / name, Step.RESTORE_UNPACK, mode=0o600) as file:
+                if _measured(_copied(content, file)) != index.files[name]:
+                    raise _damaged(source, f"{name} changed while it was read")
+
+
+def _copied(blocks: Iterable[bytes], file: IO[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        file.write(block)
+        yield block
+
+
+def _read_index(source: Path, file: IO[bytes]) -> Index:
+    """The first member.
+
+    Raises:
+        LocalStateError: it is none of ours, or not as we write it.
+    """
+    first = _next_member(file)
+    if first is None or first.name != INDEX or first.size > INDEX_MAX_BYTES:
+        raise LocalStateError(f"{source} is no backup of hsl-node", remedy="give a file that `hsl-node backup` wrote")
+    try:
+        content = json.loads(b"".join(_content(file, first)))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError("another format")
+        version = content.get("version")
+        if type(version) is int and version > VERSION:
+            raise LocalStateError(
+                f"{source} was written by a newer hsl-node ({escaped(str(content.get('hsl_node')), 40)}; "
+                f"here {__version__})",
+                remedy="install that version, then restore",
+            )
+        return Index.model_validate(content)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        where = escaped(".".join(str(key) for key in error["loc"]), 80)
+        what = error["msg"].removeprefix("Value error, ")
+        raise _damaged(source, f"{INDEX}: {where}{': ' if where else ''}{escaped(what)}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise _damaged(source, f"its {INDEX} cannot be read") from exc
+
+
+def _members(source: Path, file: IO[bytes], index: Index) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Each further member with its content, which is to be read before the next one.
+
+    Raises:
+        LocalStateError: one that the index does not name, or twice, or of another size.
+    """
+    left = dict(index.files)
+    while member := _next_member(file):
+        measured = left.pop(member.name, None)
+        if measured is None or member.size != measured.bytes:
+            raise _damaged(source, f"{escaped(member.name, 80)} is not as {INDEX} says")
+        yield member.name, _content(file, member)
+
+
+def _next_member(file: IO[bytes]) -> tarfile.TarInfo | None:
+    """The header at this place of the file; None: the end of the archive.
+
+    A member has one header and its content as it stands: no link, no hole, no second header with a name or a size in
+    it. So a small file stays small, and what is read is never more than is there.
+
+    Raises:
+        tarfile.TarError: something else.
+    """
+    header = file.read(tarfile.BLOCKSIZE)
+    if not header.strip(b"\0"):
+        return None
+    member = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise tarfile.TarError(f"{escaped(member.name, 80)} is no plain file")
+    return member
+
+
+def _content(file: IO[bytes], member: tarfile.TarInfo) -> Iterator[bytes]:
+    """Raises: EOFError: the file ends before."""
+    left = member.size
+    while left > 0:
+        block = file.read(min(left, BLOCK_BYTES))
+        if not block:
+            raise EOFError("it ends too early")
+        left -= len(block)
+        yield block
+    file.read(-member.size % tarfile.BLOCKSIZE)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[IO[bytes]]:
+    try:
+        with open(source, "rb") as file:
+            yield file
+    except FileNotFoundError as exc:
+        raise UsageError(f"there is no file {source}", remedy="name the file that `hsl-node backup` wrote") from exc
+    except (tarfile.TarError, EOFError) as exc:
+        raise _damaged(source, str(exc)) from exc
+
+
+def _damaged(source: Path, what: str) -> LocalStateError:
+    return LocalStateError(
+        f"{source} is damaged or no backup of hsl-node: {what}; nothing was restored",
+        remedy="take another copy of it, or an older backup: the peers have what came later",
+    )
