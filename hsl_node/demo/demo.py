@@ -6,6 +6,7 @@ loopback. Nothing else is simulated, and nothing is sent anywhere else.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,9 +84,7 @@ def run(
               "batch_size": batch_size, "method": method, "seed": seed}  # fmt: skip
     settings = {**(PHANTOM_PLAN if data is None else REAL_PLAN), **{k: v for k, v in chosen.items() if v is not None}}
     sites: Sequence[Hospital] = ()
-    if (
-        data is not None and group_by is not None
-    ):  # whatever is wrong with the request shows before the folder is touched
+    if data is not None and group_by is not None:  # what is wrong with the request shows before the folder is touched
         sites, settings["classes"] = setup.table_hospitals(target, data, group_by)
         settings["task"] = f"{data.name}: {' or '.join(settings['classes'])}"[:120]
     else:
@@ -99,9 +98,9 @@ def run(
         anchor_file = None
         if plan.method == "hsl":
             anchor_file = setup.make_anchor(target, anchor, plan.image_size, seed, shown.progress)
-        threads = max(1, setup.cores() // len(sites))
+        threads = max(1, len(os.sched_getaffinity(0)) // len(sites))
         federation = setup.enrol_all(target, sites, plan, anchor_file, threads)
-        note = _note(data is None, plan.method == "hsl" and anchor is None)
+        note = " ".join([SYNTHETIC] * (data is None) + [STAND_IN] * (plan.method == "hsl" and anchor is None))
         shown.say(_opening(sites, plan, threads, federation.anchor.name if federation.anchor else None, note))
 
         warned: dict[tuple[str, str], str] = {}  # hospital and code -> the last words
@@ -117,7 +116,7 @@ def run(
         shown.say(_ended(agreed[-1].round, plan, trained - began))
         found = processes.evaluate_all(sites, shown.evaluations)
         shown.say("All are evaluated. Drawing the report:")
-        page = report.build_federation([s.state for s in sites], target / "report.html", note=note)
+        page = report.build([s.state for s in sites], target / "report.html", note=note)
     print(closing(sites, found, agreed, page, time.monotonic() - began, warned))
     return exit_code(agreed)
 
@@ -126,10 +125,6 @@ def _plan(settings: dict[str, Any]) -> Plan:
     """The checked plan; one cosine over the whole short run, since the published period is longer than it."""
     epochs = settings["rounds"] * settings["epochs_per_round"]
     return check({"cosine_period_epochs": epochs, **settings}, Plan, "hsl-node demo")
-
-
-def _note(synthetic: bool, stand_in: bool) -> str:
-    return " ".join([SYNTHETIC] * synthetic + [STAND_IN] * stand_in)
 
 
 def _opening(sites: Sequence[Hospital], plan: Plan, threads: int, anchor: str | None, note: str) -> str:

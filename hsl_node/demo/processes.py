@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from hsl_node.demo.setup import Hospital
@@ -60,11 +61,7 @@ class Daemons:
         for hospital in self.hospitals:
             code = self.processes[hospital.name].poll()
             if code is not None:
-                raise DemoFailed(
-                    f"the daemon of {hospital.name} ended with exit code {code}; its last lines:\n"
-                    + tail(hospital.state / "log" / "daemon.txt"),
-                    exit_code=max(code, 0),
-                )
+                raise _died(f"the daemon of {hospital.name}", code, hospital.state / "log" / "daemon.txt")
             found[hospital.name] = None
             with suppress(NotRunning, WaitTimeout):
                 found[hospital.name] = _healthy(hospital, from_json(control.ask(hospital.state, "status")["status"]))
@@ -88,6 +85,10 @@ def _healthy(hospital: Hospital, status: Snapshot) -> Snapshot:
             + tail(hospital.state / "log" / "trainer.log")
         )
     return status
+
+
+def _died(what: str, code: int, log: Path) -> DemoFailed:
+    return DemoFailed(f"{what} ended with exit code {code}; its last lines:\n{tail(log)}", exit_code=max(code, 0))
 
 
 @contextmanager
@@ -146,12 +147,9 @@ def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]],
             codes = {name: process.poll() for name, process in working.items()}
             for hospital in hospitals:
                 if code := codes[hospital.name]:
-                    raise DemoFailed(
-                        f"the evaluation at {hospital.name} ended with exit code {code}; its last lines:\n"
-                        + tail(hospital.state / "log" / "evaluate.txt"),
-                        exit_code=max(code, 0),
-                    )
-            show({h.name: "done" if codes[h.name] == 0 else _doing(h) for h in hospitals})
+                    raise _died(f"the evaluation at {hospital.name}", code, hospital.state / "log" / "evaluate.txt")
+            logs = {h.name: h.state / "log" / "evaluate.txt" for h in hospitals}
+            show({name: "done" if codes[name] == 0 else tail(log, 1).strip() for name, log in logs.items()})
             if all(code == 0 for code in codes.values()):
                 break
             time.sleep(POLL_S / 2)
@@ -159,10 +157,6 @@ def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]],
         with deferred():
             end_all(list(working.values()))
     return {h.name: json.loads((h.state / "log" / "evaluation.json").read_text("utf-8")) for h in hospitals}
-
-
-def _doing(hospital: Hospital) -> str:
-    return tail(hospital.state / "log" / "evaluate.txt", 1).strip()
 
 
 # ------------------------------------------------------------------ processes
@@ -204,12 +198,8 @@ def deferred() -> Iterator[None]:
     """Ctrl-C waits until the block is done: a process that is being started is known to us before we leave, and ending
     them all (STOP_S at most) is not cut short by an impatient second Ctrl-C."""
     heard: list[int] = []
-    before = {s: signal.signal(s, lambda number, _frame: heard.append(number)) for s in _ENDING}
-    try:
+    with _handled(_ENDING, lambda number, _frame: heard.append(number)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if heard:
         raise KeyboardInterrupt
 
@@ -218,15 +208,21 @@ def deferred() -> Iterator[None]:
 def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP (a closed terminal) end the demo as Ctrl-C does: with its processes."""
 
-    def interrupt(_number: int, _frame: object) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {s: signal.signal(s, interrupt) for s in _ENDING[1:]}
+    with _handled(_ENDING[1:], interrupt):
+        yield
+
+
+@contextmanager
+def _handled(signals: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:

@@ -11,7 +11,6 @@ TARGET/report.html
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
 import socket
@@ -298,7 +297,3 @@ def free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
