@@ -73,9 +73,7 @@ def evaluate(
     layout = Layout(state)
     with closing(Journal.read_only(layout.journal)) as journal:
         record, best = find_evaluation(journal), journal.best_fused()
-        wanted = (
-            {"fused", "local"} | ({"alone"} if alone else set()) | ({"fused_random"} if pairing == "random" else set())
-        )
+        wanted = {"fused", "local", *["alone"] * alone, *["fused_random"] * (pairing == "random")}
         unvalidated = find_unvalidated(journal)
         final = is_over(journal) and unvalidated is None
         same = record is not None and best is not None and record["weights"].get("fused") == best[1]
@@ -93,14 +91,7 @@ def evaluate(
     anew = again or not same
     if record is None or anew:
         wanted |= set() if record is None else record["test"].keys()  # what was compared before stays comparable
-        record = {
-            "evaluated": 0,  # counted when it is recorded
-            "final": final,
-            "round": round,
-            "weights": {},
-            "auc_validation": {},
-            "test": {},
-        }
+        record = dict(evaluated=0, final=final, round=round, weights={}, auc_validation={}, test={})
     record = _measured(layout, record, wanted - record["test"].keys(), (round, sha256), report)
     with closing(_to_write(layout)) as journal, journal.transaction():
         if journal.meta("federation") != federation or journal.fused_digests([round]).get(round) != sha256:
@@ -112,12 +103,8 @@ def evaluate(
 def find_evaluation(journal: Journal) -> dict[str, Any] | None:
     """What is recorded, where it is of a model of this journal's run."""
     record = journal.result(EVALUATION)
-    if (
-        record is not None
-        and journal.fused_digests([record["round"]]).get(record["round"]) == record["weights"]["fused"]
-    ):
-        return record
-    return None
+    fused = journal.fused_digests([record["round"]]).get(record["round"]) if record else None
+    return record if record and record["weights"]["fused"] == fused else None
 
 
 def _joined(there: Mapping[str, Any] | None, found: dict[str, Any], anew: bool) -> dict[str, Any]:
@@ -185,7 +172,7 @@ def _measured(
         models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
     if "alone" in wanted:
         with hold_lock(layout.state / "trainer" / "alone"):
-            trained = alone_training.train_site_alone(site, layout.state, rounds=site.plan.rounds, report=report)
+            trained = alone_training.train_alone(site, layout.state, rounds=site.plan.rounds, report=report)
         models.append(Model("alone", layout.state / "trainer" / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
     for model in models:
         figures = {

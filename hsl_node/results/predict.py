@@ -32,6 +32,7 @@ def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) 
     from hsl_node.train.data.cache import as_colour
     from hsl_node.train.data.dataset import window_of
     from hsl_node.train.data.images import UnreadableImage, decode_image
+    from hsl_node.train.site import open_anchor, open_machine
 
     plan = load_federation(state).plan
     window = window_of(load_node(state).data)
@@ -44,7 +45,7 @@ def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) 
             unreadable.append(f"{path}: {exc.message}")
     if unreadable:
         raise DataError("\n".join(unreadable), remedy="mend or leave out these files; nothing was predicted")
-    machine, anchor = _machine_and_anchor(state)
+    machine, anchor = open_machine(state, plan), open_anchor(state)
     found = scoring.predict(model.weights, np.stack(pixels), plan, machine, anchor=anchor)
     rows = np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
     return {
@@ -79,10 +80,10 @@ def write_csv(found: Mapping[str, Any], out: Path | None) -> None:
 def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = False) -> tuple[tuple[Path, ...], str]:
     """Write the model into the folder `out`: its files, and why there is no ONNX file ("" where there is one)."""
     from hsl_node.train.export import export_model
+    from hsl_node.train.site import open_anchor, open_machine
 
     federation = load_federation(state)
     model = find_model(state, round)
-    machine, anchor = _machine_and_anchor(state)
     with closing(Journal.read_only(Layout(state).journal)) as journal:
         record = find_evaluation(journal)
         inputs = {r["peer"]: r["sha256"] for r in journal.rows("manifests", model.round)}
@@ -95,18 +96,6 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
         "anchor": federation.anchor.model_dump(mode="json") if federation.anchor else None,
         "test": {k: v for k, v in record["test"]["fused"].items() if k != "roc"} if record and scored else None,
     }
-    done = export_model(
-        model.weights, out, plan=federation.plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx
-    )
+    machine, anchor, plan = open_machine(state, federation.plan), open_anchor(state), federation.plan
+    done = export_model(model.weights, out, plan=plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx)
     return done.files, done.onnx_missing if onnx else ""
-
-
-def _machine_and_anchor(state: Path) -> tuple[Any, Any]:
-    from hsl_node.train.data import anchor
-    from hsl_node.train.site import open_machine
-
-    federation = load_federation(state)
-    machine = open_machine(state, federation.plan)
-    if federation.anchor is None:
-        return machine, None
-    return machine, anchor.load(load_node(state).anchor or Layout(state).anchor, federation.anchor.fingerprint)

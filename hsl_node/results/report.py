@@ -1,7 +1,7 @@
 """`hsl-node report`: one self-contained HTML file with everything a node's journal tells.
 
-`build` for one node; `build_federation` for several at once, where one machine holds them all (the demo). The page
-needs nothing from elsewhere, holds no image, no patient and no path, and every string in it is escaped.
+Of one node; of several at once where one machine holds them all (the demo). The page needs nothing from elsewhere,
+holds no image, no patient and no path, and every string in it is escaped.
 """
 
 from __future__ import annotations
@@ -34,19 +34,11 @@ PHASE_WORDS = {
 }
 
 
-def build(state: Path, out: Path) -> Path:
-    """Write the report of one node.
+def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
+    """Write one report of one node, or of several of one federation. `note` stands in its head.
 
     Raises:
-        NotInitialised: it has no journal yet.
-    """
-    return build_federation([state], out)
-
-
-def build_federation(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
-    """Write one report of several nodes of one federation. `note` stands in its head.
-
-    Raises:
+        NotInitialised: one has no journal yet.
         UsageError: they are not of one federation.
     """
     nodes = sorted((read(state) for state in states), key=lambda n: n.name)

@@ -15,11 +15,9 @@ from pathlib import Path
 
 from hsl_node.federation.names import Digest
 from hsl_node.train.data.files import replacing
-from hsl_node.train.lock import hold_lock
 from hsl_node.train.loop import Report, train_round
 from hsl_node.train.method import Site
-from hsl_node.train.progress import ticker
-from hsl_node.train.site import initial_weights, open_site
+from hsl_node.train.site import initial_weights
 from hsl_node.weights.checkpoint_file import sha256_of
 
 WEIGHTS_FILE = "alone.safetensors"
@@ -36,21 +34,11 @@ class Alone:
     bytes: int
 
 
-def train_alone(state: Path, *, rounds: int | None = None, report: Report) -> Alone:
-    """Train alone for as many epochs as `rounds` rounds have (default: the plan's); goes on where it was.
+def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alone:
+    """Train alone for as many epochs as that many rounds have; goes on where it was.
 
-    Events as in a round, with round = 1 and epochs counted through.
-
-    Raises:
-        AlreadyRunning: a second run in the same state directory.
+    Events as in a round, with round = 1 and epochs counted through. The caller holds the lock of trainer/alone.
     """
-    with hold_lock(state / "trainer" / "alone"):
-        site = open_site(state, ticker(report, "decoding images"))
-        return train_site_alone(site, state, rounds=rounds or site.plan.rounds, report=report)
-
-
-def train_site_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alone:
-    """The same, of a site that is open already."""
     trainer, folder = state / "trainer", state / "trainer" / "alone"
     epochs = rounds * site.plan.epochs_per_round
     found = find_alone(state)

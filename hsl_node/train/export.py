@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsl_node.federation.plan import Plan
@@ -26,9 +24,8 @@ from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, normalise
 from hsl_node.train.data.files import replacing
 from hsl_node.train.machine import Machine
 from hsl_node.train.method import Method
-from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import use_precision
-from hsl_node.train.scoring import anchor_embedding, as_probabilities, forward, open_model, place
+from hsl_node.train.scoring import anchor_embedding, open_model
 from hsl_node.train.site import versions
 from hsl_node.train.state_dict import load_weights
 from hsl_node.train.tasks.classification import probabilities
@@ -89,18 +86,6 @@ def export_model(
         file.write(json.dumps(card, indent=2, allow_nan=False).encode() + b"\n")
     names = [WEIGHTS_FILE, CARD_FILE] + ([] if missing else [ONNX_FILE])
     return Exported(tuple(folder / n for n in names), missing)
-
-
-def predict_exported(folder: Path, images: NDArray[np.uint8], machine: Machine) -> NDArray[np.float32]:
-    """Probabilities of decoded images (N, S, S[, 3]) uint8 from an exported folder alone: no anchor set, no state."""
-    plan = Plan.model_validate(json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))["plan"])
-    method = METHODS[plan.method]
-    tensors = read_weights(folder / WEIGHTS_FILE)
-    reference = tensors.pop(REFERENCE, None)
-    model = place(method.build(plan), machine)
-    load_weights(model, tensors, method.shared(model))
-    embedding = None if reference is None else torch.tensor(reference)
-    return as_probabilities(forward(method, model, images, np.arange(len(images)), embedding, machine))
 
 
 class _Portable(nn.Module):

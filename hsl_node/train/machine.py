@@ -42,7 +42,7 @@ def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", 
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a costly debugging aid
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    torch.set_num_threads(threads or available_cores())
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     if precision == "auto":
         pays = cuda or image_size >= BFLOAT16_FROM_PX
         precision = "bfloat16" if pays and has_bfloat16(chosen) else "float32"
@@ -60,10 +60,6 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def derived_seed(*parts: object) -> int:

@@ -42,10 +42,6 @@ Tick = Callable[[int, int], None]  # (images done, images in total): progress an
 Pairing = Literal["fixed", "random"]
 
 
-def no_tick(_done: int, _total: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Scores:
     """One model's answer to one set of images, in the set's order."""
@@ -65,7 +61,7 @@ def score(
     anchor: AnchorSet | None,
     split: int = TEST,
     anchor_pairing: Pairing = "fixed",
-    tick: Tick = no_tick,
+    tick: Tick = lambda done, total: None,
 ) -> Scores:
     """Score a weights file on one part of a dataset (0 train, 1 validation, 2 test)."""
     method, model = open_model(weights, plan, machine)
@@ -101,7 +97,7 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
     return model.to(device=machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-def validate(site: Site, model: nn.Module, tick: Tick = no_tick) -> Validation:
+def validate(site: Site, model: nn.Module, tick: Tick = lambda done, total: None) -> Validation:
     """AUC and loss on the validation set, with the fixed anchor reference; None where undefined."""
     where = site.indices(VALIDATION)
     if not len(where):
@@ -124,7 +120,7 @@ def anchor_embedding(
     count: int = 0,
     seed: int = 0,
     anchor_pairing: Pairing = "fixed",
-    tick: Tick = no_tick,
+    tick: Tick = lambda done, total: None,
 ) -> Tensor | None:
     """The anchor reference (512,); `random`: (count, 512), of anchor images drawn at random; None: no anchor task."""
     if method.embed_anchor is None:
@@ -150,7 +146,7 @@ def forward(
     where: Indices,
     embedding: Tensor | None,
     machine: Machine,
-    tick: Tick = no_tick,
+    tick: Tick = lambda done, total: None,
 ) -> Tensor:
     """Primary logits (N, C) of the images at `where`, on the CPU.
 

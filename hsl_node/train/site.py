@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from hsl_node.train.networks.initial import initialise
 from hsl_node.train.state_dict import to_weights
 from hsl_node.weights.checkpoint_file import holds, write_weights
 
+if TYPE_CHECKING:
+    from hsl_node.train.data.anchor import AnchorSet
+
 
 def open_site(state: Path, progress: Callable[[int, int], None] | None = None) -> Site:
     """Read node.toml and federation.toml, decode or map the images, load the anchor set, set up the machine.
@@ -32,17 +36,20 @@ def open_site(state: Path, progress: Callable[[int, int], None] | None = None) -
     Raises:
         ConfigError: a file, the data or the anchor set is not as the federation says.
     """
-    from hsl_node.train.data import anchor as anchors  # here, since they pull in the image libraries
-    from hsl_node.train.data import dataset as data
+    from hsl_node.train.data import dataset as data  # here, since it pulls in the image libraries
 
     node, federation = load_node(state), load_federation(state)
     plan = federation.plan
     machine = open_machine(state, plan)
     dataset = data.open_dataset(node.data, plan, cache=state / "cache", ledger=state / "splits.json", progress=progress)
-    anchor = None
-    if federation.anchor is not None:
-        anchor = anchors.load(node.anchor or state / "anchor.safetensors", federation.anchor.fingerprint)
-    return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, anchor, machine)
+    return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, open_anchor(state), machine)
+
+
+def open_anchor(state: Path) -> AnchorSet | None:
+    from hsl_node.train.data import anchor
+
+    node, card = load_node(state), load_federation(state).anchor
+    return anchor.load(node.anchor or state / "anchor.safetensors", card.fingerprint) if card else None
 
 
 def open_machine(state: Path, plan: Plan) -> Machine:

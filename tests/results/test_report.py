@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 def test_page_of_a_federation_parses_and_needs_nothing_from_elsewhere(tmp_path: Path, members: Members) -> None:
     states = [make_state(tmp_path, members, p, record=evaluation(0.9, 0.8)) for p in members.peers]
-    page = Page(report.build_federation(states, tmp_path / "report.html"))
+    page = Page(report.build(states, tmp_path / "report.html"))
     assert page.tags["svg"] == 7  # AUC and ROC of three hospitals, one timeline
     assert not re.search(r"https?:|//\w|@import|\bsrc=", page.source)
     assert not {"script", "link", "img", "iframe", "object"} & page.tags.keys()
@@ -76,7 +76,7 @@ def test_page_of_a_federation_parses_and_needs_nothing_from_elsewhere(tmp_path: 
 
 def test_ids_are_unique_and_every_reference_has_its_target(tmp_path: Path, members: Members) -> None:
     states = [make_state(tmp_path, members, p, record=evaluation(0.9, 0.8)) for p in members.peers]
-    page = Page(report.build_federation(states, tmp_path / "report.html"))
+    page = Page(report.build(states, tmp_path / "report.html"))
     ids = [v for k, v in page.attributes if k == "id"]
     used = {v.removeprefix("#") for k, v in page.attributes if k == "href"}
     used |= set(re.findall(r"url\(#([^)]*)\)", page.source))
@@ -88,7 +88,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(tmp_path: Path, membe
 def test_figures_take_every_colour_from_the_page(tmp_path: Path, members: Members) -> None:
     """A fixed colour would vanish in the dark, or on paper."""
     state = make_state(tmp_path, members, "ash", record=evaluation(0.9, 0.8))
-    source = report.build(state, tmp_path / "report.html").read_text()
+    source = report.build([state], tmp_path / "report.html").read_text()
     svgs = re.findall(r"<svg.*?</svg>", source, flags=re.S)
     assert len(svgs) == 5  # AUC of three hospitals, the own ROC, the timeline
     used = {c for svg in svgs for c in re.findall(r"(?:fill|stroke): ([^;\"]+)", svg)}
@@ -107,7 +107,7 @@ def test_threat_20_hostile_strings_arrive_as_text(tmp_path: Path, federation_of:
     journal = Journal.create(Layout(state).journal)
     journal.note("warning", HOSTILE, HOSTILE)
     journal.close()
-    page = Page(report.build_federation([state], tmp_path / "report.html", note=HOSTILE))
+    page = Page(report.build([state], tmp_path / "report.html", note=HOSTILE))
     assert page.tags["script"] == 0
     assert "<script" not in page.source
     assert page.text.count(HOSTILE) >= 8  # title, heading, task, classes, software, note, reason, refusal
@@ -115,7 +115,7 @@ def test_threat_20_hostile_strings_arrive_as_text(tmp_path: Path, federation_of:
 
 def test_undefined_auc_is_said_and_explained_never_a_number(tmp_path: Path, members: Members) -> None:
     state = make_state(tmp_path, members, "birch", record=evaluation(None, None))
-    page = Page(report.build(state, tmp_path / "report.html"))
+    page = Page(report.build([state], tmp_path / "report.html"))
     rows = re.search(r"Test results.*?Validation AUC", page.squeezed())
     assert rows is not None
     assert rows[0].count("undefined") == 3  # of both models, and in the explanation
@@ -124,7 +124,7 @@ def test_undefined_auc_is_said_and_explained_never_a_number(tmp_path: Path, memb
 
 def test_test_figures_confusions_and_counts_are_those_of_the_journal(tmp_path: Path, members: Members) -> None:
     state = make_state(tmp_path, members, "ash", record=evaluation(0.9, 0.8125))
-    text = Page(report.build(state, tmp_path / "report.html")).squeezed()
+    text = Page(report.build([state], tmp_path / "report.html")).squeezed()
     assert "ash 30 10 trained alone 0.812" in text
     assert "fused, round 2 0.900" in text
     assert "+0.088" in text  # 0.9 - 0.8125
@@ -134,7 +134,7 @@ def test_test_figures_confusions_and_counts_are_those_of_the_journal(tmp_path: P
 def test_transfers_are_added_up_per_pair(tmp_path: Path, members: Members) -> None:
     """Two checkpoints of 1 MB in half a second each; round 2 needed one retry; 4096 and 8192 bytes were sent twice."""
     state = make_state(tmp_path, members, "ash")
-    text = Page(report.build(state, tmp_path / "report.html")).squeezed()
+    text = Page(report.build([state], tmp_path / "report.html")).squeezed()
     assert "ash birch 2 2.0 MB 1.00 2.0 1 12.3 kB" in text
 
 
@@ -145,7 +145,7 @@ def test_page_of_one_node_compares_the_peers_by_their_signed_manifests(tmp_path:
     assert first.digests == {"ash": "1" * 64, "birch": "1" * 64, "cedar": "1" * 64}
     assert not second.agree
     assert second.text == f"ash {'2' * 12}, birch {'2' * 12}, cedar {'c' * 12}"
-    page = Page(report.build(state, tmp_path / "report.html"))
+    page = Page(report.build([state], tmp_path / "report.html"))
     assert "DIFFER" in page.text
     assert "they differ" in page.text
 
@@ -178,19 +178,19 @@ def test_journals_that_hold_different_fused_models_disagree_whatever_manifests_s
 
 def test_halted_run_says_so_with_the_reason(tmp_path: Path, members: Members) -> None:
     state = make_state(tmp_path, members, "ash", halted="cedar fused other checkpoints")
-    text = Page(report.build(state, tmp_path / "report.html")).squeezed()
+    text = Page(report.build([state], tmp_path / "report.html")).squeezed()
     assert "halted after 2 rounds: cedar fused other checkpoints" in text
 
 
 def test_threat_19_page_names_no_path_of_this_machine(tmp_path: Path, members: Members) -> None:
     state = make_state(tmp_path, members, "ash", record=evaluation(0.9, 0.8))
-    source = report.build(state, tmp_path / "report.html").read_text()
+    source = report.build([state], tmp_path / "report.html").read_text()
     assert str(tmp_path) not in source
     assert members.federation.get("birch").address not in source
 
 
 def test_node_without_evaluation_says_how_to_make_one(tmp_path: Path, members: Members) -> None:
-    text = Page(report.build(make_state(tmp_path, members, "ash"), tmp_path / "report.html")).squeezed()
+    text = Page(report.build([make_state(tmp_path, members, "ash")], tmp_path / "report.html")).squeezed()
     assert "Not evaluated yet: hsl-node evaluate" in text
 
 
@@ -198,7 +198,7 @@ def test_nodes_of_two_federations_make_no_page(tmp_path: Path, members: Members,
     other = federation_of(3, plan=Plan(method="fedavg", rounds=5))
     states = [make_state(tmp_path / "a", members, "ash"), make_state(tmp_path / "b", other, "birch")]
     with pytest.raises(UsageError, match="different federations"):
-        report.build_federation(states, tmp_path / "report.html")
+        report.build(states, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -206,4 +206,4 @@ def test_state_without_a_journal_is_named_as_that(tmp_path: Path, members: Membe
     state = make_state(tmp_path, members, "ash")
     (state / "journal.sqlite3").unlink()
     with pytest.raises(NotInitialised):
-        report.build(state, tmp_path / "report.html")
+        report.build([state], tmp_path / "report.html")

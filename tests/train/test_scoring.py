@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from hsl_node.errors import ConfigError
+from hsl_node.federation.plan import Plan
 from hsl_node.train import alone, export, scoring
 from hsl_node.train.data.sources import VALIDATION
-from hsl_node.train.machine import prepare
+from hsl_node.train.machine import Machine, prepare
+from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
+from hsl_node.train.state_dict import load_weights
 from hsl_node.train.tasks.metrics import measure
 from hsl_node.weights.checkpoint_file import read_weights, sha256_of, write_weights
 
@@ -35,6 +38,18 @@ def weights_of(folder: Path, plan: Any) -> Path:
 def score(path: Path, plan: Any, **changes: Any) -> scoring.Scores:
     data = learning.dataset(classes=len(plan.classes))
     return scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor(), **changes)
+
+
+def predict_exported(folder: Path, images: Any, machine: Machine) -> Any:
+    """Probabilities of decoded images (N, S, S[, 3]) uint8 from an exported folder alone: no anchor set, no state."""
+    plan = Plan.model_validate(json.loads((folder / export.CARD_FILE).read_text(encoding="utf-8"))["plan"])
+    method = METHODS[plan.method]
+    tensors = read_weights(folder / export.WEIGHTS_FILE)
+    reference = tensors.pop(export.REFERENCE, None)
+    model = scoring.place(method.build(plan), machine)
+    load_weights(model, tensors, method.shared(model))
+    embedding = None if reference is None else torch.tensor(reference)
+    return scoring.as_probabilities(scoring.forward(method, model, images, np.arange(len(images)), embedding, machine))
 
 
 def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None:
@@ -154,7 +169,7 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
     assert sorted(p.name for p in exported.files) == ["model.json", "model.onnx", "model.safetensors"]
 
     expected = scoring.predict(path, images, plan, learning.CPU, anchor=anchor)
-    np.testing.assert_array_equal(export.predict_exported(tmp_path / "out", images, learning.CPU), expected)
+    np.testing.assert_array_equal(predict_exported(tmp_path / "out", images, learning.CPU), expected)
 
     model = onnx.load(tmp_path / "out" / "model.onnx")
     onnx.checker.check_model(model)
@@ -195,7 +210,7 @@ class Killed(BaseException):
 def test_the_run_alone_has_as_many_epochs_and_the_same_start_as_the_federation(tmp_path: Path) -> None:
     site = learning.site()  # 2 rounds of 2 epochs
     events: list[dict[str, Any]] = []
-    done = alone.train_site_alone(site, tmp_path, rounds=2, report=events.append)
+    done = alone.train_alone(site, tmp_path, rounds=2, report=events.append)
     assert [e["epoch"] for e in events if e["event"] == "epoch"] == [1, 2, 3, 4]
     assert done.epochs == 4 and alone.find_alone(tmp_path) == done
     epochs = [e for e in events if e["event"] == "epoch"]
@@ -206,28 +221,28 @@ def test_the_run_alone_has_as_many_epochs_and_the_same_start_as_the_federation(t
     assert sha256_of(tmp_path / "trainer/alone/initial.safetensors") == start
 
     again: list[dict[str, Any]] = []
-    assert alone.train_site_alone(site, tmp_path, rounds=2, report=again.append) == done
+    assert alone.train_alone(site, tmp_path, rounds=2, report=again.append) == done
     assert again == []  # finished: at once
 
 
 def test_the_run_alone_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     site = learning.site()
-    undisturbed = alone.train_site_alone(site, tmp_path / "a", rounds=2, report=lambda _: None)
+    undisturbed = alone.train_alone(site, tmp_path / "a", rounds=2, report=lambda _: None)
 
     def dies(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["epoch"] == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        alone.train_site_alone(site, tmp_path / "b", rounds=2, report=dies)
+        alone.train_alone(site, tmp_path / "b", rounds=2, report=dies)
     assert alone.find_alone(tmp_path / "b") is None
     events: list[dict[str, Any]] = []
-    assert alone.train_site_alone(site, tmp_path / "b", rounds=2, report=events.append) == undisturbed
+    assert alone.train_alone(site, tmp_path / "b", rounds=2, report=events.append) == undisturbed
     assert [e["epoch"] for e in events if e["event"] == "epoch"] == [3, 4]
 
 
 def test_a_run_alone_of_another_length_starts_anew(tmp_path: Path) -> None:
     site = learning.site()
-    alone.train_site_alone(site, tmp_path, rounds=1, report=lambda _: None)
-    done = alone.train_site_alone(site, tmp_path, rounds=2, report=lambda _: None)
+    alone.train_alone(site, tmp_path, rounds=1, report=lambda _: None)
+    done = alone.train_alone(site, tmp_path, rounds=2, report=lambda _: None)
     assert done.epochs == 4

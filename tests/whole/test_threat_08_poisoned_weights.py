@@ -232,7 +232,7 @@ def test_threat_08_daemons_name_the_culprit_everywhere_and_finish_with_one_model
         assert [list(r["unusual"]) for r in rounds] == [["birch"], ["birch"]]
         page = history.round_text(history.round_of(cluster.layout(ASH).state, 1))
         assert "birch: its update has norm" in page
-        out = report.build(cluster.layout(ASH).state, tmp_path / "report.html").read_text()
+        out = report.build([cluster.layout(ASH).state], tmp_path / "report.html").read_text()
         assert out.count('class="bad" title="its update has norm') == 2
         assert "round 1, birch: its update has norm" in out
 
@@ -253,6 +253,6 @@ def test_threat_09_a_peer_that_takes_a_weighted_mean_over_by_its_number_of_image
             assert "it counts 100,000,000 of 100,0" in told["share birch"]
         page = history.round_text(history.round_of(cluster.layout(ASH).state, 2))
         assert "birch: it said" in page and "it counts 100,000,000" in page
-        out = report.build(cluster.layout(ASH).state, tmp_path / "report.html").read_text()
+        out = report.build([cluster.layout(ASH).state], tmp_path / "report.html").read_text()
         assert 'class="bad" title="it said ' in out
         assert "round 2, birch: it counts 100,000,000" in out

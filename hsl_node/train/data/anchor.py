@@ -23,11 +23,11 @@ from hsl_node.federation.config import AnchorCard
 from hsl_node.federation.names import Digest
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.strings import plain_name
-from hsl_node.train.data.cache import Recipe, as_colour, decode_items
+from hsl_node.train.data.cache import Recipe, Unreadable, as_colour, decode_all
 from hsl_node.train.data.dataset import Gathered, gather_labelled, unreadable_error, window_of
 from hsl_node.train.data.digests import Progress
-from hsl_node.train.data.images import UnreadableImage, to_square
-from hsl_node.train.data.sources import ANCHOR_BUILD, Item, hint, labels_of, npz_array, read_source
+from hsl_node.train.data.images import to_square
+from hsl_node.train.data.sources import ANCHOR_BUILD, hint, labels_of, npz_array, read_source
 from hsl_node.weights.checkpoint_file import Schema, read_schema, sha256_of, write_weights
 
 Array = NDArray[Any]
@@ -214,18 +214,11 @@ def _choose(
 
 
 def _decode(gathered: Gathered, chosen: list[int], recipe: Recipe, progress: Progress | None) -> Array:
-    items: list[Item] = [gathered.items[i] for i in chosen]
-    images: list[Array] = []
-    reasons: dict[int, str] = {}
-    for place, image in enumerate(decode_items(items, recipe)):
-        if isinstance(image, UnreadableImage):
-            reasons[chosen[place]] = image.message
-        else:
-            images.append(image)
-        if progress:
-            progress(place + 1, len(items))
-    if reasons:
-        raise unreadable_error(gathered.without(reasons))
+    try:
+        images = list(decode_all([gathered.items[i] for i in chosen], recipe, progress))
+    except Unreadable as exc:
+        reasons = {chosen[place]: reason for place, reason in exc.reasons.items()}
+        raise unreadable_error(gathered.without(reasons)) from None
     if any(image.ndim == 3 for image in images):
         images = [as_colour(image) if image.ndim == 2 else image for image in images]
     return np.stack(images)

@@ -76,17 +76,28 @@ def open_images(
     return images
 
 
-def decode_items(items: Sequence[Item], recipe: Recipe) -> Iterator[Array | UnreadableImage]:
-    """Decode on all cores, in order."""
-    for array in dict.fromkeys((item.path, item.row[0]) for item in items if item.row):
-        npz_array(*array)  # once, before the threads ask for it
+def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress | None = None) -> Iterator[Array]:
+    """On all cores, in order.
+
+    Raises:
+        Unreadable: at the end, where some cannot be decoded; they are passed over.
+    """
 
     def decode(item: Item) -> Array:
         if item.row:
             return decode_array(npz_array(item.path, item.row[0])[item.row[1]], recipe.size)
         return decode_image(item.path, recipe.size, recipe.window)
 
-    return in_parallel(decode, items)
+    reasons: dict[int, str] = {}
+    for n, image in enumerate(in_parallel(decode, items)):
+        if isinstance(image, UnreadableImage):
+            reasons[n] = image.message
+        else:
+            yield image
+        if progress:
+            progress(n + 1, len(items))
+    if reasons:
+        raise Unreadable(reasons)
 
 
 def as_colour(images: Array) -> Array:
@@ -98,19 +109,11 @@ def _build(file: BinaryIO, items: Sequence[Item], recipe: Recipe, key: str, prog
     """Plain writes, no memory map: on a full disk a write fails, where a map would kill the process."""
     file.write(bytes(HEADER_BYTES))
     colour = False
-    reasons: dict[int, str] = {}
-    for n, image in enumerate(decode_items(items, recipe)):
-        if isinstance(image, UnreadableImage):
-            reasons[n] = image.message
-        elif not reasons:
-            if image.ndim == 3 and not colour:
-                colour = True
-                _recolour(file, n * recipe.size**2)
-            file.write(as_colour(image).tobytes() if colour and image.ndim == 2 else image.tobytes())
-        if progress:
-            progress(n + 1, len(items))
-    if reasons:
-        raise Unreadable(reasons)
+    for written, image in enumerate(decode_all(items, recipe, progress)):
+        if image.ndim == 3 and not colour:
+            colour = True
+            _recolour(file, written * recipe.size**2)
+        file.write(as_colour(image).tobytes() if colour and image.ndim == 2 else image.tobytes())
     shape = [len(items), recipe.size, recipe.size] + ([3] if colour else [])
     file.seek(HEADER_BYTES)
     header = canonical_json({"key": key, "shape": shape, "crc32": _checksum(file)})

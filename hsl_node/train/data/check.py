@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,9 @@ class DataReport:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the pixels, file names included: for `--json` on the operator's terminal."""
-        return {
-            "schema": "hsl-data-report-1",
-            "ok": self.ok,
-            "images": self.images,
-            "patients": self.patients,
-            "grouped": self.grouped,
-            "counts": self.counts,
-            "patient_counts": self.patient_counts,
-            "sites": self.sites,
-            "channels": self.channels,
-            "problems": list(self.problems),
-            "warnings": list(self.warnings),
-            "unreadable": [{"file": f, "reason": r} for f, r in self.unreadable],
-            "duplicates": [list(files) for files in self.duplicates],
-            "near_duplicates": [list(files) for files in self.near_duplicates],
-        }
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dataset"}
+        unreadable = [{"file": file, "reason": reason} for file, reason in self.unreadable]
+        return {"schema": "hsl-data-report-1", "ok": self.ok, **found, "unreadable": unreadable}
 
 
 def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: Progress | None = None) -> DataReport:

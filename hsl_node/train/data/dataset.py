@@ -24,7 +24,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.train.data.cache import Recipe, Unreadable, open_images
 from hsl_node.train.data.digests import Digested, Progress, digest_items
-from hsl_node.train.data.images import Window, decode_image
+from hsl_node.train.data.images import Window
 from hsl_node.train.data.ledger import read_ledger, write_ledger
 from hsl_node.train.data.sources import (
     SPLIT_NAMES,
@@ -38,8 +38,6 @@ from hsl_node.train.data.sources import (
     read_source,
 )
 from hsl_node.train.data.splits import Assignment, Image, SplitConflict, assign
-
-__all__ = ["Dataset", "decode_image", "open_dataset", "window_of"]
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from hsl_node.train.data.sources import Item, npz_array
 from hsl_node.train.data.splits import patient_key
 
 Progress = Callable[[int, int], None]  # (images done, images in total)
-_In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 INDEX_VERSION = 1
@@ -55,10 +54,8 @@ def digest_items(
             found[stamp] = remembered[stamp]
         else:
             fresh.append(n)
-    for array in dict.fromkeys((items[n].path, items[n].row[0]) for n in fresh if items[n].row):  # type: ignore[index]
-        npz_array(*array)  # once, before the threads ask for it
     done = len(items) - len(fresh)
-    for n, result in zip(fresh, in_parallel(_digest, (items[n] for n in fresh)), strict=True):
+    for n, result in zip(fresh, in_parallel(_digest, [items[n] for n in fresh]), strict=True):
         if isinstance(result, UnreadableImage):
             failed[n] = result.message
         else:
@@ -74,23 +71,20 @@ def digest_items(
     return digests, failed
 
 
-def in_parallel(work: Callable[[_In], _Out], inputs: Iterable[_In]) -> Iterator[_Out | UnreadableImage]:
-    """`work` over all inputs on all cores, results in order. Hashing and decoding release the interpreter's lock."""
+def in_parallel(work: Callable[[Item], _Out], items: Sequence[Item]) -> Iterator[_Out | UnreadableImage]:
+    """`work` over all items on all cores, results in order. Hashing and decoding release the interpreter's lock."""
 
-    def guarded(value: _In) -> _Out | UnreadableImage:
+    def guarded(item: Item) -> _Out | UnreadableImage:
         try:
-            return work(value)
+            return work(item)
         except UnreadableImage as exc:
             return exc
 
+    for array in dict.fromkeys((item.path, item.row[0]) for item in items if item.row):
+        npz_array(*array)  # once, before the threads ask for it
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        batch: list[_In] = []
-        for value in inputs:
-            batch.append(value)
-            if len(batch) == BATCH:
-                yield from pool.map(guarded, batch)
-                batch = []
-        yield from pool.map(guarded, batch)
+        for start in range(0, len(items), BATCH):
+            yield from pool.map(guarded, items[start : start + BATCH])
 
 
 def _digest(item: Item) -> tuple[str, str]:

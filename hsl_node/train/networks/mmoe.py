@@ -1,4 +1,4 @@
-"""The multi-gate mixture-of-experts model of HeteroSync Learning, and a plain classifier beside it.
+"""The multi-gate mixture-of-experts model of HeteroSync Learning.
 
 Shapes: B image pairs in a batch, F = 1024 joint features, E experts, H = 62 hidden and O = 32 task features, C outputs
 (1 logit for two classes, else one per class). Everything is logits here; probabilities are made in scoring.py.

@@ -18,7 +18,7 @@ from hsl_node.federation.node_toml import DataConfig
 from hsl_node.train.data import cache as cache_module
 from hsl_node.train.data import digests as digests_module
 from hsl_node.train.data import files as files_module
-from hsl_node.train.data.dataset import decode_image
+from hsl_node.train.data.images import decode_image
 
 
 def test_images_added_later_move_no_patient(tmp_path: Path) -> None:

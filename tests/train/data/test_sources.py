@@ -19,7 +19,7 @@ from hsl_node.host import durable
 from hsl_node.train.data import cache as cache_module
 from hsl_node.train.data import dataset as data_module
 from hsl_node.train.data import digests as digests_module
-from hsl_node.train.data.dataset import decode_image
+from hsl_node.train.data.images import decode_image
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
