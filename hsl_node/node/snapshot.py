@@ -11,7 +11,7 @@ from hsl_node.federation.names import Peer
 from hsl_node.federation.strings import fingerprint
 from hsl_node.node.trainer import KILL_SILENT_S
 from hsl_node.status import snapshot as schema
-from hsl_node.status.recorded import HALTED_FIX, aucs, best, fusions, receipt_text, still_to_do
+from hsl_node.status.recorded import HALTED_FIX, receipt_text, still_to_do, told_by
 from hsl_node.status.snapshot import Snapshot, StatusWarning
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.room import reserve_of
@@ -25,7 +25,6 @@ def snapshot(node: Node) -> Snapshot:
     trainer = schema.TrainerStatus(**node.trainer.status())
     phases = {r["phase"]: r["started"] for r in node.journal.rows("phases", state.round)} if state else {}
     since = phases.get(str(state.phase), node.started) if state else node.started
-    fused = fusions(node.journal)
     waiting = list(state.missing) if state and state.me in state.have else []
     waiting = waiting or sorted(node.recovery.waiting) or _held_by(node, trainer.state)
     receipts = node.journal.last_receipts()
@@ -33,7 +32,6 @@ def snapshot(node: Node) -> Snapshot:
     return Snapshot(
         node=node.me,
         fingerprint=node.identity.fingerprint,
-        instance=node.journal.meta("instance"),
         pid=os.getpid(),
         state=word,
         since=max(since, node.paused_at) if word == "paused" else since,
@@ -58,12 +56,9 @@ def snapshot(node: Node) -> Snapshot:
         waiting_since=since if waiting else None,
         still_to_do=_still_to_do(node),
         disk=_disk(node),
-        device=node.journal.meta("device"),
         trainer=trainer,
-        last_fused=fused[-1] if fused else None,
-        aucs=aucs(node.journal.aucs_of(node.me), fused),
-        best=best(node.journal),
         warnings=_warnings(node, trainer, since),
+        **told_by(node.journal, node.me),
     )
 
 

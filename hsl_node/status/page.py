@@ -118,10 +118,11 @@ def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
         return []
     federation, state = snapshot.federation, snapshot.state
     word = look.paint(state, _BOLD, _COLOUR.get(state, _GREEN))
-    since = "" if state == "stopped" or not snapshot.since else f" {_since(snapshot, now)}"
+    since = snapshot.since if state != "stopped" else None
+    how_long = f" since {clock(since, now)} ({duration(now - since)})" if since else ""
     facts = [federation.name, federation.hash and f"hash {federation.hash}", f"{federation.peers} peers"]
     facts += [federation.method, federation.task]
-    lines = [f"{look.paint(snapshot.node, _BOLD)}  {word}{since}"]
+    lines = [f"{look.paint(snapshot.node, _BOLD)}  {word}{how_long}"]
     lines += _field("federation", ", ".join(escaped(str(f), 60) for f in facts if f), look)
     lines += _field("round", _round(snapshot), look)
     lines += _field("still to do", _still_to_do(snapshot), look)
@@ -139,10 +140,6 @@ def _field(label: str, text: str, look: Look) -> list[str]:
         return []
     first, *more = textwrap.wrap(text, look.width - _LABEL - 2) or [""]
     return [f"{look.paint(f'{label:{_LABEL}}', _DIM)}  {first}", *(f"{'':{_LABEL}}  {line}" for line in more)]
-
-
-def _since(snapshot: Snapshot, now: float) -> str:
-    return f"since {clock(snapshot.since, now)} ({duration(now - snapshot.since)})" if snapshot.since else ""
 
 
 def _round(snapshot: Snapshot) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import HslError
-from hsl_node.federation.names import Peer, Round
+from hsl_node.federation.names import Peer
 from hsl_node.status import snapshot as schema
 from hsl_node.status.last_words import find_ending
 from hsl_node.status.snapshot import Snapshot, StatusWarning
@@ -83,13 +83,11 @@ def _recorded(journal: Journal, revoked: Collection[str]) -> Snapshot:
         return Snapshot()
     me, round = state["me"], state["round"]
     phases, receipts = journal.rows("phases", round), journal.last_receipts()
-    fused = fusions(journal)
     digest = journal.meta("federation")
     waiting = [p for p in state["peers"] if p not in state["have"]] if me in state["have"] else []
     since = max((r["started"] for r in phases), default=None)
     return Snapshot(
         node=me,
-        instance=journal.meta("instance"),
         since=journal.last_written() or since,
         federation=schema.Agreed(
             hash=digest[:8] if digest else None, peers=len(state["peers"]), rounds=state["rounds"]
@@ -102,27 +100,25 @@ def _recorded(journal: Journal, revoked: Collection[str]) -> Snapshot:
         waiting_for=tuple(waiting),
         waiting_since=since if waiting else None,
         still_to_do=still_to_do(journal, state["phase"], {p for _, p in state["owed"]} - set(revoked)),
-        device=journal.meta("device"),
-        last_fused=fused[-1] if fused else None,
-        aucs=aucs(journal.aucs_of(me), fused),
-        best=best(journal),
         warnings=_warnings(journal, state),
+        **told_by(journal, me),
     )
 
 
-def fusions(journal: Journal) -> list[schema.Fused]:
-    return [schema.Fused(r["round"], r["sha256"], r["auc"]) for r in journal.rows("fused") if r["round"] > 0]
-
-
-def aucs(local: Mapping[Round, float | None], fused: list[schema.Fused]) -> tuple[schema.Aucs, ...]:
-    """One for each round of which this site has its own checkpoint, or the fused model."""
-    after = {f.round: f.auc for f in fused}
-    return tuple(schema.Aucs(r, local.get(r), after.get(r)) for r in sorted(local.keys() | after.keys()))
-
-
-def best(journal: Journal) -> schema.Best | None:
-    found = journal.best_fused()
-    return schema.Best(*found) if found else None
+def told_by(journal: Journal, me: Peer) -> dict[str, Any]:
+    """Fields of a Snapshot that a running node, too, has from its journal."""
+    fused = {r["round"]: r for r in journal.rows("fused") if r["round"] > 0}
+    mine, last, best = journal.aucs_of(me), max(fused, default=None), journal.best_fused()
+    return {
+        "instance": journal.meta("instance"),
+        "device": journal.meta("device"),
+        "last_fused": schema.Fused(last, fused[last]["sha256"], fused[last]["auc"]) if last else None,
+        "aucs": tuple(
+            schema.Aucs(round, mine.get(round), fused[round]["auc"] if round in fused else None)
+            for round in sorted(mine.keys() | fused.keys())
+        ),
+        "best": schema.Best(*best) if best else None,
+    }
 
 
 def receipt_text(receipt: sqlite3.Row | None) -> str | None:

@@ -51,11 +51,7 @@ class Snapshot:
     warnings: tuple[StatusWarning, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        found = asdict(self)
-        for peer in found["peers"]:
-            if peer["revoked"] is None:
-                del peer["revoked"]
-        return found
+        return asdict(self, dict_factory=lambda pairs: {k: v for k, v in pairs if (k, v) != ("revoked", None)})
 
 
 @dataclass(frozen=True)
