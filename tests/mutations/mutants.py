@@ -71,6 +71,7 @@ RECEIVE = (
 )
 DISK = (
     "whole/test_disk_faults.py",
+    "whole/test_power_loss.py",
     "sync/store/test_store.py",
     "sync/inbox/test_receive_checks.py",
     "sync/inbox/test_receive_odd_files.py",
@@ -144,7 +145,7 @@ TEN_MUTANTS = (
     return
     try:
         sync(""",
-        "whole/test_disk_faults.py::test_threat_23_a_checkpoint_admitted_just_before_a_kill_is_durable_before_its_receipt",
+        "whole/test_power_loss.py::test_threat_23_a_checkpoint_admitted_just_before_a_kill_is_durable_before_its_receipt",
         DISK,
     ),
     Mutant(
@@ -400,6 +401,7 @@ TEN_MUTANTS = (
             "sync/inbox/test_receive_odd_files.py",
             "sync/inbox/test_receive_races_and_crashes.py",
             "whole/test_disk_faults.py",
+            "whole/test_power_loss.py",
         ),
     ),
     Mutant(

@@ -131,7 +131,7 @@ MORE_MUTANTS = (
         "        if saved is not None and max(mine, default=-1) <= (-1 if signed is None else signed):",
         "        if saved is not None:",
         "node/heal/test_recovery_lists.py::test_threat_12_a_saved_state_is_gone_on_from_only_where_no_peer_shows_a_later_signature",
-        ("node/heal/test_recovery_lists.py", "sync/test_recovered.py"),
+        ("node/heal/test_counting.py", "node/heal/test_recovery_lists.py", "sync/test_recovered.py"),
     ),
     Mutant(
         "sign once",
@@ -336,9 +336,9 @@ MORE_MUTANTS = (
         "node/heal/fetch_missing.py",
         "            if now - grew_at < STILL_S:",
         "            if True:",
-        "node/heal/test_missing.py::test_threat_05_a_part_that_is_held_open_and_does_not_grow_is_not_waited_for",
+        "node/heal/test_fetch_missing.py::test_threat_05_a_part_that_is_held_open_and_does_not_grow_is_not_waited_for",
         (
-            "node/heal/test_missing.py::test_threat_05_a_part_that_is_held_open_and_does_not_grow_is_not_waited_for",
+            "node/heal/test_fetch_missing.py::test_threat_05_a_part_that_is_held_open_and_does_not_grow_is_not_waited_for",
             "node/test_asking.py",
         ),
     ),
@@ -420,8 +420,11 @@ MORE_MUTANTS = (
         "node/heal/counting.py",
         "        elif not alone(one):\n            continue\n",
         "",
-        "node/heal/test_recovery_lists.py::test_threat_17_a_round_to_come_is_not_gone_on_from_however_well_it_was_forged_with_a_replaced_key",
-        ("node/heal/test_recovery_lists.py",),
+        "node/heal/test_counting.py::test_threat_17_a_round_to_come_is_not_gone_on_from_however_well_it_was_forged_with_a_replaced_key",
+        (
+            "node/heal/test_counting.py",
+            "node/heal/test_recovery_lists.py",
+        ),
     ),
     Mutant(
         "replaced key",
@@ -429,8 +432,11 @@ MORE_MUTANTS = (
         "node/heal/recovery.py",
         "                if doubtful.doubtful:",
         "                if False:",
-        "node/heal/test_recovery_lists.py::test_threat_17_two_of_the_last_round_that_a_replaced_key_signed_hold_up_by_name_and_prove_nothing",
-        ("node/heal/test_recovery_lists.py",),
+        "node/heal/test_counting.py::test_threat_17_two_of_the_last_round_that_a_replaced_key_signed_hold_up_by_name_and_prove_nothing",
+        (
+            "node/heal/test_counting.py",
+            "node/heal/test_recovery_lists.py",
+        ),
         "such a pair is no proof to the running node",
     ),
     Mutant(
@@ -442,7 +448,7 @@ MORE_MUTANTS = (
         "node/heal/test_recovery_without.py::test_threat_17_an_export_that_a_replaced_key_has_signed_is_taken_as_far_as_newer_signatures_name_it",
         (
             "node/heal/test_recovery_without.py::test_threat_17_an_export_that_a_replaced_key_has_signed_is_taken_as_far_as_newer_signatures_name_it",
-            "node/heal/test_recovery_lists.py::test_threat_17_what_was_brought_by_hand_and_does_not_count_is_forgotten",
+            "node/heal/test_counting.py::test_threat_17_what_was_brought_by_hand_and_does_not_count_is_forgotten",
         ),
         "the recovery leaves it out once a peer shows what the newer key signed",
     ),

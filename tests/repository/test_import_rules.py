@@ -6,19 +6,16 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from sources import PACKAGE, sources
+from sources import PACKAGE, imports, sources
 
 # Of builtins, files and numpy, by name alone: a P file has no other use for these words.
 NOT_PURE = {
     "open", "print", "input", "exec", "eval", "__import__", "read", "write", "seek", "flush",
     "random", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "save", "savez", "savetxt", "tofile",
 }  # fmt: skip
-
-
 # Who may import whom: each only what stands to its left, also for types and inside functions. One on a line with others
 # knows nothing of these.
 LAYERS = [
@@ -36,15 +33,11 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-
-
 # A P file's own libraries; of ours it reaches only P files, so by induction nothing else is reached.
 WHAT_COMPUTES = {
     "base64", "binascii", "collections", "dataclasses", "enum", "functools", "hashlib", "json", "math", "re", "typing",
     "numpy", "pydantic",
 }  # fmt: skip
-
-
 # A circle of files that is still there; this may only shrink.
 CIRCLES_LEFT: list[set[str]] = [
     {"sync.inbox.link", "sync.inbox.server"},
@@ -54,25 +47,6 @@ CIRCLES_LEFT: list[set[str]] = [
         "node.peers.serve", "node.pulse", "node.snapshot", "node.work",
     },
 ]  # fmt: skip
-
-
-def imports(tree: ast.AST, *, lazy: bool = True, types: bool = True) -> Iterator[str]:
-    """Everything a module imports, as dotted names. Without `lazy` what its functions import when they are called is
-    left out, without `types` what only the type checker reads."""
-    for node in ast.iter_child_nodes(tree):
-        match node:
-            case ast.Import():
-                yield from (alias.name for alias in node.names)
-            case ast.ImportFrom():
-                assert node.level == 0, "relative imports hide who imports whom"
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            case ast.FunctionDef() | ast.AsyncFunctionDef() if not lazy:
-                pass
-            case ast.If(test=ast.Name("TYPE_CHECKING")) if not types:
-                for other in node.orelse:
-                    yield from imports(other, lazy=lazy, types=types)
-            case _:
-                yield from imports(node, lazy=lazy, types=types)
 
 
 def ours(module: str) -> set[str]:

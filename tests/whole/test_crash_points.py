@@ -10,24 +10,34 @@ import hashlib
 import multiprocessing
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import learning
 import pytest
-from cluster import WAIT_S, Cluster
+from cluster import WAIT_S
+from crash_points import (
+    NAMES,
+    PLAN,
+    TRAINER,
+    Killed,
+    _begin,
+    command,
+    digests_at_the_end,
+    documents,
+    federation_in,
+    held_in_round_1,
+    killed_at,
+    undisturbed_run,
+)
 from trainer_process import state_of
 
-from hsl_node import cli
 from hsl_node.admin import archive, backup, enrol, recover
 from hsl_node.federation import config, identity, keyring, node_toml
-from hsl_node.federation.names import Digest, FileName, Kind, Peer
-from hsl_node.federation.plan import Plan
+from hsl_node.federation.names import Digest
 from hsl_node.federation.strings import fingerprint
-from hsl_node.host import control, durable, files
+from hsl_node.host import control, files
 from hsl_node.host.durable import POINTS, Step
 from hsl_node.node.heal import mark as recover_mark
 from hsl_node.sync.store.journal import Journal
@@ -35,11 +45,6 @@ from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.train.data import anchor as anchors
 
-PLAN = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=2, plateau_rounds=100)
-NAMES = ("ash", "birch")
-TRAINER = ["--bytes", "20000"]
-
-IN_THE_TRAINER = {Step.START_INITIAL, Step.TRAINER_OUTBOX}
 # In the order in which one round comes to them, so that a daemon killed at each in turn needs few rounds.
 IN_A_DAEMON = (
     Step.START_JOURNAL, Step.START_INITIAL, Step.START_STATE, Step.JOURNAL_NOTE, Step.SENDER_SIGN,
@@ -74,60 +79,6 @@ def test_every_registered_point_is_reached_in_this_file() -> None:
     """Each test below fails where its point is not; together they leave none out."""
     reached = points_of(*IN_A_DAEMON, *WORKER, *INIT, *JOIN, *KEYS, *RECOVERY, *BACKUP, *RESTORE, *FILES)
     assert set(reached) == set(POINTS)
-
-
-# ------------------------------------------------------------------ a federation of daemons
-
-
-def federation_in(folder: Path, rounds: int) -> Cluster:
-    return Cluster(folder, NAMES, PLAN.model_copy(update={"rounds": rounds}), trainer=TRAINER)
-
-
-def undisturbed_run(folder: Path, rounds: int) -> dict[int, str]:
-    with federation_in(folder, rounds) as cluster:
-        cluster.start_all()
-        return digests_at_the_end(cluster)
-
-
-def digests_at_the_end(cluster: Cluster) -> dict[int, str]:
-    """After all rounds: the same at both peers, and the last one on disk too."""
-    cluster.wait_finished()
-    one, other = (cluster.fused(name) for name in NAMES)
-    assert one == other
-    for name in NAMES:
-        assert hashlib.sha256(cluster.layout(name).fused(max(one)).read_bytes()).hexdigest() == one[max(one)]
-    return one
-
-
-def killed_at(cluster: Cluster, point: str, mark: Path) -> None:
-    """Run ash until it, or its trainer, has killed itself there; a trainer is started again by its daemon."""
-    name = point.partition("#")[0]
-    if name in Step.RECEIVER_REFUSED.points:
-        deliver_rubbish(cluster)
-    process = cluster.start("ash", HSL_CRASH_AT=f"{point} {mark}")
-    in_the_trainer = any(name in step.points for step in IN_THE_TRAINER)
-    end = time.monotonic() + WAIT_S
-    while not mark.exists() or (process.poll() is None and not in_the_trainer):
-        assert process.poll() in (None, -signal.SIGKILL), f"{point}: ash ended otherwise\n{cluster.output('ash')}"
-        assert time.monotonic() < end, f"{point} was never reached\n{cluster.output('ash')}"
-        time.sleep(0.01)
-    if in_the_trainer:
-        assert int(mark.read_text()) != process.pid
-        said = "exit status -9"
-        while said not in (log := (cluster.layout("ash").state / "log" / "hsl-node.log").read_text()):
-            assert time.monotonic() < end, f"{point}: the trainer did not die\n{log[-2000:]}"
-            time.sleep(0.01)
-        cluster.kill("ash")
-    else:
-        assert (process.returncode, int(mark.read_text())) == (-signal.SIGKILL, process.pid)
-
-
-def deliver_rubbish(cluster: Cluster) -> None:
-    """Put a manifest without a signature into ash's inbox."""
-    inbox = cluster.layout("ash").homes / "birch" / "inbox"
-    inbox.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = FileName(cluster.federation.fed8, 1, Peer("birch"), Digest("e" * 64), Kind.MANIFEST)
-    (inbox / str(name)).write_bytes(b"rubbish\n")
 
 
 def test_a_daemon_killed_at_every_point_in_turn_ends_with_the_same_bytes(tmp_path: Path) -> None:
@@ -188,17 +139,6 @@ def test_what_a_daemon_had_signed_when_it_was_killed_is_what_it_delivers(
         assert documents(cluster, "birch", 1)["ash"] == before["signed"]
 
 
-def documents(cluster: Cluster, name: str, round: int) -> dict[str, bytes]:
-    """The manifests of a round in this node's journal, by peer; and what it has `signed` itself."""
-    journal = Journal.read_only(cluster.layout(name).journal)
-    try:
-        found = {p: row["document"] for p in NAMES if (row := journal.manifest(round, Peer(p)))}
-        signed = journal.signed(round)
-        return found | ({"signed": signed[1]} if signed else {})
-    finally:
-        journal.close()
-
-
 # ------------------------------------------------------------------ one process, begun by a fork
 
 
@@ -219,11 +159,6 @@ def fresh() -> Iterator[Callable[..., int | None]]:
         return process.exitcode
 
     yield run
-
-
-def _begin(crash: str, body: Callable[..., None], *arguments: Any) -> None:
-    durable._crash = durable._planned(crash)  # what loading the module does with HSL_CRASH_AT
-    body(*arguments)
 
 
 def train_a_round(state: Path) -> None:
@@ -253,10 +188,6 @@ def test_a_trainer_killed_at_every_point_ends_with_the_same_bytes(
         assert (state / "r1.safetensors").read_bytes() == (expected / "r1.safetensors").read_bytes(), point
         assert learning.same_bytes(state / "trainer", expected / "trainer"), point
         assert (state / "splits.json").read_bytes() == (expected / "splits.json").read_bytes(), point
-
-
-def command(*words: str) -> None:
-    cli.main(words)
 
 
 @pytest.mark.parametrize("point", points_of(*INIT))
@@ -371,37 +302,6 @@ def test_a_file_is_there_whole_or_not_at_all(
         assert fresh(body, state) == 0
         assert (state / name).read_bytes() == expected
         assert [p for p in (state / name).parent.iterdir() if p.name.endswith(".tmp")] == []
-
-
-# ------------------------------------------------------------------ keys
-
-
-@dataclass
-class Killed:
-    """A command of one node, killed at points one after the other; with what it left, it is given again."""
-
-    fresh: Callable[..., int | None]
-    cluster: Cluster
-    folder: Path  # of the marks
-
-    def at(self, name: str, *words: str, points: list[str], then: Callable[[], object] = lambda: None) -> None:
-        for point in points:
-            mark = self.folder / f"mark{sum(1 for _ in self.folder.glob('mark*'))}"
-            ended = self.run(name, *words, crash=f"{point} {mark}")
-            assert (ended, mark.exists()) == (-signal.SIGKILL, True), (words, point)
-            then()
-
-    def run(self, name: str, *words: str, crash: str = "") -> int | None:
-        return self.fresh(command, "--state", str(self.cluster.layout(name).state), *words, crash=crash)
-
-
-def held_in_round_1(cluster: Cluster) -> None:
-    """birch holds training, so that all that follows falls into the run for certain; ash waits for it."""
-    cluster.start("birch")
-    cluster.wait_until("birch", lambda s: s["phase"] is not None, "there")
-    control.ask(cluster.layout("birch").state, "pause")
-    cluster.start("ash")
-    cluster.wait_until("ash", lambda s: s["round"] == 1 and s["waiting_for"] == ["birch"], "waiting for birch")
 
 
 def test_a_key_change_killed_at_every_point_and_given_again_ends_with_the_same_bytes(

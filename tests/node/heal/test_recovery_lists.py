@@ -7,160 +7,37 @@ Real daemons: test_recovery.py.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import asyncssh
 import pytest
-from claims import START
-from federations import FederationOf, Members
-from hostile import AnyKey
-from ports import free_ports
+from federations import Members
+from recovering import BIRCH, CEDAR, CUT, ME, Long, Site, by, run
 from weights import weights
 
 from hsl_node.errors import Equivocation, LocalStateError
-from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
-from hsl_node.federation.keyring import Accepted, Keyring, KeyringFile, sign_update
+from hsl_node.federation.identity import OFFER_NAMESPACE
+from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.durable import Step
-from hsl_node.node.alarms import Alarms
 from hsl_node.node.equivocation import Proofs
 from hsl_node.node.heal import recovery as recovery_module
 from hsl_node.node.heal.counting import Held
 from hsl_node.node.heal.mark import Mark
-from hsl_node.node.heal.recovery import LOOK_AGAIN, Recovery
-from hsl_node.node.peers.links import Asking, HeldUp
+from hsl_node.node.heal.recovery import LOOK_AGAIN
+from hsl_node.node.peers.links import HeldUp
 from hsl_node.sync import evidence
-from hsl_node.sync.manifest import Manifest
-from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Phase, State, to_json
-from hsl_node.sync.send.deliver import Transfer
-from hsl_node.sync.store.layout import Layout
-from hsl_node.sync.store.store import Store
-from hsl_node.sync.wire.login import RefusedKey
 from hsl_node.weights.checkpoint_file import write_weights
-
-ME, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
-CUT = b"cut the link here"
-
-
-class Giver:
-    """A peer's inbox, of which only offer/ is read: lists what it is told to, and gives it, or not."""
-
-    def __init__(self, members: Members, name: Peer, round: int) -> None:
-        self.members, self.name, self.round = members, name, round
-        self.listed: list[Listed] = []
-        self.documents: dict[str, bytes] = {}
-
-    def list(self, manifest: Manifest, document: bytes, gives: bytes | None = b"") -> None:
-        """`gives`: something else instead of the document; None: nothing."""
-        sha256 = hashlib.sha256(document).hexdigest()
-        self.listed.append(Listed(peer=manifest.peer, round=manifest.round, sha256=manifest.sha256, document=sha256))
-        if gives is not None:
-            self.documents[sha256] = gives or document
-
-    def offer(self, nonce: str = "0" * 16) -> Offer:
-        return Offer(
-            federation=self.members.federation.digest, peer=self.name, asker=ME, nonce=nonce, recovering=False,
-            round=self.round, phase="collect", twice=False, manifests=self.listed, files=[],
-        )  # fmt: skip
-
-    def read(self, name: str, connection: asyncssh.SSHServerConnection) -> bytes:
-        if name.endswith(".state"):
-            return self.members.identities[self.name].sign(self.offer(name[:16]).content(), OFFER_NAMESPACE)
-        content = self.documents.get(name)
-        if content is None:
-            raise asyncssh.SFTPNoSuchFile("not on the list")
-        if content == CUT:
-            connection.abort()
-        return content
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        giver = self
-
-        class Files(asyncssh.SFTPServer):
-            def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
-                return [giver.read(path.decode().rpartition("/")[2], self.channel.get_connection())]
-
-            def read(self, file: Any, offset: int, size: int) -> bytes:
-                return bytes(file[0][offset : offset + size])
-
-            def close(self, file: object) -> None: ...
-
-        port = int(self.members.federation.get(self.name).address.rpartition(":")[2])
-        key = self.members.identities[self.name].key
-        server = await asyncssh.listen(
-            "127.0.0.1", port, server_factory=AnyKey, server_host_keys=[key], sftp_factory=Files, config=None
-        )
-        try:
-            yield
-        finally:
-            server.close()
-            await server.wait_closed()
-
-
-class Site:
-    """ash has lost its state; birch and cedar are in round 4."""
-
-    def __init__(self, members: Members, folder: Path, keyring: Keyring) -> None:
-        self.members = members
-        self.givers = {p: Giver(members, p, 4) for p in (BIRCH, CEDAR)}
-        layout = Layout(folder)
-        layout.make()
-        self.evidence = layout.state / "evidence"
-        self.alarms = Alarms()
-        store = Store(layout)
-        node: Any = SimpleNamespace(
-            me=ME, others=(BIRCH, CEDAR), federation=members.federation, identity=members.identities[ME],
-            journal=store.journal, alarms=self.alarms, config=SimpleNamespace(client="asyncssh"),
-            keyring=keyring, layout=layout, store=store,
-            refused={p: RefusedKey(p, random.Random()) for p in (BIRCH, CEDAR)},
-            delivery=SimpleNamespace(transfers={p: Transfer(p) for p in (BIRCH, CEDAR)}),
-        )  # fmt: skip
-        node.asking = Asking(node)
-        self.recovery = Recovery(cast(Any, node))
-
-    def manifest(self, peer: Peer, round: int, inputs: Mapping[str, str] = {}, samples: int = 10) -> Manifest:
-        return Manifest(
-            federation=self.members.federation.digest, round=round, peer=peer, sha256=f"{round:064}", bytes=1000,
-            base="b" * 64, inputs=dict(inputs), samples=samples, auc=0.5, plateau=False, halted=False, anchor=None,
-            schema="e" * 64, instance="f" * 16, software="test",
-        )  # fmt: skip
-
-    async def asked(self) -> Mapping[str, Any]:
-        offers = {str(p): g.offer() for p, g in self.givers.items()}
-        async with self.givers[BIRCH].serving(), self.givers[CEDAR].serving():
-            return await self.recovery.manifests(offers)
-
-
-@pytest.fixture
-def members(federation_of: FederationOf) -> Members:
-    ports = free_ports(2)
-    return federation_of(3, addresses={p: f"127.0.0.1:{n}" for p, n in zip((BIRCH, CEDAR), ports, strict=True)})
 
 
 @pytest.fixture
 def site(members: Members, tmp_path: Path) -> Site:
     return Site(members, tmp_path / "state", Keyring.of(members.federation))
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(120):
-            await story()
-
-    asyncio.run(main())
-
-
-def by(identity: Identity, manifest: Manifest) -> bytes:
-    return identity.sign(manifest.content(), MANIFEST_NAMESPACE)
 
 
 @pytest.mark.parametrize(
@@ -336,27 +213,6 @@ def test_a_recovered_node_keeps_its_instance_so_that_the_same_bytes_are_the_same
     run(story)
 
 
-class Long:
-    """A journal of 40 rounds, as of a backup: what ash, birch and cedar signed."""
-
-    def __init__(self, site: Site) -> None:
-        self.journal, self.held = site.recovery._node.journal, {}
-        for round in range(1, 41):
-            for peer in (ME, BIRCH, CEDAR):
-                before = {p: self.held[p, round - 1][0].digest for p in (ME, BIRCH, CEDAR)} if round > 1 else {}
-                manifest = site.manifest(peer, round, before)
-                self.held[peer, round] = manifest, by(site.members.identities[peer], manifest)
-        with self.journal.transaction():
-            for manifest, document in self.held.values():
-                self.record(manifest, document)
-
-    def record(self, manifest: Manifest, document: bytes) -> None:
-        peer = Peer(manifest.peer)
-        self.journal.record_manifest(manifest.round, peer, manifest.sha256, document, manifest.content())
-        if peer == ME:
-            self.journal.record_signed(manifest.round, Digest(manifest.sha256), document)
-
-
 def test_a_recovery_reads_of_a_long_journal_what_matters_now_and_what_the_answers_name(site: Site) -> None:
     """Of 40 rounds the last two, and round 3, which cedar lists and gives nobody; beside the event loop."""
 
@@ -419,253 +275,6 @@ def test_threat_12_who_left_out_our_signature_when_we_recovered_is_named_with_pr
     assert "held nothing" not in site.alarms.listing()[1]["text"], "what cedar signed twice is no matter of our loss"
 
 
-# ------------------------------------------------------------------ a key that was replaced, in the wrong hands
-
-
-class Replaced:
-    """ash has replaced its key, in round 3, and lost its disk later. cedar has found the old one."""
-
-    def __init__(self, members: Members, folder: Path) -> None:
-        self.old = members.identities[ME]
-        self.new = Identity(asyncssh.generate_private_key("ssh-ed25519"))
-        ring = Keyring.of(members.federation)
-        update = sign_update(ring, ME, self.old, self.new.public)
-        self.ring = Keyring.of(members.federation, KeyringFile(update=(Accepted(document=update, finished=True),)))
-        self.site = Site(members, folder, self.ring)
-        self.before = {p: self.site.manifest(p, 3) for p in (ME, BIRCH, CEDAR)}
-        for peer in (BIRCH, CEDAR):
-            self.site.givers[peer].list(self.before[peer], by(members.identities[peer], self.before[peer]))
-
-    def inputs(self) -> dict[str, str]:
-        return {p: m.digest for p, m in self.before.items()}
-
-
-def old_keys(site: Site) -> list[dict[str, Any]]:
-    return [a for a in site.alarms.listing() if a["code"].startswith("old key")]
-
-
-@pytest.fixture
-def replaced(members: Members, tmp_path: Path) -> Replaced:
-    return Replaced(members, tmp_path / "state")
-
-
-def test_threat_17_what_was_signed_before_the_key_was_replaced_still_counts(replaced: Replaced) -> None:
-    async def story() -> None:
-        mine = replaced.site.manifest(ME, 4, replaced.inputs())
-        replaced.site.givers[BIRCH].list(mine, by(replaced.old, mine))
-        assert mine in [h.manifest for h in (await replaced.site.asked()).values()]
-
-    run(story)
-
-
-def test_threat_17_a_replaced_key_says_nothing_of_a_round_that_the_new_one_signed(replaced: Replaced) -> None:
-    async def story() -> None:
-        mine = replaced.site.manifest(ME, 4, replaced.inputs())
-        forged = replaced.site.manifest(ME, 4, replaced.inputs(), samples=99)
-        replaced.site.givers[BIRCH].list(mine, by(replaced.new, mine))
-        replaced.site.givers[CEDAR].list(forged, by(replaced.old, forged))
-        found = [h.manifest for h in (await replaced.site.asked()).values()]
-        assert mine in found and forged not in found
-        assert not list(replaced.site.evidence.iterdir())
-
-    run(story)
-
-
-def test_threat_17_a_replaced_keys_signature_of_long_ago_fits_what_the_journal_has_of_the_others(
-    replaced: Replaced,
-) -> None:
-    """Nobody lists what the others signed before it: they list their last rounds."""
-
-    async def story() -> None:
-        site = replaced.site
-        long = Long(site)
-        mine, _ = long.held[ME, 21]
-        document = by(replaced.old, mine)
-        for table in ("manifests WHERE round = 21 AND peer = 'ash'", "signed WHERE round = 21"):
-            long.journal._db.execute(f"DELETE FROM {table}")
-        for giver in site.givers.values():
-            giver.listed = []
-        site.givers[BIRCH].list(mine, document)
-        held = await site.asked()
-        assert {h.manifest.round for h in held.values()} == {21, 39, 40}
-
-    run(story)
-
-
-def test_threat_17_a_round_forged_with_a_replaced_key_is_not_gone_on_from(replaced: Replaced) -> None:
-    """It names manifests of a round before, as birch never signed them. Loud, with both names."""
-
-    async def story() -> None:
-        forged = replaced.site.manifest(ME, 6, {p: "9" * 64 for p in (ME, BIRCH, CEDAR)})
-        replaced.site.givers[CEDAR].list(forged, by(replaced.old, forged))
-        with pytest.raises(
-            HeldUp, match="which cedar keeps and which was made with a key that has been replaced"
-        ) as up:
-            await replaced.site.asked()
-        assert up.value.peer == BIRCH
-
-    run(story)
-
-
-def test_threat_17_a_round_to_come_is_not_gone_on_from_however_well_it_was_forged_with_a_replaced_key(
-    replaced: Replaced,
-) -> None:
-    """Every member knows the digests that it has to name. But the new key has signed a round before it."""
-
-    async def story() -> None:
-        site = replaced.site
-        now = {p: site.manifest(p, 4, replaced.inputs()) for p in (ME, BIRCH, CEDAR)}
-        forged = site.manifest(ME, 5, {p: m.digest for p, m in now.items()})
-        for peer, giver in site.givers.items():
-            giver.list(now[peer], by(site.members.identities[peer], now[peer]))
-            giver.list(now[ME], by(replaced.new, now[ME]))
-        site.givers[CEDAR].list(forged, by(replaced.old, forged))
-        found = [h.manifest for h in (await site.asked()).values()]
-        assert now[ME] in found and forged not in found
-        (alarm,) = old_keys(site)
-        assert alarm["code"] == "old key ash" and alarm["text"].startswith("cedar keeps")
-
-    run(story)
-
-
-def test_threat_17_a_round_of_long_ago_that_a_replaced_key_signs_again_is_neither_taken_nor_proof_against_its_owner(
-    replaced: Replaced,
-) -> None:
-    """Both are signed with the old key: the one counts that the round after it names, as far as the new key's."""
-
-    async def story() -> None:
-        site = replaced.site
-        mine = {3: site.manifest(ME, 3, {ME: "1" * 64})}
-        for round in (4, 5):
-            mine[round] = site.manifest(ME, round, {ME: mine[round - 1].digest})
-        forged = mine[3].model_copy(update={"samples": 77})
-        for round, key in ((3, replaced.old), (4, replaced.old), (5, replaced.new)):
-            site.givers[BIRCH].list(mine[round], by(key, mine[round]))
-        site.givers[CEDAR].list(forged, by(replaced.old, forged))
-        counts = [h.manifest for h in (await site.asked()).values() if h.peer == ME]
-        assert sorted(m.round for m in counts) == [3, 4, 5] and forged not in counts
-        assert not list(site.evidence.iterdir())
-        assert [a["code"] for a in old_keys(site)] == ["old key ash"]
-
-    run(story)
-
-
-def test_threat_17_two_of_the_last_round_that_a_replaced_key_signed_hold_up_by_name_and_prove_nothing(
-    replaced: Replaced,
-) -> None:
-    """The key was changed after the end: nothing comes after it that could name the right one."""
-
-    async def story() -> None:
-        site = replaced.site
-        genuine = site.manifest(ME, 4, replaced.inputs())
-        forged = genuine.model_copy(update={"samples": 77})
-        site.givers[BIRCH].list(genuine, by(replaced.old, genuine))
-        site.givers[CEDAR].list(forged, by(replaced.old, forged))
-        with pytest.raises(HeldUp, match="birch and cedar keep two different manifests of this node's round 4"):
-            await site.asked()
-        assert not list(site.evidence.iterdir())
-
-    run(story)
-
-
-def test_threat_17_what_only_a_replaced_key_says_makes_nothing_else_certain(replaced: Replaced) -> None:
-    """Two chains of it, and no newer key has signed anything yet: nobody can tell which one is forged."""
-
-    async def story() -> None:
-        site = replaced.site
-        for giver, samples in ((BIRCH, 10), (CEDAR, 77)):
-            fourth = site.manifest(ME, 4, replaced.inputs(), samples=samples)
-            fifth = site.manifest(ME, 5, {ME: fourth.digest}, samples=samples)
-            for manifest in (fourth, fifth):
-                site.givers[giver].list(manifest, by(replaced.old, manifest))
-        with pytest.raises(HeldUp, match="birch and cedar keep two different manifests"):
-            await site.asked()
-        assert not list(site.evidence.iterdir())
-
-    run(story)
-
-
-def test_threat_17_the_same_round_signed_again_with_the_new_key_is_no_forgery(replaced: Replaced) -> None:
-    """Only birch had it, and could not be asked: the round was trained again, to the same bytes."""
-
-    async def story() -> None:
-        site = replaced.site
-        mine = site.manifest(ME, 4, replaced.inputs())
-        site.givers[BIRCH].list(mine, by(replaced.old, mine))
-        site.givers[CEDAR].list(mine, by(replaced.new, mine))
-        assert mine in [h.manifest for h in (await site.asked()).values()]
-        assert not old_keys(site)
-
-    run(story)
-
-
-@pytest.mark.parametrize("revoked", [False, True])
-def test_threat_17_a_replaced_key_of_a_peer_rewrites_no_round_here_and_sends_nothing_in_its_name(
-    members: Members, tmp_path: Path, revoked: bool
-) -> None:
-    """cedar has found birch's old key, and lists with it a round of long ago and one to come."""
-
-    async def story() -> None:
-        old, new = members.identities[BIRCH], Identity(asyncssh.generate_private_key("ssh-ed25519"))
-        ring = Keyring.of(members.federation)
-        file = KeyringFile(update=(Accepted(document=sign_update(ring, BIRCH, old, new.public), finished=True),))
-        ring = Keyring.of(members.federation, file)
-        if revoked:
-            ring = ring.revoking(BIRCH, "")
-        site = Site(members, tmp_path / "state", ring)
-        theirs = {3: site.manifest(BIRCH, 3), 4: site.manifest(BIRCH, 4, {BIRCH: site.manifest(BIRCH, 3).digest})}
-        mine = {4: site.manifest(ME, 4, {BIRCH: theirs[3].digest}), 5: site.manifest(ME, 5, {BIRCH: theirs[4].digest})}
-        forged = [site.manifest(BIRCH, round, {BIRCH: theirs[4].digest}, samples=77) for round in (3, 6)]
-        for round, manifest in mine.items():
-            site.givers[CEDAR].list(manifest, by(members.identities[ME], manifest))
-            site.givers[CEDAR].list(theirs[round - 1], by(old if round == 4 else new, theirs[round - 1]))
-        for manifest in forged:
-            site.givers[CEDAR].list(manifest, by(old, manifest))
-        found = [h.manifest for h in (await site.asked()).values()]
-        assert all(m in found for m in (*mine.values(), *theirs.values()))
-        assert not any(m in found for m in forged)
-        (alarm,) = old_keys(site)
-        assert alarm["code"] == "old key birch" and alarm["text"].startswith("cedar keeps")
-        assert alarm["fix"].endswith("call birch and cedar")
-
-    run(story)
-
-
-def test_threat_17_what_was_brought_by_hand_and_does_not_count_is_forgotten(replaced: Replaced) -> None:
-    """The mailed folder alone did not show it; what birch lists does."""
-
-    async def story() -> None:
-        site = replaced.site
-        now, forged = site.manifest(ME, 4, replaced.inputs()), site.manifest(ME, 9, replaced.inputs())
-        site.givers[BIRCH].list(now, by(replaced.new, now))
-        journal = site.recovery._node.journal
-        journal.record_manifest(9, ME, forged.sha256, by(replaced.old, forged), forged.content())
-        held = await site.asked()
-        assert now in [h.manifest for h in held.values()] and forged not in [h.manifest for h in held.values()]
-        state = replace(START, me=ME, phase=Phase.COLLECT, round=4)
-        site.recovery._write(state, Digest("a" * 64), held, Mark(""))
-        assert journal.manifest(9, ME) is None and journal.last_signed() == 4
-
-    run(story)
-
-
-def test_threat_17_whose_one_replaced_key_signed_all_there_is_of_it_is_believed(replaced: Replaced) -> None:
-    """ash has changed its key and signed nothing since; what it signed before is one chain."""
-
-    async def story() -> None:
-        site = replaced.site
-        fourth = {p: site.manifest(p, 4, replaced.inputs()) for p in (ME, BIRCH, CEDAR)}
-        mine = [fourth[ME], site.manifest(ME, 5, {p: m.digest for p, m in fourth.items()})]
-        for manifest in mine:
-            site.givers[BIRCH].list(manifest, by(replaced.old, manifest))
-        for peer, giver in site.givers.items():
-            giver.list(fourth[peer], by(site.members.identities[peer], fourth[peer]))
-        found = [h.manifest for h in (await site.asked()).values()]
-        assert all(m in found for m in mine) and not old_keys(site)
-
-    run(story)
-
-
 def test_threat_12_who_breaks_off_what_it_lists_is_named_until_it_is_over(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -726,21 +335,5 @@ def test_threat_12_a_peers_checkpoint_that_is_listed_and_never_given_does_not_ho
         assert asked == [listed.sha256] * LOOK_AGAIN
         (told,) = [r.__dict__ for r in caplog.records if r.getMessage() == "left for later"]
         assert (told["peer"], told["round"]) == (CEDAR, 4)
-
-    run(story)
-
-
-def test_threat_17_a_node_does_not_take_itself_for_set_back_by_its_replaced_key(replaced: Replaced) -> None:
-    """The live daemon, that is: its journal knows a round signed with the new key."""
-
-    async def story() -> None:
-        site, now = replaced.site, replaced.site.manifest(ME, 4, replaced.inputs())
-        journal = site.recovery._node.journal
-        forged = site.manifest(ME, 6)
-        site.givers[CEDAR].list(forged, by(replaced.old, forged))
-        journal.record_signed(4, Digest(now.sha256), by(replaced.new, now))
-        async with site.givers[BIRCH].serving(), site.givers[CEDAR].serving():
-            await site.recovery._node.asking.check()
-        assert not journal.meta("recover") and not site.alarms.listing()
 
     run(story)

@@ -1,16 +1,16 @@
-"""Fetching what is not on its way here: beside an intake that looks at any moment, over lines that break, from peers
-that come and go. With real daemons: test_recovery_without.py.
+"""Fetching what is not on its way here: beside an intake that looks at any moment, from peers that come and go.
+
+With real daemons: test_recovery_without.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,84 +19,21 @@ from typing import Any, BinaryIO
 import pytest
 from claims import START, checkpoint
 from cluster import Cluster
-from faulty_disk import FaultyDisk
-from inbox_site import ASH, BIRCH, CEDAR, ROUND, Site, make_site
+from givers import Giver, Link, asking_of, node_of, offer_by, offer_of
+from inbox_site import ASH, BIRCH, CEDAR, ROUND, Site
 from two_faces import PLAN, TRAINER, at, begin, face, signed
 
-from hsl_node.errors import PeerDataError, TransportError
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import PARTS, RECEIPTS, Digest, FileName, Kind, Peer
 from hsl_node.host import durable
 from hsl_node.host.durable import Disk
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal import fetch_missing
-from hsl_node.node.peers import links
-from hsl_node.node.peers.links import Asking
-from hsl_node.node.peers.pacing import Turns
 from hsl_node.node.peers.place import place
-from hsl_node.sync.ask import fetch_file
 from hsl_node.sync.inbox.receive import Arrival, Refusal
 from hsl_node.sync.inbox.server import Incoming
-from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.offer import Listed
 from hsl_node.sync.round import Phase
-from hsl_node.sync.store.layout import Layout
-
-BLOCK = 1000
-
-
-@pytest.fixture(params=["embedded", "foreign"])
-def site(tmp_path: Path, request: pytest.FixtureRequest) -> Site:
-    return make_site(tmp_path, request.param)
-
-
-class Link:
-    """Gives a file block by block. `between` is called before each; after `breaks` blocks the line is dead."""
-
-    def __init__(self, data: bytes, between: Callable[[], object] = lambda: None, breaks: int | None = None) -> None:
-        self.data, self.between, self.breaks = data, between, breaks
-        self.asked: list[int] = []
-
-    async def read(self, path: str, offset: int, count: int) -> bytes:
-        await asyncio.to_thread(self.between)
-        if self.breaks is not None and len(self.asked) == self.breaks:
-            raise TransportError("the line is dead")
-        self.asked.append(offset)
-        return self.data[offset : offset + min(count, BLOCK)]
-
-
-class Near(Asking):
-    """Asks over a link of the test's."""
-
-    def __init__(self, node: Any, link: Link) -> None:
-        super().__init__(node)
-        self.link = link
-
-    def connected(self, peer: Peer, patience: Any = None) -> Any:
-        return contextlib.nullcontext(self.link)
-
-
-def node_of(site: Site, link: Link) -> Any:
-    """What `place` needs of a node: ash, with birch's inbox."""
-    layout = Layout(site.root)
-    layout.make()
-    node = SimpleNamespace(
-        layout=layout,
-        intake=SimpleNamespace(homes=site.homes),
-        known_schema=lambda: site.schema,
-        asking=None,
-        alarms=Alarms(),
-        server=None,
-        set_back=SimpleNamespace(listed=frozenset),
-    )
-    node.asking = Near(node, link)
-    return node
-
-
-def offer_of(site: Site, *digests: str) -> Offer:
-    return Offer(
-        federation=site.members.federation.digest, peer=CEDAR, asker="ash", nonce="0" * 16, recovering=False,
-        round=ROUND, phase="collect", twice=False, manifests=[], files=sorted(digests),
-    )  # fmt: skip
 
 
 class Scanning(Disk):
@@ -176,219 +113,6 @@ def test_a_statement_is_placed_alone_and_what_nobody_has_is_not(site: Site) -> N
     assert asyncio.run(place(node, statement, site.sign(statement), {}))
     (arrival,) = site.scan()
     assert isinstance(arrival, Arrival) and arrival.manifest == statement
-
-
-# ---------------------------------------------------------------- lines that break
-
-DATA = bytes(range(256)) * 20  # 5120 bytes: 6 blocks
-SHA = Digest(hashlib.sha256(DATA).hexdigest())
-
-
-def fetch(root: Path, link: Link, giver: str = "cedar", sha256: Digest = SHA) -> Path:
-    asyncio.run(fetch_file(link, sha256, len(DATA), root / "fetched" / giver, root / "here" / "file"))  # type: ignore[arg-type]
-    return root / "here" / "file"
-
-
-def parts(root: Path) -> dict[str, int]:
-    return {f"{p.parent.name}/{p.name[:4]}": p.stat().st_size for p in root.glob("fetched/*/*")}
-
-
-def test_a_fetch_goes_on_where_the_line_broke(tmp_path: Path) -> None:
-    with pytest.raises(TransportError):
-        fetch(tmp_path, Link(DATA, breaks=4))
-    assert parts(tmp_path) == {f"cedar/{SHA[:4]}": 4 * BLOCK} and not list((tmp_path / "here").iterdir())
-    again = Link(DATA)
-    assert fetch(tmp_path, again).read_bytes() == DATA
-    assert again.asked == [4 * BLOCK, 5 * BLOCK] and parts(tmp_path) == {}
-
-
-def test_threat_13_what_one_peer_began_with_rubbish_no_other_peer_has_to_complete(tmp_path: Path) -> None:
-    with pytest.raises(TransportError):
-        fetch(tmp_path, Link(bytes(len(DATA)), breaks=2), giver="birch")
-    assert fetch(tmp_path, Link(DATA), giver="cedar").read_bytes() == DATA
-    with pytest.raises(PeerDataError):
-        fetch(tmp_path, Link(bytes(len(DATA))), giver="birch")
-    assert parts(tmp_path) == {}, "rubbish is not gone on with"
-    assert fetch(tmp_path, Link(DATA), giver="birch").read_bytes() == DATA
-
-
-def test_threat_03_a_giver_that_always_breaks_off_fills_the_disk_with_one_file_at_most(tmp_path: Path) -> None:
-    for number in range(5):
-        with pytest.raises(TransportError):
-            fetch(tmp_path, Link(DATA, breaks=5), sha256=Digest(f"{number:064x}"))
-        assert len(parts(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(("operation", "code"), [("write", errno.ENOSPC), ("fsync", errno.EIO), ("rename", errno.EIO)])
-def test_threat_23_what_the_disk_may_not_have_is_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, code: int
-) -> None:
-    """A full disk gets its room back; after a failed fsync the bytes that can be read may never have reached it."""
-    disk = FaultyDisk(operation, 1, code)
-    monkeypatch.setattr(durable, "disk", disk)
-    with pytest.raises((OSError, durable.DiskFailed)):
-        fetch(tmp_path, Link(DATA))
-    assert disk.fired and parts(tmp_path) == {} and not list((tmp_path / "here").iterdir())
-
-
-# ---------------------------------------------------------------- slow givers, and wrong ones
-
-
-class Giver:
-    """A peer that gives what is in `files`; after `stalls` blocks of a connection it hangs."""
-
-    def __init__(self, stalls: int | None = None) -> None:
-        self.files: dict[str, bytes] = {}
-        self.documents: dict[str, bytes] = {}  # in one read
-        self.stalls, self.turns, self.given = stalls, 0, 0
-
-    @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[Giver]:
-        self.turns, self.given = self.turns + 1, 0
-        yield self
-
-    async def read(self, path: str, offset: int, count: int) -> bytes:
-        if self.given == self.stalls:
-            await asyncio.Event().wait()
-        self.given += 1
-        name = path.rpartition("/")[2]
-        return self.documents.get(name) or self.files[name][offset : offset + min(count, BLOCK)]
-
-
-class Several(Asking):
-    def __init__(self, node: Any, givers: Mapping[Peer, Giver]) -> None:
-        super().__init__(node)
-        self.givers = givers
-        self.hurry: dict[Peer, float] = {}  # part of a turn that it really gets
-        self.offers: dict[Peer, Offer] = {}
-
-    def connected(self, peer: Peer, patience: Any = None) -> Any:
-        return self.givers[peer].connected()
-
-    async def offer_of(self, peer: Peer, patience: Any = None) -> Offer:
-        return self.offers[peer]
-
-    def _turn_s(self, giver: Peer, size: int) -> float:
-        return super()._turn_s(giver, size) * self.hurry.get(giver, 1.0)
-
-
-def asking_of(site: Site, birch: Giver, cedar: Giver) -> tuple[Several, list[bytes]]:
-    """Both list two files, which both have. A turn is long for who does not stall."""
-    node = node_of(site, Link(b""))
-    node.alarms = Alarms()
-    files = [site.good_data(), site.good_data(2.0)]
-    for giver in (birch, cedar):
-        giver.files |= {hashlib.sha256(data).hexdigest(): data for data in files}
-    return Several(node, {BIRCH: birch, CEDAR: cedar}), files
-
-
-async def got(asks: Several, site: Site, data: bytes, *givers: Peer, **how: Any) -> bytes:
-    """The file that is fetched; a giver that hangs for ever is given up after a while by the test, too."""
-    sha256 = Digest(hashlib.sha256(data).hexdigest())
-    target = site.root / "here" / sha256[:8]
-    async with asyncio.timeout(60):
-        assert await asks.get(sha256, target, {p: offer_by(site, p, sha256) for p in givers or (BIRCH, CEDAR)}, **how)
-    return target.read_bytes()
-
-
-def offer_by(site: Site, peer: Peer, *digests: str) -> Offer:
-    return offer_of(site, *digests).model_copy(update={"peer": peer})
-
-
-def test_threat_05_from_a_giver_that_drips_it_goes_on_to_the_next_who_is_asked_first_from_then_on(site: Site) -> None:
-    async def story() -> None:
-        birch, cedar = Giver(stalls=1), Giver()
-        asks, files = asking_of(site, birch, cedar)
-        asks.hurry = {BIRCH: 0.001}
-        assert await got(asks, site, files[0]) == files[0]
-        assert (birch.turns, cedar.turns) == (1, 1)
-        assert await got(asks, site, files[1]) == files[1]
-        assert (birch.turns, cedar.turns) == (1, 2), "birch is not waited for again"
-
-    asyncio.run(story())
-
-
-def test_threat_18_whose_bytes_are_wrong_is_named_and_asked_last_from_then_on(site: Site) -> None:
-    async def story() -> None:
-        birch, cedar = Giver(), Giver()
-        asks, files = asking_of(site, birch, cedar)
-        birch.files = {name: data[:-1] + bytes([data[-1] ^ 1]) for name, data in birch.files.items()}
-        assert await got(asks, site, files[0]) == files[0]
-        assert [a["code"] for a in asks._node.alarms.listing()] == ["wrong bytes birch"]
-        assert await got(asks, site, files[1]) == files[1]
-        assert (birch.turns, cedar.turns) == (1, 2)
-
-    asyncio.run(story())
-
-
-def test_threat_23_what_the_own_disk_spoilt_of_a_fetch_is_fetched_again_and_its_giver_not_blamed(site: Site) -> None:
-    async def story() -> None:
-        asks, files = asking_of(site, Giver(), Giver())
-        sha256 = hashlib.sha256(files[0]).hexdigest()
-        part = asks._node.layout.fetched / CEDAR / sha256
-        part.parent.mkdir(parents=True)
-        for content in (b"x" * BLOCK, b"x" * len(files[0])):
-            part.write_bytes(content)
-            assert await got(asks, site, files[0], CEDAR) == files[0]
-            assert not asks._node.alarms.listing() and not part.exists()
-            (site.root / "here" / sha256[:8]).unlink()
-
-    asyncio.run(story())
-
-
-def test_threat_18_who_gives_what_it_lists_or_after_another_round_is_asked_like_the_others(site: Site) -> None:
-    async def story() -> None:
-        asks, files = asking_of(site, birch := Giver(), Giver())
-        right = dict(birch.files)
-        birch.files = {name: b"rubbish" for name in right}
-        assert await got(asks, site, files[0]) == files[0]
-        assert asks._node.alarms.listing()
-        birch.files = right
-        assert await got(asks, site, files[1], BIRCH) == files[1]
-        assert not asks._node.alarms.listing() and asks._last(BIRCH) == (False, 0, BIRCH)
-        asks._slow[BIRCH] = 1000
-        assert asks._turn_s(BIRCH, 0) == 2**links.DOUBLED_MAX * links.FAIR_S, "and not for days"
-        asks._node.others = (BIRCH, CEDAR)
-        asks.forget()
-        assert asks._last(BIRCH) == (False, 0, BIRCH)
-
-    asyncio.run(story())
-
-
-def test_threat_25_a_slow_line_that_is_the_only_one_is_not_cut(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story() -> None:
-        asks, files = asking_of(site, Giver(), Giver())
-        monkeypatch.setattr(links, "FAIR_S", -1e9)  # any turn is over before it begins
-        assert await got(asks, site, files[0], CEDAR) == files[0]
-
-    asyncio.run(story())
-
-
-def test_threat_25_two_slow_lines_have_turns_until_one_has_given_all_of_it(site: Site) -> None:
-    """Neither gives the whole file in one turn: it is there because what a turn brought is kept."""
-
-    async def story() -> None:
-        birch, cedar = Giver(), Giver()
-        asks, files = asking_of(site, birch, cedar)
-        asks.hurry = {BIRCH: 0.001, CEDAR: 0.001}
-        birch.stalls = cedar.stalls = len(files[0]) // BLOCK // 2
-        assert await got(asks, site, files[0]) == files[0]
-        assert birch.turns > 1 and len(files[0]) > BLOCK * (birch.stalls or 0) > 0
-
-    asyncio.run(story())
-
-
-def test_threat_25_a_turn_ends_also_where_another_may_have_the_file_later(site: Site) -> None:
-    async def story() -> None:
-        asks, files = asking_of(site, Giver(), Giver(stalls=1))
-        asks.hurry = {CEDAR: 0.001}
-        assert len(files[0]) > BLOCK
-        with pytest.raises(TransportError, match="took longer"):
-            await got(asks, site, files[0], CEDAR, patient=False)
-        asks.givers[CEDAR].stalls = None
-        assert await got(asks, site, files[0], CEDAR) == files[0]
-
-    asyncio.run(story())
 
 
 def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(site: Site) -> None:
@@ -505,66 +229,6 @@ def test_what_cannot_be_removed_is_named_and_removed_later(site: Site, monkeypat
     asyncio.run(cleared(node, monkeypatch, lambda: not stuck.exists() and not node.alarms.listing()))
     assert told == [f"{stuck} cannot be removed: Operation not permitted"] * 3
     assert not any(node.layout.fetched.iterdir())
-
-
-# ---------------------------------------------------------------- whom to ask, and when
-
-ASKED_AT = 1000.0
-
-
-def turns_of(*, reached: bool, times: int = 9) -> Turns:
-    """birch has been asked so often that it is left alone for 600 s; last at ASKED_AT."""
-    turns = Turns((4.0, 600.0), 5.0)
-    turns.ask(BIRCH, 0.0)
-    for _ in range(times):
-        turns.begin(BIRCH)
-        turns.asked(BIRCH, ASKED_AT, reached=reached)
-    return turns
-
-
-def next_turn(turns: Turns) -> float:
-    low, high = 0.0, 10_000.0
-    while high - low > 0.5:
-        middle = (low + high) / 2
-        low, high = (low, middle) if turns.due(middle) else (middle, high)
-    return round(high)
-
-
-def test_pauses_double_up_to_the_longest() -> None:
-    seen = [next_turn(turns_of(reached=True, times=n)) - ASKED_AT for n in range(1, 10)]
-    assert seen == [4, 8, 16, 32, 64, 128, 256, 512, 600]
-
-
-def test_a_peer_that_was_down_is_asked_soon_after_it_connects_however_long_it_was_away() -> None:
-    turns = turns_of(reached=False)
-    assert next_turn(turns) == ASKED_AT + 600
-    turns.connected(BIRCH, ASKED_AT + 100)
-    assert next_turn(turns) == ASKED_AT + 105
-
-
-def test_a_peer_that_connects_while_it_is_asked_in_vain_is_asked_soon() -> None:
-    turns = turns_of(reached=False)
-    turns.begin(BIRCH)
-    turns.connected(BIRCH, 2000.0)
-    turns.asked(BIRCH, 2030.0, reached=False)
-    assert next_turn(turns) == 2035
-
-
-def test_a_peer_that_answers_and_connects_again_and_again_is_not_asked_more_often() -> None:
-    turns = turns_of(reached=True)
-    for second in range(500):
-        turns.connected(BIRCH, ASKED_AT + second)
-    assert next_turn(turns) == ASKED_AT + 600
-
-
-def test_who_is_not_to_be_asked_is_forgotten() -> None:
-    turns = turns_of(reached=False)
-    turns.keep(())
-    turns.connected(BIRCH, 2000.0)
-    assert BIRCH not in turns and turns.due(10_000.0) == []
-    turns.ask(BIRCH, 3000.0)
-    turns.asked(BIRCH, 3000.0, reached=True)
-    assert next_turn(turns) == 3004, "pauses begin anew"
 
 
 # ---------------------------------------------------------------- what is lost

@@ -1,0 +1,136 @@
+"""Peers that give files, over a line of the test's: some break off, drip, or give other bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from inbox_site import BIRCH, CEDAR, ROUND, Site
+
+from hsl_node.errors import TransportError
+from hsl_node.federation.names import Digest, Peer
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.peers.links import Asking
+from hsl_node.sync.offer import Offer
+from hsl_node.sync.store.layout import Layout
+
+BLOCK = 1000
+
+
+class Link:
+    """Gives a file block by block. `between` is called before each; after `breaks` blocks the line is dead."""
+
+    def __init__(self, data: bytes, between: Callable[[], object] = lambda: None, breaks: int | None = None) -> None:
+        self.data, self.between, self.breaks = data, between, breaks
+        self.asked: list[int] = []
+
+    async def read(self, path: str, offset: int, count: int) -> bytes:
+        await asyncio.to_thread(self.between)
+        if self.breaks is not None and len(self.asked) == self.breaks:
+            raise TransportError("the line is dead")
+        self.asked.append(offset)
+        return self.data[offset : offset + min(count, BLOCK)]
+
+
+class Near(Asking):
+    """Asks over a link of the test's."""
+
+    def __init__(self, node: Any, link: Link) -> None:
+        super().__init__(node)
+        self.link = link
+
+    def connected(self, peer: Peer, patience: Any = None) -> Any:
+        return contextlib.nullcontext(self.link)
+
+
+def node_of(site: Site, link: Link) -> Any:
+    """What `place` needs of a node: ash, with birch's inbox."""
+    layout = Layout(site.root)
+    layout.make()
+    node = SimpleNamespace(
+        layout=layout,
+        intake=SimpleNamespace(homes=site.homes),
+        known_schema=lambda: site.schema,
+        asking=None,
+        alarms=Alarms(),
+        server=None,
+        set_back=SimpleNamespace(listed=frozenset),
+    )
+    node.asking = Near(node, link)
+    return node
+
+
+def offer_of(site: Site, *digests: str) -> Offer:
+    return Offer(
+        federation=site.members.federation.digest, peer=CEDAR, asker="ash", nonce="0" * 16, recovering=False,
+        round=ROUND, phase="collect", twice=False, manifests=[], files=sorted(digests),
+    )  # fmt: skip
+
+
+DATA = bytes(range(256)) * 20  # 5120 bytes: 6 blocks
+SHA = Digest(hashlib.sha256(DATA).hexdigest())
+
+
+class Giver:
+    """A peer that gives what is in `files`; after `stalls` blocks of a connection it hangs."""
+
+    def __init__(self, stalls: int | None = None) -> None:
+        self.files: dict[str, bytes] = {}
+        self.documents: dict[str, bytes] = {}  # in one read
+        self.stalls, self.turns, self.given = stalls, 0, 0
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Giver]:
+        self.turns, self.given = self.turns + 1, 0
+        yield self
+
+    async def read(self, path: str, offset: int, count: int) -> bytes:
+        if self.given == self.stalls:
+            await asyncio.Event().wait()
+        self.given += 1
+        name = path.rpartition("/")[2]
+        return self.documents.get(name) or self.files[name][offset : offset + min(count, BLOCK)]
+
+
+class Several(Asking):
+    def __init__(self, node: Any, givers: Mapping[Peer, Giver]) -> None:
+        super().__init__(node)
+        self.givers = givers
+        self.hurry: dict[Peer, float] = {}  # part of a turn that it really gets
+        self.offers: dict[Peer, Offer] = {}
+
+    def connected(self, peer: Peer, patience: Any = None) -> Any:
+        return self.givers[peer].connected()
+
+    async def offer_of(self, peer: Peer, patience: Any = None) -> Offer:
+        return self.offers[peer]
+
+    def _turn_s(self, giver: Peer, size: int) -> float:
+        return super()._turn_s(giver, size) * self.hurry.get(giver, 1.0)
+
+
+def asking_of(site: Site, birch: Giver, cedar: Giver) -> tuple[Several, list[bytes]]:
+    """Both list two files, which both have. A turn is long for who does not stall."""
+    node = node_of(site, Link(b""))
+    node.alarms = Alarms()
+    files = [site.good_data(), site.good_data(2.0)]
+    for giver in (birch, cedar):
+        giver.files |= {hashlib.sha256(data).hexdigest(): data for data in files}
+    return Several(node, {BIRCH: birch, CEDAR: cedar}), files
+
+
+async def got(asks: Several, site: Site, data: bytes, *givers: Peer, **how: Any) -> bytes:
+    """The file that is fetched; a giver that hangs for ever is given up after a while by the test, too."""
+    sha256 = Digest(hashlib.sha256(data).hexdigest())
+    target = site.root / "here" / sha256[:8]
+    async with asyncio.timeout(60):
+        assert await asks.get(sha256, target, {p: offer_by(site, p, sha256) for p in givers or (BIRCH, CEDAR)}, **how)
+    return target.read_bytes()
+
+
+def offer_by(site: Site, peer: Peer, *digests: str) -> Offer:
+    return offer_of(site, *digests).model_copy(update={"peer": peer})
