@@ -6,18 +6,19 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 from hsl_node.errors import Altered, LocalStateError, escaped
 from hsl_node.federation.names import FileName, Kind, Peer, Round
 from hsl_node.host import units
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.here import Here, Keys
+from hsl_node.node.machine import Happened
+from hsl_node.node.peers.links import Links
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.round import Delivered, Push
 from hsl_node.sync.send.push import Parcel, Transfer, push
 from hsl_node.weights.checkpoint_file import is_there
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +29,19 @@ REFUSED_RETRY_MAX_S = 3600.0  # a checkpoint is sent anew each time: not 95 MB a
 class Delivery:
     """The sending side of one node; `transfers` is its live view."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self.transfers = {p: Transfer(peer=p) for p in node.others}
-        self._wake = {p: asyncio.Event() for p in node.others}
-        self._one_at_a_time = {p: asyncio.Lock() for p in node.others}
+    def __init__(self, here: Here, keys: Keys, alarms: Alarms, links: Links) -> None:
+        self._here = here
+        self._keys = keys
+        self._alarms = alarms
+        self._links = links
+        self.transfers = {p: Transfer(peer=p, toll=links.tolls[p]) for p in here.others}
+        self._wake = {p: asyncio.Event() for p in here.others}
+        self._one_at_a_time = {p: asyncio.Lock() for p in here.others}
+        keys.changed.append(self._keys_changed)
+
+    def _keys_changed(self, peers: Collection[Peer], ours: bool) -> None:
+        for peer in set(peers) - {self._here.me}:
+            self.wake(peer)
 
     def wake(self, peer: Peer) -> None:
         """The peer is there: whatever waits for it goes now."""
@@ -42,9 +51,9 @@ class Delivery:
         """Set when the peer connects to us."""
         return self._wake[peer]
 
-    async def push(self, action: Push) -> None:
+    async def push(self, action: Push) -> Happened:
         """Deliver one round's checkpoint (or statement) to one peer, however long that takes."""
-        node, peer = self._node, action.peer
+        peer, journal = action.peer, self._here.journal
         async with self._one_at_a_time[peer]:
             parcel = self._parcel(action.round)
             transfer = self.transfers[peer]
@@ -52,37 +61,39 @@ class Delivery:
             try:
                 receipt = await self._until_accepted(parcel, peer)
             finally:  # also when this round need not be delivered any more
-                node.alarms.settle(f"refused by {peer}")
-                node.alarms.settle(f"loses {peer}")
-            journal, seconds = node.journal, time.monotonic() - began
+                self._alarms.settle(f"refused by {peer}")
+                self._alarms.settle(f"loses {peer}")
+            seconds = time.monotonic() - began
             log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})
-            node.apply(
+            return Happened(
                 Delivered(peer, action.round),
-                lambda: journal.record_receipt(
-                    action.round, peer, receipt.accepted, receipt.code, receipt.text, transfer.receipt
-                ),
-                lambda: journal.record_transfer(
-                    action.round, peer, "sent", parcel.bytes, transfer.resent_bytes, transfer.retries, seconds
+                (
+                    lambda: journal.record_receipt(
+                        action.round, peer, receipt.accepted, receipt.code, receipt.text, transfer.receipt
+                    ),
+                    lambda: journal.record_transfer(
+                        action.round, peer, "sent", parcel.bytes, transfer.resent_bytes, transfer.retries, seconds
+                    ),
                 ),
             )
 
     async def _until_accepted(self, parcel: Parcel, peer: Peer) -> Receipt:
-        node, round = self._node, parcel.name.round
+        here, ring, round = self._here, self._keys.ring, parcel.name.round
         refusals = 0
         while True:
             receipt = await push(
-                node.federation.get(peer),
+                here.federation.get(peer),
                 parcel,
-                me=node.me,
-                identity=node.identity,
-                federation=node.federation,
-                client=node.config.client,
+                me=here.me,
+                identity=self._keys.identity,
+                federation=here.federation,
+                client=here.config.client,
                 transfer=self.transfers[peer],
                 wake=self._wake[peer],
                 rng=random.Random(),
-                keys=node.keyring.keys(peer),  # their change ends this task and begins it anew: Node.trust
-                host_keys=node.keyring.host_keys(node.federation.get(peer)),
-                refused=node.refused[peer],
+                keys=ring.keys(peer),  # their change ends this task and begins it anew
+                host_keys=ring.host_keys(here.federation.get(peer)),
+                refused=self._links.refused[peer],
                 on_lost=self._lost,
             )
             if receipt.accepted:
@@ -91,7 +102,7 @@ class Delivery:
             growth = 2 ** min(refusals, 10) if parcel.bytes else 1
             wait_s = min(REFUSED_RETRY_S * growth, REFUSED_RETRY_MAX_S)
             fix = f"settle it with that hospital; this node tries again every {wait_s / 60:.0f} min"
-            node.alarms.sound(f"refused by {peer}", text, fix)
+            self._alarms.sound(f"refused by {peer}", text, fix)
             await asyncio.sleep(wait_s)
             refusals += 1
 
@@ -99,20 +110,20 @@ class Delivery:
         peer, lost = transfer.peer, units.size(transfer.lost_bytes)
         text = f"the inbox of {peer} has taken and lost {lost} of this node's round {transfer.round}"
         fix = f"{peer} must look at its inbox's disk and at what removes files there; this node sends ever more rarely"
-        self._node.alarms.sound(f"loses {peer}", text, fix)
+        self._alarms.sound(f"loses {peer}", text, fix)
 
     def _parcel(self, round: Round) -> Parcel:
-        node = self._node
-        signed, manifest = node.journal.signed(round), node.journal.manifest(round, node.me)
+        here = self._here
+        signed, manifest = here.journal.signed(round), here.journal.manifest(round, here.me)
         if signed is None or manifest is None:
             raise LocalStateError(f"round {round} is owed but was never signed", remedy="restore the journal")
         sha256, document = signed
         size = int(manifest["content"]["bytes"])
-        if size and not is_there(node.layout.outbox(round), size):
-            raise Altered(f"this node's checkpoint of round {round}, {node.layout.outbox(round)}, is gone or cut short")
+        if size and not is_there(here.layout.outbox(round), size):
+            raise Altered(f"this node's checkpoint of round {round}, {here.layout.outbox(round)}, is gone or cut short")
         return Parcel(
-            name=FileName(node.federation.fed8, round, node.me, sha256, Kind.DATA),
-            data=node.layout.outbox(round) if size else None,
+            name=FileName(here.federation.fed8, round, here.me, sha256, Kind.DATA),
+            data=here.layout.outbox(round) if size else None,
             bytes=size,
             manifest=document,
         )

@@ -20,13 +20,15 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hsl_node.errors import HslError, PeerDataError, TransportError, escaped
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host import durable
 from hsl_node.host.log_limit import one_line
-from hsl_node.node.peers.links import BEFORE_SIGNING, is_away
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.here import Here, Keys
+from hsl_node.node.machine import Happened, Machine
+from hsl_node.node.peers.links import BEFORE_SIGNING, Links, is_away
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.sync import evidence
 from hsl_node.sync.ask import fetch_manifest
@@ -34,9 +36,6 @@ from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.round import Phase, Proven
 from hsl_node.sync.wire.transport import OperationFailed
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +58,13 @@ class Dispute:
     digest: Digest
 
 
-class Proofs:
-    """One for each daemon."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
+class Equivocations:
+    def __init__(self, here: Here, keys: Keys, alarms: Alarms, links: Links, machine: Machine) -> None:
+        self._here = here
+        self._keys = keys
+        self._alarms = alarms
+        self._links = links
+        self._machine = machine
         self._wake = asyncio.Event()
         self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
         self._disputes: frozenset[Dispute] = frozenset()
@@ -81,7 +82,7 @@ class Proofs:
 
     async def watch(self) -> None:
         """For ever."""
-        for proof in evidence.kept(self._node.layout.state / "evidence"):
+        for proof in evidence.kept(self._here.layout.state / "evidence"):
             self._remember(proof)
         while True:
             self._wake.clear()
@@ -97,11 +98,11 @@ class Proofs:
 
     def _remember(self, proof: evidence.Proof) -> None:
         """From before a restart, which may have come before the journal had the word of it."""
-        node, peer, round = self._node, proof.peer, proof.round
+        ring, peer, round = self._keys.ring, proof.peer, proof.round
         # What was kept while its key counted is proof for good. A recovery reads more: see `_compare`.
-        keys = node.keyring.keys(peer) if proof.own else node.keyring.chain(peer)
+        keys = ring.keys(peer) if proof.own else ring.chain(peer)
         try:
-            evidence.require_proof(proof, keys, node.federation)
+            evidence.require_proof(proof, keys, self._here.federation)
         except PeerDataError as exc:
             log.warning("proves nothing", extra={"peer": peer, "round": round, "reason": escaped(exc.message)})
             return
@@ -111,33 +112,33 @@ class Proofs:
 
     def _look(self, now: float) -> None:
         """Whom to ask, and when."""
-        node, state = self._node, self._node.known_state()
+        here, state = self._here, self._machine.state
         disputes = frozenset(self._disputed())
         at_once = {d.holder for d in disputes - self._disputes}
         self._disputes = disputes
         concerned = {d.holder for d in disputes}
         if state.phase is Phase.HALTED:
-            concerned |= set(node.others)
+            concerned |= set(here.others)
         elif state.me in state.have:
             concerned |= set(state.missing)
-        concerned = {p for p in concerned if not node.keyring.is_revoked(p)} - {node.me}
+        concerned = {p for p in concerned if not self._keys.ring.is_revoked(p)} - {here.me}
         self._turns.keep(concerned)
         for peer in concerned:
             if peer in at_once or (peer not in self._turns and state.phase is Phase.HALTED):
                 self._turns.ask(peer, now)
             elif peer not in self._turns:
                 self._turns.ask(peer, now + PATIENCE_S)
-        for peer in node.others:
+        for peer in here.others:
             if not any(d.holder == peer for d in disputes):
-                node.alarms.settle(f"unproven {peer}")
+                self._alarms.settle(f"unproven {peer}")
 
     def _disputed(self) -> list[Dispute]:
         """From the journal alone, so a restart forgets none."""
-        journal, state, found = self._node.journal, self._node.known_state(), []
+        journal, state, found = self._here.journal, self._machine.state, []
         for round in range(max(2, state.round - 1), state.round + 2):
             known = {p: journal.manifest(round - 1, p) for p in state.peers}
             here = {p: content_digest(row["content"]) for p, row in known.items() if row}
-            for holder in self._node.others:
+            for holder in self._here.others:
                 row = journal.manifest(round, holder)
                 for peer, ours in here.items():
                     named = row["content"]["inputs"].get(peer) if row else None
@@ -159,7 +160,7 @@ class Proofs:
         if open_ and not self._excused(holder, offer):
             one = min(open_, key=lambda d: (d.round, d.peer))
             lost = " It says that it has lost its documents." if offer.recovering else ""
-            self._node.alarms.sound(
+            self._alarms.sound(
                 f"unproven {holder}",
                 f"{holder} says that it fused another manifest of {one.peer} for round {one.round} than the one here, "
                 f"and shows none that {one.peer} signed: nothing is proven against {one.peer}.{lost}",
@@ -172,7 +173,7 @@ class Proofs:
         if not offer.recovering:
             self._recovering.pop(holder, None)
             return False
-        journal, round = self._node.journal, self._node.known_state().round
+        journal, round = self._here.journal, self._machine.state.round
         signed = max((r for r in range(max(0, round - 1), round + 2) if journal.manifest(r, holder)), default=0)
         since, before = self._recovering.setdefault(holder, (time.monotonic(), signed))
         return signed <= before and time.monotonic() - since < RECOVERING_S
@@ -184,23 +185,23 @@ class Proofs:
             TransportError: it cannot be asked now; `OperationFailed`: not at all.
             PeerDataError: its answer is not its own.
         """
-        node = self._node
-        offer = await node.asking.offer_of(holder, BEFORE_SIGNING)
+        here, ring = self._here, self._keys.ring
+        offer = await self._links.offer_of(holder, BEFORE_SIGNING)
         wanted = [listed for listed in offer.manifests if self._differs(listed)]
         disputed = {(d.round, d.peer) for d in self._disputes}
         wanted.sort(key=lambda m: ((m.round, m.peer) not in disputed, -m.round))
         if not wanted:
             return offer
-        connected = node.asking.connected(holder, BEFORE_SIGNING)
+        connected = self._links.connected(holder, BEFORE_SIGNING)
         async with one_line("proves nothing", holder) as worthless, connected as link:
             for listed in wanted[:FETCHED_MAX]:
-                ours = node.journal.manifest(listed.round, Peer(listed.peer))
+                ours = here.journal.manifest(listed.round, Peer(listed.peer))
                 if ours is None or (listed.round, listed.peer) in self._proven:
                     continue
                 # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
-                keys = node.keyring.keys(listed.peer)
+                keys = ring.keys(listed.peer)
                 try:
-                    manifest, document = await fetch_manifest(link, listed, node.federation, keys)
+                    manifest, document = await fetch_manifest(link, listed, here.federation, keys)
                 except HslError as exc:
                     if isinstance(exc, TransportError) and not isinstance(exc, OperationFailed):
                         raise
@@ -213,9 +214,9 @@ class Proofs:
         return offer
 
     def _differs(self, listed: Listed) -> bool:
-        if listed.round == 0 or listed.peer not in self._node.federation.peers or listed.document in self._same:
+        if listed.round == 0 or listed.peer not in self._here.federation.peers or listed.document in self._same:
             return False  # the opening statement may be corrected
-        ours = self._node.journal.manifest(listed.round, Peer(listed.peer))
+        ours = self._here.journal.manifest(listed.round, Peer(listed.peer))
         return ours is not None and hashlib.sha256(ours["document"]).hexdigest() != listed.document
 
     def keep(self, first: bytes, manifest: Manifest, second: bytes) -> None:
@@ -223,7 +224,7 @@ class Proofs:
         round, peer = manifest.round, Peer(manifest.peer)
         if (round, peer) in self._proven:
             return
-        evidence.keep(self._node.store, self._node.keyring, round, peer, (first, second))
+        evidence.keep(self._here.store, self._keys.ring, round, peer, (first, second))
         log.error("equivocation", extra={"peer": peer, "round": round})
         self._proves(peer, round)
 
@@ -235,13 +236,13 @@ class Proofs:
         """
         self._proven.add((round, peer))
         self._name(peer, round)
-        self._node.apply(Proven(peer, round))
+        self._machine.tell(Happened(Proven(peer, round)))
 
     def _name(self, peer: Peer, round: Round) -> None:
-        node = self._node
-        text = f"{peer} signed two different manifests for round {round}; proof in {node.layout.state / 'evidence'}"
+        here = self._here
+        text = f"{peer} signed two different manifests for round {round}; proof in {here.layout.state / 'evidence'}"
         remedy = "call that hospital: its node was cloned, restored from an old backup, or taken over"
-        if peer == node.me and (left_out := evidence.left_out(node.journal, node.others, peer, round)):
+        if peer == here.me and (left_out := evidence.left_out(here.journal, here.others, peer, round)):
             says = "; ".join(f"{p} (its newest was round {newest})" for p, newest in sorted(left_out.items()))
             text += f". When this node recovered, these signed that they held nothing of it for that round: {says}"
             remedy = (
@@ -249,4 +250,4 @@ class Proofs:
                 "`hsl-node verify --export DIR` writes what each signed"
             )
             log.error("left out at the recovery", extra={"round": round, "peers": ", ".join(sorted(left_out))})
-        self._node.alarms.sound(f"equivocation {peer}", text, remedy)
+        self._alarms.sound(f"equivocation {peer}", text, remedy)

@@ -6,21 +6,23 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.federation.names import Digest, FileName, Peer, Round
 from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE, LogLimit
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.equivocation import Equivocations
+from hsl_node.node.here import Here, Keys
+from hsl_node.node.machine import Happened, Machine
+from hsl_node.node.signing import software
 from hsl_node.sync.inbox import receive
 from hsl_node.sync.inbox.receive import Arrival, Refusal, Repeat
-from hsl_node.sync.manifest import Manifest, content_digest
-from hsl_node.sync.round import Arrived, Phase
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
-from hsl_node.sync.manifest import claim_of
+from hsl_node.sync.manifest import Manifest, claim_of, content_digest
+from hsl_node.sync.round import Arrived, Phase, State
+from hsl_node.weights.checkpoint_file import Schema
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +36,38 @@ SWEEP_S = 3600.0  # how often forgotten parts are collected
 class Intake:
     """The inbox of one node, as a task per peer."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._foreign = node.config.inbox.directory  # None: the embedded server
-        self.homes = self._foreign or node.layout.homes
-        self.last_seen: dict[Peer, float] = {}
-        self._wake = {p: asyncio.Event() for p in node.others}
+    def __init__(
+        self,
+        here: Here,
+        keys: Keys,
+        alarms: Alarms,
+        machine: Machine,
+        schema: Schema,
+        equivocations: Equivocations,
+        take_digest: Callable[[Peer, str], Digest | None],
+        seen: Callable[[Peer], None],
+    ) -> None:
+        self._here = here
+        self._keys = keys
+        self._alarms = alarms
+        self._machine = machine
+        self._schema = schema
+        self._equivocations = equivocations
+        self._take_digest = take_digest
+        self._seen = seen
+        self.taken: list[Callable[[Peer], None]] = []  # whose checkpoint, or statement, was just taken
+        self._wake = {p: asyncio.Event() for p in here.others}
         self._lines = LogLimit(LOG_LINES_PER_MINUTE)  # in log and journal
-        self._accepted: dict[Peer, dict[str, tuple[bytes, Manifest, str]]] = {p: {} for p in node.others}
+        self._accepted: dict[Peer, dict[str, tuple[bytes, Manifest, str]]] = {p: {} for p in here.others}
+        keys.changed.append(self._keys_changed)
+        machine.changed.append(self._moved_on)
+
+    def _keys_changed(self, peers: Collection[Peer], ours: bool) -> None:
+        self.wake()
+
+    def _moved_on(self, before: State, after: State) -> None:
+        if (after.phase, after.round) != (before.phase, before.round):
+            self.wake()  # what waited one round ahead may be acceptable now
 
     def wake(self, *peers: Peer) -> None:
         """Look into these inboxes now; no peer named: all of them."""
@@ -50,20 +76,20 @@ class Intake:
 
     async def watch(self, peer: Peer) -> None:
         """Take in what this peer has put into our inbox, for ever."""
-        node, wake = self._node, self._wake[peer]
+        wake = self._wake[peer]
         swept = float("-inf")
         while True:
             wake.clear()
             self._lines.flush()
-            if node.keyring.is_revoked(peer):  # nothing of it is even looked at
+            if self._keys.ring.is_revoked(peer):  # nothing of it is even looked at
                 await wake.wait()
                 continue
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 await asyncio.to_thread(self._sweep, peer)
             again = False
-            for item in await asyncio.to_thread(self._scan, peer, node.work.software(), self._signed(peer)):
-                if node.keyring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
+            for item in await asyncio.to_thread(self._scan, peer, software(self._here.journal), self._signed(peer)):
+                if self._keys.ring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
                     break
                 match item:
                     case Arrival():
@@ -77,114 +103,110 @@ class Intake:
                 await asyncio.sleep(AGAIN_S)
             with contextlib.suppress(TimeoutError):
                 # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with what it waits for.
-                async with asyncio.timeout(RESCAN_S if self._foreign is None else RESCAN_DIRECTORY_S):
+                async with asyncio.timeout(RESCAN_S if self._here.embedded else RESCAN_DIRECTORY_S):
                     await wake.wait()
 
     def _signed(self, peer: Peer) -> dict[Round, Digest]:
         """Its manifests of the open rounds that are here; the opening statement may be corrected."""
-        journal, current = self._node.journal, self._node.known_state().round
+        journal, current = self._here.journal, self._machine.state.round
         known = {round: journal.manifest(round, peer) for round in (current, current + 1) if round > 0}
         return {round: content_digest(row["content"]) for round, row in known.items() if row}
 
     def _scan(self, peer: Peer, software: str, signed: Mapping[Round, Digest]) -> list[Arrival | Refusal | Repeat]:
-        node = self._node
+        here = self._here
         return receive.scan(
             peer,
-            homes=self.homes,
-            claimed=node.layout.claimed,
-            federation=node.federation,
-            current=node.known_state().round,
-            schema=node.known_schema(),
-            anchor=node.federation.anchor.fingerprint if node.federation.anchor else None,
-            me=node.me,
-            take_digest=node.server.take_digest if node.server else (lambda p, name: None),
+            homes=self._here.homes,
+            claimed=here.layout.claimed,
+            federation=here.federation,
+            current=self._machine.state.round,
+            schema=self._schema,
+            anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
+            me=here.me,
+            take_digest=self._take_digest,
             kept=self._kept,
             accepted=self._known,
             signed=signed,
             software=software,
-            foreign=self._foreign is not None,
-            keyring=node.keyring,
+            foreign=not here.embedded,
+            keyring=self._keys.ring,
         )
 
     def _sweep(self, peer: Peer) -> None:
         receive.collect_parts(
             peer,
-            homes=self.homes,
-            claimed=self._node.layout.claimed,
-            current=self._node.known_state().round,
+            homes=self._here.homes,
+            claimed=self._here.layout.claimed,
+            current=self._machine.state.round,
             now=time.time(),
         )
 
     def _kept(self, manifest: Manifest) -> Path | None:
         """Admitted just before a crash, not journalled yet."""
-        path = self._node.layout.inbox(manifest.round, Peer(manifest.peer))
+        path = self._here.layout.inbox(manifest.round, Peer(manifest.peer))
         return path if path.exists() else None
 
     def _known(self, name: FileName, document: bytes) -> Manifest | None:
         """What was accepted by these bytes and a receipt of our present key, if its checkpoint is still here."""
-        node = self._node
         accepted, manifest, key = self._accepted[name.peer].get(str(name), (b"", None, ""))
-        if manifest is None or accepted != document or key != node.identity.public:
+        if manifest is None or accepted != document or key != self._keys.identity.public:
             return None
-        passed = manifest.statement or manifest.round < node.known_state().round
+        passed = manifest.statement or manifest.round < self._machine.state.round
         return manifest if passed or self._kept(manifest) else None
 
     def _repeated(self, repeat: Repeat) -> None:
-        if not receive.answered(repeat.sender, repeat.manifest, homes=self.homes):
+        if not receive.answered(repeat.sender, repeat.manifest, homes=self._here.homes):
             self._answer(repeat, "accepted", "")
 
     async def _arrived(self, arrival: Arrival) -> bool:
         """Take it. Gives whether its sender had told us of this round before."""
-        node, peer, manifest = self._node, arrival.sender, arrival.manifest
-        self.last_seen[peer] = time.time()
+        here, peer, manifest = self._here, arrival.sender, arrival.manifest
+        self._seen(peer)
         if self._starts_elsewhere(arrival):
             return False
         if self._is_after_the_end(manifest):  # the closing statements are complete: whoever signs more goes on alone
             if arrival.data is not None:
                 arrival.data.unlink(missing_ok=True)
-            self._answer(arrival, "ended", f"the run has ended with round {node.known_state().round - 1}")
+            self._answer(arrival, "ended", f"the run has ended with round {self._machine.state.round - 1}")
             return True
-        known = node.journal.manifest(manifest.round, peer)
-        node.alarms.settle(f"setup {peer}")
+        known = here.journal.manifest(manifest.round, peer)
+        self._alarms.settle(f"setup {peer}")
         if known is None:  # what was taken before can be sent again as often as its sender likes
-            node.alarms.settle(f"refused {peer}")
+            self._alarms.settle(f"refused {peer}")
         if known is not None and content_digest(known["content"]) != manifest.digest and manifest.round > 0:
             if arrival.data is not None:
                 arrival.data.unlink(missing_ok=True)
             self._prove(known["document"], arrival)
             return True
         if arrival.data is not None:
-            await asyncio.to_thread(node.store.admit, arrival.data, manifest.round, peer)
+            await asyncio.to_thread(here.store.admit, arrival.data, manifest.round, peer)
         if self._lines.allows(f"{peer} (arrivals)"):
             told = {"peer": peer, "round": manifest.round, "bytes": manifest.bytes, "sha256": manifest.sha256}
             log.info("checkpoint verified", extra=told)
-        node.apply(
-            Arrived(claim_of(manifest)),
-            lambda: node.journal.record_manifest(
-                manifest.round, peer, manifest.sha256, arrival.document, manifest.content()
-            ),
+        record = partial(
+            here.journal.record_manifest, manifest.round, peer, manifest.sha256, arrival.document, manifest.content()
         )
+        self._machine.tell(Happened(Arrived(claim_of(manifest)), (record,)))
         self._answer(arrival, "accepted", "")
-        node.proofs.wake()
-        node.missing.look()
+        for tell in self.taken:
+            tell(peer)
         return known is not None
 
     def _starts_elsewhere(self, arrival: Arrival) -> bool:
         """Before round 1: a peer that would start from another model is refused, and both sides are told."""
-        node, peer, manifest = self._node, arrival.sender, arrival.manifest
-        state = node.known_state()
+        peer, manifest, state = arrival.sender, arrival.manifest, self._machine.state
         if manifest.round > 0 or state.round > 0 or manifest.base == state.base:
             return False
         text = (
             f"initial weights differ: {peer} {manifest.base[:12]} ({escaped(manifest.software)}), "
-            f"{node.me} {state.base[:12]} ({node.work.software()})"
+            f"{self._here.me} {state.base[:12]} ({software(self._here.journal)})"
         )
-        node.alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
+        self._alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
         self._answer(arrival, "initial", text)
         return True
 
     def _is_after_the_end(self, manifest: Manifest) -> bool:
-        state = self._node.known_state()
+        state = self._machine.state
         return state.phase is Phase.FINISHED and manifest.round > state.round
 
     def _refused(self, refusal: Refusal) -> bool:
@@ -192,11 +214,11 @@ class Intake:
 
         Gives whether its sender had told us of this round before.
         """
-        node, peer, manifest, error = self._node, refusal.sender, refusal.manifest, refusal.error
+        here, peer, manifest, error = self._here, refusal.sender, refusal.manifest, refusal.error
         if manifest is not None and refusal.code in ("round", "equivocation"):
-            if refusal.code == "round" and manifest.round >= node.known_state().round:
+            if refusal.code == "round" and manifest.round >= self._machine.state.round:
                 return False  # not yet ours: it stays, and the next scan after the window moved takes it
-            known = node.journal.manifest(manifest.round, peer)
+            known = here.journal.manifest(manifest.round, peer)
             if known is not None and content_digest(known["content"]) == manifest.digest:  # our receipt was lost
                 self._answer(refusal, "accepted", "")
                 return True
@@ -205,20 +227,20 @@ class Intake:
                 return True
             if known is not None:
                 fix = "restore its state directory from backup, or start a new federation: this one has begun"
-                node.alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
+                self._alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
                 return False
         if self._lines.allows(peer):
             told = {"peer": peer, "file": refusal.name, "code": refusal.code, "reason": escaped(error.message)}
             log.warning("refused", extra=told)
-            node.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
+            here.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
         if isinstance(error, FederationMismatch):
-            node.alarms.sound(f"setup {peer}", escaped(error.message), error.remedy)
+            self._alarms.sound(f"setup {peer}", escaped(error.message), error.remedy)
         else:
             fix = (
                 error.remedy or f"nothing here: the file was not taken; ask {peer} for its hsl-node logs if it goes on"
             )
             text = f"{peer} sent what fails a check ({refusal.code}): {escaped(error.message)}"
-            node.alarms.sound(f"refused {peer}", text, fix)
+            self._alarms.sound(f"refused {peer}", text, fix)
         if refusal.about is not None:
             both = isinstance(error, FederationMismatch)  # to be mended together: the sender is told how
             self._answer(refusal, refusal.code, f"{error.message}; {error.remedy}" if both else error.message)
@@ -230,9 +252,9 @@ class Intake:
         receive.answer(
             item.sender,
             about,
-            homes=self.homes,
-            me=self._node.me,
-            identity=self._node.identity,
+            homes=self._here.homes,
+            me=self._here.me,
+            identity=self._keys.identity,
             accepted=code == "accepted",
             code=code,
             text=text,
@@ -241,12 +263,12 @@ class Intake:
         if code != "accepted":
             accepted.pop(name, None)  # its receipt says something else now
         elif isinstance(item, Arrival):
-            accepted[name] = (item.document, item.manifest, self._node.identity.public)
+            accepted[name] = (item.document, item.manifest, self._keys.identity.public)
             for oldest in list(accepted)[:-ACCEPTED_MAX]:
                 del accepted[oldest]
 
     def _prove(self, first: bytes, second: Arrival | Refusal) -> None:
         """Two signed, different manifests of one round: keep both, act on it, then let go of the second."""
         assert second.manifest is not None and second.document is not None
-        self._node.proofs.keep(first, second.manifest, second.document)
+        self._equivocations.keep(first, second.manifest, second.document)
         self._answer(second, "equivocation", "two different manifests were signed for this round")

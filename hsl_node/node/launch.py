@@ -21,7 +21,8 @@ from hsl_node.host import permissions, scratch
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
 from hsl_node.node.checks import require_images, require_port
-from hsl_node.node.daemon import Node
+from hsl_node.node.daemon import Daemon
+from hsl_node.node.snapshot import snapshot
 from hsl_node.status import last_words
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.layout import Layout
@@ -121,7 +122,7 @@ async def _run(
     store: Store,
     trainer_command: list[str] | None,
 ) -> int:
-    return await Node(node_config, federation, me, store, trainer_command=trainer_command).run()
+    return await Daemon(node_config, federation, me, store, snapshot, trainer_command).run()
 
 
 def _require_images_to_train_on(node_config: NodeConfig, store: Store) -> None:

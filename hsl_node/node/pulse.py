@@ -3,58 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from hsl_node.host import systemd
 from hsl_node.host.units import size
-from hsl_node.sync.round import Phase
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.here import Here
+from hsl_node.node.trainer import Trainer
+from hsl_node.sync.round import Phase, State
 from hsl_node.sync.store.holdings import held
-from hsl_node.sync.store.room import reserve_of
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
 
 PULSE_S = 5.0  # watchdog, systemd's status line
 STARTING_S = 60.0  # what a start that is alive may take from each pulse on
 
 
 class Pulse:
-    """One for each daemon."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(
+        self,
+        here: Here,
+        alarms: Alarms,
+        trainer: Trainer,
+        state: Callable[[], State | None],
+        checkpoint_bytes: Callable[[], int],
+    ) -> None:
+        """`state`: None while this node starts, or recovers. `checkpoint_bytes`: 0 where that is not known yet."""
+        self._here = here
+        self._alarms = alarms
+        self._trainer = trainer
+        self._state = state
+        self._checkpoint_bytes = checkpoint_bytes
 
     async def beat(self) -> None:
         """Tell systemd that the loop lives, and what the node is doing."""
         while True:
             systemd.notify("WATCHDOG=1", f"STATUS={self._headline()}")
-            if self._node.state is None:  # a first start decodes all images, however long that takes
+            if self._state() is None:  # a first start decodes all images, however long that takes
                 systemd.notify(systemd.extend(STARTING_S))
             self._watch_room()
-            self._node.alarms.expire()
+            self._alarms.expire()
             await asyncio.sleep(min(PULSE_S, systemd.watchdog_interval_s() or PULSE_S))
 
     def _watch_room(self) -> None:
         """Below its reserve our inbox takes nothing any more; the peers only learn that it failed, so say it here."""
-        node = self._node
-        reserve = reserve_of(node.config.inbox.kind)
-        found = node.store.room(node.schema.file_bytes if node.schema else 0, len(node.federation.peers), reserve)
+        here = self._here
+        found = here.store.room(self._checkpoint_bytes(), len(here.federation.peers), here.reserve_bytes)
         if found.free >= found.arrival:
-            return node.alarms.settle("room")
+            return self._alarms.settle("room")
         text = f"{size(found.free)} free: no checkpoint of a peer is taken in below {size(found.arrival)}"
         fix = "free some space; the node goes on by itself"
-        if of := held(node.layout.homes):
+        if of := held(here.layout.homes):
             peer = max(sorted(of), key=lambda p: of[p])
             text += f"; most of what waits in the inbox is of {peer}, {size(of[peer])}"
             fix += f"; where that is more than two checkpoints, ask {peer} why"
-        node.alarms.sound("room", text, fix)
+        self._alarms.sound("room", text, fix)
 
     def _headline(self) -> str:
         """One line for `systemctl status`."""
-        state = self._node.state
+        state = self._state()
         if state is None:
             return "starting"
-        trainer = self._node.trainer.status()["state"]
+        trainer = self._trainer.status()["state"]
         trouble = f"degraded: the trainer is {trainer}; " if trainer in ("silent", "restarting") else ""
         training = 0 < state.round <= state.rounds and state.phase is not Phase.FINISHED
         waiting = f", waiting for {', '.join(state.missing)}" if state.me in state.have and state.missing else ""

@@ -5,76 +5,72 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from typing import TYPE_CHECKING
 
 from hsl_node.federation.names import Peer
 from hsl_node.federation.strings import fingerprint
+from hsl_node.node.daemon import Daemon
 from hsl_node.node.trainer import KILL_SILENT_S
 from hsl_node.status import snapshot as schema
 from hsl_node.status.recorded import HALTED_FIX, receipt_text, still_to_do, told_by
 from hsl_node.status.snapshot import Snapshot, StatusWarning
 from hsl_node.sync.round import Phase
-from hsl_node.sync.store.room import reserve_of
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
 
 
-def snapshot(node: Node) -> Snapshot:
-    state = node.state
-    trainer = schema.TrainerStatus(**node.trainer.status())
-    phases = {r["phase"]: r["started"] for r in node.journal.rows("phases", state.round)} if state else {}
-    since = phases.get(str(state.phase), node.started) if state else node.started
+def snapshot(daemon: Daemon) -> Snapshot:
+    state = daemon.state
+    trainer = schema.TrainerStatus(**daemon.training.trainer.status())
+    phases = {r["phase"]: r["started"] for r in daemon.here.journal.rows("phases", state.round)} if state else {}
+    since = phases.get(str(state.phase), daemon.started) if state else daemon.started
     waiting = list(state.missing) if state and state.me in state.have else []
-    waiting = waiting or sorted(node.recovery.waiting) or _held_by(node, trainer.state)
-    receipts = node.journal.last_receipts()
-    word = _word(node, trainer.state)
+    waiting = waiting or sorted(daemon.recovery.waiting if daemon.recovery else ()) or _held_by(daemon, trainer.state)
+    receipts = daemon.here.journal.last_receipts()
+    word = _word(daemon, trainer.state)
     return Snapshot(
-        node=node.me,
-        fingerprint=node.identity.fingerprint,
+        node=daemon.here.me,
+        fingerprint=daemon.keys.identity.fingerprint,
         pid=os.getpid(),
         state=word,
-        since=max(since, node.paused_at) if word == "paused" else since,
-        started=node.started,
+        since=max(since, daemon.paused_at) if word == "paused" else since,
+        started=daemon.started,
         federation=schema.Agreed(
-            name=node.federation.name,
-            hash=node.federation.fed8,
-            peers=len(node.federation.peers),
-            rounds=node.federation.plan.rounds,
-            method=node.federation.plan.method,
-            task=node.federation.plan.task,
+            name=daemon.here.federation.name,
+            hash=daemon.here.federation.fed8,
+            peers=len(daemon.here.federation.peers),
+            rounds=daemon.here.federation.plan.rounds,
+            method=daemon.here.federation.plan.method,
+            task=daemon.here.federation.plan.task,
         ),
         round=state.round if state else None,
-        rounds=node.federation.plan.rounds,
+        rounds=daemon.here.federation.plan.rounds,
         phase=str(state.phase) if state else None,
         reason=state.reason if state else "",
-        epoch=_epoch(node),
-        busy=schema.Busy(**node.work.busy) if node.work.busy else None,
-        fusing=node.work.fusing or None,
-        peers=tuple(_peer(node, p, receipts.get(p)) for p in node.others),
+        epoch=_epoch(daemon),
+        busy=schema.Busy(**daemon.training.busy) if daemon.training.busy else None,
+        fusing=(daemon.running and daemon.running.fusing.share) or None,
+        peers=tuple(_peer(daemon, p, receipts.get(p)) for p in daemon.here.others),
         waiting_for=tuple(waiting),
         waiting_since=since if waiting else None,
-        still_to_do=_still_to_do(node),
-        disk=_disk(node),
+        still_to_do=_still_to_do(daemon),
+        disk=_disk(daemon),
         trainer=trainer,
-        warnings=_warnings(node, trainer, since),
-        **told_by(node.journal, node.me),
+        warnings=_warnings(daemon, trainer, since),
+        **told_by(daemon.here.journal, daemon.here.me),
     )
 
 
-def _word(node: Node, trainer: str) -> str:
-    state = node.state
+def _word(daemon: Daemon, trainer: str) -> str:
+    state = daemon.state
     if state is None:
-        if "recovering" in node.alarms:  # until it is done, also when all have answered
+        if "recovering" in daemon.alarms:  # until it is done, also when all have answered
             return "recovering"
         return "degraded" if trainer in ("silent", "restarting") else "starting"
     if state.phase is Phase.HALTED:
         return "halted"
-    if trainer in ("silent", "restarting") or state.reason or "diverged" in node.alarms:
+    if trainer in ("silent", "restarting") or state.reason or "diverged" in daemon.alarms:
         return "degraded"
     match state.phase:
         case Phase.TRAIN:
-            return "paused" if node.paused else "waiting" if _held_by(node, trainer) else "training"
+            return "paused" if daemon.paused else "waiting" if _held_by(daemon, trainer) else "training"
         case Phase.FUSE:
             return "fusing"
         case Phase.FINISHED:
@@ -85,36 +81,38 @@ def _word(node: Node, trainer: str) -> str:
             return "sending" if any(r == state.round for r, _ in state.owed) else "waiting"
 
 
-def _still_to_do(node: Node) -> schema.StillToDo | None:
-    state = node.state
+def _still_to_do(daemon: Daemon) -> schema.StillToDo | None:
+    state = daemon.state
     if state is None:
         return None
-    return still_to_do(node.journal, state.phase, {p for _, p in state.owed if not node.keyring.is_revoked(p)})
+    return still_to_do(
+        daemon.here.journal, state.phase, {p for _, p in state.owed if not daemon.keys.ring.is_revoked(p)}
+    )
 
 
-def _held_by(node: Node, trainer: str) -> list[Peer]:
+def _held_by(daemon: Daemon, trainer: str) -> list[Peer]:
     """Whose word keeps this node from signing; while it trains that costs nothing yet."""
-    return [] if trainer == "working" else list(node.asking.held_by)
+    return [] if trainer == "working" or daemon.running is None else list(daemon.running.before_signing.waiting_for)
 
 
-def _epoch(node: Node) -> schema.Epoch | None:
-    progress = node.work.epoch
+def _epoch(daemon: Daemon) -> schema.Epoch | None:
+    progress = daemon.training.epoch
     if progress is None:
         return None
     epoch, batch, batches, images_per_s = (progress.get(k) for k in ("epoch", "batch", "batches", "images_per_s"))
-    return schema.Epoch(epoch, node.federation.plan.epochs_per_round, batch, batches, images_per_s)
+    return schema.Epoch(epoch, daemon.here.federation.plan.epochs_per_round, batch, batches, images_per_s)
 
 
-def _peer(node: Node, peer: Peer, receipt: sqlite3.Row | None) -> schema.PeerStatus:
-    card, revoked = node.federation.get(peer), node.keyring.is_revoked(peer)
-    transfer = node.delivery.transfers[peer]
+def _peer(daemon: Daemon, peer: Peer, receipt: sqlite3.Row | None) -> schema.PeerStatus:
+    card, revoked = daemon.here.federation.get(peer), daemon.keys.ring.is_revoked(peer)
+    transfer = daemon.delivery.transfers[peer]
     return schema.PeerStatus(
         name=peer,
         address=card.address,
-        fingerprint=fingerprint(node.keyring.newest(peer)),
+        fingerprint=fingerprint(daemon.keys.ring.newest(peer)),
         revoked=revoked,
-        connected=node.server is not None and peer in node.server.connected(),
-        last_seen=node.intake.last_seen.get(peer),
+        connected=daemon.server is not None and peer in daemon.server.connected(),
+        last_seen=daemon.last_seen.get(peer),
         sent=schema.Sent(
             state="revoked" if revoked else transfer.state,
             round=transfer.round,
@@ -126,37 +124,39 @@ def _peer(node: Node, peer: Peer, receipt: sqlite3.Row | None) -> schema.PeerSta
             last_error=transfer.last_error,
             next_try_s=max(0.0, transfer.next_try - time.monotonic()) if transfer.next_try else None,
         ),
-        received=_received(node, peer),
+        received=_received(daemon, peer),
         receipt=receipt_text(receipt),
     )
 
 
-def _received(node: Node, peer: Peer) -> schema.Received:
-    round = node.state.round if node.state else 0
-    incoming = next((i for i in node.server.incoming(round) if i.name.peer == peer), None) if node.server else None
-    total = node.schema.file_bytes if node.schema else 0
-    claim = node.state.have.get(peer) if node.state else None
+def _received(daemon: Daemon, peer: Peer) -> schema.Received:
+    round = daemon.state.round if daemon.state else 0
+    incoming = next((i for i in daemon.server.incoming(round) if i.name.peer == peer), None) if daemon.server else None
+    total = daemon.schema.file_bytes if daemon.schema else 0
+    claim = daemon.state.have.get(peer) if daemon.state else None
     if claim is not None:
-        row = node.journal.manifest(claim.round, peer)
+        row = daemon.here.journal.manifest(claim.round, peer)
         size = 0 if claim.statement else total
         return schema.Received(
             "verified", round, size, total, 0.0, claim.sha256, row["content"]["auc"] if row else None
         )
     if incoming is not None:
         return schema.Received("receiving", round, incoming.bytes, incoming.total, incoming.rate_bytes_per_s)
-    state = "refused" if f"refused {peer}" in node.alarms else "nothing"
-    return schema.Received("revoked" if node.keyring.is_revoked(peer) else state, round, 0, total, 0.0)
+    state = "refused" if f"refused {peer}" in daemon.alarms else "nothing"
+    return schema.Received("revoked" if daemon.keys.ring.is_revoked(peer) else state, round, 0, total, 0.0)
 
 
-def _disk(node: Node) -> schema.Disk | None:
-    if node.schema is None:
+def _disk(daemon: Daemon) -> schema.Disk | None:
+    if daemon.schema is None:
         return None
-    room = node.store.room(node.schema.file_bytes, len(node.federation.peers), reserve_of(node.config.inbox.kind))
+    room = daemon.here.store.room(
+        daemon.schema.file_bytes, len(daemon.here.federation.peers), daemon.here.reserve_bytes
+    )
     return schema.Disk(room.free, room.round)
 
 
-def _warnings(node: Node, trainer: schema.TrainerStatus, since: float) -> tuple[StatusWarning, ...]:
-    warnings = [StatusWarning(**alarm) for alarm in node.alarms.listing()]
+def _warnings(daemon: Daemon, trainer: schema.TrainerStatus, since: float) -> tuple[StatusWarning, ...]:
+    warnings = [StatusWarning(**alarm) for alarm in daemon.alarms.listing()]
     if trainer.state in ("silent", "restarting"):
         text = (
             f"the trainer gave no sign of life for {trainer.last_event_s:.0f} s"
@@ -166,11 +166,11 @@ def _warnings(node: Node, trainer: schema.TrainerStatus, since: float) -> tuple[
         minutes = f"{KILL_SILENT_S / 60:.0f}"
         fix = f"see log/trainer.log; the node restarts it after {minutes} min of silence and loses at most one epoch"
         warnings.append(StatusWarning("trainer", text, time.time() - trainer.last_event_s, fix))
-    if node.paused and node.state is not None and not node.is_over():
+    if daemon.paused and daemon.state is not None and not daemon.is_over():
         text = "training is paused here; the other hospitals will wait for this one"
-        if node.state.phase in (Phase.FINISHED, Phase.HALTED):
+        if daemon.state.phase in (Phase.FINISHED, Phase.HALTED):
             text = "this node is paused: its last fused model is not validated"
-        warnings.append(StatusWarning("paused", text, node.paused_at, "`hsl-node resume`"))
-    if node.state is not None and node.state.reason:
-        warnings.insert(0, StatusWarning("halted", node.state.reason, since, HALTED_FIX))
+        warnings.append(StatusWarning("paused", text, daemon.paused_at, "`hsl-node resume`"))
+    if daemon.state is not None and daemon.state.reason:
+        warnings.insert(0, StatusWarning("halted", daemon.state.reason, since, HALTED_FIX))
     return tuple(warnings)

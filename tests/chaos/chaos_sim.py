@@ -159,7 +159,7 @@ class World:
         if node is None or node.state is None:
             return f"{site.peer}: {'starting' if site.life else 'down'}"
         state = node.state
-        work = ", ".join(sorted(str(key) for key in node._running))
+        work = ", ".join(sorted(str(key) for key, _ in node.tasks.items()))
         return f"{site.peer}: {state.phase} of round {state.round}, missing {state.missing}, {state.reason} [{work}]"
 
     def _exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -183,11 +183,11 @@ class World:
             "hsl_node.node.peers.links.connect": lambda *args, **more: Connected(net, *args, **more),
             "hsl_node.sync.wire.transport.BLOCK_BYTES": BLOCK_BYTES,
             "hsl_node.sync.send.deliver.BLOCK_BYTES": BLOCK_BYTES,
-            "hsl_node.node.daemon.Trainer": StandIn,
+            "hsl_node.node.training.Trainer": StandIn,
             "hsl_node.node.poisoning.fuse_watched": fuse_watched,
             "hsl_node.node.daemon.serve": _no_control_socket,
             "hsl_node.node.delivery.random": (drawn := SimpleNamespace(Random=lambda: random.Random(rng.random()))),
-            "hsl_node.node.daemon.random": drawn,
+            "hsl_node.node.peers.links.random": drawn,
             "asyncssh.listen": net.listen,
         }
         limits = "hsl_node.host.log_limit.LogLimit.__init__.__defaults__"

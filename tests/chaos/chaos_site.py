@@ -1,6 +1,6 @@
 """One hospital of a simulated federation: its disk, and its daemon, which starts, dies and starts again.
 
-The daemon is the real `Node` with its real journal and files. Only the trainer is a stand-in, as in `cluster.py`.
+The daemon is the real `Daemon` with its real journal and files. Only the trainer is a stand-in, as in `cluster.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host.durable import Step
 from hsl_node.node import poisoning
-from hsl_node.node.daemon import Node
+from hsl_node.node.daemon import Daemon
 from hsl_node.node.launch import DISK_ERRORS
+from hsl_node.node.snapshot import snapshot
 from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.weights.checkpoint_file import holds, sha256_of, write_weights
@@ -55,7 +56,7 @@ class Life(Process):
         super().__init__()
         self.site = site
         self.number = number
-        self.node: Node | None = None
+        self.node: Daemon | None = None
         self.store: Store | None = None
         self.fuse: tuple[int, bool] | None = None  # passages of crash points left to live, and whether power fails
         self.training = False
@@ -125,7 +126,7 @@ class Site:
             try:
                 run = hashlib.sha256(str(life).encode()).hexdigest()[:16]
                 me = replace(self.identity, run=run)
-                life.node = Node(self.config, self.federation, me, store)
+                life.node = Daemon(self.config, self.federation, me, store, snapshot)
                 outcome = await life.node.run()
             finally:
                 store.close()
@@ -213,7 +214,7 @@ class Site:
         """What `durable.on_failure` does, in a process of its own."""
         life = self.life
         if life is not None and life.node is not None and not life.training:
-            self.net.loop.call_soon(life.node._disk_failed, error)
+            self.net.loop.call_soon(life.node._failed, error)
 
 
 def fuse_watched(rule: str, *args: Any, **more: Any) -> Any:

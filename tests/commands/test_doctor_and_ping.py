@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 import pytest
@@ -24,6 +24,7 @@ from hsl_node.federation import config, identity, node_toml, strings
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
 from hsl_node.node.alarms import Alarms
+from hsl_node.node.here import Here
 from hsl_node.node.pulse import Pulse
 from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.room import Quota
@@ -113,17 +114,10 @@ def test_the_disk_is_not_sound_while_the_daemon_says_that_it_takes_no_checkpoint
     store, node = Store(Layout(two[0])), config.load_federation(two[0])
     with closing(store):
         store.layout.fused(0).write_bytes(bytes(100_000))
-        daemon: Any = SimpleNamespace(
-            store=store,
-            layout=store.layout,
-            schema=SimpleNamespace(file_bytes=100_000),
-            federation=node,
-            config=node_toml.load_node(two[0]),
-            alarms=Alarms(),
-        )
-        Pulse(daemon)._watch_room()
+        here, alarms, nothing = Here(node_toml.load_node(two[0]), node, store), Alarms(), cast(Any, None)
+        Pulse(here, alarms, nothing, lambda: None, lambda: 100_000)._watch_room()
         (disk,) = [c for c in doctor.examine(two[0]) if c.name == "disk"]
-        refuses = "room" in daemon.alarms
+        refuses = "room" in alarms
         try:
             store.require_room(100_000, 2, Quota.reserve_bytes)
             starts = True
@@ -131,7 +125,7 @@ def test_the_disk_is_not_sound_while_the_daemon_says_that_it_takes_no_checkpoint
             starts = False
     assert (disk.outcome == "ok") == (starts and not refuses) == (free == 10**12), disk
     if refuses:
-        assert disk.text == daemon.alarms.listing()[0]["text"] and disk.fix
+        assert disk.text == alarms.listing()[0]["text"] and disk.fix
 
 
 def test_a_taken_port_has_the_same_exit_code_and_words_from_doctor_and_start(

@@ -7,27 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from federations import Members
 from memory_file import in_memory
+from parts import Parts
 
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
-from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer
-from hsl_node.node.alarms import Alarms
-from hsl_node.node.peers.links import Asking
+from hsl_node.node.before_signing import BeforeSigning
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.offer import Listed, Offer
-from hsl_node.sync.send.deliver import Transfer
-from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.wire.login import RefusedKey
-from hsl_node.sync.wire.transport import Patience
 
 ME, BIRCH = Peer("ash"), Peer("birch")
 
@@ -41,10 +33,10 @@ class Site:
         self.shown: bytes | None = self.document  # None: it lists it and cannot open it
         self.listing = True
         self.more: list[str] = []  # digests of documents that are listed as well, and are not there
-        self.journal = Journal.create(folder / "journal.sqlite3")
-        self.journal.record_signed(4, Digest("a" * 64), b"document")
         self.folder = folder
-        self.alarms = Alarms()
+        self.parts = Parts(members, folder / ME, ME)
+        self.journal, self.alarms = self.parts.store.journal, self.parts.alarms
+        self.journal.record_signed(4, Digest("a" * 64), b"document")
 
     def offer(self, asker: Peer, name: str, twice: bool) -> int:
         if len(name) == 64:
@@ -75,26 +67,18 @@ class Site:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.server.stop()
-        self.journal.close()
+        self.parts.close()
 
-    def asking(self) -> Counting:
-        federation = self.members.federation
-        node: Any = SimpleNamespace(
-            me=ME, others=(BIRCH,), federation=federation, identity=self.members.identities[ME], journal=self.journal,
-            alarms=self.alarms, config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(federation),
-            set_back=SimpleNamespace(heard=lambda offer: None),
-            refused={BIRCH: RefusedKey(BIRCH, random.Random())},
-            delivery=SimpleNamespace(transfers={BIRCH: Transfer(BIRCH)}),
-        )  # fmt: skip
-        return Counting(node)
+    def before_signing(self) -> Counting:
+        return Counting(*self.parts.all)
 
 
-class Counting(Asking):
+class Counting(BeforeSigning):
     asked = 0
 
-    async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
+    async def _answer_of(self, peer: Peer) -> Offer:
         self.asked += 1
-        return await super().offer_of(peer, patience)
+        return await super()._answer_of(peer)
 
 
 def manifest(members: Members, round: int) -> Manifest:

@@ -7,15 +7,17 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from inbox_site import BIRCH, CEDAR, ROUND, Site
 
 from hsl_node.errors import TransportError
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.node.alarms import Alarms
-from hsl_node.node.peers.links import Asking
+from hsl_node.node.heal.fetch_missing import FetchMissing
+from hsl_node.node.peers.fetch import Fetch
 from hsl_node.sync.offer import Offer
+from hsl_node.sync.round import State
 from hsl_node.sync.store.layout import Layout
 
 BLOCK = 1000
@@ -36,32 +38,45 @@ class Link:
         return self.data[offset : offset + min(count, BLOCK)]
 
 
-class Near(Asking):
-    """Asks over a link of the test's."""
-
-    def __init__(self, node: Any, link: Link) -> None:
-        super().__init__(node)
-        self.link = link
-
-    def connected(self, peer: Peer, patience: Any = None) -> Any:
-        return contextlib.nullcontext(self.link)
-
-
-def node_of(site: Site, link: Link) -> Any:
-    """What `place` needs of a node: ash, with birch's inbox."""
+def here_of(site: Site) -> Any:
+    """ash, with birch's inbox."""
     layout = Layout(site.root)
     layout.make()
-    node = SimpleNamespace(
-        layout=layout,
-        intake=SimpleNamespace(homes=site.homes),
-        known_schema=lambda: site.schema,
-        asking=None,
-        alarms=Alarms(),
-        server=None,
-        set_back=SimpleNamespace(listed=frozenset),
-    )
-    node.asking = Near(node, link)
-    return node
+    return SimpleNamespace(layout=layout, homes=site.homes, others=(BIRCH, CEDAR), federation=site.members.federation)
+
+
+def fetch_over(here: Any, site: Site, link: Link) -> Fetch:
+    """From whoever it is, over this link."""
+    links: Any = SimpleNamespace(connected=lambda peer: contextlib.nullcontext(link))
+    return Fetch(here, Alarms(), links, site.schema.file_bytes)
+
+
+def missing_of(state: Callable[[], State], **given: Any) -> tuple[FetchMissing, Alarms]:
+    """Of a node that waits for others: ash. What is not given is not there."""
+    alarms = Alarms()
+    parts: dict[str, Any] = {
+        "here": SimpleNamespace(others=(BIRCH, CEDAR)),
+        "keys": SimpleNamespace(ring=SimpleNamespace(is_revoked=lambda peer: False)),
+        "alarms": alarms,
+        "links": None,
+        "fetch": None,
+        "machine": Now(state),
+        "set_back": SimpleNamespace(listed=frozenset),
+        "incoming": lambda round: (),
+        "placed": lambda peer: None,
+    }
+    return FetchMissing(**(parts | given)), alarms
+
+
+class Now:
+    """In place of the machine: the state as the test has it."""
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
+
+    @property
+    def state(self) -> State:
+        return self._state()
 
 
 def offer_of(site: Site, *digests: str) -> Offer:
@@ -96,9 +111,11 @@ class Giver:
         return self.documents.get(name) or self.files[name][offset : offset + min(count, BLOCK)]
 
 
-class Several(Asking):
-    def __init__(self, node: Any, givers: Mapping[Peer, Giver]) -> None:
-        super().__init__(node)
+class Several(Fetch):
+    """Links and fetch in one."""
+
+    def __init__(self, here: Any, site: Site, givers: Mapping[Peer, Giver]) -> None:
+        super().__init__(here, Alarms(), cast(Any, self), site.schema.file_bytes)
         self.givers = givers
         self.hurry: dict[Peer, float] = {}  # part of a turn that it really gets
         self.offers: dict[Peer, Offer] = {}
@@ -115,12 +132,10 @@ class Several(Asking):
 
 def asking_of(site: Site, birch: Giver, cedar: Giver) -> tuple[Several, list[bytes]]:
     """Both list two files, which both have. A turn is long for who does not stall."""
-    node = node_of(site, Link(b""))
-    node.alarms = Alarms()
     files = [site.good_data(), site.good_data(2.0)]
     for giver in (birch, cedar):
         giver.files |= {hashlib.sha256(data).hexdigest(): data for data in files}
-    return Several(node, {BIRCH: birch, CEDAR: cedar}), files
+    return Several(here_of(site), site, {BIRCH: birch, CEDAR: cedar}), files
 
 
 async def got(asks: Several, site: Site, data: bytes, *givers: Peer, **how: Any) -> bytes:

@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import asyncssh
 from federations import Members
 from hostile import AnyKey
+from parts import Parts
 
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer
-from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.recovery import Recovery
-from hsl_node.node.peers.links import Asking
+from hsl_node.node.peers.fetch import Fetch
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.offer import Listed, Offer
-from hsl_node.sync.send.deliver import Transfer
-from hsl_node.sync.store.layout import Layout
-from hsl_node.sync.store.store import Store
-from hsl_node.sync.wire.login import RefusedKey
 
 ME, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
 CUT = b"cut the link here"
@@ -97,20 +91,11 @@ class Site:
     def __init__(self, members: Members, folder: Path, keyring: Keyring) -> None:
         self.members = members
         self.givers = {p: Giver(members, p, 4) for p in (BIRCH, CEDAR)}
-        layout = Layout(folder)
-        layout.make()
-        self.evidence = layout.state / "evidence"
-        self.alarms = Alarms()
-        store = Store(layout)
-        node: Any = SimpleNamespace(
-            me=ME, others=(BIRCH, CEDAR), federation=members.federation, identity=members.identities[ME],
-            journal=store.journal, alarms=self.alarms, config=SimpleNamespace(client="asyncssh"),
-            keyring=keyring, layout=layout, store=store,
-            refused={p: RefusedKey(p, random.Random()) for p in (BIRCH, CEDAR)},
-            delivery=SimpleNamespace(transfers={p: Transfer(p) for p in (BIRCH, CEDAR)}),
-        )  # fmt: skip
-        node.asking = Asking(node)
-        self.recovery = Recovery(cast(Any, node))
+        self.parts = parts = Parts(members, folder, ME, keyring)
+        self.here, self.alarms = parts.here, parts.alarms
+        self.journal, self.evidence = parts.here.journal, parts.here.layout.state / "evidence"
+        self.fetch = Fetch(parts.here, parts.alarms, parts.links, 1000)
+        self.recovery = Recovery(*parts.all, self.fetch, lambda peer: asyncio.Event())
 
     def manifest(self, peer: Peer, round: int, inputs: Mapping[str, str] = {}, samples: int = 10) -> Manifest:
         return Manifest(
@@ -141,7 +126,7 @@ class Long:
     """A journal of 40 rounds, as of a backup: what ash, birch and cedar signed."""
 
     def __init__(self, site: Site) -> None:
-        self.journal, self.held = site.recovery._node.journal, {}
+        self.journal, self.held = site.journal, {}
         for round in range(1, 41):
             for peer in (ME, BIRCH, CEDAR):
                 before = {p: self.held[p, round - 1][0].digest for p in (ME, BIRCH, CEDAR)} if round > 1 else {}

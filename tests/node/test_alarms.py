@@ -11,7 +11,7 @@ import pytest
 from hsl_node.federation.names import Peer
 from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE
 from hsl_node.node.alarms import QUIET_S, Alarms
-from hsl_node.node.daemon import Node
+from hsl_node.node.daemon import Daemon
 from hsl_node.sync.clones import Runs
 
 
@@ -99,7 +99,7 @@ def test_threat_26_a_new_process_ends_the_alarm_of_a_clone_only_when_the_two_wer
 
     def log_in(run: str) -> None:
         clock.now += 1
-        Node._seen_twice(node, Peer("cedar"), runs.seen(run, runs.login()))
+        Daemon._seen_twice(node, Peer("cedar"), runs.seen(run, runs.login()))
 
     for run in ("one", "two", "one"):
         log_in(run)
@@ -121,8 +121,8 @@ def test_threat_26_a_new_process_ends_the_alarm_of_a_clone_only_when_the_two_wer
 
 def test_an_alarm_of_a_clone_that_came_once_is_held_as_well(clock: Clock) -> None:
     node: Any = SimpleNamespace(alarms=Alarms(clock))
-    Node._seen_twice(node, Peer("cedar"), True)
-    Node._seen_twice(node, Peer("cedar"), False)
+    Daemon._seen_twice(node, Peer("cedar"), True)
+    Daemon._seen_twice(node, Peer("cedar"), False)
     assert node.alarms.listing()
     clock.now += QUIET_S
     assert not node.alarms.listing()

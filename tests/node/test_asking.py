@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from boxes import on_loop
 from federations import ASH, FederationOf, make_federation
 from hostile import until
 from memory_file import in_memory
+from parts import Parts
 from ports import free_ports
 
 from hsl_node.errors import (
@@ -28,19 +27,16 @@ from hsl_node.errors import (
 )
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
-from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
+from hsl_node.node import before_signing
 from hsl_node.node.peers import links
-from hsl_node.node.peers.links import Asking
-from hsl_node.sync.send.deliver import Transfer
-from hsl_node.sync.wire.login import RefusedKey
 from hsl_node.sync.wire.transport import Transport
 
 
 @pytest.fixture
 def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(links, "RETRY_S", (0.01, 0.02))
-    monkeypatch.setattr(links, "SOON_S", 0.05, raising=False)
+    monkeypatch.setattr(before_signing, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(before_signing, "SOON_S", 0.05, raising=False)
     (port,) = free_ports(1)
     return Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)
 
@@ -49,7 +45,7 @@ def test_threat_12_a_signature_that_is_shown_stops_the_node(site: Site) -> None:
     async def story() -> None:
         async with site:
             with pytest.raises(LocalStateError, match="this node was set back"):
-                await site.asking().check()
+                await site.before_signing().check()
             assert site.journal.meta("recover")
 
     run(story)
@@ -61,7 +57,7 @@ def test_threat_12_a_signature_that_is_listed_and_cannot_be_read_is_waited_for(s
     async def story() -> None:
         async with site:
             site.shown = None
-            check = asyncio.create_task(site.asking().check())
+            check = asyncio.create_task(site.before_signing().check())
             await until(lambda: site.reads >= 3)
             assert not check.done() and "not shown" in site.alarms
             site.shown = site.document
@@ -75,7 +71,7 @@ def test_threat_12_who_listed_a_signature_and_is_gone_is_waited_for_too(site: Si
     async def story() -> None:
         async with site:
             site.shown = None
-            asks = site.asking()
+            asks = site.before_signing()
             check = asyncio.create_task(asks.check())
             await until(lambda: "not shown" in site.alarms)
             await site.server.stop()
@@ -95,7 +91,7 @@ def test_threat_12_what_this_node_never_signed_does_not_stop_it(site: Site) -> N
         async with site:
             key = site.members.identities[BIRCH]
             site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
-            await site.asking().check()
+            await site.before_signing().check()
             assert site.reads and not site.journal.meta("recover") and not site.alarms.listing()
 
     run(story)
@@ -108,10 +104,10 @@ def test_threat_12_something_else_than_what_is_listed_is_not_shown(site: Site, s
     async def story() -> None:
         async with site:
             site.shown = shown
-            asks = site.asking()
+            asks = site.before_signing()
             check = asyncio.create_task(asks.check())
             await until(lambda: check.done() or asks.asked > 3)
-            assert not check.done() and asks.held_by == (BIRCH,) and "not shown" in site.alarms
+            assert not check.done() and asks.waiting_for == (BIRCH,) and "not shown" in site.alarms
             site.listing = False
             await check
             assert "not shown" not in site.alarms and not site.journal.meta("recover")
@@ -133,11 +129,11 @@ def test_threat_12_who_lists_hundreds_of_our_signatures_that_are_none_is_named_a
             site.more = [hashlib.sha256(site.document).hexdigest()] * 500
             monkeypatch.setattr(site, "offer", opens_all(site))
         async with site:
-            asks = site.asking()
+            asks = site.before_signing()
             check = asyncio.create_task(asks.check())
             await until(lambda: check.done() or asks.asked > 3)
-            assert not check.done() and asks.held_by == (BIRCH,) and "not shown" in site.alarms
-            assert 0 < site.reads <= asks.asked * links.READ_MAX
+            assert not check.done() and asks.waiting_for == (BIRCH,) and "not shown" in site.alarms
+            assert 0 < site.reads <= asks.asked * before_signing.READ_MAX
             site.listing = False
             await check
 
@@ -170,20 +166,20 @@ def test_threat_12_who_answers_slowly_is_named_while_it_is_waited_for_and_not_fo
 
     async def story() -> None:
         async with site:
-            monkeypatch.setattr(links, "fetch_manifest", never)
-            asks = site.asking()
+            monkeypatch.setattr(before_signing, "fetch_manifest", never)
+            asks = site.before_signing()
             check = asyncio.create_task(asks.check())
             await reading.wait()
             assert seen == [True]
-            await until(lambda: asks.held_by)
-            assert asks.held_by == (BIRCH,) and len(seen) == 1, "named before it has answered"
+            await until(lambda: asks.waiting_for)
+            assert asks.waiting_for == (BIRCH,) and len(seen) == 1, "named before it has answered"
             check.cancel()
             await asyncio.gather(check, return_exceptions=True)
 
-            monkeypatch.setattr(links, "READ_S", 0.05)
+            monkeypatch.setattr(before_signing, "READ_S", 0.05)
             check = asyncio.create_task(asks.check())
             await until(lambda: len(seen) > 3)
-            assert not check.done() and asks.held_by == (BIRCH,)
+            assert not check.done() and asks.waiting_for == (BIRCH,)
             site.listing = False
             await check
 
@@ -198,20 +194,20 @@ def test_threat_20_a_list_of_what_this_node_never_signed_is_one_line_in_the_log(
     async def story() -> None:
         key = site.members.identities[BIRCH]
         site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
-        site.more = [hashlib.sha256(site.document).hexdigest()] * (links.READ_MAX - 1)
+        site.more = [hashlib.sha256(site.document).hexdigest()] * (before_signing.READ_MAX - 1)
         monkeypatch.setattr(site, "offer", opens_all(site))
         async with site:
-            await site.asking().check()
+            await site.before_signing().check()
 
     run(story)
     (told,) = [r for r in caplog.records if r.getMessage() == "proves nothing"]
-    assert (told.__dict__["peer"], told.__dict__["count"]) == (BIRCH, links.READ_MAX)
-    assert site.reads == links.READ_MAX
+    assert (told.__dict__["peer"], told.__dict__["count"]) == (BIRCH, before_signing.READ_MAX)
+    assert site.reads == before_signing.READ_MAX
 
 
 @on_loop
 async def test_a_refused_key_is_left_alone_but_its_reason_stays_until_another_key_counts(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = 0
 
@@ -224,18 +220,15 @@ async def test_a_refused_key_is_left_alone_but_its_reason_stays_until_another_ke
 
     monkeypatch.setattr(links, "connect", connect)
     members = make_federation(2)
-    node: Any = SimpleNamespace(
-        federation=members.federation, me=ASH, identity=members.identities[ASH],
-        config=SimpleNamespace(client="asyncssh"), keyring=Keyring.of(members.federation),
-        refused={BIRCH: RefusedKey(BIRCH, random.Random())},
-        delivery=SimpleNamespace(transfers={BIRCH: Transfer(BIRCH)}),
-    )  # fmt: skip
-    for question in (Asking(node).offer_of(BIRCH), Asking(node).connected(BIRCH).__aenter__()):
+    parts = Parts(members, tmp_path, ASH)
+    asks = parts.links
+    for question in (asks.offer_of(BIRCH), asks.connected(BIRCH).__aenter__()):
         with pytest.raises(KeyRefused, match="another host key") as refused:
             await question
         assert refused.value.remedy == "take its update file"
     assert times == 1
-    node.refused[BIRCH] = RefusedKey(BIRCH, random.Random())  # `Node.trust`
+    parts.keys.change(parts.keys.ring, members.identities[BIRCH])
     with pytest.raises(KeyRefused):
-        await Asking(node).offer_of(BIRCH)
+        await asks.offer_of(BIRCH)
     assert times == 2
+    parts.close()

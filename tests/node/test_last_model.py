@@ -33,19 +33,19 @@ push = Delivery.push
 async def late(self, action):
     while action.round == 2 and os.path.exists(sys.argv[1] + ".late"):
         await asyncio.sleep(0.05)
-    await push(self, action)
+    return await push(self, action)
 Delivery.push = late
 """
 # birch never signs its closing statement.
 SILENT = """
 import asyncio, sys
-from hsl_node.node.work import Work
-declare = Work.declare
+from hsl_node.node.signing import Signing
+declare = Signing.declare
 async def opening(self, action):
     if sys.argv[1].endswith("birch") and action.round > 0:
         await asyncio.Event().wait()
-    await declare(self, action)
-Work.declare = opening
+    return await declare(self, action)
+Signing.declare = opening
 """
 
 

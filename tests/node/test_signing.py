@@ -7,9 +7,9 @@ at the start has shown nothing: what the peer lists later must be found by the q
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,10 +25,13 @@ from hsl_node.errors import LocalStateError
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import NodeConfig
-from hsl_node.node.daemon import Node
-from hsl_node.node.peers import links
+from hsl_node.node import before_signing
+from hsl_node.node.daemon import Daemon, Running
+from hsl_node.node.machine import Machine
+from hsl_node.node.peers.fetch import Fetch
 from hsl_node.node.trainer import Trainer
-from hsl_node.sync.round import Phase, State, Train, to_json, todo
+from hsl_node.sync.round import Phase, State, to_json
+from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.weights.checkpoint_file import schema_of, write_weights
@@ -43,7 +46,7 @@ BEFORE = {
 
 @pytest.fixture
 def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(links, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(before_signing, "RETRY_S", (0.01, 0.02))
     (port,) = free_ports(1)
     site = Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)
     site.listing = False
@@ -51,22 +54,24 @@ def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @asynccontextmanager
-async def node_before(site: Site, state: State) -> AsyncIterator[Node]:
+async def node_before(site: Site, state: State) -> AsyncIterator[Before]:
     """It has started in this state, and nobody objected."""
     config = NodeConfig(name=ME, address="127.0.0.1:9", listen=f"127.0.0.1:{free_ports(1)[0]}")
-    store = Store(Layout(site.folder / ME))
-    node = Node(config, site.members.federation, site.members.identities[ME], store)
-    node.schema = schema_of(weights())
-    node.trainer = cast(Trainer, SimpleNamespace(run=trained, stop=nothing))
-    node.journal.set_meta("instance", "f" * 16)
-    node.journal.set_meta("samples", "10")
-    node.state = state
+    store = Store(Layout(site.folder / "before"))
+    daemon = Daemon(config, site.members.federation, site.members.identities[ME], store, lambda daemon: {})
+    daemon.training.trainer = cast(Trainer, SimpleNamespace(run=trained, stop=nothing))
+    store.journal.set_meta("instance", "f" * 16)
+    store.journal.set_meta("samples", "10")
+    schema = schema_of(weights())
+    fetch = Fetch(daemon.here, daemon.alarms, daemon.links, schema.file_bytes)
+    before = Before(daemon, Running(daemon, schema, fetch, state))
+    before.running.machine._wanted = lambda state: {}  # it does what the test tells it, no more
     try:
-        await node.asking.check()
-        yield node
+        await before.running.before_signing.check()
+        yield before
     finally:
-        node._stopping.set()
-        await node._end()
+        daemon._stopping.set()
+        await daemon._end()
         store.close()
 
 
@@ -80,10 +85,28 @@ async def nothing() -> None:
     pass
 
 
-def signs(node: Node) -> Awaitable[None]:
+@dataclass
+class Before:
+    daemon: Daemon
+    running: Running
+
+    @property
+    def journal(self) -> Journal:
+        return self.daemon.here.journal
+
+    @property
+    def layout(self) -> Layout:
+        return self.daemon.here.layout
+
+    @property
+    def machine(self) -> Machine:
+        return self.running.machine
+
+
+async def signs(node: Before) -> None:
     """What it does next, by its state."""
-    action = todo(node.known_state())[0]
-    return node.work.train(action) if isinstance(action, Train) else node.work.declare(cast(Any, action))
+    wanted = Running._wanted(node.running, node.machine.state)
+    await node.machine._do(next(iter(wanted.values())))
 
 
 @pytest.fixture(params=BEFORE)
@@ -99,7 +122,7 @@ def test_threat_12_a_signature_that_a_peer_lists_after_the_start_ends_the_node_b
             site.listing = True
             with pytest.raises(LocalStateError, match="this node was set back"):
                 await signs(node)
-            assert node.journal.signed(ROUND) is None and node.state == before
+            assert node.journal.signed(ROUND) is None and node.machine.state == before
             assert node.journal.meta("recover")
 
     run(story)
@@ -117,7 +140,7 @@ def test_threat_12_signing_waits_until_what_a_peer_lists_is_settled(site: Site, 
                 assert not signing.done() and node.journal.signed(ROUND) is None
                 site.listing = False
                 await signing
-                assert node.journal.signed(ROUND) is not None and ME in node.known_state().have
+                assert node.journal.signed(ROUND) is not None and ME in node.machine.state.have
             finally:
                 signing.cancel()
 
@@ -132,14 +155,14 @@ def test_threat_12_a_round_that_is_trained_again_is_published_as_it_was_signed(s
         async with site, node_before(site, state) as node:
             event = await trained({"out": str(node.layout.outbox(ROUND))})
             figures = event["sha256"], event["bytes"], event["samples"] + 1, event["auc"]
-            first = node.work._manifest(Round(ROUND), *figures, state).content()
-            document = node.identity.sign(first, MANIFEST_NAMESPACE)
+            first = node.running.signing._manifest(Round(ROUND), *figures).content()
+            document = node.daemon.keys.identity.sign(first, MANIFEST_NAMESPACE)
             node.journal.record_signed(Round(ROUND), event["sha256"], document)
-            node.state = replace(state, signed=True)
+            node.machine.state = replace(state, signed=True)
             await signs(node)
             row = node.journal.manifest(Round(ROUND), ME)
             assert row is not None and row["document"] == document and node.journal.signed(ROUND)[1] == document
-            assert node.known_state().have[ME].samples == event["samples"] + 1
+            assert node.machine.state.have[ME].samples == event["samples"] + 1
 
     run(story)
 
@@ -152,14 +175,16 @@ def test_threat_12_a_node_that_signs_nothing_finds_at_its_start_that_it_was_set_
         async with site, node_before(site, state) as node:
             for round in (0, ROUND - 1):
                 digest = write_weights(node.layout.fused(round), weights())
-            node.journal.set_meta("federation", node.federation.digest)
+            node.journal.set_meta("federation", node.daemon.here.federation.digest)
             node.journal.save_state(to_json(state))
             node.journal.record_fused(Round(0), digest)
-            node.paused = True
+            node.daemon.paused = True
             site.listing = True
-            await node._begin()
-            assert "look" in node._running, "nobody is asked"
-            await until(node._stopping.is_set)
-            assert isinstance(node._fatal, LocalStateError) and "this node was set back" in str(node._fatal)
+            await node.daemon._begin()
+            assert "ask all" in node.daemon.tasks, "nobody is asked"
+            await until(node.daemon._stopping.is_set)
+            assert isinstance(node.daemon._fatal, LocalStateError) and "this node was set back" in str(
+                node.daemon._fatal
+            )
 
     run(story)

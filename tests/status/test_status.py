@@ -28,7 +28,7 @@ from hsl_node.errors import NotInitialised, NotRunning
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.host.units import age, duration, progress, size, table
 from hsl_node.node.alarms import Alarms
-from hsl_node.node.work import Work
+from hsl_node.node.training import Training
 from hsl_node.status import history
 from hsl_node.status.page import Look, fetch, render
 from hsl_node.status.recorded import from_journal
@@ -332,12 +332,12 @@ def test_what_is_read_of_a_long_run_takes_no_memory_for_what_is_not_shown(
 def test_warnings_about_the_images_end_where_the_next_trainer_gives_fewer() -> None:
     """A trainer that is started anew has looked at the images anew."""
     journal: Any = SimpleNamespace(set_meta=lambda *_: None, transaction=contextlib.nullcontext)
-    node: Any = SimpleNamespace(alarms=Alarms(), journal=journal)
-    work = Work(node)
+    here: Any = SimpleNamespace(journal=journal, layout=Layout(Path("nowhere")))
+    training = Training(here, alarms := Alarms(), None)
     event = {"event": "initialised", "images": {"train": 1}, "versions": {"torch": "2"}, "device": "cpu"}
     for warnings in (["a", "b", "c"], ["b"], ["b", "d"], []):
-        work.event({**event, "warnings": warnings})
-        assert [a["text"] for a in node.alarms.listing()] == warnings
+        training._heard({**event, "warnings": warnings})
+        assert [a["text"] for a in alarms.listing()] == warnings
 
 
 def test_never_started_is_said_and_exits_3(state: Path) -> None:

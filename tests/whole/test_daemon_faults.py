@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from asyncssh.sftp import SFTPError
@@ -28,10 +28,11 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host.event_log import log_path
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.pulse import Pulse
-from hsl_node.node.work import Work
+from hsl_node.node.training import Training
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.holdings import free
 from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.room import Quota
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
@@ -46,8 +47,8 @@ def _skewed():
 time.time = _skewed
 """
 IMPATIENT = """
-from hsl_node.node import pulse, trainer, work
-work.NO_ROOM_RETRY_S = work.ROOM_LOOK_S = pulse.PULSE_S = 0.2
+from hsl_node.node import fusing, pulse, trainer, training
+fusing.NO_ROOM_RETRY_S = training.ROOM_LOOK_S = pulse.PULSE_S = 0.2
 trainer.BACKOFF_S = (0.2,)
 """
 
@@ -109,8 +110,9 @@ def test_threat_29_a_killed_daemons_stopped_trainer_holds_up_the_next_one_and_do
 @pytest.mark.parametrize("trainer", ["silent", "restarting", "working"])
 def test_threat_29_systemds_status_line_tells_of_a_trainer_that_hangs(trainer: str) -> None:
     state = SimpleNamespace(phase=Phase.TRAIN, round=3, rounds=20, have={}, missing=(), me="ash")
-    node: Any = SimpleNamespace(state=state, trainer=SimpleNamespace(status=lambda: {"state": trainer}))
-    line = Pulse(node)._headline()
+    stands_in: Any = SimpleNamespace(status=lambda: {"state": trainer})
+    nothing: Any = None
+    line = Pulse(nothing, Alarms(), stands_in, lambda: cast(Any, state), lambda: 0)._headline()
     assert line.endswith("train, round 3 of 20")
     assert (f"degraded: the trainer is {trainer}" in line) == (trainer != "working")
 
@@ -118,12 +120,12 @@ def test_threat_29_systemds_status_line_tells_of_a_trainer_that_hangs(trainer: s
 def test_images_that_are_decoded_are_no_longer_shown_as_being_decoded(tmp_path: Path) -> None:
     """A node may wait for days for its peers after that."""
     with closing(Journal.create(tmp_path / "journal.sqlite3")) as journal:
-        node: Any = SimpleNamespace(journal=journal, alarms=Alarms())
-        work = Work(node)
-        work.event({"event": "busy", "what": "decoding images", "done": 1, "total": 60})
-        assert work.busy is not None
-        work.event({"event": "initialised", "images": {"train": 36}, "versions": {"torch": "2"}, "device": "cpu"})
-        assert work.busy is None
+        here: Any = SimpleNamespace(journal=journal, layout=Layout(tmp_path))
+        training = Training(here, Alarms(), None)
+        training._heard({"event": "busy", "what": "decoding images", "done": 1, "total": 60})
+        assert training.busy is not None
+        training._heard({"event": "initialised", "images": {"train": 36}, "versions": {"torch": "2"}, "device": "cpu"})
+        assert training.busy is None
 
 
 def test_threat_29_the_node_is_called_degraded_within_a_minute() -> None:

@@ -24,15 +24,15 @@ NAMES = ("ash", "birch", "cedar")
 DIES_TWICE = """
 import os, signal, sys
 from pathlib import Path
-from hsl_node.node.work import Work
-_heard = Work.event
+from hsl_node.node.training import Training
+_heard = Training._heard
 def heard(self, event):
     _heard(self, event)
     mark = Path(sys.argv[1]) / "log" / f"died at {event['event']}"
     if event.get("round") == 1 and event["event"] in ("progress", "epoch") and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-Work.event = heard
+Training._heard = heard
 """
 PLAN = Plan(
     classes=("dark", "bright"), rounds=2, epochs_per_round=2, image_size=16, batch_size=8, backbone="tiny", experts=3,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import learning
 import numpy as np
@@ -32,7 +32,7 @@ from hsl_node.federation.names import Digest, Kind
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.host import durable, files
 from hsl_node.host.durable import Step
-from hsl_node.node.peers.links import Asking
+from hsl_node.node.peers.fetch import Fetch
 from hsl_node.sync.inbox.receive import Arrival
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
@@ -190,7 +190,7 @@ def fetched(root: Path) -> Path:
     out = root / "r2.safetensors"
     if not out.exists():
         write_weights(out, weights(2.0), Step.RECOVERY_PLACE)
-    assert asyncio.run(Asking(SimpleNamespace()).get(sha256_of(out), out, {}))  # type: ignore[arg-type]
+    assert asyncio.run(Fetch(*cast(Any, (None, None, None)), 0).get(sha256_of(out), out, {}))
     return out
 
 

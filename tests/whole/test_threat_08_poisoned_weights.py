@@ -33,13 +33,13 @@ BRIGHTNESS = {ASH: 1.0, BIRCH: 0.7, CEDAR: 0.85}  # unlike machines
 ROUNDS = 4
 LIES_FROM_ROUND_TWO_ON = """
 import sys
-from hsl_node.node.work import Work
+from hsl_node.node.signing import Signing
 if sys.argv[1].endswith("birch"):
-    true = Work._manifest
+    true = Signing._manifest
     def lie(self, round, *rest):
         manifest = true(self, round, *rest)
         return manifest.model_copy(update={"samples": 10**8}) if round >= 2 else manifest
-    Work._manifest = lie
+    Signing._manifest = lie
 """
 
 

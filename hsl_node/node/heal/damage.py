@@ -41,7 +41,7 @@ def files_of(journal: Journal, layout: Layout, state: State) -> dict[Path, tuple
         if row is None:
             return None
         if size := row["content"]["bytes"]:
-            path = layout.outbox(round) if peer == state.me else layout.inbox(round, peer)
+            path = layout.checkpoint(round, peer, state.me)
             files[path] = Digest(row["sha256"]), size
     return files
 

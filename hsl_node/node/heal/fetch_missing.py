@@ -17,19 +17,21 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hsl_node.errors import HslError, escaped
 from hsl_node.federation.names import Digest, Peer, Round
-from hsl_node.node.peers.links import is_away
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.heal.set_back import SetBack
+from hsl_node.node.here import Here, Keys
+from hsl_node.node.machine import Machine
+from hsl_node.node.peers.fetch import Fetch
+from hsl_node.node.peers.links import Links, is_away
 from hsl_node.node.peers.pacing import Turns
+from hsl_node.node.peers.place import place
 from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.inbox.server import Incoming
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Phase
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
-from hsl_node.node.peers.place import place
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +44,30 @@ PAUSE_S = (4.0, 600.0)  # between two questions to one peer; doubles
 AFTER_CONNECT_S = 5.0  # a peer that was down is there again
 
 
-class Missing:
-    """One for each daemon."""
-
-    def __init__(self, node: Node, clock: Callable[[], float] = lambda: time.monotonic()) -> None:
-        self._node = node
+class FetchMissing:
+    def __init__(
+        self,
+        here: Here,
+        keys: Keys,
+        alarms: Alarms,
+        links: Links,
+        fetch: Fetch,
+        machine: Machine,
+        set_back: SetBack,
+        incoming: Callable[[Round], Sequence[Incoming]],
+        placed: Callable[[Peer], None],
+        clock: Callable[[], float] = lambda: time.monotonic(),
+    ) -> None:
+        """`incoming`: what arrives of a round just now. `placed`: something lies in this peer's inbox here."""
+        self._here = here
+        self._keys = keys
+        self._alarms = alarms
+        self._links = links
+        self._get = fetch
+        self._machine = machine
+        self._set_back = set_back
+        self._incoming = incoming
+        self._placed = placed
         self._clock = clock
         self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
         self._since: dict[Peer, float] = {}  # who is waited for though others have fused it; monotonic
@@ -71,20 +92,20 @@ class Missing:
             self.look()
             if self._left and not self._lost:
                 await self._clear()
-            due = [g for g in self._turns.due(self._clock()) if not self._node.keyring.is_revoked(g)]
+            due = [g for g in self._turns.due(self._clock()) if not self._keys.ring.is_revoked(g)]
             if self._lost and due:
                 await self._ask(due)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
         """Who is lost now, and whom to ask. Also where something has arrived: an alarm ends with its cause."""
-        node, now = self._node, self._clock()
-        elsewhere = _elsewhere(node, self._coming(now))
+        others, now = self._here.others, self._clock()
+        elsewhere = self._elsewhere(self._coming(now))
         self._since = {p: self._since.get(p, now) for p in elsewhere}
         lost = tuple(p for p, certain in elsewhere.items() if certain or now - self._since[p] >= PATIENCE_S)
-        have_fused = frozenset(node.known_state().early)
-        self._turns.keep(node.others if lost else ())
-        for giver in node.others:
+        have_fused = frozenset(self._machine.state.early)
+        self._turns.keep(others if lost else ())
+        for giver in others:
             # Only what is new counts: a peer that has fused since has all that we lack.
             if lost and (
                 giver not in self._turns or set(lost) - set(self._lost) or giver in have_fused - self._have_fused
@@ -92,16 +113,16 @@ class Missing:
                 self._turns.ask(giver, now)
         self._lost, self._have_fused = lost, have_fused
         self._shown = {p: digest for p, digest in self._shown.items() if p in lost}
-        for peer in node.others:
+        for peer in others:
             if peer not in lost:
-                node.alarms.settle(f"lost {peer}")
+                self._alarms.settle(f"lost {peer}")
         self._tell({p for p in lost if elsewhere[p]})
 
     def _coming(self, now: float) -> frozenset[Peer]:
         """Whose checkpoint of this round arrives and grew lately: beyond what ever lay here of one."""
-        round, coming = self._node.known_state().round, set()
+        round, coming = self._machine.state.round, set()
         self._grown = {key: grown for key, grown in self._grown.items() if key[0] == round}
-        for part in self._node.server.incoming(round) if self._node.server else ():
+        for part in self._incoming(round):
             peer = part.name.peer
             if part.name.sha256 != self._shown.get(peer, part.name.sha256):
                 continue  # its sender has signed another one
@@ -116,7 +137,7 @@ class Missing:
     def _tell(self, certain: Collection[Peer]) -> None:
         """Only what is certain: that somebody says it has fused a checkpoint does not mean that there is one."""
         for peer in sorted({*certain, *self._shown}):
-            self._node.alarms.sound(
+            self._alarms.sound(
                 f"lost {peer}",
                 f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it",
                 "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
@@ -150,32 +171,44 @@ class Missing:
         return True
 
     async def _list(self, giver: Peer, offers: dict[str, Offer]) -> None:
-        offers[giver] = await self._node.asking.offer_of(giver)
+        offers[giver] = await self._links.offer_of(giver)
 
     async def _fetch(self, giver: Peer, offers: Mapping[str, Offer]) -> None:
-        node, round = self._node, self._node.known_state().round
-        others_may = len(node.others) > 1  # one that is down now may have it, and be faster
+        here, round = self._here, self._machine.state.round
+        others_may = len(here.others) > 1  # one that is down now may have it, and be faster
         placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
         for listed in offers[giver].manifests:
             if listed.round == round and listed.peer in self._lost and listed.peer not in placed:
-                async with node.asking.connected(giver) as link:
-                    keys = node.keyring.keys(listed.peer)
-                    manifest, document = await fetch_manifest(link, listed, node.federation, keys)
+                async with self._links.connected(giver) as link:
+                    keys = self._keys.ring.keys(listed.peer)
+                    manifest, document = await fetch_manifest(link, listed, here.federation, keys)
                 self._shown[Peer(listed.peer)] = Digest(manifest.sha256)
                 self._tell(())
-                if await place(node, manifest, document, offers, patient=not others_may):
+                if await place(here, self._get, manifest, document, offers, patient=not others_may):
                     placed.add(listed.peer)
-                    node.intake.wake(Peer(listed.peer))
+                    self._placed(Peer(listed.peer))
+
+    def _elsewhere(self, coming: Collection[Peer]) -> dict[Peer, bool]:
+        """Whom this node waits for though others have its checkpoint; True: it will not be sent again."""
+        state, listed = self._machine.state, self._set_back.listed()
+        if state.phase is Phase.HALTED or state.me not in state.have or not (state.early or listed):
+            return {}
+        # Who says that it has fused other manifests than those here has not fused what we wait for; but a peer that is
+        # in the next round itself sends older rounds first.
+        here = {p: claim.manifest for p, claim in state.have.items()}
+        fused = any(all(c.inputs.get(p, d) == d for p, d in here.items()) for c in state.early.values())
+        missing = (p for p in state.missing if p not in coming and not self._keys.ring.is_revoked(p))
+        return {p: p in state.early for p in missing if fused or p in state.early or p in listed}
 
     async def _clear(self) -> None:
         """What was half fetched and nobody lacks any more. What cannot be removed is told, and tried again."""
-        failed = await asyncio.to_thread(_emptied, self._node.layout.fetched)
+        failed = await asyncio.to_thread(_emptied, self._here.layout.fetched)
         self._left = failed is not None
         if failed is None:
-            self._node.alarms.settle("fetched")
+            self._alarms.settle("fetched")
         else:
-            text = f"{failed.filename or self._node.layout.fetched} cannot be removed: {failed.strerror or failed}"
-            self._node.alarms.sound("fetched", text, "it only takes room: remove it, or mend its owner and rights")
+            text = f"{failed.filename or self._here.layout.fetched} cannot be removed: {failed.strerror or failed}"
+            self._alarms.sound("fetched", text, "it only takes room: remove it, or mend its owner and rights")
 
 
 def _emptied(folder: Path) -> OSError | None:
@@ -190,16 +223,3 @@ def _emptied(folder: Path) -> OSError | None:
         except OSError as exc:
             failed = exc
     return failed
-
-
-def _elsewhere(node: Node, coming: Collection[Peer]) -> dict[Peer, bool]:
-    """Whom this node waits for though others have its checkpoint; True: it will not be sent again."""
-    state, listed = node.known_state(), node.set_back.listed()
-    if state.phase is Phase.HALTED or state.me not in state.have or not (state.early or listed):
-        return {}
-    # Who says that it has fused other manifests than those here has not fused what we wait for; but a peer that is in
-    # the next round itself sends older rounds first.
-    here = {p: claim.manifest for p, claim in state.have.items()}
-    fused = any(all(c.inputs.get(p, d) == d for p, d in here.items()) for c in state.early.values())
-    missing = (p for p in state.missing if p not in coming and not node.keyring.is_revoked(p))
-    return {p: p in state.early for p in missing if fused or p in state.early or p in listed}

@@ -3,8 +3,8 @@
 Lost, or set back: a restored backup, a disk that is gone, a rolled back or cloned machine. Signing a round for the
 second time with other content looks like fraud to the peers and halts everybody. So such a node waits until all
 peers have answered, takes from them what it needs, and writes a state from which the round goes on (`recovered.py`).
-Every other node asks before each signature whoever can be reached (`links.py`): a set back that nobody noticed shows
-there.
+Every other node asks before each signature whoever can be reached (`before_signing.py`): a set back that nobody
+noticed shows there.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import hashlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hsl_node.errors import (
     Equivocation,
@@ -35,11 +35,14 @@ from hsl_node.federation.names import ROUND_MAX, Digest, Peer, Round
 from hsl_node.host import systemd
 from hsl_node.host.durable import Step
 from hsl_node.host.log_limit import one_line
+from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal import damage
 from hsl_node.node.heal.counting import Held, counting, forged
 from hsl_node.node.heal.counting import held as held_of
 from hsl_node.node.heal.mark import Mark, machine_id
-from hsl_node.node.peers.links import HeldUp
+from hsl_node.node.here import Here, Keys
+from hsl_node.node.peers.fetch import Fetch, HeldUp
+from hsl_node.node.peers.links import Links
 from hsl_node.node.peers.place import place
 from hsl_node.sync import evidence
 from hsl_node.sync import round as machine
@@ -52,9 +55,6 @@ from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.wire.transport import OperationFailed
 from hsl_node.weights.checkpoint_file import holds
 
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
-
 log = logging.getLogger(__name__)
 
 RETRY_S = (1.0, 30.0)  # doubles; a peer that comes back and connects is asked at once
@@ -63,8 +63,22 @@ LOOK_AGAIN_S = 2.0
 
 
 class Recovery:
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(
+        self,
+        here: Here,
+        keys: Keys,
+        alarms: Alarms,
+        links: Links,
+        fetch: Fetch,
+        called: Callable[[Peer], asyncio.Event],
+    ) -> None:
+        """`called`: set when this peer connects to us."""
+        self._here = here
+        self._keys = keys
+        self._alarms = alarms
+        self._links = links
+        self._fetch = fetch
+        self._called = called
         self._mark = Mark("")
         self._unanswered: dict[Peer, str] = {}  # and why
         self._held_up: dict[Peer, str] = {}  # who has answered and still keeps us waiting
@@ -72,7 +86,7 @@ class Recovery:
         self._broke: Counter[bytes] = Counter()  # how often this document's checkpoint could not be had
         self._fetching: dict[Peer, str] = {}  # who gives a file at this moment, and how far it is
         self._lists: dict[Peer, bytes] = {}  # what each answered, signed
-        self._keys: dict[Peer, str] = {}  # of the unanswered, where a key is the reason: what to do about it
+        self._fixes: dict[Peer, str] = {}  # of the unanswered, where a key is the reason: what to do about it
 
     @property
     def waiting(self) -> dict[Peer, str]:
@@ -86,10 +100,10 @@ class Recovery:
             Equivocation: two different manifests of one round carry this node's signature.
             LocalStateError: what it started from is not what its own manifests say.
         """
-        node, self._mark = self._node, mark
+        self._mark = mark
         log.warning("recovering", extra={"reason": mark.why})
         systemd.notify("READY=1", "STATUS=asking the peers what this node has signed")
-        asked = tuple(p for p in node.others if p not in mark.without)
+        asked = tuple(p for p in self._here.others if p not in mark.without)
         self._unanswered = dict.fromkeys(asked, "not asked yet")
         self._tell()
         looks, failures, lists_broke = 0, 0, False
@@ -109,7 +123,7 @@ class Recovery:
             except OSError as exc:
                 if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                node.alarms.sound("disk", f"no room for what the peers keep for this node: {exc}", "free some space")
+                self._alarms.sound("disk", f"no room for what the peers keep for this node: {exc}", "free some space")
             except TransportError as exc:
                 log.warning("a recovery is begun again", extra={"reason": escaped(exc.message)})
                 failures, lists_broke = failures + 1, in_lists
@@ -118,8 +132,8 @@ class Recovery:
                     self._tell()
             await asyncio.sleep(min(LOOK_AGAIN_S * 2 ** min(max(failures - LOOK_AGAIN, 0), 30), RETRY_S[1]))
         self._write(state, initial, held, mark)
-        node.alarms.settle("recovering")
-        node.alarms.settle("disk")
+        self._alarms.settle("recovering")
+        self._alarms.settle("disk")
         log.warning("recovered", extra={"round": state.round, "phase": str(state.phase), "base": state.base[:12]})
 
     def _hold_up(self, peer: Peer, why: str) -> None:
@@ -127,11 +141,11 @@ class Recovery:
         self._tell()
 
     def _tell(self) -> None:
-        fixes = [self._keys[p] for p in sorted(self._keys)]  # whoever has such a peer left out signs rounds again
+        fixes = [self._fixes[p] for p in sorted(self._fixes)]  # whoever has such a peer left out signs rounds again
         still = {**self._begun_again, **self._held_up, **self._unanswered}
         if not still:  # then nobody must be left out: what one gives slowly, another one may have
             fixes.append("nothing is to be done: from a peer that is slow it goes on to another one with the same file")
-        elif still.keys() != self._keys.keys():
+        elif still.keys() != self._fixes.keys():
             fixes.append(
                 "see that those hospitals' nodes run. For one that cannot answer, after a word with that hospital: "
                 "`hsl-node stop`, then `hsl-node recover --from-peers --without NAME`"
@@ -142,7 +156,7 @@ class Recovery:
         )
         if self._fetching:
             text += f". Now fetching from: {_names(self._fetching)}"
-        self._node.alarms.sound("recovering", text, "; ".join(fixes))
+        self._alarms.sound("recovering", text, "; ".join(fixes))
 
     def _show(self, giver: Peer, how_far: str) -> None:
         self._fetching = {giver: how_far}
@@ -153,20 +167,20 @@ class Recovery:
         self._tell()
 
     async def _get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
-        """See `Asking.get`."""
+        """See `Fetch.get`."""
         try:
-            return await self._node.asking.get(sha256, target, offers, self._show)
+            return await self._fetch.get(sha256, target, offers, self._show)
         finally:
             self._show_none()
 
     async def _answer_of(self, peer: Peer) -> Offer:
         """Asked until it answers."""
-        wake, pause = self._node.delivery.awaited(peer), RETRY_S[0]
+        wake, pause = self._called(peer), RETRY_S[0]
         while True:
             wake.clear()
             try:
-                offer, self._lists[peer] = await self._node.asking.signed_offer_of(peer)
-                self._keys.pop(peer, None)
+                offer, self._lists[peer] = await self._links.signed_offer_of(peer)
+                self._fixes.pop(peer, None)
                 if not offer.twice:
                     self._unanswered.pop(peer, None)
                     self._tell()
@@ -176,9 +190,9 @@ class Recovery:
                 why = "its inbox offers nothing: another SFTP server, or an older hsl-node"
             except HslError as exc:
                 why = escaped(exc.message)
-                self._keys.pop(peer, None)
+                self._fixes.pop(peer, None)
                 if isinstance(exc, KeyRefused):
-                    self._keys[peer] = exc.remedy
+                    self._fixes[peer] = exc.remedy
             except Exception as exc:  # whatever a peer's link does, it is no answer
                 log.exception("asking broke", extra={"peer": peer})
                 why = f"{type(exc).__name__}: {escaped(str(exc))}"
@@ -199,7 +213,7 @@ class Recovery:
             HeldUp: a peer does not give what it lists, or what it gives does not fit what another one signed.
         """
         named = {(m.round, Peer(m.peer)) for offer in offers.values() for m in offer.manifests}
-        held = await asyncio.to_thread(_known, self._node.layout.journal, self._node.keyring, self._node.me, named)
+        held = await asyncio.to_thread(_known, self._here.layout.journal, self._keys.ring, self._here.me, named)
         for offer in offers.values():
             await self._read(offer, held)
         counts = await asyncio.to_thread(self._counting, held)
@@ -211,20 +225,20 @@ class Recovery:
 
     async def _read(self, offer: Offer, held: dict[str, Held]) -> None:
         """Raises: HeldUp: this peer's link broke, or it does not give a signature of this node that it lists."""
-        node, ring, peer = self._node, self._node.keyring, Peer(offer.peer)
-        wanted = [m for m in offer.manifests if m.document not in held and m.peer in node.federation.peers]
+        here, ring, peer = self._here, self._keys.ring, Peer(offer.peer)
+        wanted = [m for m in offer.manifests if m.document not in held and m.peer in here.federation.peers]
         try:
             if not wanted:
                 return
-            async with one_line("not taken", peer) as worthless, node.asking.connected(peer) as link:
+            async with one_line("not taken", peer) as worthless, self._links.connected(peer) as link:
                 for done, listed in enumerate(wanted):
                     self._hold_up(peer, f"its list is being read: {done} of {len(wanted)}")
                     try:
                         manifest, document = await fetch_manifest(
-                            link, listed, node.federation, ring.chain(listed.peer)
+                            link, listed, here.federation, ring.chain(listed.peer)
                         )
                     except OperationFailed as exc:  # it has restarted since, say: the list was of its last life
-                        if listed.peer == node.me:  # what this node may have signed is never passed over
+                        if listed.peer == here.me:  # what this node may have signed is never passed over
                             raise HeldUp(
                                 peer, f"it lists this node's signature of round {listed.round}, and does not give it"
                             ) from exc
@@ -242,15 +256,15 @@ class Recovery:
             self._tell()
 
     def _counting(self, held: Mapping[str, Held]) -> dict[str, Held]:
-        journal = Journal.read_only(self._node.layout.journal)  # in a thread
-        me = self._node.me
+        journal = Journal.read_only(self._here.layout.journal)  # in a thread
+        me = self._here.me
 
         def known(round: Round, peer: Peer) -> dict[str, Any] | None:
             """Not what was brought by hand: see `_known`."""
             return journal.manifest(round, peer) if peer != me or journal.signed(round) is not None else None
 
         try:
-            return counting(held, self._node.keyring, me, known)
+            return counting(held, self._keys.ring, me, known)
         finally:
             journal.close()
 
@@ -261,8 +275,8 @@ class Recovery:
             found.setdefault(one.peer, set()).update(_givers(one, offers))
         for peer, givers in sorted(found.items()):
             who = " and ".join(sorted(givers)) or "this node's journal"
-            whom = " and ".join(sorted({*givers, peer} - {self._node.me}))
-            self._node.alarms.sound(
+            whom = " and ".join(sorted({*givers, peer} - {self._here.me}))
+            self._alarms.sound(
                 f"old key {peer}",
                 f"{who} keeps a manifest of {peer} that a replaced key of {peer} signed and that does not fit what the "
                 "newer key signed: it is not taken",
@@ -276,12 +290,12 @@ class Recovery:
             HeldUp: it does not; a person must find out who says something wrong.
         """
         round = mine.round - 1
-        if mine.peer != self._node.me or not mine.doubtful or round < 1:
+        if mine.peer != self._here.me or not mine.doubtful or round < 1:
             return
         for offer in offers.values():
             named = mine.manifest.inputs.get(offer.peer)
             theirs = {h.manifest.digest for h in held.values() if (h.peer, h.manifest.round) == (offer.peer, round)}
-            if known := self._node.journal.manifest(round, Peer(offer.peer)):  # of a round that nobody names any more
+            if known := self._here.journal.manifest(round, Peer(offer.peer)):  # of a round that nobody names any more
                 theirs.add(content_digest(known["content"]))
             if named not in theirs and not offer.recovering:
                 givers = _givers(mine, offers)
@@ -301,7 +315,7 @@ class Recovery:
         first: dict[Round, Held] = {}
         for one in held.values():
             round = one.round
-            if one.peer != self._node.me or round == 0:
+            if one.peer != self._here.me or round == 0:
                 continue
             before = first.setdefault(round, one)
             if before.manifest.digest == one.manifest.digest:
@@ -315,7 +329,7 @@ class Recovery:
                         "a key that has been replaced since: somebody has that key, and one of them is forged",
                     )
             both = (before.document, one.document)
-            evidence.keep(self._node.store, self._node.keyring, round, one.peer, both, own=True)
+            evidence.keep(self._here.store, self._keys.ring, round, one.peer, both, own=True)
             raise Equivocation(
                 f"two different manifests of round {round} carry this node's signature: a clone or an old copy of "
                 "it has signed one of them; both are in evidence/",
@@ -326,18 +340,18 @@ class Recovery:
         self, initial: Digest, offers: Mapping[str, Offer], held: Mapping[str, Held]
     ) -> tuple[machine.State, bool]:
         """The state to go on from, its own files in place; and whether a checkpoint of mine is nowhere to be had."""
-        node = self._node
-        saved = node.journal.state()
+        here = self._here
+        saved = here.journal.state()
         claims: dict[Round, dict[Peer, Claim]] = {}
         for one in held.values():
             claims.setdefault(one.manifest.round, {})[one.peer] = claim_of(one.manifest)
-        mine = {round: of[node.me] for round, of in claims.items() if node.me in of}
-        signed = node.journal.last_signed()
+        mine = {round: of[here.me] for round, of in claims.items() if here.me in of}
+        signed = here.journal.last_signed()
         if saved is not None and max(mine, default=-1) <= (-1 if signed is None else signed):
             state = machine.from_json(saved)
             if state.round > 0 and await self._is_whole(state):
                 return state, False
-        fresh = machine.State(me=node.me, peers=node.federation.peers, rounds=node.federation.plan.rounds, base=initial)
+        fresh = machine.State(me=here.me, peers=here.federation.peers, rounds=here.federation.plan.rounds, base=initial)
         if not mine:
             return fresh, False
         last = max(mine)
@@ -349,27 +363,27 @@ class Recovery:
         kept = set()
         for round in (last - 1, last):
             claim = mine.get(round)
-            if claim and not claim.statement and await self._get(claim.sha256, node.layout.outbox(round), offers):
+            if claim and not claim.statement and await self._get(claim.sha256, here.layout.outbox(round), offers):
                 kept.add(claim.sha256)
-        has_base = last < 2 or await self._get(mine[last].base, node.layout.fused(last - 1), offers)
+        has_base = last < 2 or await self._get(mine[last].base, here.layout.fused(last - 1), offers)
         at = {Peer(o.peer): _round_of(o, held.values()) for o in offers.values()}
         state = recovered(fresh, claims, at, kept)
         if not has_base and state.phase is not Phase.COLLECT:
             raise LocalStateError(
                 f"no peer has the fused model of round {last - 1} ({mine[last].base[:12]}) any more",
-                remedy=f"copy it from a peer's backup to {node.layout.fused(last - 1)}, then start again",
+                remedy=f"copy it from a peer's backup to {here.layout.fused(last - 1)}, then start again",
             )
         return state, state.phase is Phase.TRAIN
 
     async def _is_whole(self, state: machine.State) -> bool:
         """Is everything there that the saved state relies on?"""
-        node = self._node
-        relied_on = damage.files_of(node.journal, node.layout, state)
+        here = self._here
+        relied_on = damage.files_of(here.journal, here.layout, state)
         if relied_on is None:
             return False
         files = {path: sha256 for path, (sha256, _) in relied_on.items()}
         if state.phase in (Phase.TRAIN, Phase.AGREE, Phase.FINISHED):  # what it trains from, or validates at the end
-            files[node.layout.fused(state.round - 1)] = state.base
+            files[here.layout.fused(state.round - 1)] = state.base
         return await asyncio.to_thread(lambda: all(holds(path, sha256) for path, sha256 in files.items()))
 
     async def _bring(self, state: machine.State, offers: Mapping[str, Offer], held: Mapping[str, Held]) -> None:
@@ -382,21 +396,21 @@ class Recovery:
         Raises:
             HeldUp: a file that is listed could not be fetched.
         """
-        node = self._node
+        here = self._here
         known = {(c.peer, c.round) for c in (*state.have.values(), *state.early.values())}
         for one in held.values():
             manifest, peer = one.manifest, one.peer
             # A peer is at most one round ahead. Whoever lists a hundred more must not fill this disk.
-            if peer == node.me or (peer, manifest.round) in known or abs(manifest.round - state.round) > 1:
+            if peer == here.me or (peer, manifest.round) in known or abs(manifest.round - state.round) > 1:
                 continue
             if manifest.round == state.round - 1:
                 pinned = state.inputs.get(peer) == manifest.digest
                 if pinned and not manifest.statement:  # kept for its owner, should that one lose its disk next
-                    await self._or_later(one, self._get(one.sha256, node.layout.inbox(manifest.round, peer), offers))
+                    await self._or_later(one, self._get(one.sha256, here.layout.inbox(manifest.round, peer), offers))
                 continue
             known.add((peer, manifest.round))  # another one of that round proves something, and needs no checkpoint
             try:  # where nobody has it, its sender recovers too, and will send it
-                await self._or_later(one, place(node, manifest, one.document, offers, self._show))
+                await self._or_later(one, place(here, self._fetch, manifest, one.document, offers, self._show))
             finally:
                 self._show_none()
 
@@ -411,25 +425,25 @@ class Recovery:
 
     def _write(self, state: machine.State, initial: Digest, held: Mapping[str, Held], mark: Mark) -> None:
         """All of it at once: before this the node has no state, after it the round goes on."""
-        node, journal = self._node, self._node.journal
+        here, journal = self._here, self._here.journal
         with journal.transaction(Step.RECOVERY_STATE):
-            journal.set_meta("federation", node.federation.digest)
-            journal.set_meta("instance", _instance_of(held.values(), node.me) or secrets.token_hex(8))
+            journal.set_meta("federation", here.federation.digest)
+            journal.set_meta("instance", _instance_of(held.values(), here.me) or secrets.token_hex(8))
             journal.set_meta("machine", machine_id())
             journal.set_meta("recover", "")
             evidence.keep_told(journal, self._lists)
             journal.record_fused(0, initial)
             for one in held.values():
                 manifest = one.manifest
-                if one.peer == node.me:
+                if one.peer == here.me:
                     journal.record_signed(manifest.round, one.sha256, one.document)
                     if manifest.round > 1:
                         journal.record_fused(manifest.round - 1, Digest(manifest.base))
-                if one.peer == node.me or manifest.round < state.round:
+                if one.peer == here.me or manifest.round < state.round:
                     journal.record_manifest(manifest.round, one.peer, one.sha256, one.document, manifest.content())
-            for row in journal.documents(Round(ROUND_MAX + 1), node.me):  # brought by hand, and does not count
+            for row in journal.documents(Round(ROUND_MAX + 1), here.me):  # brought by hand, and does not count
                 if hashlib.sha256(row["document"]).hexdigest() not in held:
-                    journal.forget_manifest(Round(row["content"]["round"]), node.me)
+                    journal.forget_manifest(Round(row["content"]["round"]), here.me)
             journal.save_state(machine.to_json(state))
             journal.record_phase(state.round, state.phase)
             text = f"{mark.why}; goes on in round {state.round}, {state.phase}"

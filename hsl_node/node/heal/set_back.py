@@ -1,6 +1,6 @@
 """A state that was set back, here or at a peer, shows in the signed lists that peers give, whatever they are asked for.
 
-    it lists a later signature of this node       all are asked (`Asking.check`): shown, it ends this process, and the
+    it lists a later signature of this node       all are asked, `before_signing.py`; shown, it ends this process, the
                                                   next start recovers; the list alone is only a peer's word
     it lists a checkpoint that is waited for      fetched where it does not come by itself: see `fetch_missing.py`
     it lacks what its own receipt acknowledged    told here; it asks us for it. Where another program's server is our
@@ -15,15 +15,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from hsl_node.federation.names import Peer, Round
-from hsl_node.node.peers.links import FAIR_BYTES_PER_S
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.here import Here
+from hsl_node.node.machine import Happened, Machine
+from hsl_node.node.peers.fetch import FAIR_BYTES_PER_S
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Forgotten
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +31,25 @@ AGAIN_MAX = 3  # times that a checkpoint is sent again to a peer that says it ha
 
 
 class SetBack:
-    """One for each daemon."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(
+        self, here: Here, alarms: Alarms, machine: Machine, ask_all: Callable[[], None], checkpoint_bytes: int
+    ) -> None:
+        self._here = here
+        self._alarms = alarms
+        self._machine = machine
+        self._ask_all = ask_all
+        self._checkpoint_bytes = checkpoint_bytes
         self._listed: dict[tuple[Round, Peer], float] = {}  # what this node waits for, since when anybody lists it
         self._lacks: dict[Peer, frozenset[Round]] = {}  # what a peer's last list lacked though it has acknowledged it
         self._again: Counter[tuple[Round, Peer]] = Counter()
 
     def heard(self, offer: Offer) -> None:
         """A list that a peer gave."""
-        node = self._node
-        if node.state is None:
-            return  # a recovery asks, and looks itself
-        if any(m.round > (node.journal.last_signed() or 0) for m in offer.of(node.me)):
-            node.look()
+        here, state = self._here, self._machine.state
+        if any(m.round > (here.journal.last_signed() or 0) for m in offer.of(here.me)):
+            self._ask_all()
         for m in offer.manifests:
-            if m.round == node.state.round and m.peer in node.state.missing:
+            if m.round == state.round and m.peer in state.missing:
                 self._listed.setdefault((m.round, Peer(m.peer)), time.monotonic())
         self._compare(offer)
 
@@ -56,39 +58,39 @@ class SetBack:
 
         Not what was refused here, and not what may still be on its way to an inbox that this node cannot look into.
         """
-        node, state, now = self._node, self._node.known_state(), time.monotonic()
-        for peer in node.others:
+        here, state, now = self._here, self._machine.state, time.monotonic()
+        for peer in here.others:
             if peer not in state.missing:
-                node.alarms.settle(f"set back {peer}")
+                self._alarms.settle(f"set back {peer}")
         self._listed = {(r, p): at for (r, p), at in self._listed.items() if r == state.round and p in state.missing}
-        refused = {p for p in node.others if f"refused {p}" in node.alarms or f"setup {p}" in node.alarms}
-        unseen_s = 0.0 if node.server or not self._listed else node.known_schema().file_bytes / FAIR_BYTES_PER_S
+        refused = {p for p in here.others if f"refused {p}" in self._alarms or f"setup {p}" in self._alarms}
+        unseen_s = 0.0 if here.embedded or not self._listed else self._checkpoint_bytes / FAIR_BYTES_PER_S
         return frozenset(p for (_, p), at in self._listed.items() if p not in refused and now - at >= unseen_s)
 
     def _compare(self, offer: Offer) -> None:
         """Does it lack what it acknowledged? Twice in a row: the first list may have crossed our delivery."""
-        node, state, peer = self._node, self._node.known_state(), Peer(offer.peer)
-        listed = {m.round for m in offer.of(node.me)}
+        here, state, peer = self._here, self._machine.state, Peer(offer.peer)
+        listed = {m.round for m in offer.of(here.me)}
         lacks = frozenset(
             round
             for round in (Round(offer.round), Round(offer.round + 1))
             if not offer.recovering and round >= state.round - 1 and round not in listed
-            if node.journal.signed(round) is not None and (round, peer) not in state.owed
+            if here.journal.signed(round) is not None and (round, peer) not in state.owed
         )
         lost, self._lacks[peer] = lacks & self._lacks.get(peer, frozenset()), lacks
         if not lacks:
-            node.alarms.settle(f"set back {peer}")
+            self._alarms.settle(f"set back {peer}")
         if not lost:
             return
         rounds = " and ".join(map(str, sorted(lost)))
-        node.alarms.sound(
+        self._alarms.sound(
             f"set back {peer}",
             f"{peer} was set back: its receipt says that it has this node's round {rounds}, its signed list that it "
-            f"has not. It {'fetches' if node.server else 'is sent'} what it lacks",
+            f"has not. It {'fetches' if here.embedded else 'is sent'} what it lacks",
             f"nothing, if it goes on within minutes; else call {peer}: was a snapshot or an old copy of it started?",
         )
         for round in sorted(lost):
-            if node.server is None and self._again[round, peer] < AGAIN_MAX:
+            if not here.embedded and self._again[round, peer] < AGAIN_MAX:
                 self._again[round, peer] += 1
                 log.warning("sent again", extra={"peer": peer, "round": round})
-                node.apply(Forgotten(peer, round))
+                self._machine.tell(Happened(Forgotten(peer, round)))

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, FileName, Kind, Peer
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
+from hsl_node.node.here import Here
+from hsl_node.node.peers.fetch import Fetch, Tell
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.store.plain_files import open_folder, unlink
 
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
-
 
 async def place(
-    node: Node,
+    here: Here,
+    fetch: Fetch,
     manifest: Manifest,
     document: bytes,
     offers: Mapping[str, Offer],
-    tell: Callable[[Peer, str], None] = lambda giver, how_far: None,
+    tell: Tell = lambda giver, how_far: None,
     *,
     patient: bool = True,
 ) -> bool:
     """Put a peer's manifest into its inbox here, and its checkpoint where the intake would bring it, as if just come.
 
     The usual intake checks, admits and answers it; it may look at any moment and removes what it does not know.
-    `tell`, `patient`: see `Asking.get`. False: nobody has the checkpoint.
+    `tell`, `patient`: see `Fetch.get`. False: nobody has the checkpoint.
     """
     peer, name = Peer(manifest.peer), manifest.file_name()
-    data = node.layout.claimed / peer / str(name.of(Kind.DATA))
-    if not manifest.statement and not await node.asking.get(name.sha256, data, offers, tell, patient=patient):
+    data = here.layout.claimed / peer / str(name.of(Kind.DATA))
+    if not manifest.statement and not await fetch.get(name.sha256, data, offers, tell, patient=patient):
         return False
-    await asyncio.to_thread(_put, node.intake.homes, peer, name, document)
+    await asyncio.to_thread(_put, here.homes, peer, name, document)
     return True
 
 

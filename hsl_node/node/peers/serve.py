@@ -10,19 +10,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hsl_node.errors import PeerDataError
 from hsl_node.federation.identity import OFFER_NAMESPACE
 from hsl_node.federation.names import INBOX, Kind, Peer, Round, is_digest, parse_file_name
+from hsl_node.node.here import Here, Keys
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
 from hsl_node.sync.offer import ROUNDS_MAX, Listed, Offer
+from hsl_node.sync.round import State
 from hsl_node.sync.store.plain_files import open_folder, open_plain
-
-if TYPE_CHECKING:
-    from hsl_node.node.daemon import Node
 
 UNSEEN_MAX = 8  # delivered and not looked at yet; an honest sender has two
 
@@ -42,11 +42,14 @@ class InInbox:
 Place = Path | InJournal | InInbox
 
 
-class Offers:
-    """One for each daemon; keeps the last list of every peer, to open what it names."""
+class Serve:
+    """Keeps the last list of every peer, to open what it names."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, here: Here, keys: Keys, state: Callable[[], State | None]) -> None:
+        """`state`: None while this node recovers, or starts."""
+        self._here = here
+        self._keys = keys
+        self._state = state
         self._named: dict[Peer, dict[str, Place]] = {}
 
     def open(self, peer: Peer, name: str, twice: bool) -> int:
@@ -61,29 +64,29 @@ class Offers:
             case None:
                 raise FileNotFoundError(errno.ENOENT, "not on the list")
             case InJournal(round, whose):
-                row = self._node.journal.manifest(round, whose)
+                row = self._here.journal.manifest(round, whose)
                 return _in_memory(row["document"] if row else b"")
             case InInbox(sender, file):
-                with open_folder(self._node.intake.homes, sender, INBOX) as folder:
+                with open_folder(self._here.homes, sender, INBOX) as folder:
                     return open_plain(file, os.O_RDONLY, folder)
             case Path() as path:
                 return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def _list(self, asker: Peer, nonce: str, twice: bool) -> bytes:
         """The signed list; remembers where everything on it lies."""
-        node, state = self._node, self._node.state
+        here, state = self._here, self._state()
         round = state.round if state else 0
         listed: dict[str, Listed] = {}
         places: dict[str, Place] = {}
-        for row in node.journal.offered((asker, node.me), max(0, round - 2), ROUNDS_MAX):
+        for row in here.journal.offered((asker, here.me), max(0, round - 2), ROUNDS_MAX):
             digest = _add(listed, row, row["document"])
             places[digest] = InJournal(row["round"], Peer(row["peer"]))
             if row["round"] >= round - 1:
-                path = self._checkpoint(row["round"], Peer(row["peer"]))
+                path = here.layout.checkpoint(row["round"], Peer(row["peer"]), here.me)
                 if path.exists():
                     places[row["sha256"]] = path
-        kept = node.layout.fused_files()  # few, however many rounds there were
-        for fused, sha256 in node.journal.fused_digests([r for r in kept if r > 0]).items():
+        kept = here.layout.fused_files()  # few, however many rounds there were
+        for fused, sha256 in here.journal.fused_digests([r for r in kept if r > 0]).items():
             places[sha256] = kept[fused]
         for row, document, manifest, data in self._unseen(asker):
             places.setdefault(_add(listed, row, document), manifest)
@@ -91,8 +94,8 @@ class Offers:
                 places.setdefault(row["sha256"], data)
         self._named[asker] = places
         offer = Offer(
-            federation=node.federation.digest,
-            peer=node.me,
+            federation=here.federation.digest,
+            peer=here.me,
             asker=asker,
             nonce=nonce,
             recovering=state is None,
@@ -102,17 +105,13 @@ class Offers:
             manifests=list(listed.values()),
             files=sorted(places.keys() - listed.keys()),
         )
-        return node.identity.sign(offer.content(), OFFER_NAMESPACE)
-
-    def _checkpoint(self, round: int, peer: Peer) -> Path:
-        layout = self._node.layout
-        return layout.outbox(round) if peer == self._node.me else layout.inbox(round, peer)
+        return self._keys.identity.sign(offer.content(), OFFER_NAMESPACE)
 
     def _unseen(self, asker: Peer) -> list[tuple[dict[str, Any], bytes, InInbox, InInbox | None]]:
         """What lies in the asker's inbox/: delivered, but not checked. The asker knows its own signature."""
         found: list[tuple[dict[str, Any], bytes, InInbox, InInbox | None]] = []
         try:
-            with open_folder(self._node.intake.homes, asker, INBOX) as folder:
+            with open_folder(self._here.homes, asker, INBOX) as folder:
                 present = set(os.listdir(folder))
                 for text in sorted(present, reverse=True):
                     try:

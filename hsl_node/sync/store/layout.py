@@ -51,6 +51,10 @@ class Layout:
     def inbox(self, round: Round, peer: Peer) -> Path:
         return self.state / "inbox" / f"r{round:06d}" / f"{peer}.safetensors"
 
+    def checkpoint(self, round: Round, peer: Peer, me: Peer) -> Path:
+        """A peer's verified checkpoint, or mine."""
+        return self.outbox(round) if peer == me else self.inbox(round, peer)
+
     def fused(self, round: Round) -> Path:
         """Round 0: the initial weights."""
         return self.state / "fused" / f"r{round:06d}.safetensors"
@@ -70,7 +74,7 @@ class Layout:
 
 def paths_of(layout: Layout, round: Round, me: Peer, peers: tuple[Peer, ...]) -> Mapping[Peer, Path]:
     """The checkpoint files of a full set."""
-    return {p: layout.outbox(round) if p == me else layout.inbox(round, p) for p in peers}
+    return {p: layout.checkpoint(round, p, me) for p in peers}
 
 
 def _round_in_name(path: Path) -> Round:

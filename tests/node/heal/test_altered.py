@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,12 @@ from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
 from hsl_node.host.durable import Step
 from hsl_node.node.alarms import Alarms
-from hsl_node.node.daemon import Node
+from hsl_node.node.daemon import Daemon
 from hsl_node.node.heal import damage
 from hsl_node.node.heal import mark as recover_mark
 from hsl_node.node.heal.mark import ALTERED
 from hsl_node.node.poisoning import fuse_watched
+from hsl_node.node.tasks import Tasks
 from hsl_node.status import page
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.layout import Layout
@@ -160,16 +162,20 @@ def test_threat_23_one_altered_file_counts_once_however_many_pushes_meet_it(tmp_
     layout = Layout(tmp_path)
     layout.make()
     journal = Journal.create(layout.journal)
-    node: Any = SimpleNamespace(
-        _running={}, _fatal=None, _stopping=asyncio.Event(), layout=layout, journal=journal,
-        known_state=lambda: SimpleNamespace(round=3),
+    daemon: Any = SimpleNamespace(
+        _fatal=None, _stopping=asyncio.Event(), here=SimpleNamespace(layout=layout, journal=journal),
+        state=SimpleNamespace(round=3),
     )  # fmt: skip
 
+    async def meets_it() -> None:
+        raise Altered("gone")
+
     async def story() -> None:
+        tasks = Tasks(partial(Daemon._failed, daemon))
         for key in ("push birch", "push cedar", "fuse 3"):
-            error = Altered("gone")
-            task: Any = SimpleNamespace(cancelled=lambda: False, exception=lambda error=error: error)
-            Node._ended(node, key, task)
+            tasks.spawn(key, meets_it())
+        await asyncio.sleep(0.01)
+        assert not tasks.items() and isinstance(daemon._fatal, Altered)
 
     asyncio.run(story())
     assert json.loads(journal.meta(ALTERED) or "")["rounds"] == [3]

@@ -15,8 +15,9 @@ from recovering import BIRCH, CEDAR, ME, Long, Site, by, run
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import Accepted, Keyring, KeyringFile, sign_update
 from hsl_node.federation.names import Digest
+from hsl_node.node.before_signing import BeforeSigning
 from hsl_node.node.heal.mark import Mark
-from hsl_node.node.peers.links import HeldUp
+from hsl_node.node.peers.fetch import HeldUp
 from hsl_node.sync.round import Phase
 
 
@@ -236,7 +237,7 @@ def test_threat_17_what_was_brought_by_hand_and_does_not_count_is_forgotten(repl
         site = replaced.site
         now, forged = site.manifest(ME, 4, replaced.inputs()), site.manifest(ME, 9, replaced.inputs())
         site.givers[BIRCH].list(now, by(replaced.new, now))
-        journal = site.recovery._node.journal
+        journal = site.journal
         journal.record_manifest(9, ME, forged.sha256, by(replaced.old, forged), forged.content())
         held = await site.asked()
         assert now in [h.manifest for h in held.values()] and forged not in [h.manifest for h in held.values()]
@@ -269,12 +270,12 @@ def test_threat_17_a_node_does_not_take_itself_for_set_back_by_its_replaced_key(
 
     async def story() -> None:
         site, now = replaced.site, replaced.site.manifest(ME, 4, replaced.inputs())
-        journal = site.recovery._node.journal
+        journal = site.journal
         forged = site.manifest(ME, 6)
         site.givers[CEDAR].list(forged, by(replaced.old, forged))
         journal.record_signed(4, Digest(now.sha256), by(replaced.new, now))
         async with site.givers[BIRCH].serving(), site.givers[CEDAR].serving():
-            await site.recovery._node.asking.check()
+            await BeforeSigning(*site.parts.all).check()
         assert not journal.meta("recover") and not site.alarms.listing()
 
     run(story)

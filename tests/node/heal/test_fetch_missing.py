@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import pytest
 from claims import START, checkpoint
 from cluster import Cluster
-from givers import Giver, Link, asking_of, node_of, offer_by, offer_of
+from givers import Giver, Link, asking_of, fetch_over, here_of, missing_of, offer_by, offer_of
 from inbox_site import ASH, BIRCH, CEDAR, ROUND, Site
 from two_faces import PLAN, TRAINER, at, begin, face, signed
 
@@ -75,17 +75,18 @@ def test_threat_13_an_intake_that_looks_at_any_moment_neither_breaks_a_fetch_nor
             scans.append(1)
             found.extend(site.scan())
 
-    node = node_of(site, Link(data, between=scan))
+    here = here_of(site)
+    fetch = fetch_over(here, site, Link(data, between=scan))
     (site.homes / BIRCH / RECEIPTS / str(manifest.file_name().of(Kind.RECEIPT))).write_text("of before the loss")
     monkeypatch.setattr(durable, "disk", Scanning(scan))
     offers = {CEDAR: offer_of(site, manifest.sha256)}
-    assert asyncio.run(place(node, manifest, site.sign(manifest), offers))
+    assert asyncio.run(place(here, fetch, manifest, site.sign(manifest), offers))
     assert len(scans) > 12 and not [item for item in found if isinstance(item, Refusal)]
     (arrival,) = site.scan()
     assert isinstance(arrival, Arrival) and arrival.manifest == manifest
     assert arrival.data is not None and arrival.data.read_bytes() == data
     left = [p for f in (PARTS, RECEIPTS) for p in (site.homes / BIRCH / f).iterdir()]
-    assert not left and not [p for p in node.layout.fetched.rglob("*") if p.is_file()]
+    assert not left and not [p for p in here.layout.fetched.rglob("*") if p.is_file()]
 
 
 def test_a_delivery_that_comes_while_the_same_checkpoint_is_fetched_is_taken(site: Site) -> None:
@@ -97,8 +98,9 @@ def test_a_delivery_that_comes_while_the_same_checkpoint_is_fetched_is_taken(sit
             site.deliver(data, manifest)
             found.extend(site.scan())
 
-    node = node_of(site, Link(data, between=deliver_once))
-    assert asyncio.run(place(node, manifest, site.sign(manifest), {CEDAR: offer_of(site, manifest.sha256)}))
+    here = here_of(site)
+    fetch = fetch_over(here, site, Link(data, between=deliver_once))
+    assert asyncio.run(place(here, fetch, manifest, site.sign(manifest), {CEDAR: offer_of(site, manifest.sha256)}))
     found.extend(site.scan())
     assert [isinstance(item, Arrival) for item in found] == [True, True]
     assert {item.data.read_bytes() for item in found if isinstance(item, Arrival) and item.data} == {data}
@@ -106,11 +108,12 @@ def test_a_delivery_that_comes_while_the_same_checkpoint_is_fetched_is_taken(sit
 
 def test_a_statement_is_placed_alone_and_what_nobody_has_is_not(site: Site) -> None:
     data = site.good_data()
-    node, manifest = node_of(site, Link(data)), site.manifest(data)
-    assert not asyncio.run(place(node, manifest, site.sign(manifest), {CEDAR: offer_of(site)}))
+    here, manifest = here_of(site), site.manifest(data)
+    fetch = fetch_over(here, site, Link(data))
+    assert not asyncio.run(place(here, fetch, manifest, site.sign(manifest), {CEDAR: offer_of(site)}))
     assert site.scan() == [] and not list(site.inbox.iterdir())
     statement = site.manifest(b"", sha256="b" * 64, halted=True)
-    assert asyncio.run(place(node, statement, site.sign(statement), {}))
+    assert asyncio.run(place(here, fetch, statement, site.sign(statement), {}))
     (arrival,) = site.scan()
     assert isinstance(arrival, Arrival) and arrival.manifest == statement
 
@@ -130,18 +133,15 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
             update = {"manifests": [listed]}
             asks.offers[peer] = offer_by(site, peer, manifest.sha256).model_copy(update=update)
         birch.stalls, asks.hurry = 1, {BIRCH: 0.001}
-        node: Any = asks._node
         state = replace(START, phase=Phase.COLLECT, round=ROUND, have={ASH: checkpoint(ASH), CEDAR: checkpoint(CEDAR)})
-        node.asking, node.others, node.server = asks, (BIRCH, CEDAR), None
-        node.federation, node.keyring = site.members.federation, Keyring.of(site.members.federation)
-        node.known_state, node.intake.wake = lambda: state, lambda peer: None
-        watch = fetch_missing.Missing(node)
+        keys = SimpleNamespace(ring=Keyring.of(site.members.federation))
+        watch, alarms = missing_of(lambda: state, here=asks._here, keys=keys, links=asks, fetch=asks)
         watch._lost = (BIRCH,)
         async with asyncio.timeout(60):
             await watch._ask([BIRCH, CEDAR])
         arrival = site.scan()[0]
         assert isinstance(arrival, Arrival) and arrival.manifest == manifest
-        assert "lost birch" in node.alarms, "its manifest was shown"
+        assert "lost birch" in alarms, "its manifest was shown"
 
     asyncio.run(story())
 
@@ -161,17 +161,14 @@ def test_threat_03_of_one_peer_one_checkpoint_is_fetched_however_many_manifests_
             cedar.files[manifest.sha256], cedar.documents[digest] = data, document
             listed.append(Listed(peer=BIRCH, round=ROUND, sha256=manifest.sha256, document=digest))
         offer = offer_by(site, CEDAR, *(m.sha256 for m in listed)).model_copy(update={"manifests": listed})
-        node: Any = asks._node
         state = replace(START, phase=Phase.COLLECT, round=ROUND, have={ASH: checkpoint(ASH), CEDAR: checkpoint(CEDAR)})
-        node.asking, node.others, node.server = asks, (BIRCH, CEDAR), None
-        node.federation, node.keyring = site.members.federation, Keyring.of(site.members.federation)
-        node.known_state, node.intake.wake = lambda: state, lambda peer: None
-        watch = fetch_missing.Missing(node)
+        keys = SimpleNamespace(ring=Keyring.of(site.members.federation))
+        watch, _ = missing_of(lambda: state, here=asks._here, keys=keys, links=asks, fetch=asks)
         watch._lost = (BIRCH,)
         await watch._fetch(CEDAR, {CEDAR: offer})
         (placed,) = site.inbox.iterdir()
         assert listed[0].sha256 in placed.name
-        assert len([p for p in node.layout.claimed.rglob("*") if p.is_file()]) == 1
+        assert len([p for p in asks._here.layout.claimed.rglob("*") if p.is_file()]) == 1
 
     asyncio.run(story())
 
@@ -179,13 +176,13 @@ def test_threat_03_of_one_peer_one_checkpoint_is_fetched_however_many_manifests_
 # ---------------------------------------------------------------- what lies where it is fetched to
 
 
-async def cleared(node: Any, monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> None:
+async def cleared(here: Any, alarms: Alarms, monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> None:
     """The watch of a node that lacks nothing, until it has come so far."""
     monkeypatch.setattr(fetch_missing, "LOOK_S", 0.0)
-    node.others, node.keyring = (), None
-    node.known_state = lambda: replace(START, phase=Phase.COLLECT, round=ROUND)
+    here.others = ()
+    missing, _ = missing_of(lambda: replace(START, phase=Phase.COLLECT, round=ROUND), here=here, alarms=alarms)
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-        watch = group.create_task(fetch_missing.Missing(node).watch())
+        watch = group.create_task(missing.watch())
         while not until():
             assert not watch.done()
             await asyncio.sleep(0)
@@ -196,8 +193,8 @@ def test_whatever_lies_among_what_was_half_fetched_goes_and_nothing_beyond_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file, a link to a folder, a link to nowhere, a pipe, a folder in a folder; it ended the daemon."""
-    node = node_of(site, Link(b""))
-    fetched, elsewhere = node.layout.fetched, site.root / "elsewhere"
+    here, alarms = here_of(site), Alarms()
+    fetched, elsewhere = here.layout.fetched, site.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "kept").touch()
     (fetched / "cedar" / "deeper").mkdir(parents=True)
@@ -205,16 +202,16 @@ def test_whatever_lies_among_what_was_half_fetched_goes_and_nothing_beyond_it(
     (fetched / "link").symlink_to(elsewhere)
     (fetched / "broken").symlink_to("nowhere")
     os.mkfifo(fetched / "pipe")
-    asyncio.run(cleared(node, monkeypatch, lambda: not any(fetched.iterdir())))
-    assert (elsewhere / "kept").exists() and not node.alarms.listing()
+    asyncio.run(cleared(here, alarms, monkeypatch, lambda: not any(fetched.iterdir())))
+    assert (elsewhere / "kept").exists() and not alarms.listing()
 
 
 def test_what_cannot_be_removed_is_named_and_removed_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that somebody has made immutable, say; what can be removed is."""
-    node, tries = node_of(site, Link(b"")), []
-    stuck, unlink = node.layout.fetched / "stuck", Path.unlink
+    here, alarms, tries = here_of(site), Alarms(), []
+    stuck, unlink = here.layout.fetched / "stuck", Path.unlink
     stuck.touch()
-    (node.layout.fetched / "other").touch()
+    (here.layout.fetched / "other").touch()
 
     def held(path: Path, *args: Any) -> None:
         if path == stuck and len(tries) < 3:
@@ -224,11 +221,11 @@ def test_what_cannot_be_removed_is_named_and_removed_later(site: Site, monkeypat
 
     monkeypatch.setattr(Path, "unlink", held)
     told: list[str] = []
-    sound = node.alarms.sound
-    monkeypatch.setattr(node.alarms, "sound", lambda code, text, fix: (told.append(text), sound(code, text, fix)))
-    asyncio.run(cleared(node, monkeypatch, lambda: not stuck.exists() and not node.alarms.listing()))
+    sound = alarms.sound
+    monkeypatch.setattr(alarms, "sound", lambda code, text, fix: (told.append(text), sound(code, text, fix)))
+    asyncio.run(cleared(here, alarms, monkeypatch, lambda: not stuck.exists() and not alarms.listing()))
     assert told == [f"{stuck} cannot be removed: Operation not permitted"] * 3
-    assert not any(node.layout.fetched.iterdir())
+    assert not any(here.layout.fetched.iterdir())
 
 
 # ---------------------------------------------------------------- what is lost
@@ -240,20 +237,16 @@ def test_an_arrival_ends_the_alarm_at_once_and_who_has_fused_since_is_asked_at_o
     """ash lacks cedar's checkpoint, which birch has fused. The intake says so after each arrival."""
     monkeypatch.setattr(fetch_missing, "PATIENCE_S", 0.0)
     state = replace(START, phase=Phase.COLLECT, round=1, have={ASH: checkpoint(ASH), BIRCH: checkpoint(BIRCH)})
-    node: Any = SimpleNamespace(
-        others=(BIRCH, CEDAR), alarms=Alarms(), server=None, known_state=lambda: state,
-        keyring=SimpleNamespace(is_revoked=lambda peer: False), set_back=SimpleNamespace(listed=frozenset),
-    )  # fmt: skip
-    watch = fetch_missing.Missing(node)
+    watch, alarms = missing_of(lambda: state)
     watch.look()
-    assert node.alarms.listing() == [], "nobody has fused it: it comes by itself"
+    assert alarms.listing() == [], "nobody has fused it: it comes by itself"
 
     state = replace(state, early={BIRCH: checkpoint(BIRCH, 2)})
     watch.look()
-    assert node.alarms.listing() == [], "birch says so; nobody has shown it"
+    assert alarms.listing() == [], "birch says so; nobody has shown it"
     now = time.monotonic()
     assert watch._turns.due(now) == [BIRCH, CEDAR]
-    for giver in node.others:
+    for giver in (BIRCH, CEDAR):
         watch._turns.asked(giver, now, reached=True)
     watch.look()
     assert watch._turns.due(now + 1) == [], "nothing is new"
@@ -261,11 +254,11 @@ def test_an_arrival_ends_the_alarm_at_once_and_who_has_fused_since_is_asked_at_o
     state = replace(state, early={**state.early, CEDAR: checkpoint(CEDAR, 2)})
     watch.look()
     assert watch._turns.due(time.monotonic()) == [CEDAR]
-    assert "lost cedar" in node.alarms, "cedar is in the next round, so it has our receipt"
+    assert "lost cedar" in alarms, "cedar is in the next round, so it has our receipt"
 
     state = replace(state, have={**state.have, CEDAR: checkpoint(CEDAR)})
     watch.look()
-    assert node.alarms.listing() == [] and watch._turns.due(now + 10_000) == []
+    assert alarms.listing() == [] and watch._turns.due(now + 10_000) == []
 
 
 def test_threat_09_who_says_that_it_fused_other_manifests_than_those_here_gives_no_alarm_about_an_honest_peer(
@@ -276,18 +269,14 @@ def test_threat_09_who_says_that_it_fused_other_manifests_than_those_here_gives_
     invented: dict[Peer, Digest] = dict.fromkeys((ASH, BIRCH, CEDAR), Digest("f" * 64))
     state = replace(START, phase=Phase.COLLECT, round=1, have={p: checkpoint(p) for p in (ASH, CEDAR)})
     state = replace(state, early={CEDAR: checkpoint(CEDAR, 2, inputs=invented)})
-    node: Any = SimpleNamespace(
-        others=(BIRCH, CEDAR), alarms=Alarms(), server=None, known_state=lambda: state,
-        keyring=SimpleNamespace(is_revoked=lambda peer: False), set_back=SimpleNamespace(listed=frozenset),
-    )  # fmt: skip
-    watch = fetch_missing.Missing(node)
+    watch, alarms = missing_of(lambda: state)
     watch.look()
-    assert node.alarms.listing() == [] and watch._turns.due(time.monotonic() + 10_000) == []
+    assert alarms.listing() == [] and watch._turns.due(time.monotonic() + 10_000) == []
 
     right = {**invented, **{p: claim.manifest for p, claim in state.have.items()}}
     state = replace(state, early={CEDAR: checkpoint(CEDAR, 2, inputs=right)})
     watch.look()
-    assert watch._turns.due(time.monotonic()) == [BIRCH, CEDAR] and node.alarms.listing() == [], "asked for, not told"
+    assert watch._turns.due(time.monotonic()) == [BIRCH, CEDAR] and alarms.listing() == [], "asked for, not told"
 
 
 # ---------------------------------------------------------------- what is on its way
@@ -302,11 +291,7 @@ class Inbox:
             START, phase=Phase.COLLECT, round=1, have={p: checkpoint(p) for p in (ASH, BIRCH)},
             early={BIRCH: checkpoint(BIRCH, 2)},
         )  # fmt: skip
-        node: Any = SimpleNamespace(
-            others=(BIRCH, CEDAR), alarms=Alarms(), known_state=lambda: self.state, server=self,
-            keyring=SimpleNamespace(is_revoked=lambda peer: False), set_back=SimpleNamespace(listed=frozenset),
-        )  # fmt: skip
-        self.missing = fetch_missing.Missing(node, clock=lambda: self.now)
+        self.missing, _ = missing_of(lambda: self.state, incoming=self.incoming, clock=lambda: self.now)
 
     def incoming(self, round: int) -> list[Incoming]:
         return [part for part in self.parts if part.name.round == round]

@@ -28,15 +28,15 @@ from hsl_node.sync.store.journal import Journal
 # A recovering node says that it is about to fetch, and waits while the file `hold` is there.
 HELD = """
 import asyncio, pathlib, sys
-from hsl_node.node.peers.links import Asking
-_get = Asking.get
+from hsl_node.node.peers.fetch import Fetch
+_get = Fetch.get
 async def get(*args, **named):
     state = pathlib.Path(sys.argv[1])
     (state / "fetching").touch()
     while (state / "hold").exists():
         await asyncio.sleep(0.02)
     return await _get(*args, **named)
-Asking.get = get
+Fetch.get = get
 """
 
 

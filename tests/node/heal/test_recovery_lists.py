@@ -6,7 +6,6 @@ Real daemons: test_recovery.py.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +22,12 @@ from hsl_node.federation.identity import OFFER_NAMESPACE
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.durable import Step
-from hsl_node.node.equivocation import Proofs
+from hsl_node.node.equivocation import Equivocations
 from hsl_node.node.heal import recovery as recovery_module
 from hsl_node.node.heal.counting import Held
 from hsl_node.node.heal.mark import Mark
 from hsl_node.node.heal.recovery import LOOK_AGAIN
-from hsl_node.node.peers.links import HeldUp
+from hsl_node.node.peers.fetch import HeldUp
 from hsl_node.sync import evidence
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Phase, State, to_json
@@ -108,7 +107,7 @@ def test_threat_05_while_a_file_is_fetched_the_status_says_from_whom_and_leaves_
             seen.append((site.recovery.waiting, site.alarms.listing()[0]))
             return True
 
-        site.recovery._node.asking.get = get  # type: ignore[assignment]
+        site.fetch.get = get  # type: ignore[assignment]
         assert await site.recovery._get(Digest("a" * 64), site.evidence / "file", {})
         ((waiting, alarm),) = seen
         assert waiting == {BIRCH: "it gives abc: 1.0 of 3.0 MiB"}
@@ -154,11 +153,11 @@ def test_threat_12_a_saved_state_is_gone_on_from_only_where_no_peer_shows_a_late
         return True
 
     async def story() -> None:
-        node, recovery = site.recovery._node, site.recovery
-        monkeypatch.setattr(node.asking, "get", given)
-        base = write_weights(node.layout.fused(Round(2)), weights())
+        here, recovery = site.here, site.recovery
+        monkeypatch.setattr(site.fetch, "get", given)
+        base = write_weights(here.layout.fused(Round(2)), weights())
         saved = State(me=ME, peers=(ME, BIRCH, CEDAR), rounds=20, base=base, phase=Phase.TRAIN, round=Round(3))
-        node.journal.save_state(to_json(saved))
+        here.journal.save_state(to_json(saved))
         mine = site.manifest(ME, 4)
         if shown:
             site.givers[BIRCH].list(mine, by(site.members.identities[ME], mine))
@@ -195,9 +194,7 @@ def test_threat_12_who_sees_another_process_with_our_key_has_not_answered(
         return site.givers[peer].offer().model_copy(update={"twice": answers.pop(0)}), b""
 
     async def story() -> None:
-        node: Any = site.recovery._node
-        node.delivery.awaited = lambda peer: asyncio.Event()
-        monkeypatch.setattr(node.asking, "signed_offer_of", answer)
+        monkeypatch.setattr(site.parts.links, "signed_offer_of", answer)
         offer = await site.recovery._answer_of(BIRCH)
         assert not offer.twice and not answers
 
@@ -257,21 +254,21 @@ def test_threat_12_a_second_signature_of_a_round_long_ago_is_found(site: Site) -
 
 def test_threat_12_who_left_out_our_signature_when_we_recovered_is_named_with_proof_against_us(site: Site) -> None:
     """birch listed round 3 of ours; cedar signed that it held none newer than round 2; somebody shows 3."""
-    node = cast(Any, site.recovery._node)
     for peer, rounds in ((BIRCH, (2, 3)), (CEDAR, (1, 2))):
         for round in rounds:
             mine = site.manifest(ME, round)
             site.givers[peer].list(mine, by(site.members.identities[ME], mine))
     key = site.members.identities
     lists = {p: key[p].sign(g.offer().content(), OFFER_NAMESPACE) for p, g in site.givers.items()}
-    with node.journal.transaction(Step.RECOVERY_STATE):
-        evidence.keep_told(node.journal, lists)
-    assert evidence.told(node.journal, (BIRCH, CEDAR)) == lists
-    Proofs(node)._name(ME, 3)
+    with site.journal.transaction(Step.RECOVERY_STATE):
+        evidence.keep_told(site.journal, lists)
+    assert evidence.told(site.journal, (BIRCH, CEDAR)) == lists
+    equivocations = Equivocations(*site.parts.all, cast(Any, None))
+    equivocations._name(ME, 3)
     (alarm,) = site.alarms.listing()
     assert "held nothing of it for that round: cedar (its newest was round 2)" in alarm["text"]
     assert "birch" not in alarm["text"] and "verify --export" in alarm["fix"]
-    Proofs(node)._name(CEDAR, 3)
+    equivocations._name(CEDAR, 3)
     assert "held nothing" not in site.alarms.listing()[1]["text"], "what cedar signed twice is no matter of our loss"
 
 
@@ -327,7 +324,7 @@ def test_threat_12_a_peers_checkpoint_that_is_listed_and_never_given_does_not_ho
             asked.append(sha256)
             raise HeldUp(CEDAR, "the link broke")
 
-        site.recovery._node.asking.get = get  # type: ignore[assignment]
+        site.fetch.get = get  # type: ignore[assignment]
         for _ in range(LOOK_AGAIN - 1):
             with pytest.raises(HeldUp):
                 await site.recovery._bring(cast(Any, state), {}, held)

@@ -25,9 +25,9 @@ from hsl_node.host.event_log import log_path
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal import set_back as set_back_module
 from hsl_node.node.heal.set_back import AGAIN_MAX, SetBack
-from hsl_node.node.peers.links import FAIR_BYTES_PER_S
+from hsl_node.node.peers.fetch import FAIR_BYTES_PER_S
 from hsl_node.sync.offer import Listed, Offer
-from hsl_node.sync.round import Forgotten, Phase, State
+from hsl_node.sync.round import Event, Forgotten, Phase, State
 from hsl_node.sync.store.journal import Journal
 
 # A minute of patience is for people; who is waited for is asked at once and often.
@@ -236,16 +236,14 @@ class Fake:
 
     def __init__(self, state: State = WAITS, signed: tuple[int, ...] = (0, 1, 2), embedded: bool = True) -> None:
         self.looks = 0
-        self.applied: list[Any] = []
-        self.node: Any = SimpleNamespace(
-            me=ASH, others=(BIRCH, CEDAR), state=state, alarms=Alarms(), server=object() if embedded else None,
-            journal=SimpleNamespace(
-                last_signed=lambda: max(signed), signed=lambda round: (b"", b"") if round in signed else None
-            ),
-            known_state=lambda: self.node.state, look=self.look, apply=self.applied.append,
-            known_schema=lambda: SimpleNamespace(file_bytes=10 * FAIR_BYTES_PER_S),
-        )  # fmt: skip
-        self.set_back = SetBack(self.node)
+        self.applied: list[Event] = []
+        journal = SimpleNamespace(
+            last_signed=lambda: max(signed), signed=lambda round: (b"", b"") if round in signed else None
+        )
+        here: Any = SimpleNamespace(me=ASH, others=(BIRCH, CEDAR), embedded=embedded, journal=journal)
+        self.machine: Any = SimpleNamespace(state=state, tell=lambda happened: self.applied.append(happened.event))
+        self.alarms = Alarms()
+        self.set_back = SetBack(here, self.alarms, self.machine, self.look, 10 * FAIR_BYTES_PER_S)
 
     def look(self) -> None:
         self.looks += 1
@@ -260,7 +258,7 @@ class Fake:
 
     @property
     def warnings(self) -> list[str]:
-        return [a["code"] for a in self.node.alarms.listing()]
+        return [a["code"] for a in self.alarms.listing()]
 
 
 MINE = ((ASH, 0), (ASH, 1), (ASH, 2))
@@ -278,11 +276,11 @@ def test_threat_12_what_is_waited_for_and_listed_is_missing_until_it_is_here_or_
     ash = Fake()
     ash.hears(BIRCH, *MINE, (BIRCH, 2), (CEDAR, 2))
     assert ash.set_back.listed() == {BIRCH, CEDAR}
-    ash.node.alarms.sound("refused cedar", "fails a check", "")
+    ash.alarms.sound("refused cedar", "fails a check", "")
     assert ash.set_back.listed() == {BIRCH}, "it would be refused again"
-    ash.node.state = replace(WAITS, have={**WAITS.have, BIRCH: checkpoint(BIRCH, 2)})
+    ash.machine.state = replace(WAITS, have={**WAITS.have, BIRCH: checkpoint(BIRCH, 2)})
     assert ash.set_back.listed() == frozenset()
-    ash.node.state = replace(WAITS, round=3, have={ASH: checkpoint(ASH, 3)})
+    ash.machine.state = replace(WAITS, round=3, have={ASH: checkpoint(ASH, 3)})
     assert ash.set_back.listed() == frozenset(), "of another round"
 
 
@@ -300,7 +298,7 @@ def test_what_may_be_on_its_way_to_another_servers_inbox_is_given_the_time_for_i
 
 
 def test_threat_12_a_list_with_a_later_signature_of_ours_only_makes_this_node_ask() -> None:
-    """What it does then, and that it takes a signature of its own to end it: `Asking.check`, test_asking.py."""
+    """What it does then, and that it takes a signature of its own to end it: `BeforeSigning.check`, test_asking.py."""
     ash = Fake()
     ash.hears(BIRCH, *MINE, (ASH, 3))
     assert ash.looks == 1 and not ash.applied and not ash.warnings
@@ -311,7 +309,7 @@ def test_threat_12_who_lost_what_it_acknowledged_is_named_once_it_says_so_twice_
     for _ in range(3):
         ash.hears(BIRCH, (ASH, 0), round=1)  # lacks round 1; round 2 is still on its way
         ash.hears(CEDAR, round=0, recovering=True)
-    (alarm,) = ash.node.alarms.listing()
+    (alarm,) = ash.alarms.listing()
     assert alarm["code"] == "set back birch" and "has this node's round 1, its signed list" in alarm["text"]
     assert not ash.applied, "it asks for it"
     ash.hears(BIRCH, (ASH, 0), (ASH, 1), round=1)

@@ -25,7 +25,7 @@ from hsl_node.errors import PeerDataError
 from hsl_node.federation import identity
 from hsl_node.federation.names import Digest, FileName, Kind, Peer
 from hsl_node.federation.plan import Plan
-from hsl_node.node.peers.serve import Offers
+from hsl_node.node.peers.serve import Serve
 from hsl_node.sync.ask import ask
 from hsl_node.sync.clones import ALONE_S, believed
 from hsl_node.sync.inbox.server import InboxServer
@@ -185,8 +185,8 @@ def test_threat_12_one_peers_word_of_a_clone_is_believed_for_a_while_and_that_of
 
 LIAR_PLAN = Plan(method="fedavg", fusion="mean", rounds=5, epochs_per_round=1, plateau_rounds=100)
 IMPATIENT = """
-import hsl_node.node.peers.links as a, hsl_node.sync.clones as r
-a.RETRY_S, a.ALONE_S, r.ALONE_S, a.BEFORE_SIGNING = (0.1, 0.1), 2, 2, a.Patience()
+import hsl_node.node.before_signing as a, hsl_node.sync.clones as r, hsl_node.sync.wire.transport as p
+a.RETRY_S, a.ALONE_S, r.ALONE_S, a.BEFORE_SIGNING = (0.1, 0.1), 2, 2, p.Patience()
 """
 
 
@@ -261,12 +261,12 @@ def calls_of_a_list(folder: Path, rounds: int) -> int:
                 journal.record_manifest(round, peer, digest, digest.encode(), {})
     for kept in (rounds - 2, rounds - 1):
         layout.fused(kept).write_bytes(b"model")
-    state = SimpleNamespace(round=rounds - 1, phase="train")
-    node: Any = SimpleNamespace(
-        state=state, journal=journal, me=ASH, layout=layout, federation=members.federation,
-        identity=members.identities[ASH], intake=SimpleNamespace(homes=layout.homes),
-    )  # fmt: skip
-    offers = Offers(node)
+    state: Any = SimpleNamespace(round=rounds - 1, phase="train")
+    here: Any = SimpleNamespace(
+        journal=journal, me=ASH, layout=layout, federation=members.federation, homes=layout.homes
+    )
+    keys: Any = SimpleNamespace(identity=members.identities[ASH])
+    offers = Serve(here, keys, lambda: state)
     os.close(offers.open(BIRCH, NONCE, False))  # what is imported late
     profile = cProfile.Profile()
     descriptor = profile.runcall(offers.open, BIRCH, NONCE, False)

@@ -16,7 +16,7 @@ import pytest
 from hsl_node.errors import AlreadyRunning, LocalStateError
 from hsl_node.federation.names import Peer
 from hsl_node.node.alarms import Alarms
-from hsl_node.node.work import Work
+from hsl_node.node.training import Training
 from hsl_node.sync.store import room
 from hsl_node.sync.store import store as store_module
 from hsl_node.sync.store.holdings import held
@@ -268,24 +268,20 @@ def test_what_another_programs_inbox_gives_away_is_no_reserve_of_ours(store, mon
 
 def test_the_alarm_about_room_ends_with_the_wait_for_it(store, monkeypatch):
     """Space was freed, or training was paused meanwhile: nobody lacks room any more."""
-    monkeypatch.setattr("hsl_node.node.work.ROOM_LOOK_S", 0.0)
+    monkeypatch.setattr("hsl_node.node.training.ROOM_LOOK_S", 0.0)
     free = [0, 10**12]
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free[0]}))
-    node: Any = SimpleNamespace(
-        store=store,
-        alarms=Alarms(),
-        known_schema=lambda: SimpleNamespace(file_bytes=1000),
-        federation=SimpleNamespace(peers=(ASH, BIRCH)),
-        config=SimpleNamespace(inbox=SimpleNamespace(kind="embedded")),
-    )
+    federation = SimpleNamespace(peers=(ASH, BIRCH))
+    here: Any = SimpleNamespace(store=store, layout=store.layout, federation=federation, reserve_bytes=RESERVE)
+    alarms = Alarms()
 
     async def waits(until: Callable[[asyncio.Task[None]], object]) -> None:
-        waiting = asyncio.create_task(Work(node)._wait_for_room())
+        waiting = asyncio.create_task(Training(here, alarms, None)._wait_for_room(1000))
         await asyncio.sleep(0)  # it runs as far as it can
-        assert "disk" in node.alarms
+        assert "disk" in alarms
         until(waiting)
         await asyncio.gather(waiting, return_exceptions=True)
-        assert "disk" not in node.alarms
+        assert "disk" not in alarms
 
     asyncio.run(waits(lambda task: task.cancel()))
     asyncio.run(waits(lambda task: free.pop(0)))

@@ -22,7 +22,7 @@ from virtual_time import BEGIN_S, OWNER, VirtualLoop
 
 from hsl_node.errors import KeyRefused, TransportError
 from hsl_node.federation.names import Peer
-from hsl_node.node.daemon import Node
+from hsl_node.node.daemon import Daemon
 from hsl_node.sync.wire.connect import connect
 from hsl_node.sync.wire.login import RefusedKey
 from hsl_node.sync.wire.transport import Client
@@ -45,7 +45,7 @@ class Door:
     monkeypatch: pytest.MonkeyPatch
     opens_s: float = float("inf")
     calls: bool = True  # False: birch cannot reach ash either
-    change: Callable[[Node], None] | None = None  # done at ash 100 s after the first refusal
+    change: Callable[[Daemon], None] | None = None  # done at ash 100 s after the first refusal
     refused: list[float] = field(default_factory=list)
     let_in: list[float] = field(default_factory=list)
     by: set[str] = field(default_factory=set)  # which of ash's tasks was refused
@@ -116,25 +116,25 @@ def test_a_peer_that_takes_our_key_again_is_reached_within_one_wait(
     assert all(t < first for t in door.refused)
 
 
-def own_key(node: Node) -> None:
+def own_key(daemon: Daemon) -> None:
     """As it is read anew from its file."""
-    node.trust(node.keyring, identity_of("another"))
+    daemon.keys.change(daemon.keys.ring, identity_of("another"))
 
 
-def revoked_and_back(node: Node) -> None:
-    before = node.keyring
-    node.trust(before.revoking(BIRCH, ""), node.identity)
-    node.trust(before, node.identity)
+def revoked_and_back(daemon: Daemon) -> None:
+    before = daemon.keys.ring
+    daemon.keys.change(before.revoking(BIRCH, ""), daemon.keys.identity)
+    daemon.keys.change(before, daemon.keys.identity)
 
 
 @pytest.mark.parametrize("change", [own_key, revoked_and_back])
-def test_another_key_ends_the_wait(change: Callable[[Node], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_key_ends_the_wait(change: Callable[[Daemon], None], monkeypatch: pytest.MonkeyPatch) -> None:
     nonces: list[str] = []
 
-    def changed(node: Node) -> None:
-        nonces.append(node.identity.run)
-        change(node)
-        nonces.append(node.identity.run)
+    def changed(daemon: Daemon) -> None:
+        nonces.append(daemon.keys.identity.run)
+        change(daemon)
+        nonces.append(daemon.keys.identity.run)
 
     door = Door(monkeypatch, calls=False, change=changed)
     door.simulate(rounds=1)

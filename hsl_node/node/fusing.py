@@ -1,0 +1,70 @@
+"""Fuses the full set into one model: `Fusing.fuse` -> `poisoning.fuse_watched` -> `weights/fuse_files.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+
+from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.node import poisoning
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.here import Here
+from hsl_node.node.machine import Happened
+from hsl_node.sync.round import Fuse, Fused, State
+from hsl_node.sync.store.layout import paths_of
+from hsl_node.weights.checkpoint_file import Schema
+
+log = logging.getLogger(__name__)
+
+NO_ROOM_RETRY_S = 30.0  # a fusion reads all checkpoints again
+
+
+class Fusing:
+    def __init__(self, here: Here, alarms: Alarms, schema: Schema, state: Callable[[], State]) -> None:
+        self._here = here
+        self._alarms = alarms
+        self._schema = schema
+        self._state = state
+        self.share = 0.0  # done
+
+    async def fuse(self, action: Fuse) -> Happened:
+        here, state, rule = self._here, self._state(), self._here.federation.plan.fusion
+        samples = {p: c.samples for p, c in state.have.items()}
+        paths = paths_of(here.layout, action.round, here.me, state.peers)
+
+        def progress(share: float) -> None:
+            self.share = share
+
+        while True:
+            try:
+                digest, figures = await asyncio.to_thread(
+                    poisoning.fuse_watched,
+                    rule,
+                    paths,
+                    samples,
+                    self._schema,
+                    here.layout.fused(action.round - 1),
+                    here.layout.fused(action.round),
+                    progress,
+                    action.inputs,
+                    state.base,
+                )
+                break
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                self._alarms.sound("disk", f"no room for the fused model: {exc.strerror}", "free some space")
+                await asyncio.sleep(NO_ROOM_RETRY_S)
+        self._alarms.settle("disk")
+        self.share = 0.0
+        log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
+        weighed = samples if FUSION_RULES[rule].by_images else {}
+        return Happened(
+            Fused(action.round, digest),
+            (
+                lambda: here.journal.record_fused(action.round, digest),
+                lambda: poisoning.record_fusion(here.journal, action.round, figures, weighed),
+            ),
+        )

@@ -1,0 +1,131 @@
+"""One file from whoever gives it in good time: what is half here is gone on with, who is slow or wrong comes last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from hsl_node.errors import KeyRefused, PeerDataError, TransportError, escaped
+from hsl_node.federation.names import Digest, Peer
+from hsl_node.host import durable
+from hsl_node.node.alarms import Alarms
+from hsl_node.node.here import Here
+from hsl_node.node.peers.links import Links
+from hsl_node.sync.ask import fetch_file
+from hsl_node.sync.offer import Offer
+from hsl_node.sync.wire.transport import OperationFailed
+from hsl_node.weights.checkpoint_file import holds
+
+log = logging.getLogger(__name__)
+
+DOUBLED_MAX = 3  # times; what a turn brought is kept, so short ones cost a slow line nothing
+FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; else the next has its turn
+
+Tell = Callable[[Peer, str], None]  # (giver, how far it is)
+
+
+class HeldUp(TransportError):
+    """One peer keeps us from going on; the operator must know which, and why."""
+
+    def __init__(self, peer: str, why: str) -> None:
+        super().__init__(why)
+        self.peer = Peer(peer)
+
+
+class Fetch:
+    def __init__(self, here: Here, alarms: Alarms, links: Links, file_bytes: int) -> None:
+        self._here = here
+        self._alarms = alarms
+        self._links = links
+        self._file_bytes = file_bytes  # of any checkpoint or fused model
+        self._slow: Counter[Peer] = Counter()  # how often a giver took longer than is fair
+        self._wrong: set[Peer] = set()  # whose bytes were not what it listed
+
+    async def get(
+        self,
+        sha256: Digest,
+        target: Path,
+        offers: Mapping[str, Offer],
+        tell: Tell = lambda giver, how_far: None,
+        *,
+        patient: bool = True,
+    ) -> bool:
+        """A file that is here already, or that a peer has. False: nobody has it.
+
+        Who was slow, or gave wrong bytes, is asked after the others from then on. While there is another giver, one has
+        its turn for as long as is fair for the size, then twice as long; what it gave is gone on with. The last one
+        may take as long as its line needs. Not `patient`: it has a turn too, the caller asks again.
+        `tell(giver, how far)`: with each block.
+
+        Raises: HeldUp: nobody else has it, and the link to one that has broke; or its turn is over.
+        """
+        if await asyncio.to_thread(holds, target, sha256):
+            await asyncio.to_thread(durable.accept, target)
+            return True
+        size = self._file_bytes
+        givers = sorted((Peer(o.peer) for o in offers.values() if sha256 in o.files), key=self._last)
+        broke: HeldUp | None = None
+        while givers:
+            giver = givers.pop(0)
+            fair_s = self._turn_s(giver, size)
+            alone = not givers and broke is None and patient
+            try:
+                async with asyncio.timeout(None if alone else fair_s), self._links.connected(giver) as link:
+                    folder = self._here.layout.fetched / giver
+                    progress = partial(_tell_progress, tell, giver, sha256, size)
+                    await fetch_file(link, sha256, size, folder, target, progress)
+                log.info("taken from a peer", extra={"peer": giver, "sha256": sha256[:12]})
+                self._excuse(giver)
+                return True
+            except TimeoutError:
+                self._slow[giver] += 1
+                why = f"it took longer than {fair_s:.0f} s to give {sha256[:12]}"
+                log.warning("not taken", extra={"peer": giver, "reason": why})
+                if givers:
+                    givers.append(giver)
+                else:
+                    broke = HeldUp(giver, f"{giver}: {why}")
+            except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
+                log.warning("not taken", extra={"peer": giver, "reason": escaped(exc.message)})
+                if isinstance(exc, PeerDataError):
+                    self._name_wrong(giver, exc)
+            except TransportError as exc:
+                why = escaped(exc.message)
+                log.warning("not taken", extra={"peer": giver, "reason": why})
+                broke = HeldUp(giver, f"the link broke while it gave {sha256[:12]}, which it lists: {why}")
+        if broke is not None:
+            raise broke
+        return False
+
+    def _turn_s(self, giver: Peer, size: int) -> float:
+        return float((FAIR_S + size / FAIR_BYTES_PER_S) * 2 ** min(self._slow[giver], DOUBLED_MAX))
+
+    def _last(self, giver: Peer) -> tuple[bool, int, Peer]:
+        return giver in self._wrong, self._slow[giver], giver
+
+    def _excuse(self, giver: Peer) -> None:
+        """It gave what it listed."""
+        self._slow.pop(giver, None)
+        self._wrong.discard(giver)
+        self._alarms.settle(f"wrong bytes {giver}")
+
+    def forget(self) -> None:
+        """Another round is fused: whoever was slow, or gave wrong bytes, is asked like the others again."""
+        for giver in self._here.others:
+            self._excuse(giver)
+
+    def _name_wrong(self, giver: Peer, error: PeerDataError) -> None:
+        self._wrong.add(giver)
+        self._alarms.sound(
+            f"wrong bytes {giver}",
+            f"{giver} listed a file and gave other bytes ({escaped(error.message)}): it is asked after all others now",
+            f"call {giver}: its disk may fail, or somebody changes what its node sends",
+        )
+
+
+def _tell_progress(tell: Tell, giver: Peer, sha256: Digest, size: int, at: int) -> None:
+    tell(giver, f"it gives {sha256[:12]}: {at / 2**20:.1f} of {size / 2**20:.1f} MiB")

@@ -1,0 +1,93 @@
+"""Signs what this node made, after its peers were asked whether anybody objects: one manifest a round, for good."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from hsl_node import __version__
+from hsl_node.federation import identity
+from hsl_node.federation.names import Digest, Round
+from hsl_node.node.here import Here, Keys
+from hsl_node.node.machine import Happened
+from hsl_node.node.trainer import Event
+from hsl_node.sync.manifest import Manifest, claim_of, parse_manifest
+from hsl_node.sync.plateau import plateaued
+from hsl_node.sync.round import Declare, Phase, State, Trained
+from hsl_node.sync.store.journal import Journal
+from hsl_node.weights.checkpoint_file import Schema
+
+
+class Signing:
+    def __init__(
+        self,
+        here: Here,
+        keys: Keys,
+        schema: Schema,
+        state: Callable[[], State],
+        nobody_objects: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._here = here
+        self._keys = keys
+        self._schema = schema
+        self._state = state
+        self._nobody_objects = nobody_objects
+
+    async def declare(self, action: Declare) -> Happened:
+        """A statement of the model that this node stands on."""
+        samples = int(self._here.journal.meta("samples") or 0)
+        if action.round > 0:  # the opening statement may be corrected
+            await self._nobody_objects()
+        return self._promise(self._manifest(action.round, Digest(action.base), 0, samples, None))
+
+    async def trained(self, round: Round, event: Event) -> Happened:
+        """The checkpoint in outbox/, by the trainer's word of it."""
+        await self._nobody_objects()
+        return self._promise(
+            self._manifest(round, Digest(event["sha256"]), event["bytes"], event["samples"], event["auc"])
+        )
+
+    def _manifest(self, round: Round, sha256: Digest, size: int, samples: int, auc: float | None) -> Manifest:
+        here, state, plan = self._here, self._state(), self._here.federation.plan
+        aucs = [*(found for r, found in here.journal.aucs_of(here.me).items() if r < round), auc]
+        return Manifest(
+            federation=here.federation.digest,
+            round=round,
+            peer=here.me,
+            sha256=sha256,
+            bytes=size,
+            base=state.base,
+            inputs={str(p): str(d) for p, d in state.inputs.items()},
+            samples=samples,
+            auc=auc,
+            plateau=plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
+            halted=state.phase is Phase.HALTED,
+            anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
+            schema=self._schema.digest,
+            instance=here.journal.meta("instance") or "",
+            software=software(here.journal),
+        )
+
+    def _promise(self, manifest: Manifest) -> Happened:
+        """Once durable, this round has one checkpoint of mine. The pushes follow from the state."""
+        journal, me, ring = self._here.journal, self._here.me, self._keys.ring
+        sha256 = Digest(manifest.sha256)
+        signed = journal.signed(manifest.round)
+        if signed is not None and signed[0] == sha256 and manifest.round > 0:
+            # Signed before the state was lost, and trained again: there is one manifest of a round, the first.
+            document = signed[1]
+            keys = ring.chain(me)  # the key may have been replaced since
+            manifest = parse_manifest(identity.verify(document, keys, identity.MANIFEST_NAMESPACE))
+        else:
+            document = self._keys.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
+        return Happened(
+            Trained(claim_of(manifest)),
+            (
+                lambda: journal.record_signed(manifest.round, sha256, document),
+                lambda: journal.record_manifest(manifest.round, me, sha256, document, manifest.content()),
+            ),
+        )
+
+
+def software(journal: Journal) -> str:
+    """Versions that decide what is computed, for manifests and for people."""
+    return f"hsl-node {__version__}, torch {journal.meta('torch') or 'unknown'}"[:80]
