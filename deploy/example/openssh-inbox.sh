@@ -4,7 +4,7 @@
 # Read it, then run it as root on the machine where the node runs. It may be run again at any time.
 set -eu
 umask 022
-id hsl-node >/dev/null || { echo 'make the user hsl-node first: systemd/README.md' >&2; exit 1; }
+id hsl-node >/dev/null || { echo 'make the user hsl-node first: docs/administrator/service.md' >&2; exit 1; }
 
 # The server's own key. Its public half stands in this node's peer card (host_key), so the peers recognise the server.
 [ -e /etc/ssh/hsl_host_ed25519_key ] || ssh-keygen -q -t ed25519 -N '' -C hsl-inbox -f /etc/ssh/hsl_host_ed25519_key
@@ -117,7 +117,7 @@ fi
 #     [inbox]
 #     kind = "directory"
 #     directory = "/srv/hsl"
-# and where systemd runs the node, a drop-in with ReadWritePaths=/srv/hsl (systemd/README.md).
+# and where systemd runs the node, a drop-in with ReadWritePaths=/srv/hsl (docs/administrator/service.md).
 # Host key that the peers expect of this server: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGezJDufkyLSMDPFbdgCFgEb8ISOT2q9+Gi000w/1JTP
 pinned='ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGezJDufkyLSMDPFbdgCFgEb8ISOT2q9+Gi000w/1JTP'
 if [ "$(cut -d" " -f1,2 /etc/ssh/hsl_host_ed25519_key.pub)" != "$pinned" ]; then

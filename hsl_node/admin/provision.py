@@ -25,7 +25,8 @@ from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import INBOX, PARTS, RECEIPTS
 from hsl_node.federation.strings import split_address
 
-NODE_USER = NODE_GROUP = "hsl-node"  # as in systemd/README.md
+NODE_USER = NODE_GROUP = "hsl-node"  # as in SERVICE_PAGE
+SERVICE_PAGE = "docs/administrator/service.md"
 PEERS_GROUP = "hsl-peers"
 KEYS = Path("/etc/ssh/hsl_keys")
 HOST_KEY = Path("/etc/ssh/hsl_host_ed25519_key")
@@ -320,7 +321,7 @@ def _head(
     yield "# Read it, then run it as root on the machine where the node runs. It may be run again at any time."
     yield "set -eu"
     yield "umask 022"
-    yield f"id {NODE_USER} >/dev/null || {{ echo 'make the user {NODE_USER} first: systemd/README.md' >&2; exit 1; }}"
+    yield f"id {NODE_USER} >/dev/null || {{ echo 'make the user {NODE_USER} first: {SERVICE_PAGE}' >&2; exit 1; }}"
     yield ""
 
 
@@ -330,7 +331,7 @@ def _tail(card: PeerCard, homes: Path) -> Iterator[str]:
     yield "#     [inbox]"
     yield '#     kind = "directory"'
     yield f'#     directory = "{homes}"'
-    yield f"# and where systemd runs the node, a drop-in with ReadWritePaths={homes} (systemd/README.md)."
+    yield f"# and where systemd runs the node, a drop-in with ReadWritePaths={homes} ({SERVICE_PAGE})."
     key = card.host_key or "none: the peers will expect the node's own key"
     yield f"# Host key that the peers expect of this server: {key}"
     yield f"pinned='{card.host_key or ''}'"

@@ -138,7 +138,7 @@ def _announced(path: Path, update: KeyUpdate) -> Identity:
             + "; nothing was changed",
             remedy="put it there, out of a backup made since `hsl-node key rotate` (keys/node_ed25519.next in it). "
             f"Lost for good: the old key {fingerprint(update.old)} goes on counting and the run ends with it; tell the "
-            'others not to run peer update --finish. README, "The new key is lost", has the rest',
+            'others not to run peer update --finish. docs/administrator/keys.md, "The new key is lost", has the rest',
         )
     return new
 
@@ -213,6 +213,6 @@ def require_key(state: Path, key: Path | None) -> None:
     if key is None and not Layout(state).key.exists():
         raise NotInitialised(
             f"no node key at {Layout(state).key}",
-            remedy="where systemd hands it over, put it back for the time of the change (systemd/README.md); a key "
-            "elsewhere that this user may replace is named with --key FILE",
+            remedy="where systemd hands it over, put it back for the time of the change "
+            "(docs/administrator/service.md); a key elsewhere that this user may replace is named with --key FILE",
         )

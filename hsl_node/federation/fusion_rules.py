@@ -1,7 +1,7 @@
 """The fusion rules that a plan may name. Without numpy: the command line's help reads it. Pure.
 
-The only list of them: configuration, help, README and tests are fed from it or compared with it. The arithmetic of a
-rule is the function of the same name in `fusion.py`.
+The only list of them: configuration, help, docs/researcher/plan.md and tests are fed from it or compared with it. The
+arithmetic of a rule is the function of the same name in `fusion.py`.
 """
 
 from __future__ import annotations

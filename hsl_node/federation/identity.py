@@ -109,8 +109,8 @@ def _without_key(path: Path) -> str:
         return "run `hsl-node init`"
     return (
         f"take it out of a backup of this node: tar -xf BACKUP -C {shlex.quote(str(state))} keys/{path.name}; all else "
-        "of it: `hsl-node restore`, into an empty folder. Where systemd hands the key over: systemd/README.md. Never "
-        "make another one: the peers have pinned this one"
+        "of it: `hsl-node restore`, into an empty folder. Where systemd hands the key over: "
+        "docs/administrator/service.md. Never make another one: the peers have pinned this one"
     )
 
 

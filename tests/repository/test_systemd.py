@@ -56,7 +56,9 @@ def test_images_on_a_network_share_are_waited_for_at_boot_and_never_given_up() -
 
 def test_uninstalling_removes_all_of_it_also_where_a_part_was_never_made(tmp_path: Path) -> None:
     """The page's own commands, on a system without drop-ins and without a cache."""
-    text = (REPOSITORY / "systemd" / "README.md").read_text(encoding="utf-8").partition("## Uninstall")[2]
+    text = (
+        (REPOSITORY / "docs" / "administrator" / "leaving.md").read_text(encoding="utf-8").partition("## Uninstall")[2]
+    )
     lines = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("    rm ")]
     there = [tmp_path / "etc/systemd/system/hsl-node.service", tmp_path / "var/lib/hsl-node", tmp_path / "opt/hsl-node"]
     for path in there:

@@ -171,7 +171,7 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
         assert (
             "changed after that" in warning["fix"]
             and "restore a newer one" in warning["fix"]
-            and "README" in warning["fix"]
+            and "docs/administrator/keys.md" in warning["fix"]
         )
         peer = examined(monkeypatch, cluster, "ash", "peer birch")
         assert peer.exit_code == 12 and "restore a newer one" in peer.fix
@@ -387,7 +387,7 @@ def refused_end(at: Path, why: str) -> None:
 
 
 def test_a_new_key_that_is_lost_costs_no_round_and_the_next_federation_changes_keys_again(tmp_path: Path) -> None:
-    """The way that the refusal and the README name: the run ends with the old key, which birch alone lets in."""
+    """The way that the refusal and keys.md name: the run ends with the old key, which birch alone lets in."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
         ash, birch = state(cluster, "ash"), state(cluster, "birch")
         cluster.hold("birch", 2)

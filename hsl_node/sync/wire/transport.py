@@ -129,8 +129,8 @@ class Login:
             f"{self.where} does not accept our key {identity.fingerprint} for the user {self.user!r}",
             remedy="if this node was restored from a backup, its key was probably changed after that. Where "
             "keys/node_ed25519.next is there, the backup was made in the midst of that change: `hsl-node key rotate "
-            "--finish` goes over to the new key at once. Else restore a newer one; there is none: README.md, "
-            '"A disk is lost". '
+            "--finish` goes over to the new key at once. Else restore a newer one; there is none: "
+            "docs/administrator/keys.md. "
             f"Else ask {self.peer} whether it runs the same federation file and has set up the account",
         )
 

@@ -119,7 +119,7 @@ def test_threat_12_what_only_an_unasked_peer_holds_is_signed_again_to_the_same_b
 
 
 def test_threat_12_where_it_trains_to_other_bytes_the_unasked_peer_has_proof_and_all_halt(tmp_path: Path) -> None:
-    """The price of --without, as README says it: loud, and nobody goes on with two different models."""
+    """The price of --without, as lost-disk.md says it: loud, and nobody goes on with two different models."""
     with with_a_plain_inbox(tmp_path) as cluster:
         before = only_cedar_has_round_2(cluster)
         recover.prepare(cluster.layout("birch").state, ("cedar",))
