@@ -37,7 +37,7 @@ def shown(text: str) -> Iterator[str]:
 
 def mentioned(text: str) -> set[str]:
     """The commands in a page's sentences: their names and options are right, but much may be left out."""
-    found = re.findall(r"`(?:hsl-node|hsl) ([^`]+)`", _without_blocks(text))
+    found = re.findall(r"`(?:hsl-node|hsl)\s([^`]+)`", _without_blocks(text))
     return {" ".join(command.split()) for command in found if command != "..."}
 
 
