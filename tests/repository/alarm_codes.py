@@ -4,7 +4,7 @@ Five ways lead to a code, and a new one in any of them is found:
 
     alarms.sound(CODE, ...)                     the running daemon
     journal.note(level, CODE, ...)              what `status` shows of a daemon that is down
-    {"code": CODE, ..., "fix": ...}             made where the page is made
+    StatusWarning(CODE, ...)                    made where a snapshot is made
     found[CODE] = ...  in warnings_of           the keys
     CODE is a name, or a call                   `ELSEWHERE` says what it stands for
 """
@@ -58,10 +58,8 @@ def _arguments(tree: ast.Module) -> Iterator[ast.expr]:
             case ast.Call(func=ast.Attribute(attr="note", value=ast.Name(id="journal") | ast.Attribute(attr="journal")),
                           args=[_, code, _]):  # fmt: skip
                 yield code
-            case ast.Dict(keys=keys, values=values):
-                named = {k.value: v for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)}
-                if "code" in named and "fix" in named:
-                    yield named["code"]
+            case ast.Call(func=ast.Name(id="StatusWarning"), args=[code, *_]):
+                yield code
             case ast.FunctionDef(name="warnings_of"):
                 for inner in ast.walk(node):
                     if isinstance(inner, ast.Assign):

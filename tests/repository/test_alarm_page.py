@@ -36,7 +36,7 @@ def test_the_entries_are_sorted() -> None:
         ("self._node.alarms.sound(f'fire {peer}', text, fix, since=now)", "fire *"),
         ("FIRE = 'fire'\nalarms.sound(FIRE, text, fix)", "fire"),
         ("node.journal.note('warning', f'fire {code}', text)", "fire *"),
-        ("warnings.append({'code': 'fire', 'text': text, 'since': None, 'fix': fix})", "fire"),
+        ("warnings.append(StatusWarning('fire', text, None, fix))", "fire"),
         ("def warnings_of(ring):\n    found[f'fire {peer}'] = text, fix", "fire *"),
     ],
 )
