@@ -88,7 +88,7 @@ def test_a_node_that_is_down_says_which_keys_count_now_and_not_which_did(tmp_pat
         ash, birch = state(cluster, "ash"), state(cluster, "birch")
 
         def told() -> list[str]:
-            return [w["text"] for w in page.fetch(birch)["warnings"]]
+            return [w.text for w in page.fetch(birch).warnings]
 
         cluster.start_all()
         wait_delivered(cluster)

@@ -392,7 +392,9 @@ def test_threat_23_a_result_that_is_lost_after_the_run_is_told_of_and_comes_back
         for round in (1, 2):
             HARMS[harm](layout.fused(round))
         if harm == "gone":
-            assert {"fused 1", "fused 2"} <= codes(page.fetch(layout.state)).keys(), "also while the daemon is down"
+            assert {"fused 1", "fused 2"} <= codes(page.fetch(layout.state).as_json()).keys(), (
+                "also while the daemon is down"
+            )
         cluster.start("ash")
         told = codes(cluster.wait_until("ash", lambda s: {"fused 1", "fused 2"} <= codes(s).keys(), "told"))
         assert "best on this hospital's validation images" in told["fused 1"]["text"], told
