@@ -21,6 +21,7 @@ from typing import Any
 from hsl_node import errors
 from hsl_node.errors import AlreadyRunning, Altered, HslError, LocalStateError, TrainerError
 from hsl_node.federation.names import Digest
+from hsl_node.host.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ Event = dict[str, Any]
 SILENT_S = 45.0  # a batch takes seconds; without any event for this long the node is called degraded
 KILL_SILENT_S = 15 * 60.0  # not slow any more but hung (a stopped process, a dead GPU): restart it from its last epoch
 STOP_S = 10.0  # it only has to leave: everything it needs is on disk after every epoch
-BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)  # then 300 s for ever: a machine without memory may get some back
+BACKOFF = Pace(first_s=1.0, longest_s=300.0, growth=3.0)  # for ever: a machine without memory may get some back
 LOG_MAX_BYTES = 10 * 1024 * 1024
 LINE_MAX_BYTES = 4 * 1024 * 1024
 
@@ -78,8 +79,8 @@ class Trainer:
             except (TrainerError, LocalStateError, AlreadyRunning, OSError) as exc:
                 # AlreadyRunning: the trainer of a daemon that was killed is not gone yet and holds the folder's lock.
                 await self._end(signal.SIGKILL)
-                delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
                 attempt += 1
+                delay = BACKOFF.after(attempt)
                 self.restarts += 1
                 self.last_error = str(exc)
                 log.warning(

@@ -37,8 +37,8 @@ TRAINER = ["--bytes", "400000", "--epochs", "1"]
 CALM_AFTER_S = 12.0  # no fault begins later
 HANG_S = 180.0  # after that; a back-off is at most a minute, a silence of a line 45 s
 DEADLINES = (
-    "from hsl_node.sync.send import push\nfrom hsl_node.sync.wire import login\n"
-    "push.BACKOFF_CAP_S = 4.0\nlogin.KEY_REFUSED_WAIT_S = 4.0\n"
+    "from hsl_node.host.pace import Pace\nfrom hsl_node.sync.send import push\nfrom hsl_node.sync.wire import login\n"
+    "push.BACKOFF = Pace(1.0, 4.0)\nlogin.KEY_REFUSED_WAIT_S = 4.0\n"
 )
 STEPS = (
     Step.START_STATE, Step.SENDER_SIGN, Step.RECEIVER_PART, Step.RECEIVER_COMMIT, Step.RECEIVER_CLAIM,

@@ -13,6 +13,7 @@ import pytest
 from hostile import until
 
 from hsl_node.errors import ConfigError
+from hsl_node.host.pace import Pace
 from hsl_node.node import trainer as module
 from hsl_node.node.trainer import Trainer
 from hsl_node.train.lock import hold_lock
@@ -80,7 +81,7 @@ def test_a_job_gives_its_closing_event(tmp_path: Path) -> None:
 def test_threat_29_a_trainer_that_dies_is_started_again_and_the_job_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(module, "BACKOFF", Pace(0.01, 0.01))
 
     async def story() -> None:
         trainer = trainer_of(tmp_path, DIES_ONCE)
@@ -211,7 +212,7 @@ def test_threat_29_a_lock_that_a_dying_predecessor_holds_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon was killed, its trainer hangs in a driver: the next daemon's trainer finds the folder taken."""
-    monkeypatch.setattr(module, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(module, "BACKOFF", Pace(0.01, 0.01))
     (tmp_path / "mark").touch()
 
     async def story() -> None:

@@ -47,9 +47,10 @@ def _skewed():
 time.time = _skewed
 """
 IMPATIENT = """
+from hsl_node.host.pace import Pace
 from hsl_node.node import fusing, pulse, trainer, training
 fusing.NO_ROOM_RETRY_S = training.ROOM_LOOK_S = pulse.PULSE_S = 0.2
-trainer.BACKOFF_S = (0.2,)
+trainer.BACKOFF = Pace(0.2, 0.2)
 """
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 from hsl_node.errors import Altered, TransportError, escaped
 from hsl_node.federation.config import Federation, PeerCard
 from hsl_node.federation.names import INBOX, PARTS, FileName, Kind, Peer, Round
+from hsl_node.host.pace import Pace
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.send.receipts import Answer, Receipts
 from hsl_node.sync.wire.toll import Toll
@@ -27,7 +28,7 @@ from hsl_node.weights.checkpoint_file import holds
 log = logging.getLogger(__name__)
 
 REWIND_BLOCKS = 2  # sent again on resuming, as servers may write in parallel: <= 765 KiB with the torn block
-RECEIPT_FIRST_S, RECEIPT_GROWTH, RECEIPT_CAP_S = 0.05, 1.5, 5.0  # looking for a receipt: 50 ms, 75 ms, ... 5 s
+RECEIPT = Pace(first_s=0.05, longest_s=5.0, growth=1.5)  # looking for one
 SILENCE_MAX_S = 600.0  # the peer took the files and gives no receipt: after that it is asked, by the manifest alone
 # So many such silences until the data counts as lost and is sent anew: after 20 min, then 40, then every hour. A peer
 # that never answers must not cost a whole checkpoint every ten minutes; one that lost its disk waits 20 min for it.
@@ -155,7 +156,7 @@ async def deliver(
         if receipt.code == "round" and await link.size(_inbox(parcel, Kind.MANIFEST)) is not None:
             transfer.last_error = f"{card.name} is not yet in round {parcel.name.round}; it keeps the checkpoint"
             if known.old_refusal is not None:  # said before: a hostile server has no end of such answers
-                await asyncio.sleep(RECEIPT_CAP_S)
+                await asyncio.sleep(RECEIPT.longest_s)
             known.old_refusal = answer.document
         elif receipt.code in TORN_CODES and known.anew < ANEW_MAX:
             transfer.last_error = f"{card.name} found the file torn ({receipt.code}); sending it anew"
@@ -181,15 +182,15 @@ async def answers_with(link: Transport, parcel: Parcel, *, card: PeerCard, feder
     if await receipts.find():
         return True
     await _bring_manifest(link, parcel)
-    pause, taken = RECEIPT_FIRST_S, 0
-    while True:
+    taken = 0
+    for pause_s in RECEIPT.waits():
         taken += await link.size(_inbox(parcel, Kind.MANIFEST)) is None
         if await receipts.find():
             return True
         if taken > LOOKS_AFTER_TAKEN:
-            return False
-        await asyncio.sleep(pause)
-        pause = min(pause * RECEIPT_GROWTH, RECEIPT_CAP_S)
+            break
+        await asyncio.sleep(pause_s)
+    return False
 
 
 def _require_whole(parcel: Parcel) -> None:
@@ -313,15 +314,14 @@ async def _wait_for_receipt(
     that has the data answers to its manifest again: that costs 2 KB. Only a peer that does not answer to it either,
     and again and again, is taken to have lost the data.
     """
-    pause = RECEIPT_FIRST_S
+    pauses_s = RECEIPT.waits()
     while True:
         answer = await receipts.find(other_than=known.old_refusal)
         if answer:
             return answer
         if receipts.problem:
             transfer.last_error = escaped(receipts.problem)
-        await asyncio.sleep(pause)
-        pause = min(pause * RECEIPT_GROWTH, RECEIPT_CAP_S)
+        await asyncio.sleep(next(pauses_s))
         now = time.monotonic()
         silence = now - (known.committed or now)
         if known.old_refusal and silence > OLD_REFUSAL_S and await link.size(_inbox(parcel, Kind.MANIFEST)) is None:

@@ -13,6 +13,7 @@ from hsl_node.errors import HslError, KeyRefused, TransportError, escaped
 from hsl_node.federation.config import Federation, PeerCard
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.names import Peer
+from hsl_node.host.pace import Pace
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.send.deliver import Known, Parcel, Transfer, deliver
 from hsl_node.sync.wire.connect import connect
@@ -25,11 +26,11 @@ __all__ = ["Known", "Parcel", "Transfer", "deliver", "push"]
 
 log = logging.getLogger(__name__)
 
-BACKOFF_BASE_S = 1.0  # doubles with every failure; the wait is drawn evenly from 0 to that: peers don't march in step
-BACKOFF_CAP_S = 60.0  # a peer that comes back is found within a minute, half a minute on average
+# A peer that comes back is found within a minute, half a minute on average.
+BACKOFF = Pace(first_s=1.0, longest_s=60.0)
 WOKEN_WAIT_S = 1.0  # two nodes that fail to serve each other must not wake each other at the speed of the network
 # A server that takes a whole checkpoint and loses it, twice, is not sent a third at once: after 1 min, 2 min, ... 1 h.
-LOST_TIMES, LOST_WAIT_S, LOST_WAIT_MAX_S = 2, 60.0, 3600.0
+LOST_TIMES, LOST = 2, Pace(first_s=60.0, longest_s=3600.0)
 
 
 async def wait_for_peer(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
@@ -95,9 +96,9 @@ async def push(
             await refused.over()
         except TransportError as exc:
             failures = 1 if transfer.most > before else failures + 1
-            seconds, at_least = backoff_s(failures, rng), 0 if failures == 1 else WOKEN_WAIT_S
+            seconds, at_least = BACKOFF.drawn(failures, rng), 0 if failures == 1 else WOKEN_WAIT_S
             if lost := _times_lost(transfer):
-                seconds = at_least = min(LOST_WAIT_S * 2.0 ** min(lost - LOST_TIMES, 30), LOST_WAIT_MAX_S)
+                seconds = at_least = LOST.after(lost - LOST_TIMES + 1)
                 on_lost(transfer)
             _note(transfer, exc, seconds)
             await wait(seconds, wake, at_least=at_least)
@@ -105,7 +106,7 @@ async def push(
             raise
         except Exception as exc:  # one peer's link must never end this node: a bug of ours or theirs, told in the log
             failures += 1
-            seconds = backoff_s(failures, rng)
+            seconds = BACKOFF.drawn(failures, rng)
             log.exception("push broke", extra={"peer": card.name, "round": parcel.name.round})
             _note(transfer, TransportError(f"{card.name}: {type(exc).__name__}: {escaped(str(exc))}"), seconds)
             await wait(seconds, wake, at_least=WOKEN_WAIT_S)
@@ -115,11 +116,6 @@ def _times_lost(transfer: Transfer) -> int:
     """How often a whole checkpoint was taken and then gone; 0 while that may be a server's bad day."""
     times = transfer.lost_bytes // max(transfer.total, 1)
     return times if times >= LOST_TIMES else 0
-
-
-def backoff_s(failures: int, rng: random.Random) -> float:
-    """Exponential back-off with full jitter."""
-    return rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(failures - 1, 30)))
 
 
 def _note(transfer: Transfer, error: TransportError | KeyRefused, seconds: float) -> None:

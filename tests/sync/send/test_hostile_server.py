@@ -21,6 +21,7 @@ from proxy import Proxy
 from hsl_node.errors import TransportError
 from hsl_node.federation.names import Kind
 from hsl_node.federation.strings import fingerprint
+from hsl_node.host.pace import Pace
 from hsl_node.sync.send import deliver as deliver_module
 from hsl_node.sync.send import push as push_module
 from hsl_node.sync.send.deliver import Transfer
@@ -214,7 +215,7 @@ def test_threat_18_a_lie_delays_a_delivery_and_never_ends_it(
 ) -> None:
     """While it lies nothing counts as delivered; when it stops, the very bytes arrive."""
     monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.3)
-    monkeypatch.setattr(push_module, "LOST_WAIT_MAX_S", 0.01)
+    monkeypatch.setattr(push_module, "LOST", Pace(0.01, 0.01))
     patience = Patience(answer_s=0.5) if liar is NeverAnswers else Patience()  # only there a silence is what ends it
     parcel, manifest = parcel_of(tmp_path, DATA)
     receiver = Receiver(tmp_path, manifest, parcel.name)

@@ -26,6 +26,7 @@ from one_parcel import (
 from proxy import Proxy
 
 from hsl_node.federation.names import Kind
+from hsl_node.host.pace import Pace
 from hsl_node.sync.send import deliver as deliver_module
 from hsl_node.sync.send.deliver import Known, Parcel, Transfer
 from hsl_node.sync.wire.transport import BLOCK_BYTES, Client
@@ -246,7 +247,7 @@ def test_a_peer_that_takes_everything_and_never_answers_gets_the_data_ever_more_
 ) -> None:
     """Counted in silences of ten minutes: data again after 2, then 4, then every 6; the manifest in between."""
     monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.05)
-    monkeypatch.setattr(deliver_module, "RECEIPT_CAP_S", 0.05)
+    monkeypatch.setattr(deliver_module, "RECEIPT", Pace(0.05, 0.05))
 
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         story = []
@@ -272,7 +273,7 @@ def test_files_that_nobody_takes_are_waited_for_and_not_sent_again(
 ) -> None:
     """Behind an OpenSSH account the peer's daemon may be down for a week-end."""
     monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.1)
-    monkeypatch.setattr(deliver_module, "RECEIPT_CAP_S", 0.05)
+    monkeypatch.setattr(deliver_module, "RECEIPT", Pace(0.05, 0.05))
 
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         receiver.claims = False

@@ -28,7 +28,7 @@ from sender import Impatient
 
 from hsl_node.federation.identity import Identity
 from hsl_node.sync.send.deliver import Parcel, Transfer
-from hsl_node.sync.send.push import backoff_s, wait_for_peer
+from hsl_node.sync.send.push import BACKOFF, wait_for_peer
 from hsl_node.sync.wire import login as refused_module
 from hsl_node.sync.wire.login import RefusedKey
 from hsl_node.sync.wire.transport import Client
@@ -36,9 +36,9 @@ from hsl_node.sync.wire.transport import Client
 
 @given(st.integers(1, 10_000), st.integers(0, 2**32))
 def test_the_wait_grows_to_a_minute_and_is_drawn_over_its_whole_range(failures: int, seed: int) -> None:
-    wait = backoff_s(failures, random.Random(seed))
+    wait = BACKOFF.drawn(failures, random.Random(seed))
     assert 0 <= wait <= min(60, 2.0 ** min(failures - 1, 6))
-    assert backoff_s(failures, Patient()) == min(60, 2.0 ** min(failures - 1, 6))
+    assert BACKOFF.drawn(failures, Patient()) == min(60, 2.0 ** min(failures - 1, 6))
 
 
 def test_a_peer_that_shows_itself_is_tried_at_once(tmp_path: Path) -> None:
