@@ -364,8 +364,7 @@ class Running:
         self.signing = Signing(here, keys, schema, self._state, self.before_signing.check)
         self.fusing = Fusing(here, alarms, schema, self._state)
         self.equivocations = Equivocations(here, keys, alarms, links, machine)
-        take_digest = daemon.server.take_digest if daemon.server else lambda peer, name: None
-        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations, take_digest, daemon.seen)
+        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations, daemon.seen)
         self.set_back = SetBack(here, alarms, machine, self.ask_all, schema.file_bytes)
         self.missing = FetchMissing(
             here, keys, alarms, links, fetch, machine, self.set_back, self._incoming, self.intake.wake

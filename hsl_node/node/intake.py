@@ -44,7 +44,6 @@ class Intake:
         machine: Machine,
         schema: Schema,
         equivocations: Equivocations,
-        take_digest: Callable[[Peer, str], Digest | None],
         seen: Callable[[Peer], None],
     ) -> None:
         self._here = here
@@ -53,7 +52,6 @@ class Intake:
         self._machine = machine
         self._schema = schema
         self._equivocations = equivocations
-        self._take_digest = take_digest
         self._seen = seen
         self.taken: list[Callable[[Peer], None]] = []  # whose checkpoint, or statement, was just taken
         self._wake = {p: asyncio.Event() for p in here.others}
@@ -123,7 +121,6 @@ class Intake:
             schema=self._schema,
             anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
             me=here.me,
-            take_digest=self._take_digest,
             kept=self._kept,
             accepted=self._known,
             signed=signed,

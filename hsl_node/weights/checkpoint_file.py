@@ -147,10 +147,8 @@ def parse_header(header: bytes) -> Schema:
     return Schema(header, tuple(tensors))
 
 
-def check_file(path: Path, schema: Schema, *, sha256: str, known_sha256: str | None = None) -> None:
+def check_file(path: Path, schema: Schema, *, sha256: str) -> None:
     """Check a claimed checkpoint file against what the manifest and the model say, cheapest check first.
-
-    `known_sha256` spares the second read where this process itself received and hashed the bytes.
 
     Raises:
         PeerDataError: code `size`, `header`, `sha256`, `nonfinite` or `magnitude`.
@@ -158,8 +156,6 @@ def check_file(path: Path, schema: Schema, *, sha256: str, known_sha256: str | N
     size = path.stat().st_size
     if size != schema.file_bytes:
         raise PeerDataError(f"file of {size} bytes, this model has {schema.file_bytes}", code="size")
-    if known_sha256 is not None and known_sha256 != sha256:
-        raise PeerDataError(f"file has sha256 {known_sha256[:12]}, manifest says {sha256[:12]}", code="sha256")
     with open(path, "rb") as file:
         header = _read_header(file)
         if header != schema.header:
@@ -169,13 +165,10 @@ def check_file(path: Path, schema: Schema, *, sha256: str, known_sha256: str | N
         bad: PeerDataError | None = None
         for spec in schema.tensors:
             for chunk in _chunks(file, spec):
-                if known_sha256 is None:
-                    digest.update(chunk.data)
+                digest.update(chunk.data)
                 bad = bad or fault(spec.name, chunk)
-        if known_sha256 is None and digest.hexdigest() != sha256:
-            raise PeerDataError(
-                f"file has sha256 {digest.hexdigest()[:12]}, manifest says {sha256[:12]}", code="sha256"
-            )
+    if digest.hexdigest() != sha256:
+        raise PeerDataError(f"file has sha256 {digest.hexdigest()[:12]}, manifest says {sha256[:12]}", code="sha256")
     if bad:
         raise bad
 

@@ -74,9 +74,13 @@ class Box:
                         await put(client, each, content)
                 done = True
         assert self.commits.count(CEDAR) == before + 1
-        assert self.server.take_digest(CEDAR, str(name)) == SHA
+        assert self.delivered(CEDAR) == SHA
         for each in (name, name.of(Kind.MANIFEST)):
             (self.homes / CEDAR / "inbox" / str(each)).unlink()
+
+    def delivered(self, peer: Peer = BIRCH) -> str:
+        """sha256 of the checkpoint in its inbox/."""
+        return hashlib.sha256((self.homes / peer / "inbox" / str(self.name(peer))).read_bytes()).hexdigest()
 
     def rejected(self, code: str) -> int:
         return self.server.counters.rejected[BIRCH, code]

@@ -125,7 +125,6 @@ class Receiver:
             schema=self._schema,
             anchor=None,
             me=BIRCH,
-            take_digest=lambda peer, name: self._server.take_digest(peer, name) if self._server else None,
             foreign=self.kind == "sshd",
         )
         for item in found:

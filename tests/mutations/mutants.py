@@ -376,15 +376,10 @@ TEN_MUTANTS = (
     # ------------------------------------------------------------------ claim before hash
     Mutant(
         "claim before hash",
-        "a file in another server's inbox is hashed where it lies, then moved",
+        "a file in another server's inbox is moved, not copied",
         "sync/inbox/claim.py",
-        "            return target, _copy(name, inbox, target, expected)\n        digest = known()",
-        """\
-            with os.fdopen(open_plain(str(name), os.O_RDONLY, inbox), "rb") as file:
-                seen = Digest(hashlib.sha256(file.read()).hexdigest())
-            durable.rename(str(name), target, old_folder=inbox)
-            return target, seen
-        digest = known()""",
+        "            _copy(name, inbox, target, expected)\n            return True",
+        "            durable.rename(str(name), target, old_folder=inbox)\n            return True",
         "sync/inbox/test_receive_races_and_crashes.py::test_threat_13_a_handle_kept_open_cannot_reach_the_accepted_bytes",
         (
             "sync/inbox/test_receive_checks.py",
@@ -399,7 +394,7 @@ TEN_MUTANTS = (
         "a part is delivered while its sender still holds it open",
         "sync/inbox/home.py",
         """\
-            if part is not None and part.writer is not None:
+            if (writer := self._writers.get(str(old))) and writer.is_open:
                 raise PeerDataError("still open for writing", code="busy")
 """,
         "",
@@ -408,12 +403,12 @@ TEN_MUTANTS = (
     ),
     Mutant(
         "claim before hash",
-        "a digest is given for whatever lies under the name now",
-        "sync/inbox/home.py",
-        "        return known.digest if (known.inode, known.size) == (status.st_ino, status.st_size) else None",
-        "        return known.digest",
-        "sync/inbox/test_server_arrival.py::test_threat_13_a_digest_is_never_given_for_another_file_of_the_same_name",
-        SERVER,
+        "what was claimed is taken for what its manifest names",
+        "weights/checkpoint_file.py",
+        "    if digest.hexdigest() != sha256:",
+        "    if False:",
+        "sync/inbox/test_receive_checks.py::test_threat_13_other_bytes_than_announced_are_refused",
+        ("sync/inbox/test_receive_checks.py", "weights/test_checkpoint_file.py"),
     ),
     # ------------------------------------------------------------------ quota
     Mutant(

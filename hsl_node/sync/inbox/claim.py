@@ -7,24 +7,20 @@ server may let a sender keep its file open across the rename: then the bytes are
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from hsl_node.errors import PeerDataError
-from hsl_node.federation.names import Digest, FileName
+from hsl_node.federation.names import FileName
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.sync.store.plain_files import is_in_motion, open_plain, require_plain, unlink
 from hsl_node.weights.checkpoint_file import CHUNK_BYTES
 
 
-def claim(
-    name: FileName, inbox: int, target: Path, expected: int, *, known: Callable[[], Digest | None], foreign: bool
-) -> tuple[Path, Digest | None] | None:
-    """Bring `name` of the folder `inbox` to `target`: (path, sha256 where it is known), None where there is none.
+def claim(name: FileName, inbox: int, target: Path, expected: int, *, foreign: bool) -> bool:
+    """Bring `name` of the folder `inbox` to `target`. False: it is not here.
 
     Raises:
         PeerDataError: code `file` or `size`; the file is removed.
@@ -32,38 +28,37 @@ def claim(
     try:
         status = os.stat(str(name), dir_fd=inbox, follow_symlinks=False)
     except FileNotFoundError:
-        return (target, None) if target.exists() else None  # claimed before a crash
+        return target.exists()  # claimed before a crash
     if foreign and is_in_motion(status):
-        return None
+        return False
     try:
         require_plain(status)
         if status.st_size != expected:
             raise PeerDataError(f"{status.st_size} bytes of {expected}", code="size")
         if foreign:
-            return target, _copy(name, inbox, target, expected)
-        digest = known()  # first: once claimed, another file may take its place
+            _copy(name, inbox, target, expected)
+            return True
         try:
             with durable.passing(Step.RECEIVER_CLAIM):
                 durable.rename(str(name), target, old_folder=inbox)
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            return target, _copy(name, inbox, target, expected)
+            _copy(name, inbox, target, expected)
         require_plain(os.lstat(target))
-        return target, digest
+        return True
     except PeerDataError:
         unlink(str(name), inbox)
         target.unlink(missing_ok=True)
         raise
 
 
-def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
-    """Copy the bytes into a file of our own, hashing them on the way; then remove the original.
+def _copy(name: FileName, inbox: int, target: Path, expected: int) -> None:
+    """Copy the bytes into a file of our own, then remove the original.
 
     Raises:
         PeerDataError: code `file` or `size`; it is no plain file, or grew or shrank meanwhile.
     """
-    digest = hashlib.sha256()
     target.unlink(missing_ok=True)
     with durable.passing(Step.RECEIVER_CLAIM):
         try:
@@ -76,7 +71,6 @@ def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
                         done += len(block)
                         if done > expected:
                             break
-                        digest.update(block)
                         copy.write(block)
                     if done != expected:
                         raise PeerDataError(f"{done} bytes of {expected}: changed while it was read", code="size")
@@ -88,4 +82,3 @@ def _copy(name: FileName, inbox: int, target: Path, expected: int) -> Digest:
         durable.sync_folder(target.parent)
         with suppress(FileNotFoundError):  # taken back by its sender, as another server may allow
             durable.disk.unlink(str(name), folder=inbox)
-    return Digest(digest.hexdigest())

@@ -1,4 +1,4 @@
-"""A sender's home on the receiver: `parts/`, `inbox/`, `receipts/`, the rules for each, hashing on arrival. No network.
+"""A sender's home on the receiver: `parts/`, `inbox/`, `receipts/`, and the rules for each. No network.
 
 A file is reached by a name that `names.parse_file_name` accepts, in one of three folders, through directory
 descriptors and without following links. Anything else is a `PeerDataError`, whose `code` is counted and logged.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import PeerDataError, escaped
 from hsl_node.federation.config import Federation
-from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, parse_file_name
+from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, FileName, Kind, Peer, parse_file_name
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.sync.inbox.part import REWIND_MAX_BYTES, OpenFile, Part
@@ -28,18 +26,9 @@ from hsl_node.sync.store.plain_files import exists, open_folder, open_plain, req
 from hsl_node.sync.store.room import Quota
 
 FOLDERS = (PARTS, INBOX, RECEIPTS)
-# A block of 256 KiB is written and hashed in 0.4 ms in the event loop. Handing each one to a thread cost 30 % more
-# processor time and 70 MB more memory (four senders, two cores). Only a disk that blocks us gets threads.
+# A block of 256 KiB is written in the event loop: handing each one to a thread cost 30 % more processor time and 70 MB
+# more memory (four senders, two cores). Only a disk that blocks us gets threads.
 SLOW_WRITE_S = 0.05
-
-
-@dataclass(frozen=True)
-class Hashed:
-    """A file in inbox/ whose sha256 is known; the inode ties the two together."""
-
-    inode: int
-    size: int
-    digest: Digest
 
 
 class Home:
@@ -56,8 +45,7 @@ class Home:
         self._quota = quota
         self._threads = threads
         self._structure = asyncio.Lock()  # opening for writing, renaming, removing: one at a time
-        self._parts: dict[str, Part] = {}
-        self._hashed: dict[str, Hashed] = {}
+        self._writers: dict[str, OpenFile] = {}  # of parts, by name
         for path in (homes, homes / peer, *(homes / peer / folder for folder in FOLDERS)):
             path.mkdir(mode=0o700, exist_ok=True)
 
@@ -128,23 +116,13 @@ class Home:
                 descriptor = open_plain(str(name), flags, folder)
             file = OpenFile(descriptor)
             try:
-                part = self._parts.get(str(name))
-                if part is not None and part.writer is not None:
-                    await part.writer.close()
-                status = os.fstat(descriptor)
-                if part is None or part.inode != status.st_ino or part.hashed > status.st_size:
-                    part = Part(name, self.limit_of(name), status.st_ino, hash=hashlib.sha256())
-                part.size = status.st_size
-                file.reached = max(0, part.size - REWIND_MAX_BYTES)
-                self._parts[str(name)] = part
-                part.writer, file.part = file, part
-                if part.hash is not None and part.hashed < part.size:
-                    await self._run(part.catch_up, descriptor)
+                await self._close_writer(name)
+                size = os.fstat(descriptor).st_size
             except BaseException:
-                if file.part is not None:
-                    file.part.hash = None
                 await file.close()
                 raise
+            file.part, file.reached = Part(name, self.limit_of(name), size), max(0, size - REWIND_MAX_BYTES)
+            self._writers[str(name)] = file
             return file
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
@@ -155,14 +133,10 @@ class Home:
         async with file.lock:
             file.require_open()
             began = time.monotonic()
-            try:
-                if file.slow:
-                    await self._run(self._write, file.part, file.descriptor, offset, data)
-                else:
-                    self._write(file.part, file.descriptor, offset, data)
-            except OSError:
-                file.part.hash = None
-                raise
+            if file.slow:
+                await self._run(self._write, file.part, file.descriptor, offset, data)
+            else:
+                self._write(file.part, file.descriptor, offset, data)
             file.slow = time.monotonic() - began > SLOW_WRITE_S
             file.received += len(data)
             if data:  # an empty write gets nowhere
@@ -178,8 +152,7 @@ class Home:
         if new != old.of(old.kind):
             raise PeerDataError("a part is renamed to its own name", code="name")
         async with self._structure:
-            part = self._parts.get(str(old))
-            if part is not None and part.writer is not None:
+            if (writer := self._writers.get(str(old))) and writer.is_open:
                 raise PeerDataError("still open for writing", code="busy")
             with (
                 open_folder(self.homes, self.peer, PARTS) as parts,
@@ -195,21 +168,16 @@ class Home:
                     raise FileExistsError(errno.EEXIST, "already delivered")
                 with durable.passing(Step.RECEIVER_COMMIT):
                     durable.rename(str(old), str(new), old_folder=parts, new_folder=inbox)
-            self._parts.pop(str(old), None)
-            self._hashed.pop(str(new), None)
-            if part and part.digest and (part.inode, part.size) == (status.st_ino, status.st_size):
-                self._hashed[str(new)] = Hashed(part.inode, part.size, part.digest)
-            for stale in list(self._hashed)[: -self._quota.files]:  # never asked for
-                self._hashed.pop(stale, None)
 
     async def remove(self, name: FileName) -> None:
         async with self._structure:
-            part = self._parts.get(str(name))
-            if part is not None and part.writer is not None:
-                await part.writer.close()
+            await self._close_writer(name)
             with open_folder(self.homes, self.peer, PARTS) as folder:
                 os.unlink(str(name), dir_fd=folder)
-            self._parts.pop(str(name), None)
+
+    async def _close_writer(self, name: FileName) -> None:
+        if writer := self._writers.pop(str(name), None):
+            await writer.close()
 
     # ------------------------------------------------------------ for the node
 
@@ -218,20 +186,9 @@ class Home:
         with open_folder(self.homes, self.peer, INBOX) as folder:
             return exists(str(name), folder)
 
-    def take_digest(self, name: str) -> Digest | None:
-        """sha256 of the file that lies in inbox/ under this name right now. Ask before claiming it."""
-        known = self._hashed.pop(name, None)
-        if known is None:
-            return None
-        try:
-            with open_folder(self.homes, self.peer, INBOX) as folder:
-                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except OSError:
-            return None
-        return known.digest if (known.inode, known.size) == (status.st_ino, status.st_size) else None
-
     def writing(self) -> list[OpenFile]:
-        return [part.writer for part in self._parts.values() if part.writer is not None]
+        self._writers = {name: file for name, file in self._writers.items() if file.is_open}
+        return list(self._writers.values())
 
     # ------------------------------------------------------------ below
 
@@ -241,9 +198,6 @@ class Home:
         for folder in (PARTS, INBOX):
             with open_folder(self.homes, self.peer, folder) as descriptor:
                 present += os.listdir(descriptor)
-        for gone in self._parts.keys() - set(present):
-            if self._parts[gone].writer is None:
-                del self._parts[gone]  # collected as too old
         if len(present) >= self._quota.files:
             raise PeerDataError(f"{len(present)} files wait here already", code="quota")
         need = self.limit_of(name)
@@ -253,7 +207,7 @@ class Home:
         self._require_free(os.statvfs(self.homes), need)
 
     def _write(self, part: Part, descriptor: int, offset: int, data: bytes) -> None:
-        """Room when the part was opened is no room now: others grow meanwhile. Asking takes 1.5 us, a block 400."""
+        """Room when the part was opened is no room now: others grow meanwhile. Asking takes 1.5 us."""
         self._require_free(os.fstatvfs(descriptor), len(data))
         part.write(descriptor, offset, data)
 

@@ -101,7 +101,6 @@ def scan(
     schema: Schema,
     anchor: str | None,
     me: Peer,
-    take_digest: Callable[[Peer, str], Digest | None] = lambda peer, name: None,
     kept: Callable[[Manifest], Path | None] = lambda manifest: None,
     accepted: Callable[[FileName, bytes], Manifest | None] = lambda name, document: None,
     signed: Mapping[Round, Digest] = {},
@@ -124,8 +123,7 @@ def scan(
     assert sender != me
     keys = (keyring or Keyring.of(federation)).keys(sender)
     context = _Context(
-        sender, me, claimed, federation, current, schema, anchor, take_digest, kept, accepted, signed, software,
-        foreign, keys,
+        sender, me, claimed, federation, current, schema, anchor, kept, accepted, signed, software, foreign, keys,
     )  # fmt: skip
     found: list[Arrival | Refusal | Repeat] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
@@ -246,7 +244,6 @@ class _Context:
     current: Round
     schema: Schema
     anchor: str | None
-    take_digest: Callable[[Peer, str], Digest | None]
     kept: Callable[[Manifest], Path | None]
     accepted: Callable[[FileName, bytes], Manifest | None]
     signed: Mapping[Round, Digest]
@@ -285,20 +282,13 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
                 f"announces {manifest.bytes} bytes, this model has {context.schema.file_bytes}", code="size"
             )
         data_name = name.of(Kind.DATA)
-        found = claim(
-            data_name,
-            inbox,
-            context.claimed / context.sender / str(data_name),
-            context.schema.file_bytes,
-            known=lambda: context.take_digest(context.sender, str(data_name)),
-            foreign=context.foreign,
-        )
-        if found is None:
+        target = context.claimed / context.sender / str(data_name)
+        if not claim(data_name, inbox, target, context.schema.file_bytes, foreign=context.foreign):
             if _is_kept(context, manifest):
                 return Arrival(context.sender, manifest, document, None)
             return None
-        data, known = found
-        check_file(data, context.schema, sha256=manifest.sha256, known_sha256=known)
+        data = target
+        check_file(data, context.schema, sha256=manifest.sha256)
         _make_durable(data)
         return Arrival(context.sender, manifest, document, data)
     except (PeerDataError, FederationMismatch) as exc:

@@ -25,7 +25,7 @@ from hsl_node.errors import LocalStateError, PeerDataError, escaped
 from hsl_node.federation.config import Federation
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import Keyring
-from hsl_node.federation.names import Digest, FileName, Kind, Peer, Round, is_digest
+from hsl_node.federation.names import FileName, Kind, Peer, Round, is_digest
 from hsl_node.federation.strings import fingerprint, split_address
 from hsl_node.host.log_limit import LogLimit
 from hsl_node.sync.clones import Runs
@@ -206,14 +206,6 @@ class InboxServer:
             for file in home.writing()
             if (part := file.part) is not None and part.name.kind is Kind.DATA and part.name.round == round
         ]
-
-    def take_digest(self, peer: Peer, name: str) -> Digest | None:
-        """sha256 of the file now in `peer`'s inbox/, if all its bytes were hashed on arrival. Forgotten once taken.
-
-        Ask before claiming the file: until it is claimed, nothing can take its place.
-        """
-        home = self._home.get(peer)
-        return home.take_digest(name) if home else None
 
     # ------------------------------------------------------------ called by the links
 

@@ -14,7 +14,7 @@ from inbox_site import ASH, BIRCH, CEDAR, ROUND, Site, flipped
 from hsl_node.errors import FederationMismatch, PeerDataError
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, verify
-from hsl_node.federation.names import Digest, Kind, Peer
+from hsl_node.federation.names import Kind, Peer
 from hsl_node.sync.inbox import receive
 from hsl_node.sync.inbox.receive import Arrival, Refusal
 from hsl_node.sync.manifest import Manifest, parse_receipt
@@ -68,30 +68,6 @@ def test_the_next_round_is_accepted_and_the_one_after_stays_until_it_is(site: Si
     assert (site.inbox / str(early)).exists() and (site.inbox / str(early.of(Kind.DATA))).exists()
     (arrival,) = site.scan(current=ROUND + 1)
     assert isinstance(arrival, Arrival)
-
-
-def test_what_the_server_hashed_on_arrival_is_not_hashed_again(site: Site) -> None:
-    """A digest that is wrong on purpose shows that it was used; a foreign inbox never uses it."""
-    data = site.good_data()
-    site.deliver(data, site.manifest(data))
-    (found,) = site.scan(take_digest=lambda peer, name: Digest("d" * 64))
-    assert isinstance(found, Arrival if site.foreign else Refusal)
-
-
-def test_the_digest_is_asked_for_before_the_file_is_claimed(site: Site) -> None:
-    """Once claimed, a second file could arrive under the name, and its digest would vouch for the first."""
-    if site.foreign:
-        pytest.skip("no digest is used")
-    data = site.good_data()
-    name = site.deliver(data, site.manifest(data)).of(Kind.DATA)
-    seen = []
-
-    def take(peer: Peer, asked: str) -> Digest | None:
-        seen.append((asked, (site.inbox / asked).exists()))
-        return None
-
-    site.scan(take_digest=take)
-    assert seen == [(str(name), True)]
 
 
 # ---------------------------------------------------------------- each check

@@ -471,4 +471,4 @@ async def test_threat_13_a_delivered_file_is_final(tmp_path: Path) -> None:
                 await attack
         assert (tmp_path / "homes/birch" / final).read_bytes() == DATA
         assert (await client.stat(final)).size == DATA_BYTES
-        assert box.server.take_digest(BIRCH, str(box.name())) == SHA
+        assert box.delivered() == SHA

@@ -215,7 +215,7 @@ async def test_threat_05_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path:
             async with client.open(part, "r+b") as file:
                 await file.write(DATA[200:], 200)
             await client.rename(part, f"inbox/{box.name()}")
-        assert box.server.take_digest(BIRCH, str(box.name())) == SHA
+        assert box.delivered() == SHA
 
 
 @on_loop

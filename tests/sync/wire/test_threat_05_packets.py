@@ -382,7 +382,7 @@ async def test_threat_05_an_honest_client_is_never_cut_for_its_packets(
         admit = box.server.admit
         box.server.admit = lambda link: (links.append(link), admit(link))[1]  # type: ignore[method-assign,func-returns-value]
         await HONEST[client](box, tmp_path)
-        assert box.server.take_digest(BIRCH, str(box.name())) == SHA
+        assert box.delivered() == SHA
         assert not box.server.counters.rejected and not box.server.counters.flooded
         login_bytes = links[-1].turnstile.login_bytes
         assert 1000 < login_bytes < LOGIN_MAX_BYTES / 4
