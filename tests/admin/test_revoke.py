@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, peer
 from federations import make_federation
 from ports import free_ports
 from proxy import Proxy
@@ -36,11 +36,6 @@ BIRCH = Peer("birch")
 def hsl(cluster: Cluster, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hsl_node", "--state", str(cluster.layout(name).state), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
-
-
-def peer(status: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(p for p in status["peers"] if p["name"] == name)
-    return found
 
 
 def arriving(received: dict[str, Any]) -> bool:

@@ -252,3 +252,8 @@ def final_digests(cluster: Cluster) -> dict[int, str]:
 
 def warned(status: dict[str, Any], code: str) -> bool:
     return any(w["code"] == code for w in status["warnings"])
+
+
+def peer(status: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(p for p in status["peers"] if p["name"] == name)
+    return found

@@ -55,7 +55,7 @@ HEAD = """\
 # Tests
 
 `make test` runs all but the campaigns, `make test-slow` those. Names are sentences; parts are real (SFTP on port 0,
-processes, SQLite). Helpers: `conftest.py` federations with keys, `boxes.py` a running inbox, `cluster.py` daemons,
+processes, SQLite). In `helpers/`: `federations.py` with keys, `boxes.py` a running inbox, `cluster.py` daemons,
 `proxy.py` a bad network, `receiver.py` and `sender.py` its two ends, which can be killed, `hostile.py` hostile peers
 and servers, `fuzz/` documents a little wrong (`make fuzz` searches longer), `simulation.py` a federation on paper,
 `chaos_sim.py` one of real nodes on a simulated network, clock and disk, `chaos_daemons.py` one of real processes.

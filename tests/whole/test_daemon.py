@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, final_digests
+from cluster import Cluster, final_digests, peer
 from every_phase import falls_in_every_phase
 
 from hsl_node.errors import NotRunning
@@ -115,7 +115,7 @@ def test_waiting_names_the_missing_peer_and_goes_on_when_it_comes(tmp_path: Path
         status = cluster.wait_until("ash", lambda s: s["waiting_for"] == ["cedar"], "waiting for cedar alone")
         cedar = next(p for p in status["peers"] if p["name"] == "cedar")
         assert status["waiting_since"] is not None
-        cluster.wait_until("ash", lambda s: bool(_peer(s, "cedar")["sent"]["last_error"]), "says why")
+        cluster.wait_until("ash", lambda s: bool(peer(s, "cedar")["sent"]["last_error"]), "says why")
         assert not cedar["connected"]
         cluster.start("cedar")
         cluster.wait_finished()
@@ -187,7 +187,3 @@ def test_threat_28_other_initial_weights_are_named_on_both_sides_and_no_round_st
             says = lambda w, p=peer: p in w["text"] and "initial weights differ" in w["text"]  # noqa: E731
             status = cluster.wait_until(name, lambda s, f=says: any(map(f, s["warnings"])), "says why")  # type: ignore[misc]
             assert status["round"] == 0
-
-
-def _peer(status: dict, name: str) -> dict:  # type: ignore[type-arg]
-    return next(p for p in status["peers"] if p["name"] == name)

@@ -40,14 +40,6 @@ Fetch.get = get
 """
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    with Cluster(tmp_path_factory.mktemp("undisturbed"), NAMES, PLAN) as cluster:
-        cluster.start_all()
-        cluster.wait_finished()
-        return cluster.fused("ash")
-
-
 @pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
 def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str], client: str

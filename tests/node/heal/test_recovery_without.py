@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import WAIT_S, Cluster, warned
+from cluster import WAIT_S, Cluster, peer, warned
 from command_line import code, run
 from every_phase import has
 from lost_disk import LOST, NAMES, PLAN, lose_disk, require_same, signed
@@ -33,14 +33,6 @@ from hsl_node.sync import evidence
 from hsl_node.sync.store.journal import Journal
 
 OTHERWISE = ["--times", "1.5"]  # a trainer that comes to other bytes than before
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    with Cluster(tmp_path_factory.mktemp("undisturbed"), NAMES, PLAN) as cluster:
-        cluster.start_all()
-        cluster.wait_finished()
-        return cluster.fused("ash")
 
 
 def test_threat_12_a_lost_disk_beside_a_peer_that_cannot_be_asked_ends_with_the_same_bytes(
@@ -312,11 +304,6 @@ def test_threat_17_an_export_that_a_replaced_key_has_signed_is_taken_as_far_as_n
                 recover.prepare(birch, ("ash",), (export,))
             (export / "r000007_birch.manifest").unlink(missing_ok=True)
         assert not evidence.kept(birch / "evidence")
-
-
-def peer(status: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(p for p in status["peers"] if p["name"] == name)
-    return found
 
 
 def told(status: dict[str, Any], warning: str) -> str:
