@@ -58,3 +58,7 @@ def snapshot(**more: Any) -> dict[str, Any]:
             {"code": "x", "text": "evil\x1b[31m\x07peer", "since": None, "fix": ""},
         ],
     } | more  # fmt: skip
+
+
+def line_of(lines: list[str], start: str) -> str:
+    return next(line for line in lines if line.startswith(start))
