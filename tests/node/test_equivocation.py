@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cluster import Cluster, warned
@@ -194,8 +194,10 @@ def test_threat_11_who_recovers_is_excused_for_a_while_and_not_after_it_has_sign
     now, signed = [0.0], {1}
     monkeypatch.setattr(equivocation, "time", SimpleNamespace(monotonic=lambda: now[0]))
     journal = SimpleNamespace(manifest=lambda round, peer: round in signed)
-    node: Any = SimpleNamespace(journal=journal, known_state=lambda: SimpleNamespace(round=2))
-    proofs = equivocation.Proofs(node)
+    here: Any = SimpleNamespace(journal=journal)
+    machine: Any = SimpleNamespace(state=SimpleNamespace(round=2))
+    nothing: Any = None
+    proofs = equivocation.Equivocations(here, nothing, nothing, nothing, machine)
     lost: Any = SimpleNamespace(recovering=True)
     back: Any = SimpleNamespace(recovering=False)
     birch = Peer("birch")
@@ -304,15 +306,14 @@ class Finder:
 
         store: Any = SimpleNamespace(layout=self.layout)
         store.keep_evidence = lambda name, document: Store.keep_evidence(store, name, document)
-        node: Any = SimpleNamespace(
-            store=store, layout=self.layout, me=Peer("ash"), alarms=Alarms(),
-            federation=self.members.federation, keyring=Keyring.of(self.members.federation),
-            apply=lambda event: None,
-        )  # fmt: skip
+        here: Any = SimpleNamespace(store=store, layout=self.layout, me=Peer("ash"), federation=self.members.federation)
+        keys: Any = SimpleNamespace(ring=Keyring.of(self.members.federation))
+        links, machine = cast(Any, None), cast(Any, SimpleNamespace(tell=lambda happened: None))
         with self._patch.context() as patch:
             patch.setattr(durable, "_reached", reached)
             try:
-                equivocation.Proofs(node).keep(self.documents[first], self.said[second], self.documents[second])
+                found = equivocation.Equivocations(here, keys, Alarms(), links, machine)
+                found.keep(self.documents[first], self.said[second], self.documents[second])
             except Killed:
                 return True
         return False

@@ -33,7 +33,7 @@ p.PATIENCE_S, p.PAUSE_S, p.LOOK_S = 0.5, (0.5, 2.0), 0.2
 if sys.argv[1].endswith("cedar"):
     async def nobody(self, holder):
         return True
-    p.Proofs._ask = nobody
+    p.Equivocations._ask = nobody
 """
 
 
