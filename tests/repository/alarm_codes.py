@@ -55,8 +55,8 @@ def _arguments(tree: ast.Module) -> Iterator[ast.expr]:
         match node:
             case ast.Call(func=ast.Attribute(attr="sound"), args=[code, *_]):
                 yield code
-            case ast.Call(func=ast.Attribute(attr="note", value=ast.Name(id="journal") | ast.Attribute(attr="journal" | "_journal")),
-                          args=[_, code, _]):  # fmt: skip
+            case ast.Call(func=ast.Attribute(attr="note", value=ast.Name(id="journal") | ast.Attribute(
+                          attr="journal" | "_journal")), args=[_, code, _]):  # fmt: skip
                 yield code
             case ast.Call(func=ast.Name(id="StatusWarning"), args=[code, *_]):
                 yield code
