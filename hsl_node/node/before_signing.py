@@ -20,6 +20,7 @@ from hsl_node.errors import (
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.federation.names import Peer, Round
 from hsl_node.host.log_limit import one_line
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.mark import Mark, set_mark
 from hsl_node.node.here import Here, Keys
@@ -30,7 +31,7 @@ from hsl_node.sync.offer import Listed, Offer
 
 log = logging.getLogger(__name__)
 
-RETRY_S = (2.0, 30.0)  # doubles: what a peer said must be settled before a signature
+RETRY = Pace(2, 30)  # what a peer said must be settled before a signature
 SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
 READ_S = 60.0  # for all that one list has of ours: one document settles it, where the peer is honest
 READ_MAX = 16  # documents of one list; a hostile one names hundreds
@@ -63,17 +64,15 @@ class BeforeSigning:
                 self.waiting_for = ()
 
     async def _until_nobody_objects(self) -> None:
-        pause = RETRY_S[0]
         self._unread = {}
-        while True:
+        for pause_s in RETRY.waits():
             offers = await self._answers()
             self._unread = {p: r for p, r in self._unread.items() if not self._keys.ring.is_revoked(p)}
             self._tell_unread()
             self.waiting_for = tuple(sorted({*self._twice(offers), *self._unread}))
             if not self.waiting_for:
                 return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_S[1])
+            await asyncio.sleep(pause_s)
 
     async def _answers(self) -> Sequence[Offer]:
         """All are asked at once, so that a slow one costs no more time than its own; who is slow is named meanwhile.

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from hsl_node.errors import Altered, LocalStateError, escaped
 from hsl_node.federation.names import FileName, Kind, Peer, Round
 from hsl_node.host import units
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened
@@ -22,8 +23,9 @@ from hsl_node.weights.checkpoint_file import is_there
 
 log = logging.getLogger(__name__)
 
-REFUSED_RETRY_S = 60.0  # a peer refused us; a person may mend the reason at either site meanwhile
-REFUSED_RETRY_MAX_S = 3600.0  # a checkpoint is sent anew each time: not 95 MB a minute to a peer that never takes it
+# A peer refused us; a person may mend the reason at either site meanwhile. A checkpoint is sent anew each time: not
+# 95 MB a minute to a peer that never takes it.
+REFUSED = Pace(60, 3600)
 
 
 class Delivery:
@@ -99,12 +101,11 @@ class Delivery:
             if receipt.accepted:
                 return receipt
             text = f"{peer} refuses this node's round {round} ({receipt.code}): {escaped(receipt.text)}"
-            growth = 2 ** min(refusals, 10) if parcel.bytes else 1
-            wait_s = min(REFUSED_RETRY_S * growth, REFUSED_RETRY_MAX_S)
+            refusals += 1
+            wait_s = REFUSED.after(refusals if parcel.bytes else 1)
             fix = f"settle it with that hospital; this node tries again every {wait_s / 60:.0f} min"
             self._alarms.sound(f"refused by {peer}", text, fix)
             await asyncio.sleep(wait_s)
-            refusals += 1
 
     def _lost(self, transfer: Transfer) -> None:
         peer, lost = transfer.peer, units.size(transfer.lost_bytes)

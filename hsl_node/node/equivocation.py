@@ -25,6 +25,7 @@ from hsl_node.errors import HslError, PeerDataError, TransportError, escaped
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host import durable
 from hsl_node.host.log_limit import one_line
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened, Machine
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0  # a peer that is waited for this long is asked; usually it trains
 AFTER_CONNECT_S = 5.0  # it is there, and still nothing arrived
-PAUSE_S = (15.0, 600.0)  # between two questions to one peer; doubles
+PAUSE = Pace(15, 600)  # between two questions to one peer
 LOOK_S = 5.0
 FETCHED_MAX = 16  # of one list; a hostile one names hundreds
 SAME_MAX = 1000
@@ -66,7 +67,7 @@ class Equivocations:
         self._links = links
         self._machine = machine
         self._wake = asyncio.Event()
-        self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
+        self._turns = Turns(PAUSE, AFTER_CONNECT_S)
         self._disputes: frozenset[Dispute] = frozenset()
         self._proven: set[tuple[Round, Peer]] = set()
         self._recovering: dict[Peer, tuple[float, Round]] = {}  # since when it says so; what it had signed by then

@@ -28,6 +28,7 @@ from hsl_node.errors import (
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import Peer
+from hsl_node.host.pace import Pace
 from hsl_node.node import before_signing
 from hsl_node.node.peers import links
 from hsl_node.sync.wire.transport import Transport
@@ -35,7 +36,7 @@ from hsl_node.sync.wire.transport import Transport
 
 @pytest.fixture
 def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(before_signing, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(before_signing, "RETRY", Pace(0.01, 0.02))
     monkeypatch.setattr(before_signing, "SOON_S", 0.05, raising=False)
     (port,) = free_ports(1)
     return Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)

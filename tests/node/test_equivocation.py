@@ -38,7 +38,7 @@ from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 # Whoever waits for a peer asks it soon, for what it alone may have seen.
-HURRY = "import hsl_node.node.equivocation as p; p.PATIENCE_S, p.PAUSE_S, p.LOOK_S = 0.5, (0.5, 2.0), 0.2"
+HURRY = "import hsl_node.node.equivocation as p; p.PATIENCE_S, p.PAUSE, p.LOOK_S = 0.5, p.Pace(0.5, 2), 0.2"
 
 
 def test_threat_11_x_to_one_and_y_to_the_other_gives_both_the_proof_without_the_liars_help(tmp_path: Path) -> None:

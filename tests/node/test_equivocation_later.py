@@ -29,7 +29,7 @@ LATER = "receiver.refused:after", "receiver.evidence:before", "receiver.evidence
 HURRY = """
 import sys
 import hsl_node.node.equivocation as p
-p.PATIENCE_S, p.PAUSE_S, p.LOOK_S = 0.5, (0.5, 2.0), 0.2
+p.PATIENCE_S, p.PAUSE, p.LOOK_S = 0.5, p.Pace(0.5, 2), 0.2
 if sys.argv[1].endswith("cedar"):
     async def nobody(self, holder):
         return True

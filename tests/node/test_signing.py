@@ -25,6 +25,7 @@ from hsl_node.errors import LocalStateError
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.host.pace import Pace
 from hsl_node.node import before_signing
 from hsl_node.node.daemon import Daemon, Running
 from hsl_node.node.machine import Machine
@@ -46,7 +47,7 @@ BEFORE = {
 
 @pytest.fixture
 def site(federation_of: FederationOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(before_signing, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(before_signing, "RETRY", Pace(0.01, 0.02))
     (port,) = free_ports(1)
     site = Site(federation_of(2, addresses={BIRCH: f"127.0.0.1:{port}"}), port, tmp_path)
     site.listing = False

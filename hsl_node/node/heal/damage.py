@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 
 from hsl_node.federation.names import Digest, Round
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.mark import ALTERED, Mark, set_mark
 from hsl_node.sync.recovered import relied_on
@@ -25,12 +26,8 @@ from hsl_node.weights.checkpoint_file import is_there
 log = logging.getLogger(__name__)
 
 ROUNDS_LOUD = 5  # so long it is told of, and counted: a sound disk does this once in years
-PAUSE_S = (
-    0.0,
-    60.0,
-    600.0,
-    3600.0,
-)  # before the first, second, ... recovery within these rounds; then the last for ever
+# Before a recovery within these rounds: none before the first, then 1 min, 10 min, an hour.
+PAUSE = Pace(60, 3600, growth=10)
 
 
 def files_of(journal: Journal, layout: Layout, state: State) -> dict[Path, tuple[Digest, int]] | None:
@@ -76,7 +73,7 @@ def renew(journal: Journal, alarms: Alarms, round: Round) -> float:
         alarms.settle(ALTERED)
         return 0.0
     what = json.loads(journal.meta(ALTERED) or "")["what"]
-    pause_s = PAUSE_S[min(times, len(PAUSE_S)) - 1]
+    pause_s = PAUSE.after(times - 1)
     text = f"the disk of this node lost or altered what was checked before; last: {what}. Nothing was made of it"
     if times > 1:
         text += f". It did so {times} times within {ROUNDS_LOUD} rounds: the disk, or the memory, is failing"

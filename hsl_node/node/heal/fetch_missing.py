@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hsl_node.errors import HslError, escaped
 from hsl_node.federation.names import Digest, Peer, Round
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.set_back import SetBack
 from hsl_node.node.here import Here, Keys
@@ -40,7 +41,7 @@ PATIENCE_S = 60.0  # a checkpoint that is being checked, or between two attempts
 # What arrives is not asked for while it grows by so much in such a time: to hold a part open costs its sender nothing.
 # A line of 0.1 Mbit/s may be dead for three minutes of it, and sends again for one what lay here before.
 GROWTH_BYTES, STILL_S = 256 * 1024, 300.0
-PAUSE_S = (4.0, 600.0)  # between two questions to one peer; doubles
+PAUSE = Pace(4, 600)  # between two questions to one peer
 AFTER_CONNECT_S = 5.0  # a peer that was down is there again
 
 
@@ -69,7 +70,7 @@ class FetchMissing:
         self._incoming = incoming
         self._placed = placed
         self._clock = clock
-        self._turns = Turns(PAUSE_S, AFTER_CONNECT_S)
+        self._turns = Turns(PAUSE, AFTER_CONNECT_S)
         self._since: dict[Peer, float] = {}  # who is waited for though others have fused it; monotonic
         self._lost: tuple[Peer, ...] = ()
         self._shown: dict[Peer, Digest] = {}  # of these, another peer has shown the manifest: what it names

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from hsl_node.errors import HslError, escaped
 from hsl_node.federation.names import Peer
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.peers.fetch import Fetch
@@ -20,7 +21,7 @@ from hsl_node.sync.store.models import Harm, Model
 
 log = logging.getLogger(__name__)
 
-RETRY_S = (4.0, 600.0)  # doubles; nobody may have it, and then a person must act
+RETRY = Pace(4, 600)  # nobody may have it, and then a person must act
 
 
 class FetchModels:
@@ -45,8 +46,8 @@ class FetchModels:
 
     async def watch(self) -> None:
         """Until all are there, with an alarm for each that is not; a person may put it back meanwhile."""
-        layout, told, pause_s = self._here.layout, set[str](), RETRY_S[0]
-        while True:
+        layout, told = self._here.layout, set[str]()
+        for pause_s in RETRY.waits():
             harmed = [h for m in self._models() if (h := await asyncio.to_thread(models.harm_of, layout, m))]
             harmed = [h for h in harmed if h.model in self._models()]  # another one may be the best by now
             for code in told - {_code(harm) for harm in harmed}:
@@ -62,7 +63,6 @@ class FetchModels:
                 for harm in harmed:
                     await self._fetch(harm, offers)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_S[1])
 
     def _models(self) -> list[Model]:
         """Without what the round itself reads, and checks, now: that is for `damage.py`, until a halt."""

@@ -35,6 +35,7 @@ from hsl_node.federation.names import ROUND_MAX, Digest, Peer, Round
 from hsl_node.host import systemd
 from hsl_node.host.durable import Step
 from hsl_node.host.log_limit import one_line
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal import damage
 from hsl_node.node.heal.counting import Held, counting, forged
@@ -57,9 +58,9 @@ from hsl_node.weights.checkpoint_file import holds
 
 log = logging.getLogger(__name__)
 
-RETRY_S = (1.0, 30.0)  # doubles; a peer that comes back and connects is asked at once
+RETRY = Pace(1, 30)  # a peer that comes back and connects is asked at once
 LOOK_AGAIN = 3  # times, where a checkpoint of ours is promised to nobody: a peer may just be looking at it
-LOOK_AGAIN_S = 2.0
+LOOK_AGAIN_PACE = Pace(2, 30)  # after the first LOOK_AGAIN failures
 
 
 class Recovery:
@@ -130,7 +131,7 @@ class Recovery:
                 if isinstance(exc, HeldUp):  # named until this is over, or something else breaks
                     self._begun_again = {exc.peer: exc.message}
                     self._tell()
-            await asyncio.sleep(min(LOOK_AGAIN_S * 2 ** min(max(failures - LOOK_AGAIN, 0), 30), RETRY_S[1]))
+            await asyncio.sleep(LOOK_AGAIN_PACE.after(1 + max(failures - LOOK_AGAIN, 0)))
         self._write(state, initial, held, mark)
         self._alarms.settle("recovering")
         self._alarms.settle("disk")
@@ -175,8 +176,8 @@ class Recovery:
 
     async def _answer_of(self, peer: Peer) -> Offer:
         """Asked until it answers."""
-        wake, pause = self._called(peer), RETRY_S[0]
-        while True:
+        wake = self._called(peer)
+        for pause_s in RETRY.waits():
             wake.clear()
             try:
                 offer, self._lists[peer] = await self._links.signed_offer_of(peer)
@@ -199,11 +200,11 @@ class Recovery:
             self._unanswered[peer] = why
             self._tell()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(pause_s):
                     await wake.wait()
             if wake.is_set():
-                await asyncio.sleep(RETRY_S[0])  # two nodes must not wake each other at the speed of the network
-            pause = min(2 * pause, RETRY_S[1])
+                await asyncio.sleep(RETRY.first_s)  # two nodes must not wake each other at the speed of the network
+        raise AssertionError("it waits without end")
 
     async def manifests(self, offers: Mapping[str, Offer]) -> dict[str, Held]:
         """Every verified manifest that the answers name, by the sha256 of the document; those of the journal too.

@@ -12,6 +12,7 @@ from pathlib import Path
 from hsl_node.errors import KeyRefused, PeerDataError, TransportError, escaped
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.host import durable
+from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.peers.links import Links
@@ -22,7 +23,7 @@ from hsl_node.weights.checkpoint_file import holds
 
 log = logging.getLogger(__name__)
 
-DOUBLED_MAX = 3  # times; what a turn brought is kept, so short ones cost a slow line nothing
+LONGEST_TURN = 8  # times a fair one; what a turn brought is kept, so short ones cost a slow line nothing
 FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; else the next has its turn
 
 Tell = Callable[[Peer, str], None]  # (giver, how far it is)
@@ -102,7 +103,8 @@ class Fetch:
         return False
 
     def _turn_s(self, giver: Peer, size: int) -> float:
-        return float((FAIR_S + size / FAIR_BYTES_PER_S) * 2 ** min(self._slow[giver], DOUBLED_MAX))
+        fair_s = FAIR_S + size / FAIR_BYTES_PER_S
+        return Pace(fair_s, LONGEST_TURN * fair_s).after(self._slow[giver] + 1)
 
     def _last(self, giver: Peer) -> tuple[bool, int, Peer]:
         return giver in self._wrong, self._slow[giver], giver

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 from hsl_node.federation.names import Peer
+from hsl_node.host.pace import Pace
 
 
 class Turns:
     """All times are of one monotonic clock."""
 
-    def __init__(self, pause_s: tuple[float, float], after_connect_s: float) -> None:
-        """`pause_s`: between two questions to one peer, doubles from the first to the second."""
-        self._first_s, self._longest_s = pause_s
+    def __init__(self, pause: Pace, after_connect_s: float) -> None:
+        """`pause`: between two questions to one peer."""
+        self._pause = pause
         self._after_connect_s = after_connect_s
         self._due: dict[Peer, float] = {}
-        self._pause: dict[Peer, float] = {}
+        self._asked: Counter[Peer] = Counter()  # how often
         self._down: set[Peer] = set()  # could not be reached when it was asked last
         self._came: set[Peer] = set()  # has connected since it was asked last, or since that began
 
@@ -26,7 +28,7 @@ class Turns:
         """Forget all others."""
         for gone in self._due.keys() - set(peers):
             del self._due[gone]
-            self._pause.pop(gone, None)
+            self._asked.pop(gone, None)
             self._down.discard(gone)
             self._came.discard(gone)
 
@@ -42,15 +44,16 @@ class Turns:
         self._came.discard(peer)
 
     def asked(self, peer: Peer, now: float, *, reached: bool) -> None:
-        pause = self._pause[peer] = min(2 * self._pause.get(peer, self._first_s / 2), self._longest_s)
+        self._asked[peer] += 1
+        pause_s = self._pause.after(self._asked[peer])
         if reached:
             self._down.discard(peer)
         else:
             self._down.add(peer)
-        self._due[peer] = now + (self._after_connect_s if peer in self._came and not reached else pause)
+        self._due[peer] = now + (self._after_connect_s if peer in self._came and not reached else pause_s)
 
     def connected(self, peer: Peer, now: float) -> None:
         """It is there. Who answers and connects again and again is not asked more often for that."""
         self._came.add(peer)
-        if peer in self._due and (peer in self._down or self._pause.get(peer, 0.0) <= self._first_s):
+        if peer in self._due and (peer in self._down or self._asked[peer] <= 1):
             self.ask(peer, now + self._after_connect_s)

@@ -379,7 +379,7 @@ def test_threat_23_a_result_that_is_lost_after_the_run_is_told_of_and_comes_back
     tmp_path: Path, undisturbed: dict[int, str], harm: str
 ) -> None:
     """The last fused model, and the best one here, which another hospital keeps as one of the last."""
-    prelude = "from hsl_node.node.heal import fetch_models; fetch_models.RETRY_S = (0.2, 0.5)"
+    prelude = "from hsl_node.node.heal import fetch_models; fetch_models.RETRY = fetch_models.Pace(0.2, 0.5)"
     with Cluster(tmp_path, NAMES, PLAN, trainer=TRAINER, prelude=prelude) as cluster:
         cluster.start_all()
         cluster.wait_finished()
@@ -411,7 +411,7 @@ def test_threat_23_a_best_model_that_nobody_has_is_told_of_during_the_run_until_
     """Each hospital's best is the earliest of those equal: the first, which nothing of the run reads in round 4."""
     plan, prelude = (
         PLAN.model_copy(update={"rounds": 4}),
-        "from hsl_node.node.heal import fetch_models; fetch_models.RETRY_S = (1, 1)",
+        "from hsl_node.node.heal import fetch_models; fetch_models.RETRY = fetch_models.Pace(1, 1)",
     )
     with Cluster(tmp_path, ("ash", "birch"), plan, trainer=TRAINER, prelude=prelude) as cluster:
         cluster.hold("ash", 4)

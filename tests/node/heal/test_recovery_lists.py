@@ -22,6 +22,7 @@ from hsl_node.federation.identity import OFFER_NAMESPACE
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.durable import Step
+from hsl_node.host.pace import Pace
 from hsl_node.node.equivocation import Equivocations
 from hsl_node.node.heal import recovery as recovery_module
 from hsl_node.node.heal.counting import Held
@@ -187,7 +188,7 @@ def test_threat_12_who_sees_another_process_with_our_key_has_not_answered(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the other process signs next is on no list yet."""
-    monkeypatch.setattr(recovery_module, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(recovery_module, "RETRY", Pace(0.01, 0.02))
     answers = [True, True, False]
 
     async def answer(peer: Peer) -> tuple[Offer, bytes]:
@@ -279,7 +280,7 @@ def test_threat_12_who_breaks_off_what_it_lists_is_named_until_it_is_over(
 
     async def story() -> None:
         recovery, seen = site.recovery, []
-        monkeypatch.setattr("hsl_node.node.heal.recovery.LOOK_AGAIN_S", 0.0)
+        monkeypatch.setattr("hsl_node.node.heal.recovery.LOOK_AGAIN_PACE", Pace(0, 0))
         breaks = iter([True] * 5)
 
         async def answer_of(peer: Peer) -> Offer:

@@ -153,7 +153,7 @@ def line_to(port: int) -> Iterator[tuple[Proxy, Callable[[Coroutine[Any, Any, No
 # would tell of it before that (`set_back.py`); here they do not.
 ONCE = (
     HURRY
-    + """; m.PAUSE_S, m.AFTER_CONNECT_S = (3600.0, 3600.0), 0.2
+    + """; m.PAUSE, m.AFTER_CONNECT_S = m.Pace(3600, 3600), 0.2
 from hsl_node.node import alarms
 from hsl_node.node.heal import set_back
 alarms.QUIET_S = 1.0

@@ -33,7 +33,7 @@ from hsl_node.sync.store.journal import Journal
 # A minute of patience is for people; who is waited for is asked at once and often.
 HURRY = (
     "import hsl_node.node.heal.fetch_missing as m, hsl_node.node.equivocation as p; "
-    "m.PATIENCE_S, p.PATIENCE_S, p.PAUSE_S = 0.5, 0.2, (0.5, 1.0)"
+    "m.PATIENCE_S, p.PATIENCE_S, p.PAUSE = 0.5, 0.2, p.Pace(0.5, 1)"
 )
 
 

@@ -118,7 +118,7 @@ def test_threat_18_who_gives_what_it_lists_or_after_another_round_is_asked_like_
         assert await got(asks, site, files[1], BIRCH) == files[1]
         assert not asks._alarms.listing() and asks._last(BIRCH) == (False, 0, BIRCH)
         asks._slow[BIRCH] = 1000
-        assert asks._turn_s(BIRCH, 0) == 2**fetch_module.DOUBLED_MAX * fetch_module.FAIR_S, "and not for days"
+        assert asks._turn_s(BIRCH, 0) == fetch_module.LONGEST_TURN * fetch_module.FAIR_S, "and not for days"
         asks.forget()
         assert asks._last(BIRCH) == (False, 0, BIRCH)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inbox_site import BIRCH
 
+from hsl_node.host.pace import Pace
 from hsl_node.node.peers.pacing import Turns
 
 ASKED_AT = 1000.0
@@ -11,7 +12,7 @@ ASKED_AT = 1000.0
 
 def turns_of(*, reached: bool, times: int = 9) -> Turns:
     """birch has been asked so often that it is left alone for 600 s; last at ASKED_AT."""
-    turns = Turns((4.0, 600.0), 5.0)
+    turns = Turns(Pace(4, 600), 5.0)
     turns.ask(BIRCH, 0.0)
     for _ in range(times):
         turns.begin(BIRCH)

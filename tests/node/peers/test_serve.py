@@ -186,7 +186,7 @@ def test_threat_12_one_peers_word_of_a_clone_is_believed_for_a_while_and_that_of
 LIAR_PLAN = Plan(method="fedavg", fusion="mean", rounds=5, epochs_per_round=1, plateau_rounds=100)
 IMPATIENT = """
 import hsl_node.node.before_signing as a, hsl_node.sync.clones as r, hsl_node.sync.wire.transport as p
-a.RETRY_S, a.ALONE_S, r.ALONE_S, a.BEFORE_SIGNING = (0.1, 0.1), 2, 2, p.Patience()
+a.RETRY, a.ALONE_S, r.ALONE_S, a.BEFORE_SIGNING = a.Pace(0.1, 0.1), 2, 2, p.Patience()
 """
 
 
