@@ -55,6 +55,7 @@ from hsl_node.node.training import Training, last_to_validate
 from hsl_node.status import last_words
 from hsl_node.status.snapshot import Snapshot
 from hsl_node.sync import round as rounds
+from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.limits import Limits
 from hsl_node.sync.inbox.server import InboxServer, Incoming
 from hsl_node.sync.round import Declare, Fuse, Phase, Push, State, Train
@@ -230,11 +231,9 @@ class Daemon:
         host, port = split_address(config.listen)
         if note := mapping_needed(config):
             self.alarms.sound("ports", f"{note}. No peer has come in since the start", MAPPING_FIX)
-        self.server = InboxServer(
-            identity=self.keys.identity,
+        admission = Admission(
             federation=self.here.federation,
             me=self.here.me,
-            homes=self.here.homes,
             data_bytes=schema.file_bytes,
             on_commit=self._delivered_here,
             on_connect=self._connected,
@@ -244,6 +243,7 @@ class Daemon:
             limits=Limits(quota=Quota(bytes=config.inbox.quota_mib * 2**20)),
             keyring=self.keys.ring,
         )
+        self.server = InboxServer(admission, identity=self.keys.identity, homes=self.here.homes)
         await self.server.start(host, port)
 
     async def _end(self) -> None:
@@ -294,7 +294,7 @@ class Daemon:
     def _keys_changed(self, peers: Collection[Peer], ours: bool) -> None:
         """Sessions of keys that went end, pushes begin anew from the bytes that lie there."""
         if self.server is not None:
-            self.server.trust(self.keys.ring)
+            self.server.admission.trust(self.keys.ring)
             if ours:
                 self.server.show(self.keys.identity)
         self._tell_keys()

@@ -111,7 +111,7 @@ def _peer(daemon: Daemon, peer: Peer, receipt: sqlite3.Row | None) -> schema.Pee
         address=card.address,
         fingerprint=fingerprint(daemon.keys.ring.newest(peer)),
         revoked=revoked,
-        connected=daemon.server is not None and peer in daemon.server.connected(),
+        connected=daemon.server is not None and peer in daemon.server.admission.connected(),
         last_seen=daemon.last_seen.get(peer),
         sent=schema.Sent(
             state="revoked" if revoked else transfer.state,

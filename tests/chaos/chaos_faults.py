@@ -115,4 +115,4 @@ def _deliver_again(world: World, sender: Peer, receiver: Peer | None) -> None:
     for file, content in {**files, str(name.of(Kind.MANIFEST)): signed[1]}.items():
         if not (folder / file).exists():
             (folder / file).write_bytes(content)
-    context_of(there).run(server.on_commit, sender)
+    context_of(there).run(server.admission.on_commit, sender)

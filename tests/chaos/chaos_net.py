@@ -54,6 +54,7 @@ class Listener:
     """What `asyncssh.listen` gives back: an inbox that takes connections."""
 
     make: Callable[[], Link]
+    key: asyncssh.SSHKey
     owner: Process
     context: contextvars.Context
     open: bool = True
@@ -67,8 +68,8 @@ class Listener:
     def get_port(self) -> int:
         return 0
 
-    def update(self, **options: object) -> None:
-        pass
+    def update(self, *, server_host_keys: list[asyncssh.SSHKey]) -> None:
+        (self.key,) = server_host_keys
 
 
 class FakeConnection:
@@ -122,7 +123,7 @@ class Net:
         assert owner is not None
         before = self.listeners.get(port)
         assert before is None or before.owner.dead or not before.open, f"port {port} is in use"
-        self.listeners[port] = Listener(server_factory, owner, contextvars.copy_context())
+        self.listeners[port] = Listener(server_factory, *options["server_host_keys"], owner, contextvars.copy_context())
         return self.listeners[port]
 
     def died(self, process: Process, *, silent: bool) -> None:
@@ -302,7 +303,7 @@ class Wire:
         link.auth_completed()
         link.sessions += 1
         self._link, self._fs = link, link.file_system(None)  # type: ignore[arg-type]
-        return " ".join(link.server._identity.public.split()[:2])
+        return " ".join(self._listener.key.export_public_key("openssh").decode().split()[:2])
 
     def _server_lost(self, why: str = "") -> None:
         if self._context is not None and self._fs is not None:

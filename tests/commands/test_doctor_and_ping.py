@@ -38,16 +38,17 @@ def outcomes(state: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def beside(state: Path, work: Callable[[], Any], members: config.Federation | None = None) -> Any:
     """Do something while the real inbox of this node listens."""
+    from hsl_node.sync.inbox.admission import Admission
     from hsl_node.sync.inbox.server import InboxServer
 
     node = node_toml.load_node(state)
 
     async def serving() -> Any:
-        server = InboxServer(
-            identity=identity.load(Layout(state).key), federation=members or config.load_federation(state),
-            me=Peer(node.name), homes=Layout(state).homes, data_bytes=1000, on_commit=lambda peer: None,
-            on_connect=lambda peer: None, on_fatal=lambda error: None,
+        admission = Admission(
+            federation=members or config.load_federation(state), me=Peer(node.name), data_bytes=1000,
+            on_commit=lambda peer: None, on_connect=lambda peer: None,
         )  # fmt: skip
+        server = InboxServer(admission, identity=identity.load(Layout(state).key), homes=Layout(state).homes)
         await server.start(*strings.split_address(node.listen))
         try:
             return await asyncio.to_thread(work)

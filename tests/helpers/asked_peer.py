@@ -17,6 +17,7 @@ from parts import Parts
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.node.before_signing import BeforeSigning
+from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.offer import Listed, Offer
@@ -55,10 +56,11 @@ class Site:
         return in_memory(self.members.identities[BIRCH].sign(content, OFFER_NAMESPACE))
 
     async def start(self) -> None:
-        self.server = InboxServer(
-            identity=self.members.identities[BIRCH], federation=self.members.federation, me=BIRCH, data_bytes=1000,
-            homes=self.folder / "homes", on_commit=lambda peer: None, on_connect=lambda peer: None, offer=self.offer,
+        admission = Admission(
+            federation=self.members.federation, me=BIRCH, data_bytes=1000,
+            on_commit=lambda peer: None, on_connect=lambda peer: None, offer=self.offer,
         )  # fmt: skip
+        self.server = InboxServer(admission, identity=self.members.identities[BIRCH], homes=self.folder / "homes")
         await self.server.start("127.0.0.1", self.port)
 
     async def __aenter__(self) -> Site:

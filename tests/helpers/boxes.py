@@ -18,7 +18,9 @@ from hostile import log_in, put, until
 
 from hsl_node.errors import LocalStateError
 from hsl_node.federation.names import Digest, FileName, Kind, Peer
-from hsl_node.sync.inbox.server import InboxServer, Limits
+from hsl_node.sync.inbox.admission import Admission
+from hsl_node.sync.inbox.limits import Limits
+from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.store.room import Quota
 
 __all__ = ["inbox", "on_loop", "put", "tree", "until"]
@@ -58,6 +60,10 @@ class Box:
         async with self.connect(user) as connection, connection.start_sftp_client() as client:
             yield client
 
+    @property
+    def admission(self) -> Admission:
+        return self.server.admission
+
     def name(self, peer: Peer = BIRCH, round: int = 1, sha256: str = SHA, kind: Kind = Kind.DATA) -> FileName:
         return FileName(self.members.federation.fed8, round, peer, Digest(sha256), kind)
 
@@ -83,7 +89,7 @@ class Box:
         return hashlib.sha256((self.homes / peer / "inbox" / str(self.name(peer))).read_bytes()).hexdigest()
 
     def rejected(self, code: str) -> int:
-        return self.server.counters.rejected[BIRCH, code]
+        return self.admission.counters.rejected[BIRCH, code]
 
 
 @asynccontextmanager
@@ -100,11 +106,9 @@ async def inbox(
     tmp_path.mkdir(exist_ok=True)
     box = Box(None, 0, members, homes)  # type: ignore[arg-type]
     limits.setdefault("quota", Quota(reserve_bytes=0))
-    box.server = InboxServer(
-        identity=members.identities[ASH],
+    admission = Admission(
         federation=members.federation,
         me=ASH,
-        homes=homes,
         data_bytes=DATA_BYTES,
         on_commit=box.commits.append,
         on_connect=box.connects.append,
@@ -112,6 +116,7 @@ async def inbox(
         limits=Limits(**limits),
         lot=lot,
     )
+    box.server = InboxServer(admission, identity=members.identities[ASH], homes=homes)
     box.port = await box.server.start("127.0.0.1", 0)
     try:
         yield box

@@ -15,6 +15,7 @@ from sshd import REQUESTS, Sshd
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.names import Digest, FileName, Kind, Peer
+from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.wire.transport import BLOCK_BYTES, Patience, Transport
 
@@ -48,15 +49,14 @@ async def serve(server: str, folder: Path, *, size: int = SIZE, requests: str = 
             update = {"address": f"127.0.0.1:{sshd.port}", "user": sshd.user, "host_key": sshd.host_key}
             yield Inbox(card.model_copy(update=update), sshd.home, sshd.port)
         return
-    inbox = InboxServer(
-        identity=MEMBERS.identities[PEER],
+    admission = Admission(
         federation=MEMBERS.federation,
         me=PEER,
-        homes=folder / "homes",
         data_bytes=size,
         on_commit=lambda peer: None,
         on_connect=lambda peer: None,
     )
+    inbox = InboxServer(admission, identity=MEMBERS.identities[PEER], homes=folder / "homes")
     port = await inbox.start("127.0.0.1", 0)
     try:
         yield Inbox(card.model_copy(update={"address": f"127.0.0.1:{port}"}), folder / "homes" / ME, port)

@@ -18,6 +18,7 @@ from sender import Impatient
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, Identity
 from hsl_node.federation.names import Digest, FileName, Kind, Peer
+from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.receive import answer
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest, Receipt
@@ -133,15 +134,14 @@ class Receiver:
 @asynccontextmanager
 async def receiving(folder: Path, parcel: Parcel, manifest: Manifest) -> AsyncIterator[Receiver]:
     receiver = Receiver(folder, manifest, parcel.name)
-    server = InboxServer(
-        identity=MEMBERS.identities[PEER],
+    admission = Admission(
         federation=MEMBERS.federation,
         me=PEER,
-        homes=folder / "homes",
         data_bytes=manifest.bytes or SIZE,
         on_commit=lambda peer: receiver.committed(peer),
         on_connect=lambda peer: None,
     )
+    server = InboxServer(admission, identity=MEMBERS.identities[PEER], homes=folder / "homes")
     receiver.port = await server.start("127.0.0.1", 0)
     try:
         yield receiver

@@ -23,6 +23,7 @@ from sshd import Sshd
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, Digest, Kind, Peer
+from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.receive import Arrival, answer, scan
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest
@@ -91,15 +92,14 @@ class Receiver:
             self._sshd.start()
             self.port = self._sshd.port
             return
-        self._server = InboxServer(
-            identity=MEMBERS.identities[BIRCH],
+        admission = Admission(
             federation=MEMBERS.federation,
             me=BIRCH,
-            homes=self.homes,
             data_bytes=len(self.data),
             on_commit=lambda peer: None,
             on_connect=lambda peer: None,
         )
+        self._server = InboxServer(admission, identity=MEMBERS.identities[BIRCH], homes=self.homes)
         self.port = await self._server.start("127.0.0.1", 0)
 
     async def kill(self) -> None:

@@ -356,9 +356,9 @@ TEN_MUTANTS = (
     Mutant(
         "key pinning",
         "the inbox takes any key for the first peer's",
-        "sync/inbox/server.py",
+        "sync/inbox/admission.py",
         "        return self._peer_of.get(key.public_data)\n",
-        "        return self._peer_of.get(key.public_data, next(iter(self._home)))\n",
+        "        return self._peer_of.get(key.public_data, next(iter(self.members)))\n",
         "sync/inbox/test_server.py::test_threat_14_so_many_wrong_keys_and_no_more",
         ("sync/inbox/test_server.py", "sync/inbox/test_server_files.py"),
         "manifests are signed with the pinned key: a stranger could fill a quota, not bring a checkpoint",

@@ -455,8 +455,8 @@ MORE_MUTANTS = (
     Mutant(
         "read back",
         "it may read as much as it likes",
-        "sync/inbox/server.py",
-        "        if not self._own_files(peer).take(count, time.monotonic()):",
+        "sync/inbox/admission.py",
+        "        if not self._own.take(count, time.monotonic()):",
         "        if False:",
         "sync/inbox/test_server_floods.py::test_threat_05_a_member_reads_its_own_files_back_as_resuming_needs_and_is_named_beyond_that",
         (

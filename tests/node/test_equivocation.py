@@ -31,6 +31,7 @@ from hsl_node.host import durable
 from hsl_node.node import equivocation
 from hsl_node.node.alarms import Alarms
 from hsl_node.sync import evidence
+from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
@@ -155,10 +156,11 @@ async def framed(tmp_path: Path, kind: str, recovering: bool = False) -> None:
             ).content()  # fmt: skip
             return in_memory(liar.sign(content, OFFER_NAMESPACE))
 
-        server = InboxServer(
-            identity=liar, federation=cluster.federation, me=Peer("birch"), homes=tmp_path / "homes",
+        admission = Admission(
+            federation=cluster.federation, me=Peer("birch"),
             data_bytes=200_000, on_commit=lambda peer: None, on_connect=lambda peer: None, offer=offer,
         )  # fmt: skip
+        server = InboxServer(admission, identity=liar, homes=tmp_path / "homes")
         await server.start("127.0.0.1", cluster.ports["birch"])
         try:
             await asyncio.to_thread(begin, cluster, "birch", ("ash", "cedar"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -50,6 +51,19 @@ class Sources:
 
     def __contains__(self, source: str) -> bool:
         return any(source in sources for sources in self._of.values())
+
+
+def source_of(address: str) -> str:
+    """Who opens connections, as far as an address tells: one IPv4 address, or one IPv6 /64."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped  # else all of IPv4 would be one source where we listen on "::"
+    if parsed.version == 4:
+        return str(parsed)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 @dataclass

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import re
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import asyncssh
 from asyncssh.stream import SSHServerStreamSession
 
 from hsl_node.errors import LocalStateError, PeerDataError, escaped
 from hsl_node.federation.names import FileName, Peer
+from hsl_node.sync.inbox.admission import Admission, Member
+from hsl_node.sync.inbox.home import Home
+from hsl_node.sync.inbox.limits import source_of
 from hsl_node.sync.inbox.part import OpenFile
 from hsl_node.sync.inbox.requests import InboxFS, InboxHandler
 from hsl_node.sync.wire.toll import Turnstile
-
-if TYPE_CHECKING:
-    from hsl_node.sync.inbox.server import InboxServer
 
 LOGIN_MAX_BYTES = 32 * 1024  # until the login is done; those of OpenSSH, asyncssh and paramiko take 2 to 4 KB
 UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
@@ -28,17 +27,19 @@ UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we sto
 class Link(asyncssh.SSHServer):
     """One TCP connection: a stranger until `peer` is set, which only a verified key does."""
 
-    def __init__(self, server: InboxServer) -> None:
-        self.server = server
+    def __init__(self, admission: Admission, home: Callable[[Peer], Home]) -> None:
+        self._admission = admission
+        self._home = home
         self.conn: asyncssh.SSHServerConnection
         self.turnstile: Turnstile
+        self.member: Member  # from the login on
         self.source = ""
         self.peer: Peer | None = None
         self.key: bytes | None = None
-        self.login = 0  # its place among the logins of this peer
+        self.login = 0
         self.sessions = 0
         self.handles = 0
-        self.handles_max = server.limits.handles_per_connection
+        self.handles_max = admission.limits.handles_per_connection
         self.last_request = time.monotonic()
         self._offered: asyncssh.SSHKey | None = None
         self._attempts = 0
@@ -58,18 +59,21 @@ class Link(asyncssh.SSHServer):
         conn.pause_writing = self._pause  # type: ignore[method-assign]
         conn.resume_writing = self._resume  # type: ignore[method-assign]
         self.turnstile = Turnstile(
-            conn, LOGIN_MAX_BYTES, lambda: self.server.flooded(self), lambda error: self.refused("packet", "", error)
+            conn,
+            LOGIN_MAX_BYTES,
+            lambda: self._admission.flooded(self),
+            lambda error: self.refused("packet", "", error),
         )
-        self.server.admit(self)
+        self._admission.admit(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._writable.set()
-        self.server.leave(self)
+        self._admission.leave(self)
         if self.peer:
             self.note("peer disconnected", logging.INFO, reason=escaped(str(exc or "")))
 
     def abort(self) -> None:
-        self.server.leave(self)  # at once: whoever comes next must not find this one still counted
+        self._admission.leave(self)  # at once: whoever comes next must not find this one still counted
         self.conn.abort()
 
     def _pause(self) -> None:
@@ -91,13 +95,13 @@ class Link(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Is this key pinned, and the user name its peer's? asyncssh checks the signature right after this."""
         self._offered = key
-        peer = self.server.identify(key)
+        peer = self._admission.identify(key)
         if peer is not None and username == peer:
             return True
         reason = "unknown or revoked key" if peer is None else f"this is the key of {peer!r}: log in under that name"
-        self.server.login_failed(self.source, username, key, reason)
+        self._admission.login_failed(self.source, username, key, reason)
         self._attempts += 1
-        if self._attempts >= self.server.limits.login_attempts:
+        if self._attempts >= self._admission.limits.login_attempts:
             raise asyncssh.PermissionDenied("too many attempts")
         return False
 
@@ -107,15 +111,15 @@ class Link(asyncssh.SSHServer):
     def auth_completed(self) -> None:
         """The signature is verified. User name and key were compared above; compared again, this time for good."""
         key, user = self._offered, str(self.conn.get_extra_info("username"))
-        peer = self.server.identify(key) if key else None
+        peer = self._admission.identify(key) if key else None
         if key is None or peer is None or peer != user:
-            self.server.login_failed(self.source, user, key, "key and user name changed during the login")
+            self._admission.login_failed(self.source, user, key, "key and user name changed during the login")
             self.abort()
             return
         self.peer, self.key = peer, key.public_data
-        self.turnstile.toll = self.server.toll(peer)
         self.last_request = time.monotonic()
-        self.server.welcome(self, peer)
+        self.member = self._admission.welcome(self, peer)
+        self.turnstile.toll = self.member.toll
 
     @property
     def run(self) -> str:
@@ -127,7 +131,7 @@ class Link(asyncssh.SSHServer):
     # ------------------------------------------------------------ sessions
 
     def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], Session] | bool:
-        if self.peer is None or self.server.sessions_of(self.peer) >= self.server.limits.sessions_per_peer:
+        if self.peer is None or self._admission.sessions_of(self.peer) >= self._admission.limits.sessions_per_peer:
             if self.peer:
                 self.refused("session", "", PeerDataError("too many sessions", code="sessions"))
             return False
@@ -139,7 +143,7 @@ class Link(asyncssh.SSHServer):
 
     def file_system(self, channel: asyncssh.SSHServerChannel[bytes]) -> InboxFS:
         assert self.peer is not None
-        filesystem = InboxFS(channel, self.server.home(self.peer), self)
+        filesystem = InboxFS(channel, self._home(self.peer), self)
         self._filesystems.add(filesystem)
         return filesystem
 
@@ -158,46 +162,30 @@ class Link(asyncssh.SSHServer):
         self.last_request = time.monotonic()
         if not self._answered and self.peer is not None:
             self._answered = True
-            self.server.answered(self, self.peer)
+            self._admission.answered(self, self.peer)
 
     async def writable(self) -> None:
         await self._writable.wait()
 
     def offered(self, name: str) -> OpenFile:
         assert self.peer is not None
-        return self.server.offered(self.peer, self.run, name)
-
-    def sent(self, count: int) -> None:
-        assert self.turnstile.toll is not None
-        self.turnstile.toll.sent(count)
-
-    def spend(self, count: int) -> None:
-        assert self.peer is not None
-        self.server.spend(self.peer, count)
-
-    def read_back(self, count: int) -> None:
-        assert self.peer is not None
-        self.server.read_back(self.peer, count)
-
-    def wrote(self, count: int) -> None:
-        assert self.peer is not None
-        self.server.wrote(self.peer, count)
+        return self._admission.offered(self.peer, self.run, name)
 
     def refused(self, operation: str, path: str, error: PeerDataError) -> None:
         assert self.peer is not None
-        self.server.refused(self.peer, operation, path, error)
+        self._admission.refused(self.peer, operation, path, error)
 
     def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None:
         assert self.peer is not None
-        self.server.note(self.peer, event, level, peer=self.peer, **fields)
+        self._admission.note(self.peer, event, level, peer=self.peer, **fields)
 
     def committed(self, name: FileName) -> None:
         assert self.peer is not None
         self.note("delivery complete", logging.INFO, round=name.round, sha256=name.sha256[:12])
-        self.server.on_commit(self.peer)
+        self._admission.on_commit(self.peer)
 
     def disk_failed(self, error: LocalStateError) -> None:
-        self.server.disk_failed(error)
+        self._admission.disk_failed(error)
 
 
 class Session(SSHServerStreamSession[bytes]):
@@ -251,16 +239,3 @@ class Session(SSHServerStreamSession[bytes]):
     def _refuse(self, what: str, argument: str = "") -> bool:
         self._link.refused(what, argument, PeerDataError(f"{what} is not offered here", code="operation"))
         return False
-
-
-def source_of(address: str) -> str:
-    """Who opens connections, as far as an address tells: one IPv4 address, or one IPv6 /64."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped  # else all of IPv4 would be one source where we listen on "::"
-    if parsed.version == 4:
-        return str(parsed)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))

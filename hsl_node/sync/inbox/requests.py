@@ -36,6 +36,7 @@ from asyncssh.packet import PacketDecodeError, SSHPacket
 
 from hsl_node.errors import DiskFailed, LocalStateError, PeerDataError
 from hsl_node.federation.names import INBOX, PARTS, FileName, Kind
+from hsl_node.sync.inbox.admission import Member
 from hsl_node.sync.inbox.home import Home
 from hsl_node.sync.inbox.part import OpenFile
 from hsl_node.sync.offer import parse_path
@@ -62,18 +63,15 @@ _OPEN_WAYS = {
 
 
 class Link(Protocol):
-    """What a session needs of its connection (`server.py`)."""
+    """What a session needs of its connection (`link.py`)."""
 
+    member: Member
     handles: int  # open on all sessions of this connection
     handles_max: int
 
     def asked(self) -> None: ...
     async def writable(self) -> None: ...
     def offered(self, name: str) -> OpenFile: ...
-    def sent(self, count: int) -> None: ...
-    def spend(self, count: int) -> None: ...
-    def read_back(self, count: int) -> None: ...
-    def wrote(self, count: int) -> None: ...
     def refused(self, operation: str, path: str, error: PeerDataError) -> None: ...
     def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None: ...
     def committed(self, name: FileName) -> None: ...
@@ -143,13 +141,13 @@ class InboxFS(asyncssh.SFTPServer):
                 return b""
             file, count = cast(OpenFile, file_obj), min(size, BLOCK_MAX_BYTES)
             if file.offered:
-                self._link.spend(count)
+                self._link.member.spend(count)
             data = await self._home.read(file, offset, count)
             if not file.offered:
-                self._link.read_back(len(data))
+                self._link.member.read_back(len(data))
         except PeerDataError as exc:
             self._refuse("read", b"", exc)
-        self._link.sent(len(data))
+        self._link.member.toll.sent(len(data))
         return data
 
     async def write(self, file_obj: object, offset: int, data: bytes) -> int:
@@ -157,7 +155,7 @@ class InboxFS(asyncssh.SFTPServer):
             await self._home.write(cast(OpenFile, file_obj), offset, data)
         except PeerDataError as exc:
             self._refuse("write", b"", exc)
-        self._link.wrote(len(data))
+        self._link.member.wrote(len(data))
         return len(data)
 
     async def fsync(self, file_obj: object) -> None:

@@ -28,6 +28,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.node.peers.serve import Serve
 from hsl_node.sync.ask import ask
 from hsl_node.sync.clones import ALONE_S, believed
+from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.offer import Offer, file_path, parse_offer, state_path
 from hsl_node.sync.store.journal import Journal
@@ -50,7 +51,7 @@ def offering(box: Box, folder: Path) -> list[tuple[Peer, str, bool]]:
             raise FileNotFoundError(2, "not on the list")
         return os.open(folder / ("kept" if name == SHA else "list"), os.O_RDONLY)
 
-    box.server._offer = offer
+    box.admission.offer = offer
     return asked
 
 
@@ -129,7 +130,7 @@ async def test_threat_12_a_process_that_comes_back_after_another_is_told_to_both
     async with inbox(tmp_path) as box:
         asked = offering(box, tmp_path)
         told: list[tuple[Peer, bool]] = []
-        box.server._on_twice = lambda peer, twice: told.append((peer, twice))
+        box.admission.on_twice = lambda peer, twice: told.append((peer, twice))
 
         async def come(run: str) -> None:
             version = {"client_version": f"hsl1_{run}"} if run else {}
@@ -210,10 +211,11 @@ async def slandered(tmp_path: Path, honest: tuple[str, ...]) -> None:
             ).content()  # fmt: skip
             return in_memory(liar.sign(content, identity.OFFER_NAMESPACE))
 
-        server = InboxServer(
-            identity=liar, federation=cluster.federation, me=CEDAR, homes=tmp_path / "homes",
+        admission = Admission(
+            federation=cluster.federation, me=CEDAR,
             data_bytes=200_000, on_commit=lambda peer: None, on_connect=lambda peer: None, offer=offer,
         )  # fmt: skip
+        server = InboxServer(admission, identity=liar, homes=tmp_path / "homes")
         await server.start("127.0.0.1", cluster.ports["cedar"])
         try:
             await asyncio.to_thread(begin, cluster, "cedar", honest)

@@ -64,7 +64,7 @@ async def test_threat_14_the_right_key_after_wrong_ones_is_the_one_that_counts(t
             await put(client, box.name(BIRCH), DATA)
             with pytest.raises(SFTPError):
                 await client.open(f"parts/{box.name(CEDAR).as_part()}", "xb")
-        assert box.connects == [BIRCH] and box.server.counters.auth_failures == 1
+        assert box.connects == [BIRCH] and box.admission.counters.auth_failures == 1
 
 
 @on_loop
@@ -73,7 +73,7 @@ async def test_threat_14_so_many_wrong_keys_and_no_more(tmp_path: Path) -> None:
         keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(8)]
         with pytest.raises(asyncssh.PermissionDenied):
             await box.connect(BIRCH, client_keys=keys)
-        assert box.server.counters.auth_failures == 3
+        assert box.admission.counters.auth_failures == 3
         await box.honest()
 
 
@@ -128,7 +128,7 @@ async def test_threat_17_a_revoked_key_is_cut_in_mid_transfer_and_stays_out(tmp_
         client = await connection.start_sftp_client()
         file = await client.open(f"parts/{box.name().as_part()}", "xb")
         await file.write(DATA[:1000])
-        box.server.trust(Keyring.of(box.members.federation).revoking(BIRCH, ""))
+        box.admission.trust(Keyring.of(box.members.federation).revoking(BIRCH, ""))
         await asyncio.wait_for(connection.wait_closed(), 60)
         with pytest.raises((SFTPError, OSError)):
             await file.write(DATA[1000:], 1000)
@@ -165,7 +165,9 @@ async def test_threat_04_nothing_but_sftp_is_served(tmp_path: Path, service: str
         if service == "pty":  # refused without ending the session: nothing is attached to it
             with suppress(asyncssh.ChannelOpenError):
                 await SERVICES[service](connection)
-            assert all(fs.channel.get_terminal_type() is None for link in box.server._links for fs in link._filesystems)
+            assert all(
+                fs.channel.get_terminal_type() is None for link in box.admission.links for fs in link._filesystems
+            )
         else:
             with pytest.raises((asyncssh.ChannelOpenError, asyncssh.ChannelListenError)):
                 await SERVICES[service](connection)
@@ -176,7 +178,7 @@ async def test_threat_04_nothing_but_sftp_is_served(tmp_path: Path, service: str
 async def test_threat_04_agent_forwarding_is_refused(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.connect(agent_forwarding=True) as connection:
         await connection.start_sftp_client()
-        (link,) = box.server._links
+        (link,) = box.admission.links
         assert link.conn.get_agent_path() is None
 
 
@@ -205,7 +207,7 @@ async def test_threat_20_strings_of_peers_are_escaped_and_log_lines_bounded(
                     await client.stat(b"parts/\x1b[31m\nforged line " + str(i).encode() * 300)
         assert box.rejected("name") == 100
     lines = [
-        r for r in caplog.records if r.name == "hsl_node.sync.inbox.server" and r.getMessage() == "request refused"
+        r for r in caplog.records if r.name == "hsl_node.sync.inbox.admission" and r.getMessage() == "request refused"
     ]
     assert len(lines) == 10
     for record in caplog.records:
@@ -226,7 +228,7 @@ async def test_threat_12_a_login_that_nobody_lives_to_use_makes_no_second_proces
     """The last packet of a killed node's login may come after its successor has logged in."""
     async with inbox(tmp_path) as box:
         told: list[bool] = []
-        box.server._on_twice = lambda peer, twice: told.append(twice)
+        box.admission.on_twice = lambda peer, twice: told.append(twice)
 
         async def log_in(run: str, *, asks: bool = True) -> None:
             async with box.connect(BIRCH, client_version=f"hsl1_{run * 16}") as connection:

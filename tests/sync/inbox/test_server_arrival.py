@@ -23,7 +23,7 @@ async def test_a_delivery_is_announced(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
         await box.honest()
         assert box.connects == [CEDAR]
-        assert not box.server.counters.rejected and not box.server.counters.auth_failures
+        assert not box.admission.counters.rejected and not box.admission.counters.auth_failures
 
 
 @on_loop

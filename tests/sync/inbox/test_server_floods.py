@@ -104,7 +104,7 @@ async def test_threat_04_two_sessions_per_key(tmp_path: Path) -> None:
 @on_loop
 async def test_threat_04_sessions_opened_and_closed_leave_nothing_behind(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box, box.connect() as connection:
-        (link,) = box.server._links
+        (link,) = box.admission.links
         for _ in range(30):
             client = await connection.start_sftp_client()
             await client.stat("/")
@@ -122,7 +122,7 @@ async def test_threat_04_a_third_connection_of_a_key_ends_its_first(tmp_path: Pa
         for dead in connections[:4]:
             await dead.wait_closed()
         assert not connections[-1].is_closed() and not connections[-2].is_closed()
-        assert len(box.server._links) == 2
+        assert len(box.admission.links) == 2
         await box.honest()
 
 
@@ -141,7 +141,7 @@ async def test_threat_04_unread_answers_do_not_fill_our_memory(tmp_path: Path) -
             connection._transport.pause_reading()
             for i in range(256):
                 writer.write(packet(Byte(5) + UInt32(i) + handle + UInt64(0) + UInt32(2**18)))
-            (link,) = box.server._links
+            (link,) = box.admission.links
             await until(lambda: not link.conn._transport.is_reading())
             for _ in range(20):
                 await asyncio.sleep(0.01)
@@ -159,7 +159,7 @@ async def test_threat_04_environment_variables_are_not_kept(tmp_path: Path) -> N
         writer, *_ = await connection.open_session(
             subsystem="sftp", encoding=None, env={f"X{i}": "y" * 1000 for i in range(100)}
         )
-        (link,) = box.server._links
+        (link,) = box.admission.links
         assert all(not fs.channel.get_environment() for fs in link._filesystems) and link._filesystems
         writer.channel.send_signal("INT")
         writer.channel.change_terminal_size(1, 1)
@@ -199,7 +199,7 @@ async def test_threat_04_a_packet_too_large_to_be_honest_ends_its_session(tmp_pa
 async def test_threat_05_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path: Path) -> None:
     async with inbox(tmp_path, sweep_s=3600) as box:
         part = f"parts/{box.name().as_part()}"
-        limits, now = box.server.limits, time.monotonic()
+        limits, now = box.admission.limits, time.monotonic()
         async with box.connect() as connection:
             client = await connection.start_sftp_client()
             file = await client.open(part, "xb")
@@ -222,7 +222,7 @@ async def test_threat_05_a_dripping_transfer_is_cut_and_can_be_resumed(tmp_path:
 async def test_threat_05_an_empty_write_at_the_end_finishes_nothing(tmp_path: Path) -> None:
     """It made a part of no bytes look complete, which owes no progress any more."""
     async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.connect() as connection:
-        limits, now = box.server.limits, time.monotonic()
+        limits, now = box.admission.limits, time.monotonic()
         client = await connection.start_sftp_client()
         file = await client.open(f"parts/{box.name().as_part()}", "xb")
         await client._handler.write(file._handle, DATA_BYTES, b"")
@@ -236,7 +236,7 @@ async def test_threat_05_an_empty_write_at_the_end_finishes_nothing(tmp_path: Pa
 async def test_threat_05_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path) -> None:
     """64 KiB every two minutes is enough; what is complete owes nothing more."""
     async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.sftp() as client:
-        limits, now = box.server.limits, time.monotonic()
+        limits, now = box.admission.limits, time.monotonic()
         step = limits.progress_bytes
         async with client.open(f"parts/{box.name().as_part()}", "xb") as file:
             for i in range(0, DATA_BYTES, step):
@@ -252,7 +252,7 @@ async def test_threat_05_a_slow_but_honest_transfer_is_left_alone(tmp_path: Path
 async def test_threat_05_what_writes_the_same_again_and_again_gets_nowhere(tmp_path: Path, kind: Kind) -> None:
     """A manifest of one byte was complete, and 64 KiB that had been there before were progress, for ever."""
     async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.connect() as connection:
-        limits, now = box.server.limits, time.monotonic()
+        limits, now = box.admission.limits, time.monotonic()
         client = await connection.start_sftp_client()
         file = await client.open(f"parts/{box.name(kind=kind).as_part()}", "xb")
         block = DATA[: limits.progress_bytes] if kind is Kind.DATA else b"x"
@@ -270,7 +270,7 @@ async def test_threat_05_what_writes_the_same_again_and_again_gets_nowhere(tmp_p
 async def test_threat_05_who_resumes_over_a_slow_line_may_send_again_what_lay_there(tmp_path: Path) -> None:
     """It goes back up to 767 KiB, which at 64 KiB in two minutes is no growth for long."""
     async with inbox(tmp_path, sweep_s=3600, idle_s=1e9) as box, box.sftp() as client:
-        limits, now, part = box.server.limits, time.monotonic(), f"parts/{box.name().as_part()}"
+        limits, now, part = box.admission.limits, time.monotonic(), f"parts/{box.name().as_part()}"
         step = limits.progress_bytes
         async with client.open(part, "xb") as file:
             await file.write(DATA[:-step])
@@ -308,10 +308,10 @@ async def test_threat_05_a_member_reads_its_own_files_back_as_resuming_needs_and
 async def test_threat_05_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
     async with inbox(tmp_path, sweep_s=3600) as box:
         connection, busy = await box.connect(), await box.connect(CEDAR)
-        now = time.monotonic() + box.server.limits.idle_s
+        now = time.monotonic() + box.admission.limits.idle_s
         client = await busy.start_sftp_client()
         box.server.sweep(now - 60)
-        (link,) = (link for link in box.server._links if link.peer == CEDAR)
+        (link,) = (link for link in box.admission.links if link.peer == CEDAR)
         link.last_request = now  # a request just came
         box.server.sweep(now + 1)
         await connection.wait_closed()
@@ -324,7 +324,7 @@ async def test_threat_05_a_connection_that_asks_nothing_is_closed(tmp_path: Path
 async def test_threat_04_hostile_connections_leave_no_open_files_behind(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
         await box.honest()
-        await until(lambda: not box.server._links)
+        await until(lambda: not box.admission.links)
         before = len(os.listdir("/proc/self/fd"))
         for i in range(30):
             connection = await box.connect()
@@ -336,7 +336,7 @@ async def test_threat_04_hostile_connections_leave_no_open_files_behind(tmp_path
             else:
                 connection._transport.abort()
             await connection.wait_closed()
-        await until(lambda: not box.server._links and not box.server.incoming(1))
+        await until(lambda: not box.admission.links and not box.server.incoming(1))
         assert len(os.listdir("/proc/self/fd")) <= before
 
 

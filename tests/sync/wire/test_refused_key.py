@@ -264,7 +264,7 @@ async def test_either_host_key_of_the_overlap_is_taken_and_no_third(tmp_path: Pa
         for shown in (box.members.identities[ASH], first):
             box.server.show(shown)  # for new connections; the port stays
             async with connect(card, BIRCH, me, client=client, host_keys=(first.public, card.key)):
-                assert box.server.connected() == {BIRCH}
+                assert box.admission.connected() == {BIRCH}
         with pytest.raises(KeyRefused) as caught:
             async with connect(card, BIRCH, me, client=client, host_keys=(second.public, third.public)):
                 raise AssertionError("a key that nobody pinned was taken")

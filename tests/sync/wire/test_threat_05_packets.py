@@ -54,14 +54,14 @@ async def test_threat_05_a_stranger_that_sends_more_than_a_login_takes_is_cut(
         for number in range(5):
             reader, writer = await asyncio.open_connection("127.0.0.1", box.port)
             await reader.readline()
-            count(box.server._links[-1])
+            count(box.admission.links[-1])
             writer.write(b"SSH-2.0-x\r\n")
             with pytest.raises(ConnectionError):
                 while True:
                     writer.write(IGNORE * 64)
                     await writer.drain()
             writer.close()
-            await until(lambda number=number: box.server.counters.flooded == number + 1)
+            await until(lambda number=number: box.admission.counters.flooded == number + 1)
         assert parsed <= 5 * LOGIN_MAX_BYTES / len(IGNORE)
         told = [r for r in caplog.records if r.getMessage() == "unauthenticated connection cut: it sends too much"]
         assert len(told) == 3 and told[0].__dict__["source"] == "127.0.0.1"
@@ -123,7 +123,7 @@ async def test_threat_05_a_member_that_sends_packets_without_end_is_cut_and_name
                 if box.rejected("rate"):
                     break
             connection.abort()
-        await until(lambda: not any(link.peer == BIRCH for link in box.server._links))
+        await until(lambda: not any(link.peer == BIRCH for link in box.admission.links))
         assert box.rejected("rate") == 1
         (told,) = [r for r in caplog.records if r.getMessage() == "request refused" and r.__dict__["code"] == "rate"]
         assert told.__dict__["peer"] == BIRCH and "200 packets" in told.__dict__["reason"]
@@ -151,7 +151,7 @@ async def test_threat_05_a_member_has_one_budget_for_all_its_connections(tmp_pat
         await asyncio.gather(flood(box, kind), flood(box, kind))
         await flood(box, kind)
         assert box.rejected("rate") == 3
-        (toll,) = box.server._tolls.values()
+        toll = box.admission.members[BIRCH].toll
         spent = toll.packets._taken if kind == "debug" else toll.requests._taken / PAYS_BYTES
         assert 199 < spent <= 200
         await box.honest()
@@ -379,15 +379,15 @@ async def test_threat_05_an_honest_client_is_never_cut_for_its_packets(
     caplog.set_level(logging.INFO, "hsl_node")
     async with inbox(tmp_path) as box:
         links = []
-        admit = box.server.admit
-        box.server.admit = lambda link: (links.append(link), admit(link))[1]  # type: ignore[method-assign,func-returns-value]
+        admit = box.admission.admit
+        box.admission.admit = lambda link: (links.append(link), admit(link))[1]  # type: ignore[method-assign,func-returns-value]
         await HONEST[client](box, tmp_path)
         assert box.delivered() == SHA
-        assert not box.server.counters.rejected and not box.server.counters.flooded
+        assert not box.admission.counters.rejected and not box.admission.counters.flooded
         login_bytes = links[-1].turnstile.login_bytes
         assert 1000 < login_bytes < LOGIN_MAX_BYTES / 4
-        (toll,) = box.server._tolls.values()
-        assert 20 < toll.packets._taken < box.server.limits.packets_per_minute / 10
+        toll = box.admission.members[BIRCH].toll
+        assert 20 < toll.packets._taken < box.admission.limits.packets_per_minute / 10
         print(f"{client}: {login_bytes} bytes until the login, {toll.packets._taken} packets without data")
 
 
@@ -405,4 +405,4 @@ async def test_threat_05_data_pays_for_the_packets_and_requests_that_it_takes(tm
                     assert await file.read() == DATA
                 else:
                     await file.write(DATA)
-        assert not box.server.counters.rejected
+        assert not box.admission.counters.rejected
