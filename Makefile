@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help map docs venv demo test test-slow check lint threats mutations unit bench chaos fuzz audit clean
+.PHONY: help map docs venv demo test test-all check lint threats mutations unit bench chaos fuzz audit clean
 .DELETE_ON_ERROR:
 
 help:               ## this list
@@ -20,11 +20,12 @@ demo: $(INSTALLED)  ## a federation of three daemons on synthetic images, in min
 
 # One process per core, four at most: real daemons start others by the dozen. They start a sixth faster when hsl_node is
 # compiled, so the tests may write bytecode where the environment says otherwise; `make clean` removes it.
-test: $(INSTALLED)  ## the tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+test: $(INSTALLED)  ## the tests; of each campaign a sample, other cases each day (HSL_TEST_SAMPLE=... repeats one)
+	$(PYTEST) -m "not slow and not full"
 
-test-slow: $(INSTALLED)  ## campaigns of many minutes
-	$(BIN)/python -m pytest -m slow
+test-all: $(INSTALLED)  ## all tests, each campaign whole: before a release; an hour
+	HSL_TEST_ALL=1 $(PYTEST)
 
 check: lint test    ## what must pass before a commit
 

@@ -1,4 +1,4 @@
-"""What all tests share: small federations with real keys, where the real images are, hypothesis settings.
+"""What all tests share: small federations with real keys, where the real images are, hypothesis settings, samples.
 
 members = federation_of(3)              # peers ash, birch, cedar; real ed25519 keys; a plan without anchor
 members.federation, members.identities["ash"], members.peers
@@ -13,13 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sample
 from federations import FederationOf, make_federation
 from hypothesis import HealthCheck, settings
 from sources import REPOSITORY
 
 # A busy machine must never decide a test: no deadlines. In CI the same examples every time; elsewhere new ones.
 settings.register_profile(
-    "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "default",
+    deadline=None,
+    max_examples=sample.examples(100),
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
 
 
@@ -35,6 +40,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background
 
 # Several tests run at once, each with its daemons: threads that wait for each other made one of them six times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_report_header() -> str:
+    return f"sample of the campaigns: HSL_TEST_SAMPLE={sample.SEED} repeats it, `make test-all` runs all"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not full"` leaves any out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sample.mark_what_is_left_out(items)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,11 @@ def test_every_threat_has_a_test() -> None:
     assert missing(written()) == WITHOUT_TESTS
 
 
+def test_every_threat_is_answered_in_make_test() -> None:
+    """By one case at least of a test that is not left to `make test-all` as a whole."""
+    assert missing(written(without=("full", "slow"))) == WITHOUT_TESTS
+
+
 def test_the_table_names_the_tests_that_exist() -> None:
     table = parse(TABLE.read_text())
     assert set(table) == written(), "out of date: make threats"

@@ -89,12 +89,16 @@ def collected() -> Counter[Test]:
     return cases
 
 
-def written(folder: Path = TESTS) -> set[Test]:
-    """The tests that stand in the files, without running anything."""
+def written(folder: Path = TESTS, without: Iterable[str] = ()) -> set[Test]:
+    """The tests that stand in the files, without running anything; and `without` those that are marked so."""
+    left_out = {f"pytest.mark.{mark}" for mark in without}
     found = set()
     for path in sorted(folder.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (test := named(path.name, node.name)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            marked = not left_out.isdisjoint(map(ast.unparse, node.decorator_list))
+            if (test := named(path.name, node.name)) and not marked:
                 found.add(test)
     return found
 

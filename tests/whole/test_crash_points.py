@@ -81,13 +81,19 @@ def test_every_registered_point_is_reached_in_this_file() -> None:
     assert set(reached) == set(POINTS)
 
 
-def test_a_daemon_killed_at_every_point_in_turn_ends_with_the_same_bytes(tmp_path: Path) -> None:
+TURNS = 4  # parts of what follows; in each, all points of some steps
+
+
+@pytest.mark.sample(TURNS)
+@pytest.mark.parametrize("part", range(TURNS))
+def test_a_daemon_killed_at_every_point_in_turn_ends_with_the_same_bytes(tmp_path: Path, part: int) -> None:
     """One federation; each start of ash ends at the next point, until it has died at all of them."""
-    rounds = 20  # about twice what it takes: how many points one round passes before the next kill is chance
+    rounds = 10  # about twice what it takes: how many points one round passes before the next kill is chance
     expected = undisturbed_run(tmp_path / "undisturbed", rounds)
+    few = -(-len(IN_A_DAEMON) // TURNS)
     with federation_in(tmp_path / "killed", rounds) as cluster:
         cluster.start("birch")
-        for number, point in enumerate(points_of(*IN_A_DAEMON)):
+        for number, point in enumerate(points_of(*IN_A_DAEMON[part * few : (part + 1) * few])):
             killed_at(cluster, point, tmp_path / f"mark{number}")
             if point == "start.initial:renamed":
                 cluster.layout("ash").fused(0).unlink()  # else its next point is passed no more
@@ -173,21 +179,27 @@ def train_a_round(state: Path) -> None:
     worker.run({"job": "train", "round": 1, "base": str(base), "base_sha256": digest, "out": str(out)})
 
 
-def test_a_trainer_killed_at_every_point_ends_with_the_same_bytes(
-    tmp_path: Path, fresh: Callable[..., int | None]
-) -> None:
-    expected = state_of(tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def trained_round(tmp_path_factory: pytest.TempPathFactory, fresh: Callable[..., int | None]) -> tuple[Path, Path]:
+    """A state that has trained a round undisturbed, and one that has not begun."""
+    expected = state_of(tmp_path_factory.mktemp("undisturbed"))
     assert fresh(train_a_round, expected) == 0
-    template = state_of(tmp_path / "template")
-    for number, point in enumerate(points_of(*WORKER)):
-        state = tmp_path / f"state{number}"
-        shutil.copytree(template, state)
-        mark = tmp_path / f"mark{number}"
-        assert (fresh(train_a_round, state, crash=f"{point} {mark}"), mark.exists()) == (-signal.SIGKILL, True), point
-        assert fresh(train_a_round, state) == 0, point
-        assert (state / "r1.safetensors").read_bytes() == (expected / "r1.safetensors").read_bytes(), point
-        assert learning.same_bytes(state / "trainer", expected / "trainer"), point
-        assert (state / "splits.json").read_bytes() == (expected / "splits.json").read_bytes(), point
+    return expected, state_of(tmp_path_factory.mktemp("template"))
+
+
+@pytest.mark.sample(5)
+@pytest.mark.parametrize("point", points_of(*WORKER))
+def test_a_trainer_killed_at_any_point_ends_with_the_same_bytes(
+    tmp_path: Path, fresh: Callable[..., int | None], trained_round: tuple[Path, Path], point: str
+) -> None:
+    expected, template = trained_round
+    state, mark = tmp_path / "state", tmp_path / "mark"
+    shutil.copytree(template, state)
+    assert (fresh(train_a_round, state, crash=f"{point} {mark}"), mark.exists()) == (-signal.SIGKILL, True)
+    assert fresh(train_a_round, state) == 0
+    assert (state / "r1.safetensors").read_bytes() == (expected / "r1.safetensors").read_bytes()
+    assert learning.same_bytes(state / "trainer", expected / "trainer")
+    assert (state / "splits.json").read_bytes() == (expected / "splits.json").read_bytes()
 
 
 @pytest.mark.parametrize("point", points_of(*INIT))

@@ -97,6 +97,7 @@ def test_every_exchange_leaves_manifest_and_receipt_in_the_journal(tmp_path: Pat
     assert receipts == {(r, "birch", "accepted") for r in range(5)}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("victim", NAMES)
 def test_threat_22_kill_9_in_every_phase_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str], victim: str

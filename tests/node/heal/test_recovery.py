@@ -40,6 +40,7 @@ Fetch.get = get
 """
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
 def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str], client: str

@@ -39,6 +39,7 @@ PRESENT: dict[str, Callable[[int], int]] = {
 }
 
 
+@pytest.mark.sample(5)
 @both_clients
 @both_servers
 @pytest.mark.parametrize("present", PRESENT)
@@ -61,6 +62,7 @@ async def test_threat_25_a_part_of_any_size_is_finished(
         assert net.bytes_up < size - transfer.resumed_from + TALK_BYTES
 
 
+@pytest.mark.sample(3)
 @both_clients
 @both_servers
 @pytest.mark.parametrize(
@@ -90,6 +92,7 @@ async def test_threat_25_one_other_byte_in_a_part_of_the_right_length_never_reac
         assert expected < net.bytes_up < expected + 2 * TALK_BYTES
 
 
+@pytest.mark.sample(9)
 @both_clients
 @both_servers
 @pytest.mark.parametrize("tenth", range(1, 10))
