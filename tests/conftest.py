@@ -22,7 +22,7 @@ from sources import REPOSITORY
 settings.register_profile(
     "default",
     deadline=None,
-    max_examples=sample.examples(100),
+    max_examples=100,
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )

@@ -107,6 +107,7 @@ def contents(out: Path) -> dict[str, str]:
         return {Path(n).name: f.read().decode() for n, f in found.items() if f is not None}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("broken", ["garbage", "missing", "label", "folder"])
 def test_threat_19_images_that_cannot_be_used_are_named_to_the_operator_and_in_no_log(
     tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch

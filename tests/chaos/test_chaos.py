@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import subprocess
@@ -20,21 +21,22 @@ SEEDS = range(20, 40)  # every kind of fault leaves its trace in one of them
 FOUND_IN, TRIED = range(100), 10  # a defect must show in one of so many of these, those where it is likely to first
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> list[chaos_sim.Outcome]:
-    return [chaos_sim.run(seed) for seed in SEEDS]
+@functools.cache
+def outcome(seed: int) -> chaos_sim.Outcome:
+    return chaos_sim.run(seed)
 
 
-def test_threat_22_simulated_federations_under_chaos_end_with_the_bytes_of_undisturbed_ones(
-    outcomes: list[chaos_sim.Outcome],
-) -> None:
-    for failed in (o for o in outcomes if o.problems):
-        print(f"seed {failed.seed}:", *failed.log[-300:], sep="\n")  # else nobody could say why
-    assert {o.seed: o.problems for o in outcomes if o.problems} == {}
-    assert [o.seed for o in outcomes] == list(SEEDS)
+@pytest.mark.sample(5)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_threat_22_a_simulated_federation_under_chaos_ends_with_the_bytes_of_an_undisturbed_one(seed: int) -> None:
+    if outcome(seed).problems:
+        print(*outcome(seed).log[-300:], sep="\n")  # else nobody could say why
+    assert outcome(seed).problems == []
 
 
-def test_every_kind_of_fault_is_among_them_and_strikes(outcomes: list[chaos_sim.Outcome]) -> None:
+@pytest.mark.full
+def test_every_kind_of_fault_is_among_them_and_strikes() -> None:
+    outcomes = [outcome(seed) for seed in SEEDS]
     faults = sum((o.faults for o in outcomes), Counter[str]())
     assert faults.keys() == {*chaos_plan.AT_ONE, *chaos_plan.BETWEEN}
     log = "\n".join(line for o in outcomes for line in o.log)
@@ -46,9 +48,10 @@ def test_every_kind_of_fault_is_among_them_and_strikes(outcomes: list[chaos_sim.
     assert sum(o.lives for o in outcomes) > 1.3 * sum(len(chaos_plan.scenario(s).peers) for s in SEEDS)
 
 
-def test_a_seed_is_the_same_again_event_by_event(outcomes: list[chaos_sim.Outcome]) -> None:
+def test_a_seed_is_the_same_again_event_by_event() -> None:
     """Also in another process, where sets and dicts of strings have another order."""
-    busiest = max(outcomes, key=lambda o: (o.lives, o.seed))
+    busiest = outcome(max(SEEDS, key=lambda seed: len(chaos_plan.scenario(seed).faults)))
+    assert busiest.lives > len(chaos_plan.scenario(busiest.seed).peers)
     assert chaos_sim.run(busiest.seed).log == busiest.log
     code = f"import chaos_sim; print(chaos_sim.run({busiest.seed}).fingerprint)"
     there = subprocess.run(
@@ -62,7 +65,10 @@ def test_a_seed_is_the_same_again_event_by_event(outcomes: list[chaos_sim.Outcom
     assert there.stdout.strip() == busiest.fingerprint
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+# What forgets shows only where power is lost too: many federations.
+@pytest.mark.parametrize(
+    "defect", [pytest.param(d, marks=pytest.mark.full) if d == "syncs nothing" else d for d in DEFECTS]
+)
 def test_a_node_that_is_wrong_on_purpose_is_found(defect: str) -> None:
     """One hangs, one fuses other bytes, one cannot repeat its training, one's disk forgets what it promised."""
     needs = {"trains otherwise after a restart": ("kill", "crash"), "syncs nothing": ("power", "blackout")}

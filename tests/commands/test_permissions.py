@@ -58,6 +58,7 @@ def give_away(path: Path) -> None:
         os.chown(each, OTHER, OTHER)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_doctor_names_the_folder_its_owner_and_the_command(state: Path, name: str) -> None:
     assert diagnosed(state)["files"]["outcome"] == "ok"
@@ -85,6 +86,7 @@ def test_of_many_only_the_first_few_are_named(state: Path) -> None:
     assert found[0].count("(of ") == permissions.NAMED and found[0].endswith(", and 7 more")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "words", "code"),
     [

@@ -138,6 +138,7 @@ def _in_child(copy: str, tests: list[str], output: str, result: str) -> None:
     sys.path[:] = [copy, *(p for p in sys.path if p not in ("", str(REPOSITORY)) and not Path(p).is_relative_to(TESTS))]
     data = REPOSITORY.parent / "shared" / "data"
     os.environ |= {"PYTHONPATH": copy, "CI": "true", "HSL_TEST_DATA": os.environ.get("HSL_TEST_DATA", str(data))}
+    os.environ["HSL_TEST_ALL"] = "1"
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     import pytest
 

@@ -48,6 +48,7 @@ def arrives(cluster: Cluster, second: Signed, point: str) -> None:
     cluster.start("ash")
 
 
+@pytest.mark.sample(5, "proof of a past round")
 @pytest.mark.parametrize("point", ["", *LATER])
 @pytest.mark.parametrize("round", [2, 4])
 def test_threat_11_a_second_manifest_of_a_past_round_halts_a_node_at_once_and_wherever_it_is_killed(
@@ -71,6 +72,7 @@ def test_threat_11_a_second_manifest_of_a_past_round_halts_a_node_at_once_and_wh
         require_the_same_after_a_restart(cluster, status)
 
 
+@pytest.mark.sample(5, "proof of a past round")
 @pytest.mark.parametrize("point", ["", *LATER])
 def test_threat_11_a_second_manifest_of_this_round_whose_data_never_comes_is_proof(tmp_path: Path, point: str) -> None:
     """ash, with the first one verified, waits for birch. It objects at once; both halt with the next round."""
@@ -93,6 +95,7 @@ def test_threat_11_a_second_manifest_of_this_round_whose_data_never_comes_is_pro
             assert sorted(cluster.fused(name)) == [0, 1]
 
 
+@pytest.mark.sample(5, "proof of a past round")
 @pytest.mark.parametrize(
     "point", ["", "receiver.evidence:after", "receiver.evidence:after#2", "receiver.record:before"]
 )
@@ -119,6 +122,7 @@ def test_threat_12_proof_against_this_node_itself_halts_it_wherever_it_is_killed
             cluster.wait_until(name, lambda s: s["state"] == "halted", "halts")
 
 
+@pytest.mark.sample(5, "proof of a past round")
 @pytest.mark.parametrize("replaced", [False, True])
 def test_threat_12_two_that_a_recovery_found_halt_this_node_unless_a_replaced_key_may_have_made_them(
     tmp_path: Path, replaced: bool

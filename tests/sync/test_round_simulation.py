@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from sample import examples
 from simulation import Contributions, World, digest_of, plain_fusion, signed, weighted_fusion
 
 from hsl_node.federation.names import Digest, Peer, Round
@@ -39,7 +40,7 @@ def require_one_outcome(world: World) -> None:
 
 
 @given(federations, st.integers(1, 3), picks, st.data())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_threat_22_every_peer_ends_with_the_same_bytes_whatever_the_order_and_whoever_crashes(
     peers, rounds, picks, data
 ):
@@ -54,7 +55,7 @@ def test_threat_22_every_peer_ends_with_the_same_bytes_whatever_the_order_and_wh
 
 
 @given(federations, st.integers(1, 3), picks, st.data())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_threat_12_a_disk_lost_at_any_moment_changes_no_byte(peers, rounds, picks, data):
     """Training is not reproducible here: who signed a round again after its disk was lost would be seen."""
     first = st.one_of(st.none(), st.integers(1, 3))
@@ -79,7 +80,7 @@ def test_disks_are_lost_in_every_phase_of_the_simulation():
 
 
 @given(federations, st.integers(1, 3), picks, st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_threat_11_a_peer_that_signs_two_checkpoints_is_named_by_all_and_nobody_finishes(peers, rounds, picks, data):
     culprit = data.draw(st.sampled_from(peers))
     at = data.draw(st.integers(1, rounds))
@@ -98,7 +99,7 @@ def test_threat_11_a_peer_that_signs_two_checkpoints_is_named_by_all_and_nobody_
 
 
 @given(federations, st.integers(1, 3), picks, st.data())
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 def test_a_peer_that_signs_the_same_checkpoint_with_other_words_is_named_by_all_within_a_round(
     peers, rounds, picks, data
 ):
@@ -132,7 +133,7 @@ def test_a_peer_that_signs_the_same_checkpoint_with_other_words_is_named_by_all_
 
 
 @given(federations, st.integers(1, 3), picks, st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_threat_28_a_peer_that_fuses_into_other_bytes_is_named_by_all_and_nobody_finishes(peers, rounds, picks, data):
     culprit = data.draw(st.sampled_from(peers))
 
@@ -145,7 +146,7 @@ def test_threat_28_a_peer_that_fuses_into_other_bytes_is_named_by_all_and_nobody
 
 
 @given(st.integers(3, 5).map(lambda n: PEERS[:n]), st.integers(1, 3), picks, st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_threat_11_where_one_peer_alone_sees_both_faces_nobody_is_left_waiting(peers, rounds, picks, data):
     """Shown one after the other to one witness; who halts names the culprit, or the witness, who does."""
     culprit, witness = data.draw(st.permutations(peers))[:2]

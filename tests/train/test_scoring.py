@@ -153,6 +153,7 @@ def test_spoilt_weights_are_named_instead_of_scored(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- export
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("settings", [{}, {"classes": ("a", "b", "c"), "embedding": "layernorm"}, {"method": "fedavg"}])
 def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Path, settings: dict[str, Any]) -> None:
     onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")

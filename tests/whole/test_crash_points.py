@@ -392,13 +392,15 @@ def test_a_revocation_killed_at_every_point_and_given_again_holds_and_so_does_it
 # ------------------------------------------------------------------ backup, restore, recover
 
 
-def test_a_recovery_killed_at_every_point_goes_on_at_the_next_start(tmp_path: Path) -> None:
+@pytest.mark.sample(len(RECOVERY))
+@pytest.mark.parametrize("step", RECOVERY, ids=lambda step: step.label)
+def test_a_recovery_killed_at_every_point_goes_on_at_the_next_start(tmp_path: Path, step: Step) -> None:
     with federation_in(tmp_path, 2) as cluster:
         cluster.start_all()
         expected = digests_at_the_end(cluster)
         cluster.kill("ash")
         state = cluster.layout("ash").state
-        for number, point in enumerate(points_of(*RECOVERY)):
+        for number, point in enumerate(step.points):
             for path in state.iterdir():
                 if path.name not in ("keys", "node.toml", "federation.toml", "log"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -234,6 +234,7 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
+@pytest.mark.sample(3, "full disks")
 @pytest.mark.parametrize("step", ["before the first round", "in training", "waiting for a peer"])
 def test_threat_21_a_full_disk_is_told_and_the_node_goes_on_once_there_is_room(
     small_disk: Path, tmp_path: Path, undisturbed: dict[int, str], step: str
@@ -269,6 +270,7 @@ def test_threat_21_a_full_disk_is_told_and_the_node_goes_on_once_there_is_room(
         assert final_digests(cluster) == undisturbed
 
 
+@pytest.mark.sample(3, "full disks")
 def test_threat_21_a_start_on_a_full_disk_ends_with_the_exit_code_of_the_disk(
     small_disk: Path, tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -285,6 +287,7 @@ def test_threat_21_a_start_on_a_full_disk_ends_with_the_exit_code_of_the_disk(
         assert final_digests(cluster) == undisturbed
 
 
+@pytest.mark.sample(3, "full disks")
 def test_threat_21_one_peers_parts_fill_the_disk_to_the_reserve_and_no_further_and_it_is_named(
     small_disk: Path, tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -334,6 +337,7 @@ def leave(folder: Path, room: int) -> None:
         os.posix_fallocate(ballast.fileno(), 0, free(folder) - room)
 
 
+@pytest.mark.sample(3, "full disks")
 def test_threat_21_a_disk_full_of_one_peers_parts_holds_up_no_start(
     small_disk: Path, tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -356,6 +360,7 @@ def events(state: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in log_path(state).read_text().splitlines()]
 
 
+@pytest.mark.sample(3, "full disks")
 def test_threat_21_a_limit_on_file_sizes_is_survived_like_a_full_disk(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:

@@ -121,6 +121,7 @@ def test_threat_16_a_key_nobody_was_told_of_is_refused_with_both_fingerprints_an
         assert len({tuple(cluster.fused(n).items()) for n in NAMES}) == 1
 
 
+@pytest.mark.sample(2, "key changes")
 def test_a_backup_older_than_a_peers_new_key_says_so_and_goes_on_when_it_takes_the_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_backup_older_than_a_peers_new_key_says_so_and_goes_on_when_it_takes_t
         assert cluster.fused("ash") == cluster.fused("birch")
 
 
+@pytest.mark.sample(2, "key changes")
 def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_without_a_newer_one_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_backup_older_than_this_nodes_own_key_change_says_so_and_the_way_witho
         assert cluster.fused("ash") == cluster.fused("birch")
 
 
+@pytest.mark.sample(2, "key changes")
 def test_a_backup_from_the_midst_of_this_nodes_key_change_says_how_to_finish_it_and_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +210,7 @@ def test_a_backup_from_the_midst_of_this_nodes_key_change_says_how_to_finish_it_
         assert cluster.fused("ash") == cluster.fused("birch")
 
 
+@pytest.mark.sample(2, "key changes")
 @pytest.mark.parametrize("changes", [1, 2])
 def test_a_lost_disk_after_this_nodes_key_change_comes_back_with_its_own_update_files(
     tmp_path: Path, changes: int
@@ -278,6 +282,7 @@ def up_again(cluster: Cluster, name: str) -> None:
     raise AssertionError(f"{name} does not listen\n{cluster.output(name)}")
 
 
+@pytest.mark.sample(2, "key changes")
 def test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_uses_it(tmp_path: Path) -> None:
     """Nothing comes after the closing statement: the peer is asked, and an old key that is in use is kept."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
@@ -301,6 +306,7 @@ def test_a_key_changed_after_the_run_is_finished_at_the_peers_once_its_daemon_us
         assert [a.error for a in ping.ping(ash, ())] == [a.error for a in ping.ping(birch, ())] == [""]
 
 
+@pytest.mark.sample(2, "key changes")
 @pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
 def test_a_key_changed_while_the_daemons_are_down_is_finished_when_they_are_back(tmp_path: Path, client: str) -> None:
     """The one who asks needs no daemon of its own."""
@@ -318,6 +324,7 @@ def test_a_key_changed_while_the_daemons_are_down_is_finished_when_they_are_back
         assert keyring.load(birch, cluster.federation).keys(ASH) == (begun.update.new,)
 
 
+@pytest.mark.sample(2, "key changes")
 def test_a_key_changed_after_a_halt_is_finished_at_the_peers(tmp_path: Path) -> None:
     """cedar, played by the test, tells both that it stopped in round 1: they halt and sign nothing more."""
     with Cluster(tmp_path, NAMES, PLAN) as cluster:
@@ -350,6 +357,7 @@ def end_refused_when_delivered(cluster: Cluster, birch: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.sample(2, "key changes")
 def test_a_key_changed_after_the_run_is_finished_at_the_peers_also_where_its_inbox_is_openssh(tmp_path: Path) -> None:
     """Its host key is another and stays; nothing is offered there. What it answers with is signed with its own key."""
     with with_a_plain_inbox(tmp_path) as cluster:
@@ -367,6 +375,7 @@ def test_a_key_changed_after_the_run_is_finished_at_the_peers_also_where_its_inb
         assert keyring.load(birch, cluster.federation).keys("cedar") == (begun.update.new,)
 
 
+@pytest.mark.sample(2, "key changes")
 def test_an_old_key_stays_until_something_of_its_peer_has_arrived(tmp_path: Path) -> None:
     """ash has birch's first statement; its own may be under way, signed with the old key: it is never signed again."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
@@ -386,6 +395,7 @@ def refused_end(at: Path, why: str) -> None:
         rotate.end(at, "ash")
 
 
+@pytest.mark.sample(2, "key changes")
 def test_a_new_key_that_is_lost_costs_no_round_and_the_next_federation_changes_keys_again(tmp_path: Path) -> None:
     """The way that the refusal and keys.md name: the run ends with the old key, which birch alone lets in."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:

@@ -86,6 +86,7 @@ def test_the_model_finds_a_missing_fsync(tmp_path: Path, monkeypatch: pytest.Mon
         assert ("", True) in found if forgotten == "file" else ("old", True) in found
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("foreign", [False, True])
 @pytest.mark.parametrize("synced", [False, True])
 def test_what_was_acknowledged_survives_a_power_loss_at_any_moment_of_the_intake(

@@ -104,6 +104,7 @@ def test_threat_08_unlike_but_honest_hospitals_raise_no_alarm(honest: Path) -> N
     journal.close()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("round", range(1, ROUNDS + 1))
 @pytest.mark.parametrize("culprit", SIZES)
 @pytest.mark.parametrize(("times", "sign"), [(100, "norm"), (-1, "points against the others'")])
@@ -127,6 +128,7 @@ def test_threat_08_a_magnified_or_reversed_update_is_named_at_once(
     assert sign in found[f"influence {culprit}"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("culprit", [BIRCH, ASH])
 def test_threat_08_a_peer_with_flipped_labels_is_named_by_the_fourth_round(tmp_path: Path, culprit: Peer) -> None:
     """The smallest hospital and the largest; its own node is told as well."""

@@ -96,6 +96,7 @@ def ends_and_names(cluster: Cluster, path: Path) -> None:
 # ------------------------------------------------------------------ the fusion
 
 
+@pytest.mark.sample(4, "altered files")
 @pytest.mark.parametrize("whose", ["birch", "ash"])
 @pytest.mark.parametrize("harm", HARMS)
 def test_threat_23_a_checkpoint_altered_on_the_disk_is_never_fused_and_comes_again_from_the_peers(
@@ -199,6 +200,7 @@ def test_threat_23_no_figures_are_taken_from_a_fused_model_that_is_altered(tmp_p
 # ------------------------------------------------------------------ what is sent, trained from, validated
 
 
+@pytest.mark.sample(4, "altered files")
 def test_threat_23_an_own_checkpoint_altered_before_anybody_has_it_is_made_again_to_the_same_bytes(
     cluster: Cluster, undisturbed: dict[int, str]
 ) -> None:
@@ -215,6 +217,7 @@ def test_threat_23_an_own_checkpoint_altered_before_anybody_has_it_is_made_again
     require_healed(cluster, undisturbed)
 
 
+@pytest.mark.sample(4, "altered files")
 def test_threat_23_initial_weights_that_a_killed_process_left_are_made_anew(
     cluster: Cluster, undisturbed: dict[int, str]
 ) -> None:
@@ -224,6 +227,7 @@ def test_threat_23_initial_weights_that_a_killed_process_left_are_made_anew(
     require_same_from_the_start(cluster, undisturbed)
 
 
+@pytest.mark.sample(4, "altered files")
 def test_threat_23_initial_weights_that_are_altered_before_they_are_noted_are_noted_as_they_were_made(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -263,6 +267,7 @@ def require_same_from_the_start(cluster: Cluster, undisturbed: dict[int, str]) -
         assert sha256_of(cluster.layout(name).fused(0)) == undisturbed[0]
 
 
+@pytest.mark.sample(4, "altered files")
 @pytest.mark.parametrize("harm", ["altered", "gone"])
 @pytest.mark.parametrize("round", [1, 2])
 def test_threat_23_a_fused_model_that_is_altered_is_not_trained_from(
@@ -284,6 +289,7 @@ def test_threat_23_a_fused_model_that_is_altered_is_not_trained_from(
     assert sha256_of(path) == undisturbed[round - 1]
 
 
+@pytest.mark.sample(4, "altered files")
 def test_threat_23_the_last_fused_model_is_what_was_agreed_on_or_is_fetched(
     cluster: Cluster, undisturbed: dict[int, str]
 ) -> None:
@@ -300,6 +306,7 @@ def test_threat_23_the_last_fused_model_is_what_was_agreed_on_or_is_fetched(
 # ------------------------------------------------------------------ at the start
 
 
+@pytest.mark.sample(4, "altered files")
 @pytest.mark.parametrize("whose", ["birch", "ash"])
 def test_threat_22_a_start_without_a_checkpoint_that_it_relies_on_asks_the_peers_by_itself(
     cluster: Cluster, undisturbed: dict[int, str], whose: str
@@ -340,6 +347,7 @@ def test_threat_23_a_disk_that_alters_files_again_and_again_is_told_of_and_recov
     journal.close()
 
 
+@pytest.mark.sample(4, "altered files")
 def test_threat_23_a_node_whose_disk_fails_for_the_third_time_waits_loudly_until_its_operator_acts(
     cluster: Cluster, undisturbed: dict[int, str]
 ) -> None:
@@ -374,6 +382,7 @@ def codes(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {w["code"]: w for w in status["warnings"]}
 
 
+@pytest.mark.sample(4, "altered files")
 @pytest.mark.parametrize("harm", ["altered", "gone"])
 def test_threat_23_a_result_that_is_lost_after_the_run_is_told_of_and_comes_back_from_a_peer(
     tmp_path: Path, undisturbed: dict[int, str], harm: str
@@ -407,6 +416,7 @@ def test_threat_23_a_result_that_is_lost_after_the_run_is_told_of_and_comes_back
         assert cluster.status("ash")["state"] == "finished"
 
 
+@pytest.mark.sample(4, "altered files")
 def test_threat_23_a_best_model_that_nobody_has_is_told_of_during_the_run_until_it_is_put_back(tmp_path: Path) -> None:
     """Each hospital's best is the earliest of those equal: the first, which nothing of the run reads in round 4."""
     plan, prelude = (

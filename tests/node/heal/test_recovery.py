@@ -40,7 +40,7 @@ Fetch.get = get
 """
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3, "lost disks")
 @pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
 def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str], client: str
@@ -58,6 +58,7 @@ def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
         birch.close()
 
 
+@pytest.mark.sample(3, "lost disks")
 def test_threat_12_a_disk_lost_after_signing_fetches_the_checkpoint_and_brings_it_to_who_lacks_it(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -96,6 +97,7 @@ def test_threat_12_a_disk_lost_after_signing_fetches_the_checkpoint_and_brings_i
         assert subprocess.run(["sh", exported / "check.sh"]).returncode == 0
 
 
+@pytest.mark.sample(3, "lost disks")
 def test_threat_12_a_node_says_recovering_until_it_has_fetched_what_it_needs(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -118,6 +120,7 @@ def test_threat_12_a_node_says_recovering_until_it_has_fetched_what_it_needs(
         require_same(cluster, undisturbed)
 
 
+@pytest.mark.sample(3, "lost disks")
 def test_threat_12_a_disk_lost_while_fusing_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -133,6 +136,7 @@ def test_threat_12_a_disk_lost_while_fusing_ends_with_the_same_bytes(
         require_same(cluster, undisturbed)
 
 
+@pytest.mark.sample(3, "lost disks")
 def test_threat_12_two_disks_lost_at_once_end_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
     with Cluster(tmp_path, NAMES, PLAN) as cluster:
         cluster.hold("ash", 2)  # so that nobody gets beyond it meanwhile
@@ -149,6 +153,7 @@ def test_threat_12_two_disks_lost_at_once_end_with_the_same_bytes(tmp_path: Path
         require_same(cluster, undisturbed)
 
 
+@pytest.mark.sample(3, "lost disks")
 def test_threat_12_an_old_backup_restored_ends_with_the_same_bytes(tmp_path: Path, undisturbed: dict[int, str]) -> None:
     """Backup in round 1 beside the running daemon, the node lost in round 3."""
     with Cluster(tmp_path, NAMES, PLAN) as cluster:
@@ -165,6 +170,7 @@ def test_threat_12_an_old_backup_restored_ends_with_the_same_bytes(tmp_path: Pat
         require_same(cluster, undisturbed)
 
 
+@pytest.mark.sample(3, "lost disks")
 def test_threat_12_a_machine_rolled_back_unnoticed_finds_out_before_it_signs(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -187,6 +193,7 @@ def test_threat_12_a_machine_rolled_back_unnoticed_finds_out_before_it_signs(
         require_same(cluster, undisturbed)
 
 
+@pytest.mark.sample(3, "lost disks")
 @pytest.mark.parametrize("keys_read_anew", [False, True])
 def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing_wrong_is_fused(
     tmp_path: Path, undisturbed: dict[int, str], keys_read_anew: bool
@@ -231,6 +238,7 @@ def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing
             require_same(cluster, undisturbed)
 
 
+@pytest.mark.sample(3, "lost disks")
 def test_threat_12_a_giver_that_restarts_before_its_list_is_read_is_asked_again(tmp_path: Path) -> None:
     """birch waits for cedar; ash, which has answered, is restarted and has forgotten what its answer named.
 

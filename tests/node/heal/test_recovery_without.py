@@ -35,6 +35,7 @@ from hsl_node.sync.store.journal import Journal
 OTHERWISE = ["--times", "1.5"]  # a trainer that comes to other bytes than before
 
 
+@pytest.mark.sample(3, "a peer that cannot be asked")
 def test_threat_12_a_lost_disk_beside_a_peer_that_cannot_be_asked_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -98,6 +99,7 @@ def come_back(cluster: Cluster, *, held: bool = False) -> None:
     cluster.start("birch")
 
 
+@pytest.mark.sample(3, "a peer that cannot be asked")
 def test_threat_12_what_only_an_unasked_peer_holds_is_signed_again_to_the_same_bytes(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -110,6 +112,7 @@ def test_threat_12_what_only_an_unasked_peer_holds_is_signed_again_to_the_same_b
         assert signed(cluster, "birch", 2) == before
 
 
+@pytest.mark.sample(3, "a peer that cannot be asked")
 def test_threat_12_where_it_trains_to_other_bytes_the_unasked_peer_has_proof_and_all_halt(tmp_path: Path) -> None:
     """The price of --without, as lost-disk.md says it: loud, and nobody goes on with two different models."""
     with with_a_plain_inbox(tmp_path) as cluster:
@@ -162,6 +165,7 @@ set_back.SetBack.heard = lambda self, offer: None
 )
 
 
+@pytest.mark.sample(3, "a peer that cannot be asked")
 def test_a_peer_that_was_away_when_it_was_asked_for_a_lost_checkpoint_is_asked_when_it_is_back(
     tmp_path: Path, undisturbed: dict[int, str]
 ) -> None:
@@ -190,6 +194,7 @@ def test_a_peer_that_was_away_when_it_was_asked_for_a_lost_checkpoint_is_asked_w
         cluster.wait_until("birch", lambda s: not warned(s, "lost cedar"), "the alarm has ended")
 
 
+@pytest.mark.sample(3, "a peer that cannot be asked")
 @pytest.mark.parametrize("case", ["the same bytes", "other bytes", "the same bytes and another key"])
 def test_threat_12_with_the_export_of_the_unasked_peer_nothing_is_signed_twice(
     tmp_path: Path, undisturbed: dict[int, str], case: str

@@ -99,6 +99,7 @@ def require_told_and_mended(cluster: Cluster, right: dict[int, str], *lost: str)
     assert all("over, shown until it was quiet" in text for text in told), told
 
 
+@pytest.mark.sample(3, "set back")
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES], ids=["of two", "of three"])
 @pytest.mark.parametrize("position", ["collecting", "fusing"])
 def test_threat_12_a_node_set_back_past_what_it_acknowledged_gets_it_from_peers_that_are_one_round_ahead(
@@ -126,6 +127,7 @@ def test_threat_12_a_node_set_back_past_what_it_acknowledged_gets_it_from_peers_
         require_told_and_mended(cluster, undisturbed[names], *(["ash"] if position == "collecting" else []))
 
 
+@pytest.mark.sample(3, "set back")
 @pytest.mark.parametrize("file", ["there", "gone"])
 def test_threat_12_a_node_set_back_past_what_it_acknowledged_gets_it_from_peers_in_the_same_round(
     tmp_path: Path, undisturbed: dict[Any, dict[int, str]], file: str
@@ -149,6 +151,7 @@ def test_threat_12_a_node_set_back_past_what_it_acknowledged_gets_it_from_peers_
         require_told_and_mended(cluster, undisturbed[NAMES], "ash")
 
 
+@pytest.mark.sample(3, "set back")
 def test_threat_12_a_node_set_back_behind_the_closing_statement_of_a_peer_gets_it(
     tmp_path: Path, undisturbed: dict[Any, dict[int, str]]
 ) -> None:
@@ -174,6 +177,7 @@ def test_threat_12_a_node_set_back_behind_the_closing_statement_of_a_peer_gets_i
         require_told_and_mended(cluster, undisturbed[NAMES[:2]], "ash")
 
 
+@pytest.mark.sample(3, "set back")
 def test_threat_12_a_node_set_back_that_could_ask_nobody_at_its_start_leaves_when_it_can(
     tmp_path: Path, undisturbed: dict[Any, dict[int, str]]
 ) -> None:
@@ -201,6 +205,7 @@ def test_threat_12_a_node_set_back_that_could_ask_nobody_at_its_start_leaves_whe
         require_same(cluster, undisturbed[NAMES])
 
 
+@pytest.mark.sample(3, "set back")
 def test_threat_12_a_peer_that_cannot_be_asked_sends_again_what_a_node_that_was_set_back_had_acknowledged(
     tmp_path: Path, undisturbed: dict[Any, dict[int, str]]
 ) -> None:

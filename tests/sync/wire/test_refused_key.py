@@ -87,6 +87,7 @@ class Door:
         self.refused.append(now)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("calls", [True, False], ids=["the peer calls", "the peer is silent"])
 def test_threat_30_a_node_offers_a_refused_key_at_most_twelve_times_an_hour_over_several_rounds(
     calls: bool, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +128,7 @@ def revoked_and_back(daemon: Daemon) -> None:
     daemon.keys.change(before, daemon.keys.identity)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("change", [own_key, revoked_and_back])
 def test_another_key_ends_the_wait(change: Callable[[Daemon], None], monkeypatch: pytest.MonkeyPatch) -> None:
     nonces: list[str] = []

@@ -20,6 +20,7 @@ PATIENCE = Patience(connect_s=2, answer_s=1, slowest_bytes_per_s=1024**2, keepal
 TWICE_MAX = (REWIND_BLOCKS + 1) * BLOCK_BYTES  # after one broken transfer
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("client", ["asyncssh", "paramiko"])
 @pytest.mark.parametrize(
     ("server", "fault"), [("embedded", "hole"), ("sshd", "hole"), ("embedded", "deaf"), ("embedded", "mute")]
