@@ -1,4 +1,4 @@
-"""So many lines a minute about each one, so that a hostile peer pushes nothing else out of the log."""
+"""So many log lines a minute about each peer: none pushes all else out of the log."""
 
 from __future__ import annotations
 

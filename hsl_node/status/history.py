@@ -1,4 +1,4 @@
-"""What was: one line per round, or one round in full, from the journal. Also while the daemon runs."""
+"""Past rounds: a line for each, or one in full, from the journal. Also while the daemon runs."""
 
 from __future__ import annotations
 

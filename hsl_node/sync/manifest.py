@@ -18,9 +18,6 @@ from hsl_node.federation.names import PEER_PATTERN, ROUND_MAX, Digest, FileName,
 from hsl_node.sync.round import Claim
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from hsl_node.federation.config import Federation
     from hsl_node.federation.plan import Plan
 

@@ -35,7 +35,7 @@ def fuse_files(
 ) -> Digest:
     """Fuse the full set into `out`, durably (`durable.replacing`); gives its sha256.
 
-    The files were checked on arrival (`tensors.check_file`), and may have changed on the disk since: `expected` has the
+    The files were checked on arrival (`checkpoint_file.check_file`), and may have changed on the disk since: `expected` has the
     sha256 of each, compared in the pass that reads it. `progress` receives the share done, 0 to 1.
 
     Raises:

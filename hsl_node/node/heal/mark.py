@@ -1,6 +1,6 @@
 """The mark in the journal: this node may have lost something of its state, and must ask before it signs anything.
 
-By `recover --from-peers`, `restore`, by a peer's proof (`links.py`), by a checkpoint that is gone or altered
+By `recover --from-peers`, `restore`, by a peer's proof (`before_signing.py`), by a checkpoint that is gone or altered
 (`damage.py`), or when a journal came to another machine.
 """
 

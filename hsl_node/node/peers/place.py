@@ -1,4 +1,4 @@
-"""Into the inbox here, as if its sender had just delivered it."""
+"""A checkpoint that was fetched is put into its sender's inbox here, as if just delivered: the intake checks it."""
 
 from __future__ import annotations
 

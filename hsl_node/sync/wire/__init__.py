@@ -1,1 +1,1 @@
-"""One open connection to another node."""
+"""A connection to another node: two SFTP clients behind one interface, and the limits of both ends."""

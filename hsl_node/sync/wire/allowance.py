@@ -1,4 +1,4 @@
-"""So much of something in each stretch of time."""
+"""A rate limit: so much of something in each stretch of time."""
 
 from __future__ import annotations
 
