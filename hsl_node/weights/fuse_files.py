@@ -35,8 +35,8 @@ def fuse_files(
 ) -> Digest:
     """Fuse the full set into `out`, durably (`durable.replacing`); gives its sha256.
 
-    The files were checked on arrival (`checkpoint_file.check_file`), and may have changed on the disk since: `expected` has the
-    sha256 of each, compared in the pass that reads it. `progress` receives the share done, 0 to 1.
+    The files were checked on arrival (`checkpoint_file.check_file`), and may have changed on the disk since:
+    `expected` has the sha256 of each, compared in the pass that reads it. `progress` receives the share done, 0 to 1.
 
     Raises:
         Altered: a file is gone, or not what was expected; nothing was put into place.
