@@ -22,7 +22,7 @@ class Pace:
     def after(self, failures: int) -> float:
         """Seconds to wait; 0 where nothing has failed."""
         times = min(failures - 1, 60)  # beyond that a float may be too small
-        return min(self.first_s * self.growth**times, self.longest_s) if failures else 0.0
+        return min(self.first_s * self.growth**times, self.longest_s) if failures > 0 else 0.0
 
     def waits(self) -> Iterator[float]:
         """After the first failure, the second, ... without end."""

@@ -346,8 +346,8 @@ MORE_MUTANTS = (
         "lost again",
         "each loss is a bad day",
         "sync/send/push.py",
-        "    return times if times >= LOST_TIMES else 0",
-        "    return 0",
+        "            if lost_s := LOST.after(transfer.lost_bytes // max(transfer.total, 1) - 1):",
+        "            if lost_s := 0.0:",
         "sync/send/test_hostile_server.py::test_threat_18_a_server_that_takes_checkpoints_and_loses_them_is_sent_them_ever_more_rarely",
         (
             "sync/send/test_hostile_server.py::test_threat_18_a_server_that_takes_checkpoints_and_loses_them_is_sent_them_ever_more_rarely",

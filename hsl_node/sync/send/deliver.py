@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 REWIND_BLOCKS = 2  # sent again on resuming, as servers may write in parallel: <= 765 KiB with the torn block
 RECEIPT = Pace(first_s=0.05, longest_s=5.0, growth=1.5)  # looking for one
 SILENCE_MAX_S = 600.0  # the peer took the files and gives no receipt: after that it is asked, by the manifest alone
-# So many such silences until the data counts as lost and is sent anew: after 20 min, then 40, then every hour. A peer
-# that never answers must not cost a whole checkpoint every ten minutes; one that lost its disk waits 20 min for it.
-LOST_FIRST, LOST_MAX = 2, 6
+# After each whole copy that brought no receipt, the next one: in 20 min, in 40, then every hour. A peer that
+# never answers must not cost a checkpoint every ten minutes; one that lost its disk waits 20 min for it.
+LOST = Pace(first_s=1200.0, longest_s=3600.0)
 OLD_REFUSAL_S = 60.0  # the files are taken, but the receipt is still the refusal from before: by now that is the answer
 LOOKS_AFTER_TAKEN = 8  # in 2 s: a manifest of a past round is gone a moment before it is answered
 ANEW_MAX = 2  # how often a torn file is sent once more from its first byte
@@ -110,7 +110,7 @@ class Known:
     committed: float | None = None  # data and manifest are at the peer since (monotonic)
     silent: bool = False  # it had both and gave no receipt for too long: send both, whatever seems to be there
     silences: int = 0  # in a row since the data was sent
-    silences_max: int = LOST_FIRST  # then the data is sent anew; doubles each time
+    copies: int = 1  # of the whole data that were taken so
     old_refusal: bytes | None = None  # the receipt of an earlier delivery: not the answer to this one
     anew: int = 0  # times that a torn file was sent again from its start
 
@@ -332,17 +332,17 @@ async def _wait_for_receipt(
                 known.silences += 1
             else:
                 known.silences = 0  # not taken yet: its daemon is down, or a round behind
-            if known.silences < known.silences_max:
+            lost_s = known.silences * SILENCE_MAX_S
+            if lost_s < LOST.after(known.copies):
                 await _bring_manifest(link, parcel)
                 continue
-            minutes = known.silences * SILENCE_MAX_S / 60
             known.start_over(known.old_refusal)
             known.silent = True
-            known.silences, known.silences_max = 0, min(2 * known.silences_max, LOST_MAX)
+            known.silences, known.copies = 0, known.copies + 1
             transfer.resent_bytes += transfer.sent
             transfer.sent = 0
             why = f" ({escaped(receipts.problem)})" if receipts.problem else ""
-            raise TransportError(f"no receipt {minutes:.0f} min after the files were taken{why}: sending them anew")
+            raise TransportError(f"no receipt {lost_s / 60:.0f} min after the files were taken{why}: sending them anew")
 
 
 def _inbox(parcel: Parcel, kind: Kind) -> str:

@@ -15,7 +15,7 @@ from hsl_node.federation.identity import Identity
 from hsl_node.federation.names import Peer
 from hsl_node.host.pace import Pace
 from hsl_node.sync.manifest import Receipt
-from hsl_node.sync.send.deliver import Known, Parcel, Transfer, deliver
+from hsl_node.sync.send.deliver import LOST, Known, Parcel, Transfer, deliver
 from hsl_node.sync.wire.connect import connect
 from hsl_node.sync.wire.login import RefusedKey
 from hsl_node.sync.wire.transport import Client, Patience
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 # A peer that comes back is found within a minute, half a minute on average.
 BACKOFF = Pace(first_s=1.0, longest_s=60.0)
 WOKEN_WAIT_S = 1.0  # two nodes that fail to serve each other must not wake each other at the speed of the network
-# A server that takes a whole checkpoint and loses it, twice, is not sent a third at once: after 1 min, 2 min, ... 1 h.
-LOST_TIMES, LOST = 2, Pace(first_s=60.0, longest_s=3600.0)
 
 
 async def wait_for_peer(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
@@ -97,8 +95,9 @@ async def push(
         except TransportError as exc:
             failures = 1 if transfer.most > before else failures + 1
             seconds, at_least = BACKOFF.drawn(failures, rng), 0 if failures == 1 else WOKEN_WAIT_S
-            if lost := _times_lost(transfer):
-                seconds = at_least = LOST.after(lost - LOST_TIMES + 1)
+            # Whole copies that its server took and then had no more; the first may be that server's bad day.
+            if lost_s := LOST.after(transfer.lost_bytes // max(transfer.total, 1) - 1):
+                seconds = at_least = lost_s
                 on_lost(transfer)
             _note(transfer, exc, seconds)
             await wait(seconds, wake, at_least=at_least)
@@ -110,12 +109,6 @@ async def push(
             log.exception("push broke", extra={"peer": card.name, "round": parcel.name.round})
             _note(transfer, TransportError(f"{card.name}: {type(exc).__name__}: {escaped(str(exc))}"), seconds)
             await wait(seconds, wake, at_least=WOKEN_WAIT_S)
-
-
-def _times_lost(transfer: Transfer) -> int:
-    """How often a whole checkpoint was taken and then gone; 0 while that may be a server's bad day."""
-    times = transfer.lost_bytes // max(transfer.total, 1)
-    return times if times >= LOST_TIMES else 0
 
 
 def _note(transfer: Transfer, error: TransportError | KeyRefused, seconds: float) -> None:

@@ -215,6 +215,7 @@ def test_threat_18_a_lie_delays_a_delivery_and_never_ends_it(
 ) -> None:
     """While it lies nothing counts as delivered; when it stops, the very bytes arrive."""
     monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.3)
+    monkeypatch.setattr(deliver_module, "LOST", Pace(0.6, 1.8))
     monkeypatch.setattr(push_module, "LOST", Pace(0.01, 0.01))
     patience = Patience(answer_s=0.5) if liar is NeverAnswers else Patience()  # only there a silence is what ends it
     parcel, manifest = parcel_of(tmp_path, DATA)
@@ -315,9 +316,9 @@ def test_threat_18_a_server_that_takes_checkpoints_and_loses_them_is_sent_them_e
 
     asyncio.run(asyncio.wait_for(story(), 120))
     assert hashlib.sha256(receiver.took[-1]).hexdigest() == manifest.sha256
-    long = [seconds for _, seconds, at_least in waits if seconds == at_least >= 60]
-    assert long[0] == 60 and long[-1] >= 240, "two checkpoints are lost: a minute, then twice that, and so on"
-    assert len([w for w in waits if w[0] >= 3]) == len([w for w in waits if w[0] >= 3 and w[1] >= 60])
+    long = [seconds for _, seconds, at_least in waits if seconds == at_least >= 1200]
+    assert long[0] == 1200 and long[-1] == 3600, "two checkpoints are lost: 20 minutes, then twice that, and so on"
+    assert len([w for w in waits if w[0] >= 3]) == len([w for w in waits if w[0] >= 3 and w[1] >= 1200])
     assert told and told[0] >= 2 * len(DATA)
 
 

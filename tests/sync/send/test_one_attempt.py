@@ -205,6 +205,7 @@ def test_a_peer_that_took_the_files_and_lost_them_gets_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.3)
+    monkeypatch.setattr(deliver_module, "LOST", Pace(0.6, 1.8))
 
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
         receiver.verdict = lambda data: None if len(receiver.took) == 1 else (True, "accepted")
@@ -247,6 +248,7 @@ def test_a_peer_that_takes_everything_and_never_answers_gets_the_data_ever_more_
 ) -> None:
     """Counted in silences of ten minutes: data again after 2, then 4, then every 6; the manifest in between."""
     monkeypatch.setattr(deliver_module, "SILENCE_MAX_S", 0.05)
+    monkeypatch.setattr(deliver_module, "LOST", Pace(0.1, 0.3))
     monkeypatch.setattr(deliver_module, "RECEIPT", Pace(0.05, 0.05))
 
     async def scenario(receiver: Receiver, parcel: Parcel) -> None:
