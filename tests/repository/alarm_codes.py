@@ -29,8 +29,8 @@ class Unknown(Exception):
     """An alarm's code is made in a way that nobody has told here."""
 
 
-def codes(sources: Mapping[str, str]) -> set[str]:
-    """Of all these files (name -> text).
+def codes(sources: Mapping[str, str], *, notes: bool = True) -> set[str]:
+    """Of all these files (name -> text). Without `notes`: only what `sound` is given.
 
     Raises:
         Unknown: a code is neither text nor in ELSEWHERE.
@@ -41,20 +41,27 @@ def codes(sources: Mapping[str, str]) -> set[str]:
                  and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str)}  # fmt: skip
     found: set[str] = set()
     for name, tree in trees.items():
-        for argument in _arguments(tree):
+        for argument in _arguments(tree, notes):
             found |= _codes_of(argument, constants, f"{name}:{argument.lineno}")
     return found
+
+
+def sounded(sources: Mapping[str, str]) -> set[str]:
+    """Of the running daemon alone; without what varies in them."""
+    return {code.removesuffix(" *") for code in codes(sources, notes=False)}
 
 
 def of_package(package: Path) -> dict[str, str]:
     return {p.relative_to(package).as_posix(): p.read_text("utf-8") for p in sorted(package.rglob("*.py"))}
 
 
-def _arguments(tree: ast.Module) -> Iterator[ast.expr]:
+def _arguments(tree: ast.Module, notes: bool) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(attr="sound"), args=[code, *_]):
                 yield code
+            case ast.Call() if not notes:
+                pass
             case ast.Call(func=ast.Attribute(attr="note", value=ast.Name(id="journal") | ast.Attribute(
                           attr="journal" | "_journal")), args=[_, code, _]):  # fmt: skip
                 yield code

@@ -8,6 +8,8 @@ import alarm_codes
 import pages
 import pytest
 
+from hsl_node.node.alarms import BY_PEERS, KINDS
+
 PAGE = pages.ADMINISTRATOR / "alarms.md"
 
 
@@ -19,6 +21,12 @@ def written() -> set[str]:
 def test_every_alarm_has_its_entry_and_every_entry_its_alarm() -> None:
     found = alarm_codes.codes(alarm_codes.of_package(pages.ROOT / "hsl_node"))
     assert written() == found
+
+
+def test_every_alarm_that_the_daemon_sounds_is_a_kind_and_every_kind_is_sounded() -> None:
+    """`BY_PEERS` decides how long one is shown: whoever adds an alarm must have looked there."""
+    assert alarm_codes.sounded(alarm_codes.of_package(pages.ROOT / "hsl_node")) == KINDS | BY_PEERS
+    assert not KINDS & BY_PEERS
 
 
 def test_every_entry_says_what_to_do() -> None:
