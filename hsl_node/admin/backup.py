@@ -24,18 +24,17 @@ from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.host.hints import addressed
+from hsl_node.host.layout import Layout
 from hsl_node.host.scratch import scratch
 from hsl_node.host.units import size
 from hsl_node.node.heal.mark import Mark, set_mark
 from hsl_node.status import last_words
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import lock
 
 FOUND_SHOWN = 5  # of what lies where a node is to be restored
 MIXED = "its files are of two nodes: take another copy of it, or an older backup"
-STAGING = ".restore"  # in the state directory: a restore that was cut short, to be made again
 
 
 # ------------------------------------------------------------------ backup
@@ -73,22 +72,22 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
                 return True
             return False
 
-        for name in ("node.toml", "federation.toml", "keyring.toml", "splits.json"):
-            add(name, state / name)
+        for path in (layout.node_toml, layout.federation_toml, layout.keyring_toml, layout.splits):
+            add(path.name, path)
         if with_key:
             add(NEXT, state / NEXT)  # before the key: a `--finish` in between leaves it twice in here, not out
             if not add(KEY, layout.key):
                 left_out.append(f"the private key: it is not at {layout.key}")
         fused: list[models.Model] = []
         if layout.journal.exists():
-            copy = folder / "journal.sqlite3"
+            copy = Layout(folder).journal
             fused = _copy_journal(layout.journal, copy)
-            add("journal.sqlite3", copy)
+            add(copy.name, copy)
         for model in fused:
             name, path = _member_of(model), layout.fused(model.round)
             if not add(name, path):
                 left_out.append(_told(models.Harm(model, "gone"), layout))
-        if not add("anchor.safetensors", layout.anchor) and node.anchor is not None:
+        if not add(layout.anchor.name, layout.anchor) and node.anchor is not None:
             left_out.append(f"the anchor set {node.anchor}")
         index = _index(state, node, sources)
         for model in fused:
@@ -114,7 +113,7 @@ def _copy_journal(source: Path, target: Path) -> list[models.Model]:
 
 
 def _member_of(model: models.Model) -> str:
-    return f"fused/r{model.round:06d}.safetensors"
+    return Layout(Path()).fused(model.round).as_posix()
 
 
 def _told(harm: models.Harm, layout: Layout) -> str:
@@ -122,7 +121,7 @@ def _told(harm: models.Harm, layout: Layout) -> str:
 
 
 def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]]) -> Index:
-    federation = config.load_federation(state) if (state / "federation.toml").exists() else None
+    federation = config.load_federation(state) if Layout(state).federation_toml.exists() else None
     anchor = federation.anchor.fingerprint if federation and federation.anchor else None
     return Index(
         hsl_node=__version__,
@@ -153,18 +152,19 @@ def restore(state: Path, source: Path) -> Index:
     existed = state.exists()
     placed: list[Path] = []
     layout.make()
-    held = lock(layout.state / "run" / "lock")
-    staging = state / STAGING
+    held = lock(layout.lock)
+    staging = layout.restoring
+    inside = Layout(staging)
     try:
         shutil.rmtree(staging, ignore_errors=True)
-        for folder in (staging, staging / "keys", staging / "fused"):
+        for folder in (staging, inside.keys, inside.fused_folder):
             folder.mkdir(mode=0o700)
         archive.unpack(source, index, staging)
-        _check(staging, layout, index)
-        with closing(Journal.create(staging / "journal.sqlite3")) as journal, journal.transaction():
+        _check(inside, layout, index)
+        with closing(Journal.create(inside.journal)) as journal, journal.transaction():
             set_mark(journal, Mark(f"it was restored from a backup of {index.written}"))
             last_words.forget(journal)
-        names = sorted(index.files.keys() | {"journal.sqlite3"}, key=lambda n: (n == "node.toml", n))
+        names = sorted(index.files.keys() | {layout.journal.name}, key=lambda n: (n == layout.node_toml.name, n))
         for name in names:  # node.toml last: whoever finds it finds everything else
             with durable.passing(Step.RESTORE_PLACE):
                 durable.rename(staging / name, state / name)
@@ -183,17 +183,17 @@ def restore(state: Path, source: Path) -> Index:
     return index
 
 
-def _check(staging: Path, layout: Layout, index: Index) -> None:
+def _check(staging: Layout, layout: Layout, index: Index) -> None:
     """Do the parts belong together? Else a daemon would find out later."""
-    node = toml_file.read_toml(staging / "node.toml", NodeConfig)
+    node = toml_file.read_toml(staging.node_toml, NodeConfig)
     if node.name != index.node:
         raise ConfigError(f"the backup is of {index.node}, its node.toml of {node.name}", remedy=MIXED)
-    key = staging / KEY if index.has_key else layout.key
-    if (staging / "federation.toml").exists() and key.exists():
-        federation = toml_file.read_toml(staging / "federation.toml", Federation)
-        keyring.require_mine(keyring.load(staging, federation), node.name, identity.load(key).public)
-    if (staging / "journal.sqlite3").exists():
-        with closing(Journal.read_only(staging / "journal.sqlite3")) as journal:
+    key = staging.key if index.has_key else layout.key
+    if staging.federation_toml.exists() and key.exists():
+        federation = toml_file.read_toml(staging.federation_toml, Federation)
+        keyring.require_mine(keyring.load(staging.state, federation), node.name, identity.load(key).public)
+    if staging.journal.exists():
+        with closing(Journal.read_only(staging.journal)) as journal:
             saved = journal.state()
         if saved is not None and saved["me"] != node.name:
             me = escaped(str(saved["me"]), 80)
@@ -204,23 +204,24 @@ def _require_free(state: Path, index: Index) -> None:
     """Nothing but folders, keys that the backup leaves out, what a restore left that was cut short, and what a file
     system keeps for itself.
     """
-    unfinished = (state / STAGING).exists() and not (state / "node.toml").exists()
+    layout = Layout(state)
+    unfinished = layout.restoring.exists() and not layout.node_toml.exists()
 
     def expected(path: Path) -> bool:
         name = path.relative_to(state).as_posix()
         if (
-            name == "run/lock"
+            path == layout.lock
             or name.startswith("lost+found/")
             or (not index.has_key and name in (KEY, NEXT) and name not in index.files)
         ):
             return True
-        return unfinished and (name.startswith(f"{STAGING}/") or archive.MEMBER.fullmatch(name) is not None)
+        return unfinished and (layout.restoring in path.parents or archive.MEMBER.fullmatch(name) is not None)
 
     lying = (path for path in state.rglob("*") if (path.is_symlink() or not path.is_dir()) and not expected(path))
     found = [escaped(path.relative_to(state).as_posix(), 80) for path in itertools.islice(lying, FOUND_SHOWN + 1)]
     if found:
         shown = ", ".join(found[:FOUND_SHOWN]) + (", ..." if len(found) > FOUND_SHOWN else "")
-        what = "holds a node already" if (state / "node.toml").exists() else "is not empty"
+        what = "holds a node already" if layout.node_toml.exists() else "is not empty"
         raise UsageError(
             f"{state} {what} ({shown}); nothing was changed",
             remedy="give an empty or new directory with --state, or move the old one away first",

@@ -33,6 +33,7 @@ from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host import permissions
 from hsl_node.host.control import ask
 from hsl_node.host.hints import NOTHING_HERE, addressed
+from hsl_node.host.layout import Layout
 from hsl_node.host.units import size
 from hsl_node.node.checks import (
     MAPPING_FIX,
@@ -44,7 +45,6 @@ from hsl_node.node.checks import (
 )
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.room import reserve_of, room
 
 TORCH_S = 120.0  # the first import after an installation compiles its bytecode
@@ -88,7 +88,7 @@ def _examined(state: Path) -> list[Check]:
     def settings() -> str:
         nonlocal node
         node = node_toml.load_node(state)
-        return f"{state / 'node.toml'}: {node.name}, {node.address}"
+        return f"{Layout(state).node_toml}: {node.name}, {node.address}"
 
     def membership() -> str:
         nonlocal federation, ring

@@ -21,9 +21,9 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.host.files import write_new
+from hsl_node.host.layout import Layout
 from hsl_node.node.checks import require_anchor
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 NODE_TOML = """\
@@ -56,7 +56,6 @@ NODE_TOML = """\
 # directory = "/srv/hsl/inbox"             # with kind = "directory": the folder that holds a home folder per sender
 # quota_mib = 4096                         # disk space that one peer may use here, MiB
 """
-PAST = "past"  # STATE/past/: what belongs to an earlier federation
 
 
 def init(state: Path, *, name: str, address: str, listen: str | None, data: Path | None) -> PeerCard:
@@ -67,8 +66,7 @@ def init(state: Path, *, name: str, address: str, listen: str | None, data: Path
         ConfigError: name, address or listen are not what they should be; nothing is written.
     """
     layout = Layout(state)
-    target = state / "node.toml"
-    if target.exists():
+    if layout.node_toml.exists():
         raise UsageError(
             f"{state} is initialised already; nothing was changed",
             remedy="`hsl-node card` prints its peer card again; for a second node give another --state",
@@ -79,8 +77,8 @@ def init(state: Path, *, name: str, address: str, listen: str | None, data: Path
     durable.sync_folder(state.absolute().parent)
     durable.sync_folder(layout.key.parent)  # an init that was cut short may have made it just before
     card = PeerCard(name=name, address=address, key=me.public)
-    write_new(state / f"{name}.card", config.card_text(card), replace=True, step=Step.INIT_CARD)
-    write_new(target, text, mode=0o600, step=Step.INIT_SETTINGS)  # last: whoever finds it finds everything else
+    write_new(layout.card(name), config.card_text(card), replace=True, step=Step.INIT_CARD)
+    write_new(layout.node_toml, text, mode=0o600, step=Step.INIT_SETTINGS)  # last: then all is there
     return card
 
 
@@ -161,7 +159,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
             if rounds and not replace:
                 raise FederationMismatch(
                     f"{rounds} round{'s have' if rounds > 1 else ' has'} been trained here under another federation",
-                    remedy=f"`hsl-node federation diff {path}` compares; --replace moves that run to {state / PAST}",
+                    remedy=f"`hsl-node federation diff {path}` compares; --replace moves that run to {layout.past}",
                 )
             store.journal.close()
             _set_aside(layout)
@@ -169,7 +167,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
             with open(anchor, "rb") as file, durable.replacing(layout.anchor, Step.JOIN_ANCHOR) as copy:
                 shutil.copyfileobj(file, copy)
         text = config.federation_text(federation)
-        write_new(state / "federation.toml", text, replace=True, step=Step.JOIN_FEDERATION)
+        write_new(layout.federation_toml, text, replace=True, step=Step.JOIN_FEDERATION)
     finally:
         store.close()
     return federation
@@ -189,24 +187,27 @@ def rounds_signed(journal: Journal) -> int:
 
 def _set_aside(layout: Layout) -> None:
     """Cut short it is begun again: the journal, which tells that something is to be moved, goes when all else has."""
-    target = layout.state / PAST / time.strftime("%Y%m%dT%H%M%S")
+    target = layout.past / time.strftime("%Y%m%dT%H%M%S")
     while target.exists():  # another one in this second
         target = target.with_name(f"{target.name}b")
     target.mkdir(mode=0o700, parents=True)
     durable.sync_folder(target.parent)
-    _move(layout.state, target, "federation.toml", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence")
-    _move(layout.state, target, *sorted(p.name for p in layout.state.glob("journal.sqlite3*")))
+    _move(
+        target, layout.federation_toml, layout.outbox_folder, layout.inbox_folder, layout.quarantine,
+        layout.fused_folder, layout.trainer, layout.evidence,
+    )  # fmt: skip
+    _move(target, *sorted(layout.state.glob(f"{layout.journal.name}*")))
     layout.make()
     durable.sync_folder(layout.state)
 
 
-def _move(state: Path, target: Path, *names: str) -> None:
-    for name in names:
-        if (state / name).exists():
+def _move(target: Path, *paths: Path) -> None:
+    for path in paths:
+        if path.exists():
             with durable.passing(Step.JOIN_SET_ASIDE):
-                durable.rename(state / name, target / name)
-    durable.sync_folder(target)
-    durable.sync_folder(state)
+                durable.rename(path, target / path.name)
+    for folder in (target, *{path.parent for path in paths}):
+        durable.sync_folder(folder)
 
 
 def _line(key: str, value: str) -> str:

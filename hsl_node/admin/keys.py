@@ -26,7 +26,7 @@ from hsl_node.host import control, durable
 from hsl_node.host.durable import Step
 from hsl_node.host.files import write_new
 from hsl_node.host.hints import command
-from hsl_node.sync.store.layout import Layout
+from hsl_node.host.layout import Layout
 
 HEAD = (
     "# Written by `hsl-node peer revoke`, `peer update` and `key rotate`; this node's own, never sent.\n"
@@ -53,7 +53,7 @@ def change(state: Path, made: Callable[[Keyring], Keyring]) -> Outcome:
         after = made(keyring.load(state, federation))
         content = after.file.model_dump(mode="json")
         text = HEAD + tomli_w.dumps(content, multiline_strings=True)
-        write_new(keyring.path_of(state), text, mode=0o600, replace=True, step=Step.KEYS_RING)
+        write_new(Layout(state).keyring_toml, text, mode=0o600, replace=True, step=Step.KEYS_RING)
     return Outcome(after, tell(state))
 
 
@@ -64,7 +64,7 @@ def told_again(state: Path) -> Iterator[None]:
         yield
     except UsageError:
         with suppress(FileNotFoundError):
-            durable.accept(keyring.path_of(state))  # or before the file was durable
+            durable.accept(Layout(state).keyring_toml)  # or before the file was durable
         tell(state)
         raise
 
@@ -137,6 +137,6 @@ def _other(state: Path, name: str) -> Peer:
 def _one_at_a_time(state: Path) -> Iterator[None]:
     layout = Layout(state)
     layout.make()
-    with open(state / "run" / "keys.lock", "a") as lock:
+    with open(layout.keys_lock, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -18,10 +18,10 @@ from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.keyring import KeyUpdate
 from hsl_node.federation.names import Digest, FileName, Kind, Peer, Round
 from hsl_node.federation.strings import fingerprint
+from hsl_node.host.layout import Layout
 from hsl_node.sync.round import Phase
 from hsl_node.sync.send.deliver import Parcel, answers_with
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 ANSWER_S = 30.0  # to log in, and for an inbox of another program, which its daemon looks into every second
 

@@ -17,7 +17,7 @@ from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host.hints import addressed
-from hsl_node.sync.store.layout import Layout
+from hsl_node.host.layout import Layout
 from hsl_node.sync.wire.connect import connect
 from hsl_node.sync.wire.transport import Patience, Transport
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from hsl_node.errors import UsageError
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.names import Peer
+from hsl_node.host.layout import Layout
 from hsl_node.node import checks
 from hsl_node.node.heal import by_hand
 from hsl_node.node.heal.mark import ALTERED, Mark, set_mark
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 

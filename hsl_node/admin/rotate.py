@@ -26,7 +26,7 @@ from hsl_node.federation.toml_file import read_text
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.host.files import write_new
-from hsl_node.sync.store.layout import Layout
+from hsl_node.host.layout import Layout
 
 # ------------------------------------------------------------------ this node's key
 
@@ -78,7 +78,7 @@ def _write_updates(state: Path, me: Peer, ring: keyring.Keyring) -> list[tuple[K
     """A file for each: who missed one needs it before the next one."""
     written = []
     for update, document in ring.documents(me):
-        file = state / f"{me}_{update.number}.update"  # as `verify --export` names it; no peer's name has a "_"
+        file = Layout(state).update(me, update.number)
         write_new(file, document, replace=True)
         written.append((update, file))
     return written
@@ -108,7 +108,7 @@ def finish(state: Path, key: Path | None = None, *, force: bool = False) -> bool
     else:
         durable.accept(path)
     card = config.card_text(federation.get(me).model_copy(update={"key": update.new}))
-    write_new(state / f"{me}.card", card, replace=True)
+    write_new(Layout(state).card(me), card, replace=True)
     return keys.change(state, lambda ring: ring.finishing(me)).live  # last: until then this can be called again
 
 

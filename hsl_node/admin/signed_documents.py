@@ -11,9 +11,9 @@ from hsl_node.federation import keyring
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE
 from hsl_node.federation.keyring import UPDATE_NAMESPACE
 from hsl_node.federation.names import Peer
+from hsl_node.host.layout import Layout
 from hsl_node.sync import evidence
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 CHECK = """\
 #!/bin/sh

@@ -26,10 +26,10 @@ from hsl_node.errors import HslError, escaped
 from hsl_node.federation import config, node_toml, strings
 from hsl_node.federation.names import PEER_PATTERN
 from hsl_node.host import event_log
+from hsl_node.host.layout import Layout
 from hsl_node.status import page
 from hsl_node.status.snapshot import Snapshot, leaving
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import read_schema
 
 LOG_EVENTS = 2000  # the last ones; about 400 KB

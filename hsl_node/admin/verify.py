@@ -22,13 +22,13 @@ from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RE
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.hints import addressed
+from hsl_node.host.layout import Layout
 from hsl_node.host.scratch import scratch
 from hsl_node.sync import evidence
 from hsl_node.sync.manifest import Manifest, parse_manifest, parse_receipt, parse_signed
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout, paths_of
 from hsl_node.weights.checkpoint_file import read_schema, sha256_of
 from hsl_node.weights.fuse_files import fuse_files
 
@@ -121,7 +121,7 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
         if journal.meta("federation") not in (None, federation.digest):
             defects.append((Section.JOURNAL, 0, "the journal belongs to another federation than federation.toml"))
         defects += _told(journal, me, found)
-        defects += _proofs(layout.state / "evidence", found)
+        defects += _proofs(layout.evidence, found)
         keeps = {model.round: model for model in models.models(journal)}
         digests: dict[Round, dict[Peer, Digest]] = {}  # of the manifests of the round before
         numbers = sorted({*journal.signed_rounds(), *fused})
@@ -276,7 +276,8 @@ def _files(
 
     `model`: the round's fused model, where it is one that is kept.
     """
-    number, paths = report.round, paths_of(layout, report.round, me, federation.peers)
+    number = report.round
+    paths = {p: layout.checkpoint(number, p, me) for p in federation.peers}
     samples, sound = {}, True
     for peer, path in paths.items():
         manifest, digest = manifests.get(peer), _sha256(path)
@@ -311,7 +312,7 @@ def _fused_again(
 ) -> str | None:
     try:
         schema = read_schema(layout.fused(0))
-        with scratch(layout.state / "run", "verify-") as folder:
+        with scratch(layout.run, "verify-") as folder:
             return fuse_files(federation.plan.fusion, paths, samples, schema, folder / "fused")
     except FileNotFoundError:  # pruned by the running daemon meanwhile
         return None

@@ -10,6 +10,7 @@ import typer
 
 from hsl_node.commands.shared import DATA, Json, state_of
 from hsl_node.errors import ConfigError, UsageError
+from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json, progress_bar
 from hsl_node.host.units import table
 
@@ -52,12 +53,12 @@ def check(
     from hsl_node.train.data import check as data_check
 
     state = state_of(context)
-    node = node_toml.load_node(state)
+    node, layout = node_toml.load_node(state), Layout(state)
     if node.data.path is None:
-        raise ConfigError(f"{state / 'node.toml'}: data.path is not set", remedy="name the folder, table or .npz there")
+        raise ConfigError(f"{layout.node_toml}: data.path is not set", remedy="name the folder, table or .npz there")
     plan = _plan(state, classes, image_size)
     report = data_check.check(
-        node.data, plan, cache=state / "cache", ledger=state / "splits.json", progress=progress_bar("images")
+        node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress_bar("images")
     )
     if contact_sheet is not None and report.dataset is not None:
         from hsl_node.train.data.contact_sheet import contact_sheet as draw
@@ -77,7 +78,7 @@ def _plan(state: Path, classes: str | None, image_size: int | None) -> Plan:
     from hsl_node.federation import config
     from hsl_node.federation.plan import load_plan
 
-    if (state / "federation.toml").exists():
+    if Layout(state).federation_toml.exists():
         if classes is not None or image_size is not None:
             raise UsageError("the federation's plan sets classes and image size", remedy="leave these options out")
         return config.load_federation(state).plan
@@ -174,7 +175,7 @@ def verify(
     Exit code 17: it is another file.
     """
     from hsl_node.federation import config, node_toml
-    from hsl_node.sync.store.layout import Layout
+    from hsl_node.host.layout import Layout
     from hsl_node.train.data import anchor
 
     state = state_of(context)

@@ -11,6 +11,7 @@ import typer
 from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
 from hsl_node.errors import ConfigError, UsageError
 from hsl_node.host.hints import command
+from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json
 
 KEYS = (
@@ -55,9 +56,9 @@ def init(
         print(f"\nWarning: there is nothing at {data.absolute()} yet: no images to train on.", file=sys.stderr)
     print(
         f"\nMade {state}. Next:\n"
-        f"  1. mail {state / f'{made.name}.card'} (the lines above) to whoever makes the federation,\n"
+        f"  1. mail {Layout(state).card(made.name)} (the lines above) to whoever makes the federation,\n"
         f"     and read the last line to them over the phone\n"
-        f"  2. look through {state / 'node.toml'}, then: {us} data check\n"
+        f"  2. look through {Layout(state).node_toml}, then: {us} data check\n"
         f"  3. when federation.toml comes back: {us} federation join federation.toml",
         file=sys.stderr,
     )

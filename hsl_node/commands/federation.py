@@ -13,6 +13,7 @@ from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.host.hints import command
+from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json
 from hsl_node.host.units import table
 
@@ -108,7 +109,6 @@ def join(
     Refused where this node's own key is not in it, and where rounds were trained under another one.
     """
     from hsl_node.admin import enrol
-    from hsl_node.sync.store.layout import Layout
 
     state = own_state_of(context)
     joined = enrol.join(state, file, anchor=anchor, replace=replace)
@@ -116,7 +116,7 @@ def join(
     if joined.anchor is not None and not Layout(state).anchor.exists():
         what = f"The anchor set {joined.anchor.name!r} is still missing"
         again = f"{command(state)} federation join {shlex.quote(str(file))} --anchor FILE"
-        print(f"{what}: {again}, or name it in {state / 'node.toml'}.", file=sys.stderr)
+        print(f"{what}: {again}, or name it in {Layout(state).node_toml}.", file=sys.stderr)
 
 
 def diff(

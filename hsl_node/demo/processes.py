@@ -18,10 +18,10 @@ from typing import IO, Any
 from hsl_node.demo.setup import Hospital
 from hsl_node.errors import HslError, NotInitialised, NotRunning, WaitTimeout, escaped
 from hsl_node.host import control
+from hsl_node.host.layout import Layout
 from hsl_node.status.snapshot import Snapshot, from_json
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 POLL_S = 0.5
 STOP_S = 30.0  # a finished daemon leaves in a fraction of a second; then it is killed
@@ -61,7 +61,7 @@ class Daemons:
         for hospital in self.hospitals:
             code = self.processes[hospital.name].poll()
             if code is not None:
-                raise _died(f"the daemon of {hospital.name}", code, hospital.state / "log" / "daemon.txt")
+                raise _died(f"the daemon of {hospital.name}", code, Layout(hospital.state).log / "daemon.txt")
             found[hospital.name] = None
             with suppress(NotRunning, WaitTimeout):
                 found[hospital.name] = _healthy(hospital, from_json(control.ask(hospital.state, "status")["status"]))
@@ -82,7 +82,7 @@ def _healthy(hospital: Hospital, status: Snapshot) -> Snapshot:
     if status.trainer and status.trainer.restarts >= TRAINER_DEATHS_MAX:
         raise DemoFailed(
             f"the trainer of {hospital.name} died {status.trainer.restarts} times; its last lines:\n"
-            + tail(hospital.state / "log" / "trainer.log")
+            + tail(Layout(hospital.state).trainer_log)
         )
     return status
 
@@ -147,8 +147,8 @@ def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]],
             codes = {name: process.poll() for name, process in working.items()}
             for hospital in hospitals:
                 if code := codes[hospital.name]:
-                    raise _died(f"the evaluation at {hospital.name}", code, hospital.state / "log" / "evaluate.txt")
-            logs = {h.name: h.state / "log" / "evaluate.txt" for h in hospitals}
+                    raise _died(f"the evaluation at {hospital.name}", code, Layout(hospital.state).log / "evaluate.txt")
+            logs = {h.name: Layout(h.state).log / "evaluate.txt" for h in hospitals}
             show({name: "done" if codes[name] == 0 else tail(log, 1).strip() for name, log in logs.items()})
             if all(code == 0 for code in codes.values()):
                 break
@@ -156,14 +156,14 @@ def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]],
     finally:
         with deferred():
             end_all(list(working.values()))
-    return {h.name: json.loads((h.state / "log" / "evaluation.json").read_text("utf-8")) for h in hospitals}
+    return {h.name: json.loads((Layout(h.state).log / "evaluation.json").read_text("utf-8")) for h in hospitals}
 
 
 # ------------------------------------------------------------------ processes
 
 
 def _log(hospital: Hospital, name: str) -> IO[bytes]:
-    return open(hospital.state / "log" / name, "wb")
+    return open(Layout(hospital.state).log / name, "wb")
 
 
 def _spawn(command: list[str], *, stdout: IO[bytes], stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:

@@ -30,6 +30,7 @@ from hsl_node.federation.config import Federation, federation_text
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import files
+from hsl_node.host.layout import Layout
 from hsl_node.study import phantoms
 
 MARKER = ".hsl-demo"
@@ -272,7 +273,7 @@ def enrol_all(target: Path, hospitals: Sequence[Hospital], plan: Plan, anchor: P
         address = f"127.0.0.1:{port}"
         enrol.init(hospital.state, name=hospital.name, address=address, listen=address, data=hospital.data.path)
         _configure(hospital, threads)
-        cards.append(hospital.state / f"{hospital.name}.card")
+        cards.append(Layout(hospital.state).card(hospital.name))
     federation = enrol.create(name="demo", cards=cards, plan=plan, anchor=anchor)
     path = target / "federation.toml"
     files.write_new(path, federation_text(federation))
@@ -283,7 +284,7 @@ def enrol_all(target: Path, hospitals: Sequence[Hospital], plan: Plan, anchor: P
 
 def _configure(hospital: Hospital, threads: int) -> None:
     """node.toml as `init` wrote it, plus what this demo needs of it."""
-    path = hospital.state / "node.toml"
+    path = Layout(hospital.state).node_toml
     content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     content["data"] = hospital.data.model_dump(mode="json", exclude_defaults=True)
     content["train"] = {"threads": threads}

@@ -31,6 +31,7 @@ from hsl_node.federation.strings import (
     read_aloud,
 )
 from hsl_node.federation.toml_file import parse, read_text, read_toml, validate
+from hsl_node.host.layout import Layout
 
 CARD_MAX_BYTES = 8 * 1024  # two keys and a few names: under 1 KB
 PEERS_MAX = 64  # a full set costs peers² transfers a round; beyond this another topology is needed
@@ -119,7 +120,7 @@ class Federation(Frozen):
 
 
 def load_federation(state: Path) -> Federation:
-    path = state / "federation.toml"
+    path = Layout(state).federation_toml
     if not path.exists():
         raise NotInitialised(
             f"{state} holds no federation.toml", remedy="run `hsl-node federation join federation.toml`"

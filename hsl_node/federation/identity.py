@@ -26,6 +26,7 @@ from hsl_node.federation.canonical import signed_line
 from hsl_node.federation.strings import fingerprint
 from hsl_node.host import permissions
 from hsl_node.host.durable import Step, replacing
+from hsl_node.host.layout import Layout
 
 MANIFEST_NAMESPACE = "hsl-manifest@v1"
 RECEIPT_NAMESPACE = "hsl-receipt@v1"
@@ -105,7 +106,7 @@ def load(path: Path) -> Identity:
 def _without_key(path: Path) -> str:
     """Where a node was initialised its peers have pinned the key: another one would be of no use."""
     state = path.parent.parent
-    if not (state / "node.toml").exists():
+    if not Layout(state).node_toml.exists():
         return "run `hsl-node init`"
     return (
         f"take it out of a backup of this node: tar -xf BACKUP -C {shlex.quote(str(state))} keys/{path.name}; all else "

@@ -35,6 +35,7 @@ from hsl_node.federation.strings import (
     not_the_fingerprint,
 )
 from hsl_node.federation.toml_file import read_toml
+from hsl_node.host.layout import Layout
 
 UPDATE_NAMESPACE = "hsl-key-update@v1"
 UPDATE_MAX_BYTES = 8 * 1024  # two keys, a name, a digest, a signature: under 1 KB
@@ -251,10 +252,6 @@ class Keyring:
         return replace(self, file=file, links=tuple(links))
 
 
-def path_of(state: Path) -> Path:
-    return state / "keyring.toml"
-
-
 def load(state: Path, federation: Federation) -> Keyring:
     """This node's keyring; without a file, the federation's keys.
 
@@ -262,7 +259,7 @@ def load(state: Path, federation: Federation) -> Keyring:
         ConfigError: the file is not what we wrote.
         PeerDataError: an update in it does not verify.
     """
-    path = path_of(state)
+    path = Layout(state).keyring_toml
     return Keyring.of(federation, read_toml(path, KeyringFile) if path.exists() else KeyringFile())
 
 

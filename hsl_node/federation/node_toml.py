@@ -11,6 +11,7 @@ from hsl_node.errors import NotInitialised
 from hsl_node.federation.strings import Address, Frozen, Listen, PeerName
 from hsl_node.federation.toml_file import read_toml
 from hsl_node.host.hints import nothing_here
+from hsl_node.host.layout import Layout
 
 
 class DataConfig(Frozen):
@@ -59,7 +60,7 @@ class NodeConfig(Frozen):
 
 
 def load_node(state: Path) -> NodeConfig:
-    path = state / "node.toml"
+    path = Layout(state).node_toml
     if not path.exists():
         raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
     return read_toml(path, NodeConfig)

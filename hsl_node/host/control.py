@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsl_node.errors import HslError, LocalStateError, NotRunning, WaitTimeout
 from hsl_node.host import permissions
+from hsl_node.host.layout import Layout
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,10 +37,6 @@ ANSWER_TIMEOUT_S = 10.0  # the loop answers within milliseconds; a daemon silent
 _SUN_PATH_MAX = 107  # bytes of a unix socket's path (Linux: 108 with the closing zero)
 
 log = logging.getLogger(__name__)
-
-
-def socket_path(state: Path) -> Path:
-    return state / "run" / "control.sock"
 
 
 # ------------------------------------------------------------------ the client
@@ -85,14 +82,14 @@ def _connected(state: Path, timeout_s: float) -> Iterator[socket.socket]:
     connection.settimeout(timeout_s)
     with connection:
         try:
-            with _short(socket_path(state)) as name:
+            with _short(Layout(state).socket) as name:
                 connection.connect(name)
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise NotRunning(
                 f"no hsl-node is running on {state}", remedy="`hsl-node start`, or `systemctl start hsl-node`"
             ) from exc
         except PermissionError as exc:
-            text, remedy = permissions.denied(socket_path(state), state)
+            text, remedy = permissions.denied(Layout(state).socket, state)
             raise LocalStateError(text, remedy=remedy) from exc
         except TimeoutError as exc:
             raise _silent(state, timeout_s) from exc

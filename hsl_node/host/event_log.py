@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hsl_node.errors import NotInitialised, escaped
+from hsl_node.host.layout import Layout
 
 FILE_MAX_BYTES = 10 * 1024 * 1024  # about 50,000 events: weeks of a federation
 FILES_KEPT = 5
@@ -30,19 +31,15 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}  # of syslog, for the journal of systemd
 
 
-def log_path(state: Path) -> Path:
-    return state / "log" / "hsl-node.log"
-
-
 def setup(state: Path, level: str = "INFO") -> None:
     """Send every logger to the file and to stderr. Calling it again replaces what it set up before."""
-    log_path(state).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Layout(state).event_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = logging.getLogger()
     for handler in [h for h in root.handlers if isinstance(h, (_File, _Human))]:
         root.removeHandler(handler)
         handler.close()
     root.setLevel(level)
-    root.addHandler(_File(log_path(state)))
+    root.addHandler(_File(Layout(state).event_log))
     root.addHandler(_Human(sys.stderr))
     for chatty in ("asyncssh", "paramiko"):  # each login would be a dozen lines; refusals we log ourselves
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -123,7 +120,7 @@ def tail(state: Path, count: int) -> list[dict[str, Any]]:
     Raises:
         NotInitialised: nothing was ever logged here.
     """
-    path = log_path(state)
+    path = Layout(state).event_log
     if not path.exists():
         raise NotInitialised(f"no log at {path}", remedy="the daemon has not been started on this state directory yet")
     files = [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, FILES_KEPT + 1))]
@@ -139,7 +136,7 @@ def tail(state: Path, count: int) -> list[dict[str, Any]]:
 
 def follow(state: Path) -> Iterator[dict[str, Any]]:
     """New events as they are written, for ever, also across a rotation."""
-    path = log_path(state)
+    path = Layout(state).event_log
     file = path.open(encoding="utf-8", errors="replace")
     file.seek(0, os.SEEK_END)
     pending = ""

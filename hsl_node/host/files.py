@@ -10,6 +10,7 @@ from hsl_node.errors import NotInitialised, UsageError
 from hsl_node.host import durable, permissions
 from hsl_node.host.durable import Step
 from hsl_node.host.hints import nothing_here
+from hsl_node.host.layout import Layout
 
 
 def write_new(
@@ -41,5 +42,5 @@ def require_owner(state: Path) -> None:
 
 def require_initialised(state: Path) -> None:
     """Raises: NotInitialised."""
-    if not (state / "node.toml").exists():
+    if not Layout(state).node_toml.exists():
         raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))

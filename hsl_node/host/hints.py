@@ -7,6 +7,8 @@ import re
 import shlex
 from pathlib import Path
 
+from hsl_node.host.layout import Layout
+
 SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.service
 STATE_VARIABLE = "HSL_NODE_STATE"
 
@@ -23,8 +25,8 @@ IN_PAST = (
 
 def nothing_here(state: Path) -> str:
     """What to do where a state directory holds no node.toml."""
-    past = state.parent.name == "past" and (state.parent.parent / "node.toml").exists()
-    return IN_PAST.format(node=state.parent.parent) if past else NOTHING_HERE
+    node = Layout(state.parent.parent)
+    return IN_PAST.format(node=node.state) if state.parent == node.past and node.node_toml.exists() else NOTHING_HERE
 
 
 def state_directory(given: Path | None) -> Path:

@@ -12,13 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hsl_node.errors import escaped
+from hsl_node.host.layout import Layout
 
 NAMED = 3  # of what cannot be used; one command mends them all
 _FOLDER = os.R_OK | os.W_OK | os.X_OK
-_READ_ONLY = "keys"  # the daemon writes nothing there
-_WRITTEN = ("log", "run", "trainer")  # files there are opened for writing; others are replaced whole, or only read
-_JOURNAL = "journal.sqlite3"  # and -wal, -shm
-_NOT_NEEDED = ("past", "lost+found")  # runs of an earlier federation; what every new ext4 volume has, of root
+_HERE = Layout(Path())
+_READ_ONLY = _HERE.keys.name  # the daemon writes nothing there
+_WRITTEN = (
+    _HERE.log.name,
+    _HERE.run.name,
+    _HERE.trainer.name,
+)  # written to; others are replaced whole
+_JOURNAL = _HERE.journal.name  # and -wal, -shm
+_NOT_NEEDED = (_HERE.past.name, "lost+found")  # runs of an earlier federation; what every new ext4 volume has, of root
 
 
 def unusable(state: Path) -> list[Path]:
@@ -52,7 +58,7 @@ def denied(path: Path, state: Path | None = None) -> tuple[str, str]:
     closed = (p for p in reversed(path.parents) if not os.access(p, os.X_OK))
     there = (p for p in (path, *path.parents) if os.path.lexists(p))  # a file to be made: its folder is at fault
     culprit = next(closed, None) or next(there)
-    state = state or next((p for p in path.parents if os.path.exists(p / "node.toml")), None)
+    state = state or next((p for p in path.parents if os.path.exists(Layout(p).node_toml)), None)
     text = f"user {me()} may not use {path}"
     text += f": {culprit} belongs to {owner(culprit)}" if culprit != path else f", which belongs to {owner(path)}"
     if state is None or not path.is_relative_to(state):

@@ -15,8 +15,8 @@ from hsl_node.errors import (
 from hsl_node.federation.config import Federation
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import sha256_of
 
 

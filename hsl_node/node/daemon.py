@@ -127,7 +127,7 @@ class Daemon:
 
         durable.on_failure = failed
         try:
-            async with serve(self.here.layout.state / "run" / "control.sock", self._control):
+            async with serve(self.here.layout.socket, self._control):
                 last_words.note_running(self.here.journal)
                 self._tell_keys()
                 self.tasks.spawn("pulse", self.pulse.beat())

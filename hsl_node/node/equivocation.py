@@ -83,7 +83,7 @@ class Equivocations:
 
     async def watch(self) -> None:
         """For ever."""
-        for proof in evidence.kept(self._here.layout.state / "evidence"):
+        for proof in evidence.kept(self._here.layout.evidence):
             self._remember(proof)
         while True:
             self._wake.clear()
@@ -241,7 +241,7 @@ class Equivocations:
 
     def _name(self, peer: Peer, round: Round) -> None:
         here = self._here
-        text = f"{peer} signed two different manifests for round {round}; proof in {here.layout.state / 'evidence'}"
+        text = f"{peer} signed two different manifests for round {round}; proof in {here.layout.evidence}"
         remedy = "call that hospital: its node was cloned, restored from an old backup, or taken over"
         if peer == here.me and (left_out := evidence.left_out(here.journal, here.others, peer, round)):
             says = "; ".join(f"{p} (its newest was round {newest})" for p, newest in sorted(left_out.items()))

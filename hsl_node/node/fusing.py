@@ -13,7 +13,6 @@ from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.machine import Happened
 from hsl_node.sync.round import Fuse, Fused, State
-from hsl_node.sync.store.layout import paths_of
 from hsl_node.weights.checkpoint_file import Schema
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class Fusing:
     async def fuse(self, action: Fuse) -> Happened:
         here, state, rule = self._here, self._state(), self._here.federation.plan.fusion
         samples = {p: c.samples for p, c in state.have.items()}
-        paths = paths_of(here.layout, action.round, here.me, state.peers)
+        paths = {p: here.layout.checkpoint(action.round, p, here.me) for p in state.peers}
 
         def progress(share: float) -> None:
             self.share = share

@@ -14,8 +14,8 @@ from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.room import reserve_of
 from hsl_node.sync.store.store import Store
 

@@ -115,7 +115,7 @@ class Intake:
         return receive.scan(
             peer,
             homes=self._here.homes,
-            claimed=here.layout.claimed,
+            layout=here.layout,
             federation=here.federation,
             current=self._machine.state.round,
             schema=self._schema,

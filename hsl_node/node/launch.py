@@ -18,6 +18,7 @@ from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.config import Federation
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host import permissions, scratch
+from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
 from hsl_node.node.checks import require_images, require_port
@@ -25,7 +26,6 @@ from hsl_node.node.daemon import Daemon
 from hsl_node.node.snapshot import snapshot
 from hsl_node.status import last_words
 from hsl_node.sync.round import Phase
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
     os.umask(0o077)
     keep_freed_memory()
     store = Store(Layout(state))
-    scratch.clear(state / "run", "verify-")
+    scratch.clear(store.layout.run, "verify-")
     gc.freeze()  # what the imports made stays for good: later collections need not look at it
     try:
         if node_config.inbox.kind == "embedded":

@@ -21,6 +21,7 @@ from typing import Any
 from hsl_node import errors
 from hsl_node.errors import AlreadyRunning, Altered, HslError, LocalStateError, TrainerError
 from hsl_node.federation.names import Digest
+from hsl_node.host.layout import Layout
 from hsl_node.host.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class Trainer:
 
     def __init__(self, state: Path, on_event: Callable[[Event], None], command: list[str] | None = None) -> None:
         self._command = command or [sys.executable, "-m", "hsl_node.train.worker", "--state", str(state)]
-        self._init_job = {"job": "init", "out": str(state / "fused" / "r000000.safetensors")}
-        self._log_path = state / "log" / "trainer.log"
+        self._init_job = {"job": "init", "out": str(Layout(state).fused(0))}
+        self._log_path = Layout(state).trainer_log
         self._on_event = on_event
         self._process: asyncio.subprocess.Process | None = None
         self._one_job = asyncio.Lock()

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hsl_node.errors import FederationMismatch, NotInitialised, UsageError
 from hsl_node.federation.names import Digest, Round
+from hsl_node.host.layout import Layout
 from hsl_node.host.units import auc, table
 from hsl_node.results.models import find_unvalidated, get_best, is_over, not_final_yet, path_of
 from hsl_node.sync.store import models as kept
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import sha256_of
 
 if TYPE_CHECKING:
@@ -171,9 +171,9 @@ def _measured(
         pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
         models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
     if "alone" in wanted:
-        with hold_lock(layout.state / "trainer" / "alone"):
+        with hold_lock(layout.alone):
             trained = alone_training.train_alone(site, layout.state, rounds=site.plan.rounds, report=report)
-        models.append(Model("alone", layout.state / "trainer" / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
+        models.append(Model("alone", layout.trainer / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
     for model in models:
         figures = {
             split: scoring.score(
@@ -191,7 +191,7 @@ def _measured(
 
 def _local(layout: Layout) -> Model | None:
     """This site's own checkpoint of the last round it trained."""
-    newest = max((layout.state / "outbox").glob("r*.safetensors"), default=None)
+    newest = max(layout.outbox_folder.glob("r*.safetensors"), default=None)
     return Model("local", newest, sha256_of(newest)) if newest else None
 
 

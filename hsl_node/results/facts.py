@@ -14,9 +14,9 @@ from typing import Any
 from hsl_node.federation.config import Federation, load_federation
 from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import load_node
+from hsl_node.host.layout import Layout
 from hsl_node.results.evaluate import find_evaluation
 from hsl_node.sync.store.journal import Journal, Said
-from hsl_node.sync.store.layout import Layout
 
 
 @dataclass(frozen=True)

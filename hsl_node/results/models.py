@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hsl_node.errors import LocalStateError, UsageError
 from hsl_node.federation.names import Digest, Round
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import sha256_of
 
 

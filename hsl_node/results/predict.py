@@ -14,10 +14,10 @@ from hsl_node.federation.config import load_federation
 from hsl_node.federation.names import Round
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.files import write_new
+from hsl_node.host.layout import Layout
 from hsl_node.results.evaluate import find_evaluation
 from hsl_node.results.models import find_model
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 
 def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from hsl_node.errors import UsageError, escaped
 from hsl_node.federation.names import Round
+from hsl_node.host.layout import Layout
 from hsl_node.host.units import auc, duration, size, table
 from hsl_node.sync.manifest import content_digest
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 PHASES = ("train", "collect", "fuse")  # of round.Phase: those that a round spends its time in
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from hsl_node.errors import HslError
 from hsl_node.federation.names import Peer
+from hsl_node.host.layout import Layout
 from hsl_node.status import snapshot as schema
 from hsl_node.status.last_words import find_ending
 from hsl_node.status.snapshot import Snapshot, StatusWarning
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.models import harmed
 
 ERROR_NOTES = 3  # the last things that went wrong, newest last
@@ -55,7 +55,7 @@ def _of_the_models(layout: Layout) -> tuple[StatusWarning, ...]:
 
 def _of_the_keys(state: Path) -> tuple[StatusWarning, ...]:
     """Whose keys are being changed, or revoked. From keyring.toml, which changes while the daemon is down too."""
-    if not (state / "keyring.toml").exists():
+    if not Layout(state).keyring_toml.exists():
         return ()
     from hsl_node.federation import config, keyring, node_toml  # slow to load: only where a key was changed or revoked
     from hsl_node.federation.keyring import warnings_of

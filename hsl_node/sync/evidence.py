@@ -87,7 +87,7 @@ def keep(
     What lies there and proves nothing is replaced, file by file: a kill came between the two, and what is found later
     need not be the same two in the same order; or the disk has altered one.
     """
-    folder = store.layout.state / "evidence"
+    folder = store.layout.evidence
     first, second = (folder / name for name in names(round, peer, own=own))
     try:
         require_proof(Proof(round, peer, (first, second)), ring.chain(peer), ring.federation)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hsl_node.federation.names import Digest
+from hsl_node.host.layout import Layout
 from hsl_node.train.data.files import replacing
 from hsl_node.train.loop import Report, train_round
 from hsl_node.train.method import Site
@@ -39,7 +40,7 @@ def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alon
 
     Events as in a round, with round = 1 and epochs counted through. The caller holds the lock of trainer/alone.
     """
-    trainer, folder = state / "trainer", state / "trainer" / "alone"
+    trainer, folder = Layout(state).trainer, Layout(state).alone
     epochs = rounds * site.plan.epochs_per_round
     found = find_alone(state)
     if found and (found.federation, found.epochs) == (site.run, epochs):
@@ -67,7 +68,7 @@ def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alon
 
 def find_alone(state: Path) -> Alone | None:
     """The finished run alone, if there is one and its weights are whole."""
-    trainer = state / "trainer"
+    trainer = Layout(state).trainer
     try:
         alone = Alone(**json.loads((trainer / CARD_FILE).read_text(encoding="utf-8")))
         whole = sha256_of(trainer / WEIGHTS_FILE) == Digest(alone.sha256)

@@ -18,6 +18,7 @@ from hsl_node.federation.node_toml import load_node
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
+from hsl_node.host.layout import Layout
 from hsl_node.train.machine import Machine, prepare
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
@@ -39,9 +40,9 @@ def open_site(state: Path, progress: Callable[[int, int], None] | None = None) -
     from hsl_node.train.data import dataset as data  # here, since it pulls in the image libraries
 
     node, federation = load_node(state), load_federation(state)
-    plan = federation.plan
+    plan, layout = federation.plan, Layout(state)
     machine = open_machine(state, plan)
-    dataset = data.open_dataset(node.data, plan, cache=state / "cache", ledger=state / "splits.json", progress=progress)
+    dataset = data.open_dataset(node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress)
     return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, open_anchor(state), machine)
 
 
@@ -49,7 +50,7 @@ def open_anchor(state: Path) -> AnchorSet | None:
     from hsl_node.train.data import anchor
 
     node, card = load_node(state), load_federation(state).anchor
-    return anchor.load(node.anchor or state / "anchor.safetensors", card.fingerprint) if card else None
+    return anchor.load(node.anchor or Layout(state).anchor, card.fingerprint) if card else None
 
 
 def open_machine(state: Path, plan: Plan) -> Machine:

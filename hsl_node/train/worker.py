@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from hsl_node.errors import DiskFailed, HslError, TrainerError
 from hsl_node.federation.names import Digest
+from hsl_node.host.layout import Layout
 from hsl_node.train import site as opening
 from hsl_node.train.data.sources import SPLIT_NAMES, TRAIN
 from hsl_node.train.lock import hold_lock
@@ -85,7 +86,7 @@ class Worker:
     def _train(self, round: int, base: Path, base_sha256: str, out: Path) -> None:
         done = train_round(
             self.site,
-            folder=self.state / "trainer",
+            folder=Layout(self.state).trainer,
             round=round,
             base=base,
             base_sha256=base_sha256,
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     report = _reporter(_take_stdout())
     try:
-        _lock = hold_lock(state / "trainer")
+        _lock = hold_lock(Layout(state).trainer)
         worker = Worker(state, report)
         jobs = _read_jobs(sys.stdin)
         report({"event": "ready"})

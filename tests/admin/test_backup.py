@@ -32,10 +32,10 @@ from hsl_node.errors import (
 from hsl_node.federation import identity, node_toml
 from hsl_node.federation.config import AnchorCard
 from hsl_node.host import durable
+from hsl_node.host.layout import Layout
 from hsl_node.node.heal import mark as recover_mark
 from hsl_node.status import last_words
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 
@@ -66,7 +66,7 @@ def test_what_is_restored_is_what_was_there_and_is_marked(lived: Path, tmp_path:
         "no daemon has run there; that of the backup's journal still did"
     )
     store.close()
-    assert not (tmp_path / "new" / backup.STAGING).exists()
+    assert not Layout(tmp_path / "new").restoring.exists()
 
 
 def test_without_the_key_it_holds_none_and_waits_for_it(lived: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_directory_that_a_daemon_holds_is_refused(lived: Path, tmp_path: Path)
 def test_a_restore_that_was_cut_short_can_be_made_again(lived: Path, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "new")
     layout.make()
-    (layout.state / backup.STAGING).mkdir()
+    layout.restoring.mkdir()
     shutil.copy(lived / "ash" / "federation.toml", layout.state)
     layout.journal.write_bytes(b"half")
     backup.restore(layout.state, lived / "ash.tar")

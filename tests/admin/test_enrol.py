@@ -24,8 +24,8 @@ from hsl_node.federation.names import Digest, Peer
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable, files
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.train.data import anchor
 
@@ -394,7 +394,7 @@ def test_replace_moves_the_old_run_aside_whole(ash: Path, birch: Path, tmp_path:
     enrol.join(ash, first)
     trained_a_round(ash)
     enrol.join(ash, second, replace=True)
-    (past,) = (ash / enrol.PAST).iterdir()
+    (past,) = Layout(ash).past.iterdir()
     assert (past / "outbox" / "r000001.safetensors").read_bytes() == b"checkpoint"
     assert toml_file.read_toml(past / "federation.toml", Federation).name == "trees"
     old = Journal.read_only(past / "journal.sqlite3")
@@ -411,7 +411,7 @@ def test_joining_the_same_file_again_keeps_the_run(ash: Path, birch: Path, tmp_p
     enrol.join(ash, path)
     trained_a_round(ash)
     enrol.join(ash, path)
-    assert Layout(ash).outbox(1).exists() and not (ash / enrol.PAST).exists()
+    assert Layout(ash).outbox(1).exists() and not Layout(ash).past.exists()
 
 
 def test_joining_under_a_running_daemon_is_refused(ash: Path, birch: Path, tmp_path: Path) -> None:

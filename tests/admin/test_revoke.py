@@ -19,7 +19,6 @@ from proxy import Proxy
 
 from hsl_node.admin import keys, provision
 from hsl_node.errors import KeyRefused, PeerDataError, UsageError
-from hsl_node.federation import keyring
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.federation.keyring import Keyring, sign_update
 from hsl_node.federation.names import Peer
@@ -114,7 +113,7 @@ def test_a_revocation_while_the_daemon_is_down_is_kept_and_listed(tmp_path: Path
         assert hsl(cluster, "ash", "peer", "revoke", "ash").returncode == 2, "not oneself"
         assert hsl(cluster, "ash", "peer", "revoke", "elm").returncode == 2, "not a stranger"
         assert hsl(cluster, "ash", "peer", "ping", "birch").returncode != 0
-        mode = keyring.path_of(cluster.layout("ash").state).stat().st_mode & 0o777
+        mode = cluster.layout("ash").keyring_toml.stat().st_mode & 0o777
         assert mode == 0o600
 
 

@@ -24,8 +24,8 @@ from hsl_node.errors import (
 from hsl_node.federation import config, identity, keyring, strings
 from hsl_node.federation.strings import fingerprint
 from hsl_node.host import control, durable
+from hsl_node.host.layout import Layout
 from hsl_node.status import page
-from hsl_node.sync.store.layout import Layout
 
 
 def test_a_keyring_that_was_tampered_with_stops_the_start(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_keyring_that_was_tampered_with_stops_the_start(tmp_path: Path) -> Non
         begun = rotate.begin(state(cluster, "ash"))
         assert not begun.live
         rotate.take(state(cluster, "birch"), begun.file, fingerprint(begun.update.new))
-        path = keyring.path_of(state(cluster, "birch"))
+        path = Layout(state(cluster, "birch")).keyring_toml
         text = path.read_text()
         assert text.count(begun.update.new) == 1
         path.write_text(text.replace(begun.update.new, stranger().public))
@@ -52,7 +52,7 @@ def test_nothing_is_taken_without_the_new_keys_fingerprint(tmp_path: Path) -> No
             told = str(refused.value)
             assert fingerprint(begun.update.new) not in told, "pasting it would leave the telephone out"
             assert f"peer update {begun.file} --fingerprint WHAT_THEY_READ_ALOUD`" in told
-        assert not keyring.path_of(state(cluster, "birch")).exists()
+        assert not Layout(state(cluster, "birch")).keyring_toml.exists()
 
 
 def test_a_fingerprint_is_taken_in_either_form_and_in_no_part_of_one(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_node_that_is_down_says_which_keys_count_now_and_not_which_did(tmp_pat
         keys.revoke(birch, "ash")
         (revoked,) = told()
         assert "ash is revoked" in revoked
-        keyring.path_of(birch).write_text("version = 2\n")
+        Layout(birch).keyring_toml.write_text("version = 2\n")
         (broken,) = told()
         assert "keyring.toml" in broken
 
@@ -283,7 +283,7 @@ def test_no_key_is_announced_that_a_power_loss_could_take(tmp_path: Path, monkey
         for after, _ in disk.after_power_loss(tmp_path / "reboots"):
             there = next_of(after).exists() and next_of(after).read_bytes() == made_bytes
             lost += not there
-            if keyring.path_of(after).exists():
+            if Layout(after).keyring_toml.exists():
                 announced += 1
                 assert there
             shutil.rmtree(after)

@@ -18,7 +18,7 @@ from hsl_node import __version__
 from hsl_node.admin import doctor, enrol, support_bundle
 from hsl_node.federation import identity
 from hsl_node.federation.plan import Plan
-from hsl_node.sync.store.layout import Layout
+from hsl_node.host.layout import Layout
 from hsl_node.train import worker
 
 CANARY = "Xaverkowski"

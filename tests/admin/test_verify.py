@@ -22,10 +22,10 @@ from hsl_node.federation.identity import MANIFEST_NAMESPACE, load
 from hsl_node.federation.names import Peer, Round
 from hsl_node.federation.plan import Plan
 from hsl_node.federation.strings import fingerprint
+from hsl_node.host.layout import Layout
 from hsl_node.sync import manifest as manifest_module
 from hsl_node.sync.manifest import Manifest, content_digest, parse_manifest
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 PLAN = Plan(method="fedavg", fusion="weighted_mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
 

@@ -26,11 +26,11 @@ from hsl_node.federation.identity import Identity
 from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host.durable import Step
+from hsl_node.host.layout import Layout
 from hsl_node.node import poisoning
 from hsl_node.node.daemon import Daemon
 from hsl_node.node.launch import DISK_ERRORS
 from hsl_node.node.snapshot import snapshot
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.weights.checkpoint_file import holds, sha256_of, write_weights
 

@@ -23,10 +23,10 @@ from hsl_node.errors import LocalStateError, UsageError
 from hsl_node.federation import config, identity, node_toml, strings
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
+from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.pulse import Pulse
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.room import Quota
 from hsl_node.sync.store.store import Store
 

@@ -19,7 +19,8 @@ from command_line import CLI, commands, made, run, shell
 from hsl_node import errors
 from hsl_node.cli import _explain, main
 from hsl_node.commands.app import app
-from hsl_node.host import event_log, permissions
+from hsl_node.host import permissions
+from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json
 
 
@@ -84,8 +85,8 @@ def test_threat_20_json_and_errors_hold_nothing_that_a_terminal_obeys(tmp_path: 
 
 
 def test_ctrl_c_exits_130(tmp_path: Path) -> None:
-    event_log.log_path(tmp_path).parent.mkdir()
-    event_log.log_path(tmp_path).write_text('{"event": "here"}\n')
+    Layout(tmp_path).event_log.parent.mkdir()
+    Layout(tmp_path).event_log.write_text('{"event": "here"}\n')
     command = [*CLI, "--state", str(tmp_path), "logs", "--follow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -96,8 +97,8 @@ def test_ctrl_c_exits_130(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_bug(tmp_path: Path) -> None:
-    event_log.log_path(tmp_path).parent.mkdir()
-    event_log.log_path(tmp_path).write_text('{"event": "line"}\n' * 20_000)
+    Layout(tmp_path).event_log.parent.mkdir()
+    Layout(tmp_path).event_log.write_text('{"event": "line"}\n' * 20_000)
     command = f"{' '.join(CLI)} --state {tmp_path} logs -n 20000 | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr

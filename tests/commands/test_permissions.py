@@ -16,7 +16,7 @@ import pytest
 
 from hsl_node.admin import backup, doctor
 from hsl_node.host import permissions
-from hsl_node.sync.store.layout import FOLDERS, Layout
+from hsl_node.host.layout import Layout
 
 OTHER = 12345  # nobody here has this number
 PLAIN = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-chown,-fowner", "--inh-caps=-all"]
@@ -27,6 +27,7 @@ from hsl_node.admin import doctor
 doctor._torch = lambda device: "left out: it takes seconds"
 print(json.dumps([vars(c) for c in doctor.examine(Path(sys.argv[1]))]))
 """
+FOLDERS = ("keys", "outbox", "inbox", "quarantine", "fused", "trainer", "evidence", "cache", "log", "run")
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from command_line import made, run
 from hsl_node.errors import UsageError
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.names import Digest, Peer
+from hsl_node.host.layout import Layout
 from hsl_node.status import history
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 

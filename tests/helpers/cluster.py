@@ -28,8 +28,8 @@ from hsl_node.federation import identity
 from hsl_node.federation.config import AnchorCard, Federation, PeerCard, federation_text
 from hsl_node.federation.plan import Plan
 from hsl_node.host.control import ask
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 STAND_IN = Path(__file__).resolve().parents[2] / "benchmarks" / "stand_in_trainer.py"
 # `hsl-node start`, with another trainer command

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hsl_node.host import control
+from hsl_node.host.layout import Layout
 
 
 async def echo(op: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def serving(state: Path, handler: control.Handler = echo) -> Iterator[None]:
     ready, leave = threading.Event(), threading.Event()
 
     async def main() -> None:
-        async with control.serve(control.socket_path(state), handler):
+        async with control.serve(Layout(state).socket, handler):
             ready.set()
             await asyncio.to_thread(leave.wait)
 
@@ -61,7 +62,7 @@ DAEMON = """
 
 def daemon(state: Path, saves_for_s: float) -> subprocess.Popen[bytes]:
     (state / "run").mkdir()
-    command = [sys.executable, "-c", textwrap.dedent(DAEMON), str(control.socket_path(state)), str(saves_for_s)]
+    command = [sys.executable, "-c", textwrap.dedent(DAEMON), str(Layout(state).socket), str(saves_for_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     return process

@@ -13,12 +13,12 @@ from inbox_site import BIRCH, CEDAR, ROUND, Site
 
 from hsl_node.errors import TransportError
 from hsl_node.federation.names import Digest, Peer
+from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.fetch_missing import FetchMissing
 from hsl_node.node.peers.fetch import Fetch
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import State
-from hsl_node.sync.store.layout import Layout
 
 BLOCK = 1000
 

@@ -12,6 +12,7 @@ from weights import weights
 
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import FileName, Kind, Peer
+from hsl_node.host.layout import Layout
 from hsl_node.sync.inbox import receive
 from hsl_node.sync.inbox.receive import Arrival, Refusal
 from hsl_node.sync.manifest import Manifest
@@ -80,7 +81,7 @@ class Site:
     def scan(self, **options: Any) -> list[Arrival | Refusal]:
         arguments: dict[str, Any] = {
             "homes": self.homes,
-            "claimed": self.claimed,
+            "layout": Layout(self.root),
             "federation": self.members.federation,
             "current": ROUND,
             "schema": self.schema,

@@ -10,10 +10,10 @@ from federations import Members
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.peers.links import Links
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 

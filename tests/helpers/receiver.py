@@ -23,6 +23,7 @@ from sshd import Sshd
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, Digest, Kind, Peer
+from hsl_node.host.layout import Layout
 from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.receive import Arrival, answer, scan
 from hsl_node.sync.inbox.server import InboxServer
@@ -45,7 +46,7 @@ class Receiver:
         self.silent = False  # True: takes nothing, answers nothing
         self.arrived: list[bytes] = []
         self.refused: list[str] = []
-        self._claimed = folder / "claimed"
+        self._layout = Layout(folder)
         self._server: InboxServer | None = None
         self._sshd: Sshd | None = None
         if kind == "sshd":
@@ -119,7 +120,7 @@ class Receiver:
         found = scan(
             ASH,
             homes=self.homes,
-            claimed=self._claimed,
+            layout=self._layout,
             federation=MEMBERS.federation,
             current=1,
             schema=self._schema,

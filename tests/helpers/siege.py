@@ -24,7 +24,7 @@ from hsl_node.federation import identity
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
 from hsl_node.host.control import ask
-from hsl_node.host.event_log import log_path
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=10_000, epochs_per_round=1, plateau_rounds=10_000)
@@ -97,11 +97,11 @@ class Siege:
 
     @property
     def log_bytes(self) -> int:
-        return log_path(self.state).stat().st_size
+        return Layout(self.state).event_log.stat().st_size
 
     def log(self, since: int = 0) -> list[dict[str, Any]]:
         """Events after byte `since`; each line must be one, whatever peers wrote into it."""
-        with log_path(self.state).open("rb") as file:
+        with Layout(self.state).event_log.open("rb") as file:
             file.seek(since)
             return [json.loads(line) for line in file.read().splitlines()]
 

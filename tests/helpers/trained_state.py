@@ -10,10 +10,10 @@ from federations import Members
 
 from hsl_node.federation.config import federation_text
 from hsl_node.federation.names import Digest, Peer
+from hsl_node.host.layout import Layout
 from hsl_node.results.evaluate import EVALUATION
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 
 def metrics(auc: float | None, images: int = 10) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from control_server import daemon, serving
 
 from hsl_node.errors import AlreadyRunning, HslError, NotRunning, WaitTimeout
 from hsl_node.host import control
+from hsl_node.host.layout import Layout
 
 
 def test_a_request_gets_the_handlers_answer(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_a_request_gets_the_handlers_answer(tmp_path: Path) -> None:
 
 def test_only_the_owner_may_connect(tmp_path: Path) -> None:
     with serving(tmp_path):
-        assert control.socket_path(tmp_path).stat().st_mode & 0o777 == 0o600
+        assert Layout(tmp_path).socket.stat().st_mode & 0o777 == 0o600
 
 
 def test_without_a_daemon_it_is_not_running(tmp_path: Path) -> None:
@@ -36,19 +37,19 @@ def test_without_a_daemon_it_is_not_running(tmp_path: Path) -> None:
 def test_the_socket_of_a_killed_daemon_counts_as_not_running_and_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with socket.socket(socket.AF_UNIX) as left_behind:
-        left_behind.bind(str(control.socket_path(tmp_path)))
-    assert control.socket_path(tmp_path).exists()
+        left_behind.bind(str(Layout(tmp_path).socket))
+    assert Layout(tmp_path).socket.exists()
     with pytest.raises(NotRunning):
         control.ask(tmp_path, "status")
     with serving(tmp_path):
         assert control.ask(tmp_path, "status") == {"said": "status"}
-    assert not control.socket_path(tmp_path).exists()
+    assert not Layout(tmp_path).socket.exists()
 
 
 def test_a_state_directory_may_lie_deeper_than_a_socket_name_is_long(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 80) / ("e" * 80)
     with serving(deep):
-        assert len(str(control.socket_path(deep))) > 107
+        assert len(str(Layout(deep).socket)) > 107
         assert control.ask(deep, "pause") == {"said": "pause"}
 
 
@@ -80,7 +81,7 @@ def test_a_bug_in_the_handler_is_reported_and_the_daemon_goes_on(
 @pytest.mark.parametrize("line", [b"hello\n", b"[]\n", b'{"op": "explode"}\n', b'{"op": ["status"]}\n', b"\xff\xfe\n"])
 def test_nonsense_is_answered_with_an_error(tmp_path: Path, line: bytes) -> None:
     with serving(tmp_path), socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(control.socket_path(tmp_path)))
+        connection.connect(str(Layout(tmp_path).socket))
         connection.sendall(line)
         answer = json.loads(connection.makefile("rb").readline())
     assert answer["ok"] is False and answer["exit_code"] == 2
@@ -88,8 +89,8 @@ def test_nonsense_is_answered_with_an_error(tmp_path: Path, line: bytes) -> None
 
 def test_a_silent_or_endless_client_does_not_disturb_the_next(tmp_path: Path) -> None:
     with serving(tmp_path), socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as endless:
-        silent.connect(str(control.socket_path(tmp_path)))
-        endless.connect(str(control.socket_path(tmp_path)))
+        silent.connect(str(Layout(tmp_path).socket))
+        endless.connect(str(Layout(tmp_path).socket))
         with pytest.raises(OSError):  # it is cut off at the limit
             for _ in range(100):
                 endless.sendall(b"x" * control.REQUEST_MAX_BYTES)

@@ -13,6 +13,7 @@ import pytest
 
 from hsl_node.errors import NotInitialised
 from hsl_node.host import event_log
+from hsl_node.host.layout import Layout
 
 log = logging.getLogger("hsl_node.tests")
 
@@ -36,7 +37,7 @@ def human(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def lines(state: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in event_log.log_path(state).read_text().splitlines()]
+    return [json.loads(line) for line in Layout(state).event_log.read_text().splitlines()]
 
 
 def test_an_event_is_one_json_line_with_its_fields_and_one_human_line(tmp_path: Path, human: Callable[[], str]) -> None:
@@ -50,7 +51,7 @@ def test_an_event_is_one_json_line_with_its_fields_and_one_human_line(tmp_path: 
 
 def test_the_file_is_private(tmp_path: Path, human: Callable[[], str]) -> None:
     event_log.setup(tmp_path)
-    assert event_log.log_path(tmp_path).stat().st_mode & 0o777 == 0o600
+    assert Layout(tmp_path).event_log.stat().st_mode & 0o777 == 0o600
 
 
 def test_setting_up_twice_does_not_say_everything_twice(tmp_path: Path, human: Callable[[], str]) -> None:
@@ -97,8 +98,8 @@ def test_systemd_gets_the_priority_and_adds_the_time_itself(
 
 
 def test_a_full_disk_costs_the_line_and_nothing_else(tmp_path: Path, human: Callable[[], str]) -> None:
-    event_log.log_path(tmp_path).parent.mkdir()
-    event_log.log_path(tmp_path).symlink_to("/dev/full")
+    Layout(tmp_path).event_log.parent.mkdir()
+    Layout(tmp_path).event_log.symlink_to("/dev/full")
     event_log.setup(tmp_path)
     log.info("still here")
     said = human()
@@ -112,13 +113,13 @@ def test_the_last_events_reach_back_across_rotated_files(
     event_log.setup(tmp_path)
     for n in range(20):
         log.info("event", extra={"n": n})
-    assert event_log.log_path(tmp_path).with_name("hsl-node.log.1").exists()
+    assert Layout(tmp_path).event_log.with_name("hsl-node.log.1").exists()
     assert [event["n"] for event in event_log.tail(tmp_path, 12)] == list(range(8, 20))
 
 
 def test_a_line_torn_by_a_power_cut_is_shown_as_it_is(tmp_path: Path) -> None:
-    event_log.log_path(tmp_path).parent.mkdir()
-    event_log.log_path(tmp_path).write_text('{"event": "whole"}\n{"event": "to\x1brn')
+    Layout(tmp_path).event_log.parent.mkdir()
+    Layout(tmp_path).event_log.write_text('{"event": "whole"}\n{"event": "to\x1brn')
     assert [event["event"] for event in event_log.tail(tmp_path, 5)] == ["whole", '{"event": "to\\x1brn']
 
 
@@ -155,4 +156,4 @@ def test_following_loses_no_event_over_rotations(
             heard.clear()
     reader.join(30)
     assert [n for n in got if n >= 0] == list(range(40))
-    assert event_log.log_path(tmp_path).with_name("hsl-node.log.1").exists(), "no rotation happened"
+    assert Layout(tmp_path).event_log.with_name("hsl-node.log.1").exists(), "no rotation happened"

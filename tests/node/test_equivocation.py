@@ -28,6 +28,7 @@ from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
 from hsl_node.host import durable
+from hsl_node.host.layout import Layout
 from hsl_node.node import equivocation
 from hsl_node.node.alarms import Alarms
 from hsl_node.sync import evidence
@@ -35,7 +36,6 @@ from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 # Whoever waits for a peer asks it soon, for what it alone may have seen.

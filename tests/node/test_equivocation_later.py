@@ -20,8 +20,8 @@ from hsl_node.admin import rotate
 from hsl_node.federation import identity
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import Peer
+from hsl_node.host.layout import Layout
 from hsl_node.sync import evidence
-from hsl_node.sync.store.layout import Layout
 
 NAMES = (*HONEST, CULPRIT)
 LATER = "receiver.refused:after", "receiver.evidence:before", "receiver.evidence:after#2", "receiver.record:before"

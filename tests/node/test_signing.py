@@ -25,6 +25,7 @@ from hsl_node.errors import LocalStateError
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.host.layout import Layout
 from hsl_node.host.pace import Pace
 from hsl_node.node import before_signing
 from hsl_node.node.daemon import Daemon, Running
@@ -33,7 +34,6 @@ from hsl_node.node.peers.fetch import Fetch
 from hsl_node.node.trainer import Trainer
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.weights.checkpoint_file import schema_of, write_weights
 

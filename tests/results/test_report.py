@@ -13,10 +13,10 @@ from trained_state import evaluation, make_state
 
 from hsl_node.errors import NotInitialised, UsageError
 from hsl_node.federation.plan import Plan
+from hsl_node.host.layout import Layout
 from hsl_node.results import report
 from hsl_node.results.facts import agreement, read
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 HOSTILE = "<script>alert('x')</script>&\"'"
 

@@ -27,12 +27,12 @@ from hsl_node.errors import DataError, FederationMismatch, LocalStateError, Usag
 from hsl_node.federation.config import federation_text
 from hsl_node.federation.names import Digest
 from hsl_node.federation.plan import Plan
+from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json
 from hsl_node.results import evaluate, models, predict
 from hsl_node.study import phantoms
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.checkpoint_file import read_weights, sha256_of

@@ -23,10 +23,10 @@ from hsl_node.errors import (
 from hsl_node.federation.config import AnchorCard
 from hsl_node.federation.plan import Plan
 from hsl_node.host import event_log
+from hsl_node.host.layout import Layout
 from hsl_node.node import launch
 from hsl_node.status import last_words
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 PLAN = Plan(method="fedavg", rounds=2, epochs_per_round=1)
 NAMES = ("ash", "birch")

@@ -25,12 +25,12 @@ from hsl_node.admin import support_bundle
 from hsl_node.cli import main, plain_status
 from hsl_node.errors import NotInitialised, NotRunning
 from hsl_node.federation.names import Digest, Peer
+from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.training import Training
 from hsl_node.status import history
 from hsl_node.status.page import fetch
 from hsl_node.status.recorded import from_journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 
 

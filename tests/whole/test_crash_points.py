@@ -39,9 +39,9 @@ from hsl_node.federation.names import Digest
 from hsl_node.federation.strings import fingerprint
 from hsl_node.host import control, files
 from hsl_node.host.durable import POINTS, Step
+from hsl_node.host.layout import Layout
 from hsl_node.node.heal import mark as recover_mark
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.train.data import anchor as anchors
 
@@ -266,7 +266,7 @@ def test_join_killed_anywhere_and_given_again_is_a_join(
     assert config.load_federation(state).name == "second"
     assert Layout(state).anchor.read_bytes() == anchor.read_bytes()
     assert [p for p in state.glob("*/r0*")] == []
-    past = state / enrol.PAST
+    past = Layout(state).past
     assert [p.read_bytes() for p in past.glob("*/outbox/*")] == [b"outbox"]
     assert [p.read_bytes() for p in past.glob("*/fused/*")] == [b"fused"]
     (old,) = past.glob("*/federation.toml")

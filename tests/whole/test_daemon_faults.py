@@ -25,14 +25,13 @@ from hsl_node.errors import NotRunning
 from hsl_node.federation import identity
 from hsl_node.federation.names import Kind, Peer
 from hsl_node.federation.plan import Plan
-from hsl_node.host.event_log import log_path
+from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.pulse import Pulse
 from hsl_node.node.training import Training
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.holdings import free
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.room import Quota
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)
@@ -357,7 +356,7 @@ def test_threat_21_a_disk_full_of_one_peers_parts_holds_up_no_start(
 
 
 def events(state: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in log_path(state).read_text().splitlines()]
+    return [json.loads(line) for line in Layout(state).event_log.read_text().splitlines()]
 
 
 @pytest.mark.sample(3, "full disks")

@@ -22,7 +22,7 @@ from sources import REPOSITORY
 from hsl_node.admin import backup, verify
 from hsl_node.federation import config, identity, node_toml
 from hsl_node.federation.plan import Plan
-from hsl_node.sync.store.layout import Layout
+from hsl_node.host.layout import Layout
 
 # The last commit before the modules moved into packages; what it wrote and what it sends is what is deployed.
 EARLIER = "8896c5e5e74bba1fccc7b808daa5c119d0b0f5c7"

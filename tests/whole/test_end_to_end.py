@@ -14,8 +14,8 @@ from PIL import Image
 
 from hsl_node.federation.config import AnchorCard
 from hsl_node.federation.plan import Plan
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.train.data import anchor as anchors
 
 CANARY = "Erika-Mustermann"

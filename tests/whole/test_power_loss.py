@@ -27,15 +27,15 @@ from writers import Body, text_of
 
 from hsl_node.admin import enrol, keys
 from hsl_node.errors import UsageError
-from hsl_node.federation import identity, keyring
+from hsl_node.federation import identity
 from hsl_node.federation.names import Digest, Kind
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.host import durable, files
 from hsl_node.host.durable import Step
+from hsl_node.host.layout import Layout
 from hsl_node.node.peers.fetch import Fetch
 from hsl_node.sync.inbox.receive import Arrival
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.store.store import Store
 from hsl_node.train import checkpoint, loop
 from hsl_node.train.checkpoint import Best, RoundState, Validation
@@ -179,7 +179,7 @@ def evidence(root: Path) -> Path:
 
 def ring(root: Path) -> Path:
     """A revocation; given again it says that this is done already, and what it says is so."""
-    path = keyring.path_of(root)
+    path = Layout(root).keyring_toml
     if not path.exists():
         files.write_new(path, "", step=Step.KEYS_RING)
     with pytest.raises(UsageError), keys.told_again(root):

@@ -14,13 +14,13 @@ import logging
 from pathlib import Path
 
 from hsl_node.federation.names import Digest, Round
+from hsl_node.host.layout import Layout
 from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.mark import ALTERED, Mark, set_mark
 from hsl_node.sync.recovered import relied_on
 from hsl_node.sync.round import Phase, State
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.weights.checkpoint_file import is_there
 
 log = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, Digest, FileName, Kind, Peer, Round, parse_file_name
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
+from hsl_node.host.layout import Layout
 from hsl_node.sync.inbox.claim import claim
 from hsl_node.sync.manifest import (
     MANIFEST_MAX_BYTES,
@@ -95,7 +96,7 @@ def scan(
     sender: Peer,
     *,
     homes: Path,
-    claimed: Path,
+    layout: Layout,
     federation: Federation,
     current: Round,
     schema: Schema,
@@ -123,11 +124,11 @@ def scan(
     assert sender != me
     keys = (keyring or Keyring.of(federation)).keys(sender)
     context = _Context(
-        sender, me, claimed, federation, current, schema, anchor, kept, accepted, signed, software, foreign, keys,
+        sender, me, layout, federation, current, schema, anchor, kept, accepted, signed, software, foreign, keys,
     )  # fmt: skip
     found: list[Arrival | Refusal | Repeat] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
-        (claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (layout.claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
         manifests, junk = [], 0
         with os.scandir(inbox) as entries:
             listing = [(e.name, e.is_dir(follow_symlinks=False)) for e in itertools.islice(entries, ENTRIES_MAX)]
@@ -239,7 +240,7 @@ def collect_parts(
 class _Context:
     sender: Peer
     me: Peer
-    claimed: Path
+    layout: Layout
     federation: Federation
     current: Round
     schema: Schema
@@ -282,7 +283,7 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
                 f"announces {manifest.bytes} bytes, this model has {context.schema.file_bytes}", code="size"
             )
         data_name = name.of(Kind.DATA)
-        target = context.claimed / context.sender / str(data_name)
+        target = context.layout.claimed / context.sender / str(data_name)
         if not claim(data_name, inbox, target, context.schema.file_bytes, foreign=context.foreign):
             if _is_kept(context, manifest):
                 return Arrival(context.sender, manifest, document, None)
@@ -363,7 +364,7 @@ def _refusal(
 ) -> Refusal:
     kept = None
     if document:
-        folder = context.claimed.parent / "refused" / context.sender
+        folder = context.layout.refused / context.sender
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept = folder / f"{hashlib.sha256(document).hexdigest()[:32]}.manifest"  # our name, not the sender's
         durable.write(kept, document, Step.RECEIVER_REFUSED)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hsl_node.federation.names import Digest, Round
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 BEST = "the best on this hospital's validation images"
 OVER = ("finished", "halted")  # phases of `sync/round.py`

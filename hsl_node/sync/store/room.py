@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsl_node.sync.store.layout import Layout
+from hsl_node.host.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def room(layout: Layout, checkpoint_bytes: int, peers: int, reserve_bytes: int) 
 
     The inbox never gives its reserve away, so what a round still has to store comes on top of that.
     """
-    held = sum(_held(layout.state / folder) for folder in ("inbox", "outbox"))
+    held = _held(layout.inbox_folder) + _held(layout.outbox_folder)
     missing = max(checkpoint_bytes, 2 * (peers + 1) * checkpoint_bytes - held)
     free = shutil.disk_usage(layout.state).free
     return Room(free, reserve_bytes + checkpoint_bytes, reserve_bytes + missing)

@@ -13,10 +13,10 @@ from hsl_node.errors import AlreadyRunning, LocalStateError
 from hsl_node.federation.names import Peer, Round
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
+from hsl_node.host.layout import Layout, round_in_name
 from hsl_node.host.units import size
 from hsl_node.sync.store.holdings import drop_parts
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout, _round_in_name
 from hsl_node.sync.store.room import Quota, Room, room
 
 EVIDENCE_MAX_FILES = 1000  # a hostile peer may sign nonsense for ever; the first thousand pieces are proof enough
@@ -28,7 +28,7 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         layout.make()
-        self._lock = lock(layout.state / "run" / "lock")
+        self._lock = lock(layout.lock)
         try:
             drop_parts(layout.homes, Quota.reserve_bytes)  # first: on a full disk no journal opens
             self.journal = Journal.create(layout.journal)
@@ -52,7 +52,7 @@ class Store:
 
     def keep_evidence(self, name: str, document: bytes) -> Path:
         """Keep a signed document that proves a peer's fault, in place of what lies there: see `evidence.keep`."""
-        path = self.layout.state / "evidence" / name
+        path = self.layout.evidence / name
         there = path.exists()
         if there and path.read_bytes() == document:
             durable.accept(path)
@@ -63,14 +63,14 @@ class Store:
     def prune(self, current: Round, keep_fused: frozenset[Round]) -> None:
         """Delete data that no peer can ask for: older than the last round. Manifests and receipts stay."""
         with durable.passing(Step.FUSION_PRUNE):
-            for path in sorted((self.layout.state / "inbox").iterdir()):
-                if _round_in_name(path) < current - 1:
+            for path in sorted(self.layout.inbox_folder.iterdir()):
+                if round_in_name(path) < current - 1:
                     shutil.rmtree(path)
-            for path in sorted((self.layout.state / "outbox").iterdir()):
-                if _round_in_name(path) < current - 1:
+            for path in sorted(self.layout.outbox_folder.iterdir()):
+                if round_in_name(path) < current - 1:
                     path.unlink()
-            for path in sorted((self.layout.state / "fused").iterdir()):
-                if _round_in_name(path) < current - 2 and _round_in_name(path) not in keep_fused:
+            for path in sorted(self.layout.fused_folder.iterdir()):
+                if round_in_name(path) < current - 2 and round_in_name(path) not in keep_fused:
                     path.unlink()
 
     def require_room(self, checkpoint_bytes: int, peers: int, reserve_bytes: int) -> None:

@@ -25,6 +25,7 @@ from hsl_node.errors import Altered
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
 from hsl_node.host.durable import Step
+from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.daemon import Daemon
 from hsl_node.node.heal import damage
@@ -34,7 +35,6 @@ from hsl_node.node.poisoning import fuse_watched
 from hsl_node.node.tasks import Tasks
 from hsl_node.status import page
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.wire.transport import Source
 from hsl_node.weights import checkpoint_file
 from hsl_node.weights import fuse_files as fuse_module

@@ -25,6 +25,7 @@ from hsl_node.errors import PeerDataError
 from hsl_node.federation import identity
 from hsl_node.federation.names import Digest, FileName, Kind, Peer
 from hsl_node.federation.plan import Plan
+from hsl_node.host.layout import Layout
 from hsl_node.node.peers.serve import Serve
 from hsl_node.sync.ask import ask
 from hsl_node.sync.clones import ALONE_S, believed
@@ -32,7 +33,6 @@ from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.offer import Offer, file_path, parse_offer, state_path
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 from hsl_node.sync.wire.connect import connect
 
 NONCE = "0123456789abcdef"

@@ -15,8 +15,8 @@ from hsl_node.admin import backup
 from hsl_node.errors import DiskFailed, LocalStateError, NotInitialised
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.host import durable
+from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import Layout
 
 ASH = Peer("ash")
 SHA = Digest("a" * 64)

@@ -15,13 +15,13 @@ import pytest
 
 from hsl_node.errors import AlreadyRunning, LocalStateError
 from hsl_node.federation.names import Peer
+from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.training import Training
 from hsl_node.sync.store import room
 from hsl_node.sync.store import store as store_module
 from hsl_node.sync.store.holdings import held
 from hsl_node.sync.store.journal import Journal
-from hsl_node.sync.store.layout import FOLDERS, Layout, paths_of
 from hsl_node.sync.store.room import Quota
 from hsl_node.sync.store.store import EVIDENCE_MAX_FILES, Store
 
@@ -116,13 +116,14 @@ def test_a_file_system_without_locks_is_not_taken_for_a_running_daemon(tmp_path,
 
 
 def test_the_state_directory_is_private(store):
-    private = (Path(f"quarantine/{name}") for name in ("homes", "claimed", "fetched"))
-    for folder in (Path(), *map(Path, FOLDERS), *private):
-        assert (store.layout.state / folder).stat().st_mode & 0o777 == 0o700
+    state = store.layout.state
+    folders = {path for path in (state, *state.rglob("*")) if path.is_dir()}
+    assert {state / "keys", state / "run", state / "quarantine" / "homes"} <= folders
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
 def test_a_full_set_lies_in_outbox_and_inbox(store):
-    paths = paths_of(store.layout, 12, ASH, (ASH, BIRCH))
+    paths = {p: store.layout.checkpoint(12, p, ASH) for p in (ASH, BIRCH)}
     assert paths[ASH] == store.layout.state / "outbox" / "r000012.safetensors"
     assert paths[BIRCH] == store.layout.state / "inbox" / "r000012" / "birch.safetensors"
 
