@@ -17,8 +17,9 @@ from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE, LogLimit
 log = logging.getLogger(__name__)
 
 QUIET_S = 300.0  # long enough that a person who was called finds it; short enough after it was mended
-# Every kind of alarm: its code is this, or this and the name of a peer, a round or a number. A new one is sounded where
-# it becomes true and settled where it no longer is, gets its word here and its entry in docs/administrator/alarms.md.
+# Every kind that a component sounds (`status` has more: node/snapshot.py, status/recorded.py): its code is this, or
+# this and the name of a peer, a round or a number. A new one is sounded where it becomes true and settled where it no
+# longer is, gets its word here and its entry in docs/administrator/alarms.md.
 KINDS = frozenset(
     {
         "altered", "data", "disk", "diverged", "equivocation", "fetched", "fused", "images", "influence", "keys",

@@ -4,7 +4,7 @@ Three signs: a peer's update is unlike the others' (`weights/influence.py`); the
 than its own model and than the fused model before; and, where peers count by their images, one counts most of them or
 suddenly others. A person decides: each can be an unusual hospital, and none sees all poison.
 
-`fuse_watched` is the fusion that a round makes (`Work.fuse`): the updates are measured in the pass that fuses.
+`fuse_watched` is the fusion that a round makes (`Fusing.fuse`): the updates are measured in the pass that fuses.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The exchange between peers: rounds, manifests, transport, inbox, journal. Knows neither torch nor `train`."""
+"""The exchange between peers: round, signed documents, connections, inbox, journal. Knows neither torch nor `train`."""

@@ -102,7 +102,7 @@ class Receipt(Signed):
     sha256: _Sha
     receiver: _Name
     accepted: bool
-    code: _Code  # "accepted", or why not: name, signature, federation, round, size, sha256, header, ...
+    code: _Code  # "accepted", or why not: name, owner, federation, round, size, sha256, header, ...
     text: Annotated[str, Field(max_length=300)]  # for the operator at the sender
 
     @model_validator(mode="after")

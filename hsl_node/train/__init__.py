@@ -1,4 +1,4 @@
-"""Learning on one site: data, anchor, model, loop, metrics, methods. Never imports asyncssh or paramiko."""
+"""Learning on one site: images, networks, tasks, methods, training loop. Never imports asyncssh or paramiko."""
 
 import os
 

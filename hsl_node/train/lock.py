@@ -10,7 +10,7 @@ from typing import IO
 from hsl_node.errors import AlreadyRunning
 
 LOCK_FILE = "lock"
-WAIT_S = 20.0  # a predecessor whose supervisor died leaves as soon as its current operation lets it
+WAIT_S = 20.0  # a predecessor whose daemon died leaves as soon as its current operation lets it
 POLL_S = 0.1
 
 

@@ -1,6 +1,6 @@
 """Train one round: validate the base, some local epochs, keep the best one. Every method's loop.
 
-Shapes at line ends: B pairs in a batch, C outputs. An event is a dict for the supervisor (see worker.py).
+Shapes at line ends: B pairs in a batch, C outputs. An event is a dict for the daemon (see worker.py).
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _open_round(
             _warn_if_the_machine_changed(site, saved.state)
             learner.model.load_state_dict(saved.model)
             learner.optimizer.load_state_dict(saved.optimizer)
-            report(validated(site, round - 1, saved.state.base))  # the supervisor may not have heard it
+            report(validated(site, round - 1, saved.state.base))  # the daemon may not have heard it
             return learner, saved.state
         log.warning("its best weights so far are gone or altered: the round begins anew", extra={"round": round})
 

@@ -7,7 +7,7 @@
     job validate  {"round", "base", "base_sha256"}         a fused model, on its own -> validated
     job quit
 
-Killed at any moment, the same job sent again ends with the same bytes. The end of stdin means that the supervisor is
+Killed at any moment, the same job sent again ends with the same bytes. The end of stdin means that the daemon is
 gone: the process leaves at once, in mid-epoch too, so that it never trains beside its successor.
 """
 
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hsl_node.train.worker", description="The trainer process of one node.")
     parser.add_argument("--state", type=Path, required=True)
     state: Path = parser.parse_args(argv).state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     report = _reporter(_take_stdout())
     try:
@@ -150,7 +150,7 @@ def _run(worker: Worker, job: dict[str, Any], report: Report) -> None:
     except HslError as exc:
         log.error("job %s failed: %s", job.get("job"), type(exc).__name__)  # its words may name images: not for a log
         report(_error(exc))
-    except Exception as exc:  # a bug, or torch out of memory: the supervisor decides what next
+    except Exception as exc:  # a bug, or torch out of memory: the daemon decides what next
         frames = "".join(traceback.format_tb(exc.__traceback__))
         log.error("job %s failed: %s\n%s", job.get("job"), _said(exc), frames)
         report(_error(TrainerError(_said(exc), remedy="see log/trainer.log")))

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 from sources import PACKAGE, imports, sources
 
-# Of builtins, files and numpy, by name alone: a P file has no other use for these words.
+# Of builtins, files and numpy, by name alone: a pure file has no other use for these words.
 NOT_PURE = {
     "open", "print", "input", "exec", "eval", "__import__", "read", "write", "seek", "flush",
     "random", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "save", "savez", "savetxt", "tofile",
@@ -33,7 +33,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-# A P file's own libraries; of ours it reaches only P files, so by induction nothing else is reached.
+# A pure file's own libraries; of ours it reaches only pure files, so by induction nothing else is reached.
 WHAT_COMPUTES = {
     "base64", "binascii", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools", "json", "math",
     "re", "typing", "numpy", "pydantic",
@@ -106,7 +106,7 @@ def pure() -> tuple[str, ...]:
 
 
 def impurities(module: str, tree: ast.AST, allowed: set[str]) -> list[str]:
-    """What a P file imports or calls that it may not; `allowed`: libraries and modules of ours."""
+    """What a pure file imports or calls that it may not; `allowed`: libraries and modules of ours."""
     names = list(imports(tree, types=False))
     imported = [
         f"{module} imports {name}"
@@ -196,7 +196,7 @@ def circles_in(graph: dict[str, set[str]]) -> list[set[str]]:
     ],
 )
 def test_at_run_time_a_process_loads_only_what_it_needs(module, absent):
-    """The supervisor stays small and survives a CUDA crash; `status` starts at once; the trainer holds no key."""
+    """The daemon stays small and survives a CUDA crash; `status` starts at once; the trainer holds no key."""
     code = f"import sys, {module}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@
     where it is read      its sha256, before anything is made of it: fusion, training, validation, a refused push
 
 Either sets the mark of `mark.py`: the node asks its peers and fetches what they keep. A disk that goes on
-altering files is recovered from ever more slowly, and loudly: the supervisor would start the node every ten seconds.
+altering files is recovered from ever more slowly, and loudly: systemd would start the node every ten seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The models that are kept for people (`models.py`), looked at once at the start; what is lost comes from the peers."""
+"""The models of `sync/store/models.py`, looked at once at the start; what is lost comes from the peers."""
 
 from __future__ import annotations
 

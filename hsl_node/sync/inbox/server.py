@@ -1,5 +1,6 @@
-"""The embedded SFTP inbox: the listening socket and the homes behind it. Who may come in is in `admission.py`, what a
-peer may do there in `requests.py`.
+"""The embedded SFTP inbox: the listening socket and the homes behind it.
+
+Who may come in is in `admission.py`, what a peer may do there in `requests.py`.
 """
 
 from __future__ import annotations

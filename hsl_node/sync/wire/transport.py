@@ -1,6 +1,6 @@
-"""One open connection to one peer's inbox: the interface, its limits, and which client stands behind it.
+"""One open connection to one peer's inbox: the interface of both clients, and how long each answer may take.
 
-    async with connect(card, me, identity, client="asyncssh") as link:
+    async with connect(card, me, identity, client="asyncssh") as link:  # of `connect.py`
         await link.write("parts/NAME.part", source, 0, create=True, progress=print)
         await link.rename("parts/NAME.part", "inbox/NAME")
 
