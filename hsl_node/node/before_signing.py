@@ -8,33 +8,24 @@ import logging
 import time
 from collections.abc import Sequence
 
-from hsl_node.errors import (
-    FederationMismatch,
-    HslError,
-    KeyRefused,
-    LocalStateError,
-    PeerDataError,
-    TransportError,
-    escaped,
-)
+from hsl_node.errors import HslError, KeyRefused, LocalStateError, PeerDataError, TransportError, escaped
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.federation.names import Peer, Round
-from hsl_node.host.log_limit import one_line
 from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.mark import Mark, set_mark
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.peers.links import BEFORE_SIGNING, Links
-from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.ask import READ_MAX, read_documents
 from hsl_node.sync.clones import ALONE_S, believed
 from hsl_node.sync.offer import Listed, Offer
+from hsl_node.sync.wire.transport import OperationFailed
 
 log = logging.getLogger(__name__)
 
 RETRY = Pace(2, 30)  # what a peer said must be settled before a signature
 SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
 READ_S = 60.0  # for all that one list has of ours: one document settles it, where the peer is honest
-READ_MAX = 16  # documents of one list; a hostile one names hundreds
 
 
 class BeforeSigning:
@@ -164,31 +155,23 @@ class BeforeSigning:
             PeerDataError: what is given is not what is listed; or more is listed than is read.
         """
         peer = Peer(offer.peer)
+        link, federation = self._links.connected(peer, BEFORE_SIGNING), self._here.federation
         try:
-            async with (
-                asyncio.timeout(READ_S),
-                one_line("proves nothing", peer) as worthless,
-                self._links.connected(peer, BEFORE_SIGNING) as link,
-            ):
-                for listed in newer[:READ_MAX]:
-                    try:
-                        await fetch_manifest(link, listed, self._here.federation, self._my_keys())
-                        return True
-                    except (PeerDataError, FederationMismatch) as exc:
-                        if isinstance(exc, PeerDataError) and exc.code == "sha256":
-                            raise
-                        worthless(exc)
+            async with asyncio.timeout(READ_S):
+                shown = await read_documents(
+                    link, peer, newer, federation, self._my_keys, take=lambda *_: True, passes=_was_shown
+                )
         except TimeoutError as exc:
             raise TransportError(f"what it lists of this node takes longer than {READ_S:.0f} s to read") from exc
-        if len(newer) > READ_MAX:
+        if not shown and len(newer) > READ_MAX:
             raise PeerDataError(
                 f"it lists {len(newer)} signatures of this node; none of the first {READ_MAX} is one", code="offer"
             )
-        return False
+        return bool(shown)
 
-    def _my_keys(self) -> tuple[str, ...]:
+    def _my_keys(self, me: str) -> tuple[str, ...]:
         """Those that can have signed what is newer than the journal. Whoever finds a replaced key may sign anything."""
-        journal, me, ring = self._here.journal, self._here.me, self._keys.ring
+        journal, ring = self._here.journal, self._keys.ring
         last = journal.last_signed()
         document = None if last is None else journal.signed(last)
         with contextlib.suppress(PeerDataError):
@@ -205,3 +188,8 @@ class BeforeSigning:
             f"this node was set back: {why}",
             remedy="start it again: it asks all peers and goes on. If a second copy of it runs, stop that one first",
         )
+
+
+def _was_shown(listed: Listed, error: HslError) -> bool:
+    """It is what the list names, whatever that proves."""
+    return not isinstance(error, OperationFailed) and not (isinstance(error, PeerDataError) and error.code == "sha256")

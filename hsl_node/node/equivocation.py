@@ -21,10 +21,9 @@ import logging
 import time
 from dataclasses import dataclass
 
-from hsl_node.errors import HslError, PeerDataError, TransportError, escaped
+from hsl_node.errors import HslError, PeerDataError, escaped
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host import durable
-from hsl_node.host.log_limit import one_line
 from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
@@ -32,11 +31,10 @@ from hsl_node.node.machine import Happened, Machine
 from hsl_node.node.peers.links import BEFORE_SIGNING, Links, is_away
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.sync import evidence
-from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.ask import READ_MAX, read_documents
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.round import Phase, Proven
-from hsl_node.sync.wire.transport import OperationFailed
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +42,6 @@ PATIENCE_S = 60.0  # a peer that is waited for this long is asked; usually it tr
 AFTER_CONNECT_S = 5.0  # it is there, and still nothing arrived
 PAUSE = Pace(15, 600)  # between two questions to one peer
 LOOK_S = 5.0
-FETCHED_MAX = 16  # of one list; a hostile one names hundreds
 SAME_MAX = 1000
 RECOVERING_S = 3600.0  # so long a peer may say that it has lost its documents, and be excused for showing none
 
@@ -194,25 +191,21 @@ class Equivocations:
         if not wanted:
             return offer
         connected = self._links.connected(holder, BEFORE_SIGNING)
-        async with one_line("proves nothing", holder) as worthless, connected as link:
-            for listed in wanted[:FETCHED_MAX]:
-                ours = here.journal.manifest(listed.round, Peer(listed.peer))
-                if ours is None or (listed.round, listed.peer) in self._proven:
-                    continue
-                # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
-                keys = ring.keys(listed.peer)
-                try:
-                    manifest, document = await fetch_manifest(link, listed, here.federation, keys)
-                except HslError as exc:
-                    if isinstance(exc, TransportError) and not isinstance(exc, OperationFailed):
-                        raise
-                    worthless(exc)
-                    continue
-                if manifest.digest != content_digest(ours["content"]):
-                    self.keep(ours["document"], manifest, document)
-                elif len(self._same) < SAME_MAX:
-                    self._same.add(listed.document)
+        unproven = (m for m in wanted[:READ_MAX] if (m.round, m.peer) not in self._proven)
+        # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
+        await read_documents(
+            connected, holder, unproven, here.federation, ring.keys, take=self._take, passes=lambda *_: True
+        )
         return offer
+
+    def _take(self, listed: Listed, manifest: Manifest, document: bytes) -> None:
+        ours = self._here.journal.manifest(listed.round, Peer(listed.peer))
+        if ours is None:
+            return
+        if manifest.digest != content_digest(ours["content"]):
+            self.keep(ours["document"], manifest, document)
+        elif len(self._same) < SAME_MAX:
+            self._same.add(listed.document)
 
     def _differs(self, listed: Listed) -> bool:
         if listed.round == 0 or listed.peer not in self._here.federation.peers or listed.document in self._same:

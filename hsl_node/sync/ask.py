@@ -6,20 +6,24 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from hsl_node.errors import FederationMismatch, PeerDataError, TransportError
+from hsl_node.errors import FederationMismatch, HslError, PeerDataError, TransportError
 from hsl_node.federation.config import Federation
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
+from hsl_node.host.log_limit import one_line
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, parse_manifest
 from hsl_node.sync.offer import OFFER_MAX_BYTES, Listed, Offer, file_path, parse_offer, state_path
-from hsl_node.sync.wire.transport import BLOCK_BYTES, Transport
+from hsl_node.sync.wire.transport import BLOCK_BYTES, OperationFailed, Transport
+
+READ_MAX = 16  # documents of one list; a hostile one names hundreds
 
 assert OFFER_MAX_BYTES <= BLOCK_BYTES  # one request, so one list
 
@@ -58,6 +62,44 @@ async def fetch_manifest(
     if (manifest.peer, manifest.round, manifest.sha256) != (listed.peer, listed.round, listed.sha256):
         raise PeerDataError("a manifest is about something else than the list says", code="manifest")
     return manifest, document
+
+
+async def read_documents(
+    connected: AbstractAsyncContextManager[Transport],
+    giver: Peer,
+    wanted: Iterable[Listed],
+    federation: Federation,
+    keys: Callable[[str], Sequence[str]],
+    *,
+    most: int | None = READ_MAX,
+    take: Callable[[Listed, Manifest, bytes], bool | None] = lambda listed, manifest, document: None,
+    passes: Callable[[Listed, HslError], bool] = lambda listed, error: False,
+    passed: str = "proves nothing",
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[Manifest, bytes]]:
+    """The first `most` of what is wanted of a giver's list, one after the other, until `take`, shown each, says enough.
+
+    `keys(peer)`: see `fetch_manifest`. What is not given, or not what the list says, is an error unless `passes` lets
+    it pass: then all of it is one line of log, `passed`. `progress(n)`: so many are done, and the next is read.
+
+    Raises:
+        TransportError, KeyRefused: it cannot be asked, or the link broke; that never passes.
+        OperationFailed, PeerDataError, FederationMismatch: did not pass.
+    """
+    read = []
+    async with one_line(passed, giver) as worthless, connected as link:
+        for done, listed in enumerate(islice(wanted, most)):
+            progress(done)
+            try:
+                read.append(await fetch_manifest(link, listed, federation, keys(listed.peer)))
+            except (OperationFailed, PeerDataError, FederationMismatch) as exc:
+                if not passes(listed, exc):
+                    raise
+                worthless(exc)
+                continue
+            if take(listed, *read[-1]):
+                break
+    return read
 
 
 async def fetch_file(

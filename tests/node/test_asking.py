@@ -31,6 +31,7 @@ from hsl_node.federation.names import Peer
 from hsl_node.host.pace import Pace
 from hsl_node.node import before_signing
 from hsl_node.node.peers import links
+from hsl_node.sync import ask
 from hsl_node.sync.wire.transport import Transport
 
 
@@ -134,7 +135,7 @@ def test_threat_12_who_lists_hundreds_of_our_signatures_that_are_none_is_named_a
             check = asyncio.create_task(asks.check())
             await until(lambda: check.done() or asks.asked > 3)
             assert not check.done() and asks.waiting_for == (BIRCH,) and "not shown" in site.alarms
-            assert 0 < site.reads <= asks.asked * before_signing.READ_MAX
+            assert 0 < site.reads <= asks.asked * ask.READ_MAX
             site.listing = False
             await check
 
@@ -167,7 +168,7 @@ def test_threat_12_who_answers_slowly_is_named_while_it_is_waited_for_and_not_fo
 
     async def story() -> None:
         async with site:
-            monkeypatch.setattr(before_signing, "fetch_manifest", never)
+            monkeypatch.setattr(ask, "fetch_manifest", never)
             asks = site.before_signing()
             check = asyncio.create_task(asks.check())
             await reading.wait()
@@ -195,15 +196,15 @@ def test_threat_20_a_list_of_what_this_node_never_signed_is_one_line_in_the_log(
     async def story() -> None:
         key = site.members.identities[BIRCH]
         site.document = site.shown = key.sign(manifest(site.members, 7).content(), MANIFEST_NAMESPACE)
-        site.more = [hashlib.sha256(site.document).hexdigest()] * (before_signing.READ_MAX - 1)
+        site.more = [hashlib.sha256(site.document).hexdigest()] * (ask.READ_MAX - 1)
         monkeypatch.setattr(site, "offer", opens_all(site))
         async with site:
             await site.before_signing().check()
 
     run(story)
     (told,) = [r for r in caplog.records if r.getMessage() == "proves nothing"]
-    assert (told.__dict__["peer"], told.__dict__["count"]) == (BIRCH, before_signing.READ_MAX)
-    assert site.reads == before_signing.READ_MAX
+    assert (told.__dict__["peer"], told.__dict__["count"]) == (BIRCH, ask.READ_MAX)
+    assert site.reads == ask.READ_MAX
 
 
 @on_loop

@@ -29,7 +29,7 @@ from hsl_node.node.peers.fetch import Fetch
 from hsl_node.node.peers.links import Links, is_away
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.node.peers.place import place
-from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.ask import read_documents
 from hsl_node.sync.inbox.server import Incoming
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Phase
@@ -180,9 +180,8 @@ class FetchMissing:
         placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
         for listed in offers[giver].manifests:
             if listed.round == round and listed.peer in self._lost and listed.peer not in placed:
-                async with self._links.connected(giver) as link:
-                    keys = self._keys.ring.keys(listed.peer)
-                    manifest, document = await fetch_manifest(link, listed, here.federation, keys)
+                link, keys = self._links.connected(giver), self._keys.ring.keys
+                [(manifest, document)] = await read_documents(link, giver, [listed], here.federation, keys)
                 self._shown[Peer(listed.peer)] = Digest(manifest.sha256)
                 self._tell(())
                 if await place(here, self._get, manifest, document, offers, patient=not others_may):

@@ -22,7 +22,6 @@ from typing import Any
 
 from hsl_node.errors import (
     Equivocation,
-    FederationMismatch,
     HslError,
     KeyRefused,
     LocalStateError,
@@ -34,7 +33,6 @@ from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import ROUND_MAX, Digest, Peer, Round
 from hsl_node.host import systemd
 from hsl_node.host.durable import Step
-from hsl_node.host.log_limit import one_line
 from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal import damage
@@ -47,9 +45,9 @@ from hsl_node.node.peers.links import Links
 from hsl_node.node.peers.place import place
 from hsl_node.sync import evidence
 from hsl_node.sync import round as machine
-from hsl_node.sync.ask import fetch_manifest
+from hsl_node.sync.ask import read_documents
 from hsl_node.sync.manifest import Manifest, claim_of, content_digest
-from hsl_node.sync.offer import Offer
+from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.recovered import recovered
 from hsl_node.sync.round import Claim, Phase
 from hsl_node.sync.store.journal import Journal
@@ -228,26 +226,27 @@ class Recovery:
         """Raises: HeldUp: this peer's link broke, or it does not give a signature of this node that it lists."""
         here, ring, peer = self._here, self._keys.ring, Peer(offer.peer)
         wanted = [m for m in offer.manifests if m.document not in held and m.peer in here.federation.peers]
+
+        def passes(listed: Listed, error: HslError) -> bool:
+            """It has restarted since, say, and listed that in its last life; but what I may have signed never passes."""
+            if listed.peer == here.me and isinstance(error, OperationFailed):
+                raise HeldUp(peer, f"it lists this node's signature of round {listed.round}, and does not give it")
+            return True
+
         try:
-            if not wanted:
-                return
-            async with one_line("not taken", peer) as worthless, self._links.connected(peer) as link:
-                for done, listed in enumerate(wanted):
-                    self._hold_up(peer, f"its list is being read: {done} of {len(wanted)}")
-                    try:
-                        manifest, document = await fetch_manifest(
-                            link, listed, here.federation, ring.chain(listed.peer)
-                        )
-                    except OperationFailed as exc:  # it has restarted since, say: the list was of its last life
-                        if listed.peer == here.me:  # what this node may have signed is never passed over
-                            raise HeldUp(
-                                peer, f"it lists this node's signature of round {listed.round}, and does not give it"
-                            ) from exc
-                        worthless(exc)
-                    except (PeerDataError, FederationMismatch) as exc:
-                        worthless(exc)
-                    else:
-                        held[listed.document] = held_of(manifest, document, ring)
+            if wanted:
+                await read_documents(
+                    self._links.connected(peer),
+                    peer,
+                    wanted,
+                    here.federation,
+                    ring.chain,
+                    most=None,
+                    take=lambda listed, *read: held.update({listed.document: held_of(*read, ring)}),
+                    passes=passes,
+                    passed="not taken",
+                    progress=lambda done: self._hold_up(peer, f"its list is being read: {done} of {len(wanted)}"),
+                )
         except HeldUp:
             raise
         except HslError as exc:
