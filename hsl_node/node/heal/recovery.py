@@ -227,8 +227,11 @@ class Recovery:
         here, ring, peer = self._here, self._keys.ring, Peer(offer.peer)
         wanted = [m for m in offer.manifests if m.document not in held and m.peer in here.federation.peers]
 
+        def take(listed: Listed, manifest: Manifest, document: bytes) -> None:
+            held[listed.document] = held_of(manifest, document, ring)
+
         def passes(listed: Listed, error: HslError) -> bool:
-            """It has restarted since, say, and listed that in its last life; but what I may have signed never passes."""
+            """It has restarted since, say, and listed that in its last life; what I may have signed never passes."""
             if listed.peer == here.me and isinstance(error, OperationFailed):
                 raise HeldUp(peer, f"it lists this node's signature of round {listed.round}, and does not give it")
             return True
@@ -242,7 +245,7 @@ class Recovery:
                     here.federation,
                     ring.chain,
                     most=None,
-                    take=lambda listed, *read: held.update({listed.document: held_of(*read, ring)}),
+                    take=take,
                     passes=passes,
                     passed="not taken",
                     progress=lambda done: self._hold_up(peer, f"its list is being read: {done} of {len(wanted)}"),
