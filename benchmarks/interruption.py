@@ -117,20 +117,14 @@ def kill_in_mid_transfer(cluster: clusters.Cluster, victim: str) -> str:
 
 
 def fused(state: Path) -> dict[int, str]:
-    journal = Journal.read_only(state / "journal.sqlite3")
-    try:
+    with Journal.read_only(state / "journal.sqlite3") as journal:
         return {r["round"]: r["sha256"] for r in journal.rows("fused")}
-    finally:
-        journal.close()
 
 
 def resent_bytes(path: Path) -> dict[str, int]:
     """Bytes that a node sent twice, per round and receiver; only those above 0."""
-    journal = Journal.read_only(path)
-    try:
+    with Journal.read_only(path) as journal:
         return {f"round {t['round']} to {t['peer']}": t["resent"] for t in journal.rows("transfers") if t["resent"]}
-    finally:
-        journal.close()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import errno
 import itertools
 import shutil
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -102,9 +102,9 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
 
 def _copy_journal(source: Path, target: Path) -> list[models.Model]:
     """A copy as of one moment; gives the fused models that it needs: the last one and the best."""
-    with closing(Journal.read_only(source)) as journal:
+    with Journal.read_only(source) as journal:
         journal.copy(target)
-    with closing(Journal.read_only(target)) as journal:
+    with Journal.read_only(target) as journal:
         state, found = journal.state(), {model.round: model for model in models.models(journal)}
         last = state["round"] - 1 if state else 0
         if last > 0 and last not in found:
@@ -161,7 +161,7 @@ def restore(state: Path, source: Path) -> Index:
             folder.mkdir(mode=0o700)
         archive.unpack(source, index, staging)
         _check(inside, layout, index)
-        with closing(Journal.create(inside.journal)) as journal, journal.transaction():
+        with Journal.create(inside.journal) as journal, journal.transaction():
             set_mark(journal, Mark(f"it was restored from a backup of {index.written}"))
             last_words.forget(journal)
         names = sorted(index.files.keys() | {layout.journal.name}, key=lambda n: (n == layout.node_toml.name, n))
@@ -193,7 +193,7 @@ def _check(staging: Layout, layout: Layout, index: Index) -> None:
         federation = toml_file.read_toml(staging.federation_toml, Federation)
         keyring.require_mine(keyring.load(staging.state, federation), node.name, identity.load(key).public)
     if staging.journal.exists():
-        with closing(Journal.read_only(staging.journal)) as journal:
+        with Journal.read_only(staging.journal) as journal:
             saved = journal.state()
         if saved is not None and saved["me"] != node.name:
             me = escaped(str(saved["me"]), 80)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -190,14 +190,13 @@ def _journal(layout: Layout, federation: Federation | None) -> str:
     if not layout.journal.exists():
         return "none yet: this node has not been started"
     try:
-        journal = Journal.read_only(layout.journal)
+        with Journal.read_only(layout.journal) as journal:
+            journal.require_sound(layout.journal)
+            if federation is not None:
+                require_same_federation(journal, federation)
     except NotInitialised:
         return "empty: the first start did not come far"
-    with closing(journal):
-        journal.require_sound(layout.journal)
-        if federation is not None:
-            require_same_federation(journal, federation)
-        return f"{layout.journal}: every page is readable"
+    return f"{layout.journal}: every page is readable"
 
 
 def _models(layout: Layout) -> str:

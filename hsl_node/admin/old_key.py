@@ -8,7 +8,6 @@ once more, it answers with a new receipt, whatever program its inbox is.
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
 from pathlib import Path
 
 from hsl_node.admin.ping import login
@@ -33,7 +32,7 @@ def require_settled(state: Path, peer: Peer, update: KeyUpdate) -> None:
         HslError: it may be, or does not; says what to wait for.
         TransportError, KeyRefused, WaitTimeout: the run is over, and the peer cannot be asked which key it uses.
     """
-    with closing(Journal.read_only(Layout(state).journal)) as journal:
+    with Journal.read_only(Layout(state).journal) as journal:
         saved = journal.state() or {"phase": None, "round": 0, "owed": ()}
         newest = journal.last_manifest(peer)
         # Where I have finished or halted nobody comes further than I did: with its manifest of that round all is here.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 from hsl_node.admin.verify import Document, Findings
@@ -38,7 +37,7 @@ def write(state: Path, found: Findings, folder: Path) -> int:
     folder.mkdir(mode=0o700, parents=True)
     count = 0
     with (
-        closing(Journal.read_only(Layout(state).journal)) as journal,
+        Journal.read_only(Layout(state).journal) as journal,
         open(folder / "index", "w", encoding="ascii") as index,
     ):
         for document in _documents(journal, found):

@@ -16,7 +16,6 @@ import re
 import tarfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +201,7 @@ def _exception(line: str) -> str:
 
 
 def _notes(state: Path) -> list[dict[str, Any]]:
-    with closing(Journal.read_only(Layout(state).journal)) as journal:
+    with Journal.read_only(Layout(state).journal) as journal:
         notes = journal.rows("notes")[-NOTES:]
     about_peers = re.compile(rf"refused [a-z0-9]+|keys|disagreement|refused by {PEER_PATTERN}")
     return [
@@ -217,7 +216,7 @@ def _notes(state: Path) -> list[dict[str, Any]]:
 
 
 def _rounds(state: Path) -> dict[str, Any]:
-    with closing(Journal.read_only(Layout(state).journal)) as journal:
+    with Journal.read_only(Layout(state).journal) as journal:
         manifests = [
             {"round": m["round"], "peer": m["peer"], "sha256": m["sha256"], "at": m["at"]}
             for m in journal.each("manifests")

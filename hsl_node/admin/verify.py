@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from pathlib import Path
@@ -116,7 +115,7 @@ def examine(state: Path, progress: Callable[[int, int], None] = lambda done, tot
     me = Peer(node_toml.load_node(state).name)
     found = Findings(me, federation.digest, keyring.load(state, federation))
     defects: list[Defect] = []
-    with closing(Journal.read_only(layout.journal)) as journal:
+    with Journal.read_only(layout.journal) as journal:
         fused = {r["round"]: r["sha256"] for r in journal.rows("fused")}  # before the manifests: the daemon may run
         if journal.meta("federation") not in (None, federation.digest):
             defects.append((Section.JOURNAL, 0, "the journal belongs to another federation than federation.toml"))

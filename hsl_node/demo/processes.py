@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -115,7 +115,7 @@ def wait_finished(daemons: Daemons, show: Callable[[Snapshots], None]) -> None:
 
 def is_complete(state: Path) -> bool:
     try:
-        with closing(Journal.read_only(Layout(state).journal)) as journal:
+        with Journal.read_only(Layout(state).journal) as journal:
             saved, validated = journal.state(), journal.last_unvalidated() is None
     except NotInitialised:
         return False

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,7 +70,7 @@ def evaluate(
         FederationMismatch: another run took the place of this one meanwhile.
     """
     layout = Layout(state)
-    with closing(Journal.read_only(layout.journal)) as journal:
+    with Journal.read_only(layout.journal) as journal:
         record, best = find_evaluation(journal), journal.best_fused()
         wanted = {"fused", "local", *["alone"] * alone, *["fused_random"] * (pairing == "random")}
         unvalidated = find_unvalidated(journal)
@@ -93,11 +92,14 @@ def evaluate(
         wanted |= set() if record is None else record["test"].keys()  # what was compared before stays comparable
         record = dict(evaluated=0, final=final, round=round, weights={}, auc_validation={}, test={})
     record = _measured(layout, record, wanted - record["test"].keys(), (round, sha256), report)
-    with closing(_to_write(layout)) as journal, journal.transaction():
-        if journal.meta("federation") != federation or journal.fused_digests([round]).get(round) != sha256:
-            raise _another_run()
-        journal.record_result(EVALUATION, _joined(find_evaluation(journal), record, anew))
-        return journal.result(EVALUATION) or record  # as every later call will give it
+    try:
+        with Journal.beside(layout.journal) as journal, journal.transaction():
+            if journal.meta("federation") != federation or journal.fused_digests([round]).get(round) != sha256:
+                raise _another_run()
+            journal.record_result(EVALUATION, _joined(find_evaluation(journal), record, anew))
+            return journal.result(EVALUATION) or record  # as every later call will give it
+    except NotInitialised as exc:  # it was there: `join --replace` has moved it, and no start made the next one yet
+        raise _another_run() from exc
 
 
 def find_evaluation(journal: Journal) -> dict[str, Any] | None:
@@ -193,10 +195,3 @@ def _local(layout: Layout) -> Model | None:
     """This site's own checkpoint of the last round it trained."""
     newest = max(layout.outbox_folder.glob("r*.safetensors"), default=None)
     return Model("local", newest, sha256_of(newest)) if newest else None
-
-
-def _to_write(layout: Layout) -> Journal:
-    try:
-        return Journal.beside(layout.journal)
-    except NotInitialised as exc:  # it was there: `join --replace` has moved it, and no start made the next one yet
-        raise _another_run() from exc

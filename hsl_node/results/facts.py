@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -62,7 +61,7 @@ class Agreement:
 def read(state: Path) -> NodeFacts:
     """Raises: NotInitialised, ConfigError."""
     node, federation = load_node(state), load_federation(state)
-    with closing(Journal.read_only(Layout(state).journal)) as journal:
+    with Journal.read_only(Layout(state).journal) as journal:
         saved = journal.state() or {}
         fused = [r for r in journal.rows("fused") if r["round"] > 0]
         return NodeFacts(

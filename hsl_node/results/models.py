@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def find_model(state: Path, round: Round | None) -> Fused:
         LocalStateError: its file is lost, or altered.
     """
     layout = Layout(state)
-    with closing(Journal.read_only(layout.journal)) as journal:
+    with Journal.read_only(layout.journal) as journal:
         fused = {r["round"]: Digest(r["sha256"]) for r in journal.rows("fused") if r["round"] > 0}
         unvalidated = find_unvalidated(journal)
         if round is None and unvalidated is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
 
     federation = load_federation(state)
     model = find_model(state, round)
-    with closing(Journal.read_only(Layout(state).journal)) as journal:
+    with Journal.read_only(Layout(state).journal) as journal:
         record = find_evaluation(journal)
         inputs = {r["peer"]: r["sha256"] for r in journal.rows("manifests", model.round)}
     scored = record is not None and record["weights"].get("fused") == model.sha256

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def rounds(state: Path) -> list[dict[str, Any]]:
     Raises:
         NotInitialised: there is no journal.
     """
-    with closing(Journal.read_only(Layout(state).journal)) as journal:
+    with Journal.read_only(Layout(state).journal) as journal:
         saved = journal.state()
         if saved is None:
             return []
@@ -38,7 +37,7 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
     Raises:
         UsageError: this node has not begun that round.
     """
-    with closing(Journal.read_only(Layout(state).journal)) as journal:
+    with Journal.read_only(Layout(state).journal) as journal:
         saved = journal.state()
         if saved is None or not any(p["phase"] in PHASES for p in journal.rows("phases", number)):
             raise UsageError(f"this node has not begun round {number}", remedy="`hsl-node round history` lists them")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Collection
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def from_journal(state: Path) -> Snapshot:
     layout = Layout(state)
     if not layout.journal.exists():
         return Snapshot(warnings=keys)
-    with closing(Journal.read_only(layout.journal)) as journal:
+    with Journal.read_only(layout.journal) as journal:
         revoked = {w.code.removeprefix("revoked ") for w in keys}
         ended, found = find_ending(journal), _recorded(journal, revoked)
         warnings = (*_of_the_end(ended), *found.warnings, *_of_the_models(layout), *keys)

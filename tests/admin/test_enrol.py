@@ -397,9 +397,8 @@ def test_replace_moves_the_old_run_aside_whole(ash: Path, birch: Path, tmp_path:
     (past,) = Layout(ash).past.iterdir()
     assert (past / "outbox" / "r000001.safetensors").read_bytes() == b"checkpoint"
     assert toml_file.read_toml(past / "federation.toml", Federation).name == "trees"
-    old = Journal.read_only(past / "journal.sqlite3")
-    assert old.signed(1) is not None
-    old.close()
+    with Journal.read_only(past / "journal.sqlite3") as old:
+        assert old.signed(1) is not None
     assert config.load_federation(ash).name == "new"
     store = Store(Layout(ash))
     assert store.journal.state() is None and store.journal.signed(1) is None

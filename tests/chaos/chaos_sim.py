@@ -218,12 +218,11 @@ class World:
             if not site.layout.journal.exists():
                 self.problem(f"{peer} has no journal")
                 continue
-            journal = Journal.read_only(site.layout.journal)
-            fused = {row["round"]: row["sha256"] for row in journal.rows("fused")}
-            content = journal.state()
-            for row in journal.rows("manifests"):
-                signed.setdefault((row["peer"], row["round"]), set()).add(content_digest(row["content"]))
-            journal.close()
+            with Journal.read_only(site.layout.journal) as journal:
+                fused = {row["round"]: row["sha256"] for row in journal.rows("fused")}
+                content = journal.state()
+                for row in journal.rows("manifests"):
+                    signed.setdefault((row["peer"], row["round"]), set()).add(content_digest(row["content"]))
             state = from_json(content) if content else None
             rounds = list(range(self.plan.rounds + 1))
             if state is None or state.phase is not Phase.FINISHED or sorted(fused) != rounds:

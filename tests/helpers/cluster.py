@@ -221,11 +221,8 @@ class Cluster:
 
     def fused(self, name: str) -> dict[int, str]:
         """Digest of every fused model this node's journal holds, by round."""
-        journal = Journal.read_only(self.layout(name).journal)
-        try:
+        with Journal.read_only(self.layout(name).journal) as journal:
             return {r["round"]: r["sha256"] for r in journal.rows("fused")}
-        finally:
-            journal.close()
 
     def __enter__(self) -> Cluster:
         return self

@@ -78,13 +78,10 @@ def deliver_rubbish(cluster: Cluster) -> None:
 
 def documents(cluster: Cluster, name: str, round: int) -> dict[str, bytes]:
     """The manifests of a round in this node's journal, by peer; and what it has `signed` itself."""
-    journal = Journal.read_only(cluster.layout(name).journal)
-    try:
+    with Journal.read_only(cluster.layout(name).journal) as journal:
         found = {p: row["document"] for p in NAMES if (row := journal.manifest(round, Peer(p)))}
         signed = journal.signed(round)
         return found | ({"signed": signed[1]} if signed else {})
-    finally:
-        journal.close()
 
 
 def _begin(crash: str, body: Callable[..., None], *arguments: Any) -> None:

@@ -29,11 +29,8 @@ def state(cluster: Cluster, name: str) -> Path:
 
 def signed_by(cluster: Cluster, at: str, key: str) -> set[int]:
     """Rounds whose manifest of ash, as `at` keeps it, was signed with this key."""
-    journal = Journal.read_only(cluster.layout(at).journal)
-    try:
+    with Journal.read_only(cluster.layout(at).journal) as journal:
         found = {m["round"]: journal.manifest(m["round"], ASH) for m in journal.rows("manifests") if m["peer"] == "ash"}
-    finally:
-        journal.close()
     rounds = set()
     for round, kept in found.items():
         assert kept is not None

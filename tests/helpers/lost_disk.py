@@ -32,10 +32,7 @@ def require_same(cluster: Cluster, undisturbed: dict[int, str]) -> None:
 
 
 def signed(cluster: Cluster, name: str, round: int) -> bytes:
-    journal = Journal.read_only(cluster.layout(name).journal)
-    try:
+    with Journal.read_only(cluster.layout(name).journal) as journal:
         found = journal.signed(round)
         assert found is not None
         return found[1]
-    finally:
-        journal.close()

@@ -64,11 +64,8 @@ class Siege:
 
     def genuine(self, peer: Peer = Peer("cedar")) -> list[dict[str, Any]]:
         """What `peer` truly signed so far, by round."""
-        journal = Journal.read_only(self.cluster.layout(peer).journal)
-        try:
+        with Journal.read_only(self.cluster.layout(peer).journal) as journal:
             rows = journal.rows("manifests")
-        finally:
-            journal.close()
         return [r["content"] for r in sorted(rows, key=lambda r: int(r["round"])) if r["peer"] == peer]
 
     def next_manifest(self) -> dict[str, Any]:

@@ -55,25 +55,24 @@ def make_state(
     card = members.federation.get(name)
     (layout.state / "node.toml").write_text(tomli_w.dumps({"name": name, "address": card.address}))
     (layout.state / "federation.toml").write_text(federation_text(members.federation))
-    journal = Journal.create(layout.journal)
-    phase = Phase.HALTED if halted else Phase.FINISHED
-    state = State(Peer(name), members.peers, 2, Digest(fused[-1]), phase=phase, round=3, reason=halted)
-    with journal.transaction():
-        journal.save_state(to_json(state))
-        for peer in members.peers:
-            for round, base in enumerate(("0" * 64, "1" * 64, (claims or {}).get(peer, "2" * 64)), 1):
-                content = {"base": base, "bytes": 0 if round == 3 else 1000, "auc": 0.6 + round / 10, "samples": 30,
-                           "software": software}  # fmt: skip
-                journal.record_manifest(round, peer, "d" * 64, b"", content)
-        for round, digest in enumerate(fused, 1):
-            for step in ("train", "collect", "fuse"):
-                journal.record_phase(round, step)
-            journal.record_fused(round, Digest(digest))
-            journal.record_validation(round, 0.7, 0.5)
+    with Journal.create(layout.journal) as journal:
+        phase = Phase.HALTED if halted else Phase.FINISHED
+        state = State(Peer(name), members.peers, 2, Digest(fused[-1]), phase=phase, round=3, reason=halted)
+        with journal.transaction():
+            journal.save_state(to_json(state))
             for peer in members.peers:
-                if peer != name:
-                    journal.record_transfer(round, peer, "sent", 1_000_000, 4096 * round, round - 1, 0.5)
-        if record:
-            journal.record_result(EVALUATION, record)
-    journal.close()
+                for round, base in enumerate(("0" * 64, "1" * 64, (claims or {}).get(peer, "2" * 64)), 1):
+                    content = {"base": base, "bytes": 0 if round == 3 else 1000, "auc": 0.6 + round / 10, "samples": 30,
+                               "software": software}  # fmt: skip
+                    journal.record_manifest(round, peer, "d" * 64, b"", content)
+            for round, digest in enumerate(fused, 1):
+                for step in ("train", "collect", "fuse"):
+                    journal.record_phase(round, step)
+                journal.record_fused(round, Digest(digest))
+                journal.record_validation(round, 0.7, 0.5)
+                for peer in members.peers:
+                    if peer != name:
+                        journal.record_transfer(round, peer, "sent", 1_000_000, 4096 * round, round - 1, 0.5)
+            if record:
+                journal.record_result(EVALUATION, record)
     return layout.state

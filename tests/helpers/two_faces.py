@@ -53,11 +53,8 @@ def signed(cluster: Cluster, name: str, round: int) -> dict[str, Any]:
     content: list[dict[str, Any]] = []
 
     def there(status: dict[str, Any]) -> bool:
-        journal = Journal.read_only(cluster.layout(name).journal)
-        try:
+        with Journal.read_only(cluster.layout(name).journal) as journal:
             rows = journal.rows("manifests")
-        finally:
-            journal.close()
         content[:] = [r["content"] for r in rows if (r["round"], r["peer"]) == (round, name)]
         return bool(content)
 

@@ -171,11 +171,8 @@ def test_threat_08_a_last_model_that_diverges_is_tried_again_by_pause_and_resume
         cluster.start("birch")
 
         def noted() -> int:
-            journal = Journal.read_only(cluster.layout("ash").journal)
-            try:
+            with Journal.read_only(cluster.layout("ash").journal) as journal:
                 return sum(n["code"] == "diverged" for n in journal.rows("notes"))
-            finally:
-                journal.close()
 
         def diverged(status: dict[str, Any]) -> bool:
             return status["phase"] == "finished" and any(w["code"] == "diverged" for w in status["warnings"])

@@ -104,9 +104,8 @@ def test_threat_20_hostile_strings_arrive_as_text(tmp_path: Path, federation_of:
     members = federation_of(2, plan=plan, name=HOSTILE)
     record = evaluation(None, 0.8, classes=(HOSTILE, "yes"))
     state = make_state(tmp_path, members, "ash", record=record, software=HOSTILE, halted=HOSTILE)
-    journal = Journal.create(Layout(state).journal)
-    journal.note("warning", HOSTILE, HOSTILE)
-    journal.close()
+    with Journal.create(Layout(state).journal) as journal:
+        journal.note("warning", HOSTILE, HOSTILE)
     page = Page(report.build([state], tmp_path / "report.html", note=HOSTILE))
     assert page.tags["script"] == 0
     assert "<script" not in page.source

@@ -66,26 +66,22 @@ def state(tmp_path: Path, federation_of: FederationOf) -> Path:
     method = METHODS[PLAN.method]
     digest, _ = initial_weights(layout.state, PLAN, method, layout.fused(1))
     initial_weights(layout.state, PLAN.model_copy(update={"seed": 2}), method, layout.outbox(1))
-    journal = Journal.create(layout.journal)
-    with journal.transaction():
+    with Journal.create(layout.journal) as journal, journal.transaction():
         journal.record_fused(1, digest)
         journal.record_validation(1, 0.6, 0.7)
-    journal.close()
     set_phase(layout.state, Phase.FINISHED)
     return layout.state
 
 
 def set_phase(state: Path, phase: Phase) -> None:
-    journal = Journal.create(Layout(state).journal)
-    peers = ("ash", "birch")
-    journal.save_state(to_json(State("ash", peers, 1, "0" * 64, phase=phase, round=2)))  # type: ignore[arg-type]
-    journal.close()
+    with Journal.create(Layout(state).journal) as journal:
+        peers = ("ash", "birch")
+        journal.save_state(to_json(State("ash", peers, 1, "0" * 64, phase=phase, round=2)))  # type: ignore[arg-type]
 
 
 def recorded(state: Path) -> dict[str, object]:
-    journal = Journal.read_only(Layout(state).journal)
-    found = journal.result(evaluate.EVALUATION)
-    journal.close()
+    with Journal.read_only(Layout(state).journal) as journal:
+        found = journal.result(evaluate.EVALUATION)
     assert found is not None
     return found
 
@@ -283,21 +279,20 @@ def test_while_the_last_fused_model_is_to_be_validated_none_is_the_final_one(sta
     digest, _ = initial_weights(
         state, PLAN.model_copy(update={"seed": 3}), METHODS[PLAN.method], Layout(state).fused(2)
     )
-    journal = Journal.create(Layout(state).journal)
-    journal.record_fused(2, digest)
-    set_phase(state, phase)
-    for take in (evaluate.evaluate, lambda s: models.find_model(s, None)):
-        with pytest.raises(UsageError, match=r"last fused model \(round 2\) is still to be validated") as caught:
-            take(state)
-        assert 'no line "still to do"' in caught.value.remedy
-    assert [models.find_model(state, r).round for r in (1, 2)] == [1, 2]
-    early = evaluate.evaluate(state, again=True)
-    assert (early["final"], early["round"]) == (False, 1)
-    set_phase(state, Phase.TRAIN)
-    assert models.find_model(state, None).round == 1, "in the midst of a run: the best so far"
-    set_phase(state, phase)
-    journal.record_validation(2, 0.9, 0.7)
-    journal.close()
+    with Journal.create(Layout(state).journal) as journal:
+        journal.record_fused(2, digest)
+        set_phase(state, phase)
+        for take in (evaluate.evaluate, lambda s: models.find_model(s, None)):
+            with pytest.raises(UsageError, match=r"last fused model \(round 2\) is still to be validated") as caught:
+                take(state)
+            assert 'no line "still to do"' in caught.value.remedy
+        assert [models.find_model(state, r).round for r in (1, 2)] == [1, 2]
+        early = evaluate.evaluate(state, again=True)
+        assert (early["final"], early["round"]) == (False, 1)
+        set_phase(state, Phase.TRAIN)
+        assert models.find_model(state, None).round == 1, "in the midst of a run: the best so far"
+        set_phase(state, phase)
+        journal.record_validation(2, 0.9, 0.7)
     assert models.find_model(state, None).round == 2
     found = evaluate.evaluate(state)
     assert (found["final"], found["round"]) == (True, 2)
@@ -324,11 +319,10 @@ def another_run(state: Path, federation: str | None, model: str) -> None:
     layout = Layout(state)
     enrol._set_aside(layout)
     if federation is not None:
-        journal = Journal.create(layout.journal)
-        journal.set_meta("federation", federation)
-        journal.record_fused(1, Digest(model))
-        journal.record_validation(1, 0.6, 0.7)
-        journal.close()
+        with Journal.create(layout.journal) as journal:
+            journal.set_meta("federation", federation)
+            journal.record_fused(1, Digest(model))
+            journal.record_validation(1, 0.6, 0.7)
         set_phase(state, Phase.FINISHED)
 
 
@@ -340,9 +334,8 @@ def another_run(state: Path, federation: str | None, model: str) -> None:
 def test_figures_of_one_run_are_never_recorded_in_the_journal_of_the_next(
     state: Path, monkeypatch: pytest.MonkeyPatch, federation: str | None, model: str
 ) -> None:
-    journal = Journal.create(Layout(state).journal)
-    journal.set_meta("federation", "a" * 64)
-    journal.close()
+    with Journal.create(Layout(state).journal) as journal:
+        journal.set_meta("federation", "a" * 64)
     model = sha256_of(Layout(state).fused(1)) if model == "the same" else model
     meanwhile(monkeypatch, lambda: another_run(state, federation, model))
     with pytest.raises(FederationMismatch, match="another run than when the evaluation began: nothing was recorded"):
@@ -350,17 +343,15 @@ def test_figures_of_one_run_are_never_recorded_in_the_journal_of_the_next(
     path = Layout(state).journal
     assert path.exists() == (federation is not None), "it makes no journal"
     if federation is not None:
-        journal = Journal.read_only(path)
-        assert journal.result(evaluate.EVALUATION) is None
-        journal.close()
+        with Journal.read_only(path) as journal:
+            assert journal.result(evaluate.EVALUATION) is None
 
 
 def test_a_record_of_another_runs_model_is_not_shown(state: Path, tmp_path: Path) -> None:
     """As an earlier version may have left it: neither by evaluate, nor on the card of an export."""
-    journal = Journal.create(Layout(state).journal)
-    alien = {"evaluated": 3, "final": True, "round": 1, "weights": {"fused": "c" * 64, "local": "d" * 64}}
-    journal.record_result(evaluate.EVALUATION, {**alien, "test": {"fused": {"auc": 1}, "local": {"auc": 1}}})
-    journal.close()
+    with Journal.create(Layout(state).journal) as journal:
+        alien = {"evaluated": 3, "final": True, "round": 1, "weights": {"fused": "c" * 64, "local": "d" * 64}}
+        journal.record_result(evaluate.EVALUATION, {**alien, "test": {"fused": {"auc": 1}, "local": {"auc": 1}}})
     predict.export(state, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "model.json").read_text())["test"] is None
     found = evaluate.evaluate(state)
@@ -394,10 +385,9 @@ def test_what_was_measured_before_the_end_is_measured_anew_after_it(state: Path)
     digest, _ = initial_weights(
         state, PLAN.model_copy(update={"seed": 3}), METHODS[PLAN.method], Layout(state).fused(2)
     )
-    journal = Journal.create(Layout(state).journal)
-    journal.record_fused(2, digest)
-    journal.record_validation(2, 0.9, 0.7)
-    journal.close()
+    with Journal.create(Layout(state).journal) as journal:
+        journal.record_fused(2, digest)
+        journal.record_validation(2, 0.9, 0.7)
     assert evaluate.evaluate(state) == first
     set_phase(state, Phase.FINISHED)
     found = evaluate.evaluate(state)

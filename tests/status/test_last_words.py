@@ -192,11 +192,10 @@ def test_a_second_start_says_nothing_in_the_first_ones_name(tmp_path: Path) -> N
 )
 def test_each_end_has_its_words_and_none_names_an_image(tmp_path: Path, error: Exception | None, how: str) -> None:
     """After a failed fsync nothing more is written, so the journal knows only that it had begun."""
-    journal = Journal.create(tmp_path / "journal.sqlite3")
-    assert last_words.find_ending(journal) is None
-    last_words.note_running(journal)
-    last_words.note(journal, error)
-    found = last_words.find_ending(journal)
-    assert found is not None and found.how == how
-    assert (found.text != "") == (error is not None) and "jane_doe" not in repr(found)
-    journal.close()
+    with Journal.create(tmp_path / "journal.sqlite3") as journal:
+        assert last_words.find_ending(journal) is None
+        last_words.note_running(journal)
+        last_words.note(journal, error)
+        found = last_words.find_ending(journal)
+        assert found is not None and found.how == how
+        assert (found.text != "") == (error is not None) and "jane_doe" not in repr(found)

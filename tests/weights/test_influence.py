@@ -234,9 +234,8 @@ def test_a_class_without_validation_images_never_alarms():
 
 @pytest.fixture
 def journal(tmp_path):
-    journal = Journal.create(tmp_path / "journal.sqlite3")
-    yield journal
-    journal.close()
+    with Journal.create(tmp_path / "journal.sqlite3") as journal:
+        yield journal
 
 
 def fuse_round(journal: Journal, round: int, found: dict[Peer, Figures]) -> None:

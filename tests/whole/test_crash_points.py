@@ -458,6 +458,5 @@ def test_a_restore_killed_anywhere_and_given_again_is_a_restore(
     assert fresh(command, *words) == (2 if last else 0)  # 2: a node is there already
     for name in ("node.toml", "federation.toml", archive.KEY):
         assert (state / name).read_bytes() == (saved[0] / name).read_bytes()
-    journal = Journal.read_only(Layout(state).journal)
-    assert recover_mark.find_mark(journal) is not None
-    journal.close()
+    with Journal.read_only(Layout(state).journal) as journal:
+        assert recover_mark.find_mark(journal) is not None

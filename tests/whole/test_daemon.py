@@ -89,10 +89,9 @@ def test_every_exchange_leaves_manifest_and_receipt_in_the_journal(tmp_path: Pat
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:
         cluster.finish_in_step("ash", "birch")
         assert cluster.stop("ash") == 0
-        journal = Journal.read_only(cluster.layout("ash").journal)
-        manifests = {(m["round"], m["peer"]) for m in journal.rows("manifests")}
-        receipts = {(r["round"], r["receiver"], r["code"]) for r in journal.rows("receipts")}
-        journal.close()
+        with Journal.read_only(cluster.layout("ash").journal) as journal:
+            manifests = {(m["round"], m["peer"]) for m in journal.rows("manifests")}
+            receipts = {(r["round"], r["receiver"], r["code"]) for r in journal.rows("receipts")}
     assert manifests == set(itertools.product(range(5), ("ash", "birch")))
     assert receipts == {(r, "birch", "accepted") for r in range(5)}
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -119,7 +119,7 @@ def test_threat_29_systemds_status_line_tells_of_a_trainer_that_hangs(trainer: s
 
 def test_images_that_are_decoded_are_no_longer_shown_as_being_decoded(tmp_path: Path) -> None:
     """A node may wait for days for its peers after that."""
-    with closing(Journal.create(tmp_path / "journal.sqlite3")) as journal:
+    with Journal.create(tmp_path / "journal.sqlite3") as journal:
         here: Any = SimpleNamespace(journal=journal, layout=Layout(tmp_path))
         training = Training(here, Alarms(), None)
         training._heard({"event": "busy", "what": "decoding images", "done": 1, "total": 60})

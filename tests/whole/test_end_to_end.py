@@ -88,11 +88,8 @@ def undisturbed(states: list[Path]) -> dict[int, str]:
 
 
 def fused(state: Path) -> dict[int, str]:
-    journal = Journal.read_only(Layout(state).journal)
-    try:
+    with Journal.read_only(Layout(state).journal) as journal:
         return {r["round"]: r["sha256"] for r in journal.rows("fused")}
-    finally:
-        journal.close()
 
 
 def test_three_hospitals_train_hsl_and_hold_the_same_model(undisturbed: dict[int, str]) -> None:
@@ -129,11 +126,8 @@ def test_threat_22_a_daemon_killed_in_mid_epoch_ends_with_the_same_bytes(
 
 
 def _epochs(path: Path) -> int:
-    journal = Journal.read_only(path)
-    try:
+    with Journal.read_only(path) as journal:
         return len(journal.rows("epochs"))
-    finally:
-        journal.close()
 
 
 def _trainers(log: Path) -> list[int]:

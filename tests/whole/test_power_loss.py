@@ -290,15 +290,12 @@ def opened(folder: Path, main: bytes, wal: bytes) -> dict[str, Any] | None:
     folder.mkdir()
     (folder / "journal.sqlite3").write_bytes(main)
     (folder / "journal.sqlite3-wal").write_bytes(wal)
-    journal = Journal.create(folder / "journal.sqlite3")
-    try:
+    with Journal.create(folder / "journal.sqlite3") as journal:
         assert journal._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         state = journal.state()
         signed = [row["round"] for row in journal.rows("signed")]
         assert signed == list(range(1, (state or {"round": 0})["round"] + 1))  # of one transaction with the state
         return state
-    finally:
-        journal.close()
 
 
 def committed(journal: Journal, round: int) -> None:
@@ -310,15 +307,14 @@ def committed(journal: Journal, round: int) -> None:
 def test_a_power_loss_anywhere_in_the_write_ahead_log_leaves_a_committed_state(tmp_path: Path) -> None:
     """Cut at every frame and in mid-frame; and the rest of the file zeros or noise, as a disk may leave it."""
     path = tmp_path / "journal.sqlite3"
-    journal = Journal.create(path)
-    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    main, wal = path.read_bytes(), path.with_name("journal.sqlite3-wal")
-    ends = {0: 0}  # round -> length of the log when its commit had returned, fsynced
-    for round in range(1, 7):
-        committed(journal, round)
-        ends[round] = wal.stat().st_size
-    log = wal.read_bytes()
-    journal.close()
+    with Journal.create(path) as journal:
+        journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        main, wal = path.read_bytes(), path.with_name("journal.sqlite3-wal")
+        ends = {0: 0}  # round -> length of the log when its commit had returned, fsynced
+        for round in range(1, 7):
+            committed(journal, round)
+            ends[round] = wal.stat().st_size
+        log = wal.read_bytes()
     frames = frames_of(log)
     assert len(frames) > len(ends) and frames[-1] == ends[6] == len(log)
     cuts = sorted({*frames, *(f + n for f in frames[:-1] for n in (1, 23, 24, 700)), 0, 31})
@@ -335,15 +331,14 @@ def test_a_power_loss_anywhere_in_the_write_ahead_log_leaves_a_committed_state(t
 def test_a_power_loss_while_the_log_is_moved_into_the_database_loses_nothing(tmp_path: Path) -> None:
     """A checkpoint overwrites pages in any order; the log stays until all of them are durable."""
     path = tmp_path / "journal.sqlite3"
-    journal = Journal.create(path)
-    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    before = path.read_bytes()
-    for round in range(1, 7):
-        committed(journal, round)
-    log = path.with_name("journal.sqlite3-wal").read_bytes()
-    journal._db.execute("PRAGMA wal_checkpoint(FULL)")
-    after = path.read_bytes()
-    journal.close()
+    with Journal.create(path) as journal:
+        journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = path.read_bytes()
+        for round in range(1, 7):
+            committed(journal, round)
+        log = path.with_name("journal.sqlite3-wal").read_bytes()
+        journal._db.execute("PRAGMA wal_checkpoint(FULL)")
+        after = path.read_bytes()
     page = struct.unpack(">I", log[8:12])[0]
     changed = [n for n in range(0, len(after), page) if before[n : n + page] != after[n : n + page]]
     assert len(changed) > 3

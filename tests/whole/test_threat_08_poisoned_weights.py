@@ -97,11 +97,10 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_threat_08_unlike_but_honest_hospitals_raise_no_alarm(honest: Path) -> None:
-    journal = Journal.read_only(honest / "journal.sqlite3")
-    assert alarms_of(journal) == {}
-    assert journal.rows("notes") == []
-    assert all(len((journal.influence(r) or {})["peers"]) == 3 for r in range(1, ROUNDS + 1))
-    journal.close()
+    with Journal.read_only(honest / "journal.sqlite3") as journal:
+        assert alarms_of(journal) == {}
+        assert journal.rows("notes") == []
+        assert all(len((journal.influence(r) or {})["peers"]) == 3 for r in range(1, ROUNDS + 1))
 
 
 @pytest.mark.sample(3)
@@ -120,10 +119,9 @@ def test_threat_08_a_magnified_or_reversed_update_is_named_at_once(
     write_weights(paths[culprit], sent)
     schema = read_schema(paths[culprit])
     _, figures = fuse_watched("mean", paths, SIZES, schema, honest / f"fused{round - 1}", tmp_path / "fused")
-    journal = Journal.create(tmp_path / "journal.sqlite3")
-    record_fusion(journal, round, figures)
-    found = alarms_of(journal)
-    journal.close()
+    with Journal.create(tmp_path / "journal.sqlite3") as journal:
+        record_fusion(journal, round, figures)
+        found = alarms_of(journal)
     assert list(found) == [f"influence {culprit}"]
     assert sign in found[f"influence {culprit}"]
 
@@ -196,11 +194,8 @@ def test_threat_08_a_job_that_diverged_is_tried_again_by_pause_and_resume(tmp_pa
 
 
 def notes(cluster: Cluster) -> list[dict[str, object]]:
-    journal = Journal.read_only(cluster.layout(ASH).journal)
-    try:
+    with Journal.read_only(cluster.layout(ASH).journal) as journal:
         return journal.rows("notes")
-    finally:
-        journal.close()
 
 
 def diverged(status: dict[str, Any]) -> bool:

@@ -259,17 +259,14 @@ class Recovery:
             self._tell()
 
     def _counting(self, held: Mapping[str, Held]) -> dict[str, Held]:
-        journal = Journal.read_only(self._here.layout.journal)  # in a thread
         me = self._here.me
 
         def known(round: Round, peer: Peer) -> dict[str, Any] | None:
             """Not what was brought by hand: see `_known`."""
             return journal.manifest(round, peer) if peer != me or journal.signed(round) is not None else None
 
-        try:
+        with Journal.read_only(self._here.layout.journal) as journal:  # in a thread
             return counting(held, self._keys.ring, me, known)
-        finally:
-            journal.close()
 
     def _tell_forged(self, held: Mapping[str, Held], counts: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
         """It is not taken, and holds nothing up; but somebody signs with a key that was replaced."""
@@ -463,8 +460,8 @@ def _known(path: Path, ring: Keyring, me: Peer, named: Collection[tuple[Round, P
     The rounds since my last but one, what `signed` lacks of mine, and the rounds and peers that are `named`: what an
     answer lists and is here is not asked for, and what it says otherwise is seen.
     """
-    journal, found = Journal.read_only(path), []  # in a thread: parsing takes a while
-    try:
+    found = []
+    with Journal.read_only(path) as journal:  # in a thread: parsing takes a while
         since = (journal.last_signed() or 1) - 1
         rows = journal.documents(since, me)
         rows += [row for round, peer in sorted(named) if round < since and (row := journal.manifest(round, peer))]
@@ -478,8 +475,6 @@ def _known(path: Path, ring: Keyring, me: Peer, named: Collection[tuple[Round, P
                 found.append(held_of(manifest, row["document"], ring, certain=certain))
             except PeerDataError:  # with a key that an older keyring.toml, put back, does not know
                 found.append(Held(manifest, row["document"], certain=True))
-    finally:
-        journal.close()
     return {hashlib.sha256(h.document).hexdigest(): h for h in found}
 
 

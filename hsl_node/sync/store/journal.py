@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.federation.names import Digest, Peer, Round
@@ -68,7 +68,7 @@ class Said:
 
 
 class Journal:
-    """Open with `create`, `beside` or `read_only`; wall-clock times (`at`) are for display only, never for order."""
+    """Opened with `create`, `beside` or `read_only`, as a context. Wall-clock times (`at`) are only for display."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -150,6 +150,12 @@ class Journal:
 
     def close(self) -> None:
         self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @contextmanager
     def transaction(self, step: Step = Step.JOURNAL_NOTE) -> Iterator[None]:

@@ -8,7 +8,6 @@ it from its peers (`fetch_models.py`): each keeps the last fused models, and its
 from __future__ import annotations
 
 import shlex
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,7 +98,7 @@ def harmed(layout: Layout, *, whole: bool = True) -> list[Harm]:
     Raises:
         NotInitialised, LocalStateError: there is no journal, or it cannot be read.
     """
-    with closing(Journal.read_only(layout.journal)) as journal:
+    with Journal.read_only(layout.journal) as journal:
         found = [harm for model in models(journal) if (harm := harm_of(layout, model, whole=whole))]
         still = models(journal) if found else []  # another one may be the best by now, and that one pruned
     return [harm for harm in found if harm.model in still]

@@ -162,25 +162,24 @@ def test_threat_23_a_sector_that_cannot_be_read_is_as_good_as_gone(
 def test_threat_23_one_altered_file_counts_once_however_many_pushes_meet_it(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.make()
-    journal = Journal.create(layout.journal)
-    daemon: Any = SimpleNamespace(
-        _fatal=None, _stopping=asyncio.Event(), here=SimpleNamespace(layout=layout, journal=journal),
-        state=SimpleNamespace(round=3),
-    )  # fmt: skip
+    with Journal.create(layout.journal) as journal:
+        daemon: Any = SimpleNamespace(
+            _fatal=None, _stopping=asyncio.Event(), here=SimpleNamespace(layout=layout, journal=journal),
+            state=SimpleNamespace(round=3),
+        )  # fmt: skip
 
-    async def meets_it() -> None:
-        raise Altered("gone")
+        async def meets_it() -> None:
+            raise Altered("gone")
 
-    async def story() -> None:
-        tasks = Tasks(partial(Daemon._failed, daemon))
-        for key in ("push birch", "push cedar", "fuse 3"):
-            tasks.spawn(key, meets_it())
-        await asyncio.sleep(0.01)
-        assert not tasks.items() and isinstance(daemon._fatal, Altered)
+        async def story() -> None:
+            tasks = Tasks(partial(Daemon._failed, daemon))
+            for key in ("push birch", "push cedar", "fuse 3"):
+                tasks.spawn(key, meets_it())
+            await asyncio.sleep(0.01)
+            assert not tasks.items() and isinstance(daemon._fatal, Altered)
 
-    asyncio.run(story())
-    assert json.loads(journal.meta(ALTERED) or "")["rounds"] == [3]
-    journal.close()
+        asyncio.run(story())
+        assert json.loads(journal.meta(ALTERED) or "")["rounds"] == [3]
 
 
 def test_threat_23_no_figures_are_taken_from_a_fused_model_that_is_altered(tmp_path: Path) -> None:
@@ -355,10 +354,9 @@ def test_threat_23_a_node_whose_disk_fails_for_the_third_time_waits_loudly_until
     cluster.start("cedar")
     cluster.crash("ash", "fusion.write:before")
     state = cluster.layout("ash").state
-    journal = Journal.create(Layout(state).journal)
-    for _ in range(3):
-        damage.found(journal, 1, "inbox/r000001/birch.safetensors")
-    journal.close()
+    with Journal.create(Layout(state).journal) as journal:
+        for _ in range(3):
+            damage.found(journal, 1, "inbox/r000001/birch.safetensors")
     cluster.start("ash")
     status = cluster.wait_until("ash", lambda s: any(w["code"] == "altered" for w in s["warnings"]), "loud")
     assert "3 times within" in status["warnings"][0]["text"]

@@ -53,9 +53,8 @@ def test_threat_12_a_lost_disk_in_every_phase_ends_with_the_same_bytes(
 
         assert len(falls_in_every_phase(cluster, "birch", harm)) == 9
         require_same(cluster, undisturbed)
-        birch = Journal.read_only(cluster.layout("birch").journal)
-        assert {m["round"] for m in birch.rows("manifests") if m["peer"] == "birch"} == set(range(5))
-        birch.close()
+        with Journal.read_only(cluster.layout("birch").journal) as birch:
+            assert {m["round"] for m in birch.rows("manifests") if m["peer"] == "birch"} == set(range(5))
 
 
 @pytest.mark.sample(3, "lost disks")
@@ -296,10 +295,7 @@ def seen(status: dict[str, Any], peer: str) -> float:
 
 def owed(cluster: Cluster, name: str) -> list[Any]:
     """The deliveries for which its journal has no receipt."""
-    journal = Journal.read_only(cluster.layout(name).journal)
-    try:
+    with Journal.read_only(cluster.layout(name).journal) as journal:
         state = journal.state()
         assert state is not None
         return list(state["owed"])
-    finally:
-        journal.close()

@@ -254,10 +254,9 @@ def test_an_export_that_is_not_of_this_node_or_contradicts_it_is_refused(tmp_pat
         ):
             change()
             refused(error)
-            journal = Journal.read_only(cluster.layout("birch").journal)
-            assert mark.find_mark(journal) is None, "nothing was changed"
-            assert journal.manifest(2, Peer("birch"))["content"] == content  # type: ignore[index]
-            journal.close()
+            with Journal.read_only(cluster.layout("birch").journal) as journal:
+                assert mark.find_mark(journal) is None, "nothing was changed"
+                assert journal.manifest(2, Peer("birch"))["content"] == content  # type: ignore[index]
         assert [p.peer for p in evidence.kept(birch / "evidence")] == ["birch"]
         replaced(key)
         assert recover.prepare(birch, ("ash",), (export,)) == ()
@@ -294,15 +293,12 @@ def test_threat_17_an_export_that_a_replaced_key_has_signed_is_taken_as_far_as_n
             path.write_bytes(line + b"\n")
             path.with_name(path.name + ".sig").write_bytes(signature)
 
-        journal = Journal.beside(cluster.layout("birch").journal)
-        with journal.transaction():
+        with Journal.beside(cluster.layout("birch").journal) as journal, journal.transaction():
             for table in ("manifests", "signed"):
                 journal._db.execute(f"DELETE FROM {table} WHERE round < 4")
-        journal.close()
         assert recover.prepare(birch, ("ash",), (export,)) == ()
-        journal = Journal.read_only(cluster.layout("birch").journal)
-        assert [r for r in range(1, 4) if journal.manifest(r, Peer("birch"))] == [1, 2, 3]
-        journal.close()
+        with Journal.read_only(cluster.layout("birch").journal) as journal:
+            assert [r for r in range(1, 4) if journal.manifest(r, Peer("birch"))] == [1, 2, 3]
         for forged in ({"round": 7}, {"round": 2, "samples": 77}):
             forge(**forged)
             with pytest.raises(PeerDataError, match="signed with a key of this node that was replaced"):

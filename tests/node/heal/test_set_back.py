@@ -63,11 +63,8 @@ def set_back(cluster: Cluster, name: str, copy: Path) -> None:
 
 
 def last_signed(cluster: Cluster, name: str) -> int | None:
-    journal = Journal.read_only(cluster.layout(name).journal)
-    try:
+    with Journal.read_only(cluster.layout(name).journal) as journal:
         return journal.last_signed()
-    finally:
-        journal.close()
 
 
 def all_delivered(cluster: Cluster, names: Iterable[str], round: int) -> None:

@@ -254,29 +254,28 @@ def calls_of_a_list(folder: Path, rounds: int) -> int:
     members = make_federation(3)
     layout = Layout(folder)
     layout.make()
-    journal = Journal.create(layout.journal)
-    with journal.transaction():
-        for round in range(rounds):
-            journal.record_fused(round, Digest(f"{round:064x}"))
-            for peer in members.peers:
-                digest = Digest(hashlib.sha256(f"{peer} {round}".encode()).hexdigest())
-                journal.record_manifest(round, peer, digest, digest.encode(), {})
-    for kept in (rounds - 2, rounds - 1):
-        layout.fused(kept).write_bytes(b"model")
-    state: Any = SimpleNamespace(round=rounds - 1, phase="train")
-    here: Any = SimpleNamespace(
-        journal=journal, me=ASH, layout=layout, federation=members.federation, homes=layout.homes
-    )
-    keys: Any = SimpleNamespace(identity=members.identities[ASH])
-    offers = Serve(here, keys, lambda: state)
-    os.close(offers.open(BIRCH, NONCE, False))  # what is imported late
-    profile = cProfile.Profile()
-    descriptor = profile.runcall(offers.open, BIRCH, NONCE, False)
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(0)
-        offer = parse_offer(file.read(), members.federation, peer=ASH, asker=BIRCH, nonce=NONCE)
-    assert {f"{kept:064x}" for kept in (rounds - 2, rounds - 1)} <= set(offer.files)
-    journal.close()
+    with Journal.create(layout.journal) as journal:
+        with journal.transaction():
+            for round in range(rounds):
+                journal.record_fused(round, Digest(f"{round:064x}"))
+                for peer in members.peers:
+                    digest = Digest(hashlib.sha256(f"{peer} {round}".encode()).hexdigest())
+                    journal.record_manifest(round, peer, digest, digest.encode(), {})
+        for kept in (rounds - 2, rounds - 1):
+            layout.fused(kept).write_bytes(b"model")
+        state: Any = SimpleNamespace(round=rounds - 1, phase="train")
+        here: Any = SimpleNamespace(
+            journal=journal, me=ASH, layout=layout, federation=members.federation, homes=layout.homes
+        )
+        keys: Any = SimpleNamespace(identity=members.identities[ASH])
+        offers = Serve(here, keys, lambda: state)
+        os.close(offers.open(BIRCH, NONCE, False))  # what is imported late
+        profile = cProfile.Profile()
+        descriptor = profile.runcall(offers.open, BIRCH, NONCE, False)
+        with os.fdopen(descriptor, "rb") as file:
+            file.seek(0)
+            offer = parse_offer(file.read(), members.federation, peer=ASH, asker=BIRCH, nonce=NONCE)
+        assert {f"{kept:064x}" for kept in (rounds - 2, rounds - 1)} <= set(offer.files)
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 

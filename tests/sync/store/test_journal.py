@@ -23,9 +23,8 @@ SHA, OTHER = Digest("a" * 64), Digest("b" * 64)
 
 @pytest.fixture
 def journal(tmp_path):
-    opened = Journal.create(tmp_path / "journal.sqlite3")
-    yield opened
-    opened.close()
+    with Journal.create(tmp_path / "journal.sqlite3") as opened:
+        yield opened
 
 
 # ------------------------------------------------------------------ crashes
@@ -168,9 +167,8 @@ def test_a_reader_sees_commits_while_the_writer_goes_on_and_cannot_write(tmp_pat
 
 def test_a_reader_opens_the_journal_of_a_stopped_or_killed_daemon(tmp_path):
     run_and_kill(tmp_path, "journal.save_state({'round': 7})\nos.kill(os.getpid(), signal.SIGKILL)")
-    reader = Journal.read_only(tmp_path / "journal.sqlite3")
-    assert reader.state() == {"round": 7}
-    reader.close()
+    with Journal.read_only(tmp_path / "journal.sqlite3") as reader:
+        assert reader.state() == {"round": 7}
     Journal.create(tmp_path / "journal.sqlite3").close()  # the last writer leaves: no -wal stays
     assert Journal.read_only(tmp_path / "journal.sqlite3").state() == {"round": 7}
 
@@ -214,9 +212,8 @@ def test_what_is_no_journal_of_ours_is_named(tmp_path, opener, content):
     elif content == "another database":
         sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
     else:
-        journal = Journal.create(path)
-        journal.set_meta("version", "99")
-        journal.close()
+        with Journal.create(path) as journal:
+            journal.set_meta("version", "99")
     with pytest.raises(LocalStateError, match=str(path)):
         opener(path)
 

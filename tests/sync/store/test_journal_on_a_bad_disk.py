@@ -59,36 +59,39 @@ def test_a_journal_that_is_none_any_more_still_asks_for_a_backup(tmp_path: Path)
 def test_a_damaged_journal_names_the_way_out_for_who_has_no_backup(tmp_path: Path) -> None:
     """In its midst, so that it opens: `doctor` reads every page, the daemon those that it needs."""
     path = tmp_path / "journal.sqlite3"
-    journal = Journal.create(path)
-    with journal.transaction():
+    with Journal.create(path) as journal, journal.transaction():
         for _ in range(2000):
             journal.note("info", "filler", "x" * 100)
-    journal.close()
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle:] = b"\xff" * (len(content) - middle)
     path.write_bytes(content)
-    journal = Journal.read_only(path)
-    for reading in (lambda: journal.require_sound(path), lambda: journal.rows("notes")):
-        with pytest.raises(LocalStateError) as damaged:
-            reading()
-        for part in ("keys/", "federation.toml", "keyring.toml", "splits.json", "anchor set", "recover --from-peers`"):
-            assert part in damaged.value.remedy
-    journal.close()
+    with Journal.read_only(path) as journal:
+        for reading in (lambda: journal.require_sound(path), lambda: journal.rows("notes")):
+            with pytest.raises(LocalStateError) as damaged:
+                reading()
+            for part in (
+                "keys/",
+                "federation.toml",
+                "keyring.toml",
+                "splits.json",
+                "anchor set",
+                "recover --from-peers`",
+            ):
+                assert part in damaged.value.remedy
 
 
 def test_a_backup_into_a_folder_too_small_for_the_journal_names_that_folder(tmp_path: Path, tiny_disk: Path) -> None:
     """SQLite says "full" and not of which disk; nobody should go and look at the node's own."""
     (tmp_path / "ash").mkdir()
     (tmp_path / "ash" / "node.toml").write_text('name = "ash"\naddress = "ash:1"\nlisten = "0.0.0.0:1"\n')
-    journal = Journal.create(tmp_path / "ash" / "journal.sqlite3")
-    journal.set_meta("much", "x" * 4_000_000)
-    with pytest.raises(LocalStateError, match="No space left on device") as full:
-        backup.backup(tmp_path / "ash", tiny_disk / "ash.tar")
-    assert str(tiny_disk / "ash.tar") in full.value.message and "make room in that folder" in full.value.remedy
-    assert "the node itself goes on" in full.value.remedy and list(tiny_disk.iterdir()) == []
-    assert journal.meta("much")
-    journal.close()
+    with Journal.create(tmp_path / "ash" / "journal.sqlite3") as journal:
+        journal.set_meta("much", "x" * 4_000_000)
+        with pytest.raises(LocalStateError, match="No space left on device") as full:
+            backup.backup(tmp_path / "ash", tiny_disk / "ash.tar")
+        assert str(tiny_disk / "ash.tar") in full.value.message and "make room in that folder" in full.value.remedy
+        assert "the node itself goes on" in full.value.remedy and list(tiny_disk.iterdir()) == []
+        assert journal.meta("much")
 
 
 # ------------------------------------------------------------------ why it cannot be read any more
@@ -166,14 +169,13 @@ def test_threat_23_a_disk_that_fails_where_the_journal_is_read_ends_the_process_
 
 def malformed(path: Path) -> None:
     """One page of it, that of a table which nothing reads at the start."""
-    journal = Journal.create(path)
-    for round in range(5):
-        journal.record_manifest(round, ASH, SHA, b"document", {"auc": 0.5, "bytes": 0})
-    journal.record_phase(1, "train")
-    journal.save_state({"me": "ash", "round": 1, "phase": "train", "peers": ["ash"], "have": {}})
-    query = "SELECT rootpage FROM sqlite_master WHERE name = 'manifests'"
-    page, size = journal._db.execute(query).fetchone()[0], journal._db.execute("PRAGMA page_size").fetchone()[0]
-    journal.close()
+    with Journal.create(path) as journal:
+        for round in range(5):
+            journal.record_manifest(round, ASH, SHA, b"document", {"auc": 0.5, "bytes": 0})
+        journal.record_phase(1, "train")
+        journal.save_state({"me": "ash", "round": 1, "phase": "train", "peers": ["ash"], "have": {}})
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'manifests'"
+        page, size = journal._db.execute(query).fetchone()[0], journal._db.execute("PRAGMA page_size").fetchone()[0]
     with open(path, "r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xa5" * size)
