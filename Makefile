@@ -18,9 +18,11 @@ venv: $(INSTALLED)  ## install hsl-node, with what tests and export need, into .
 demo: $(INSTALLED)  ## a federation of three daemons on synthetic images, in minutes
 	@$(BIN)/hsl-node demo
 
-# One process per core, four at most: real daemons start others by the dozen. They start a sixth faster when hsl_node is
-# compiled, so the tests may write bytecode where the environment says otherwise; `make clean` removes it.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# One process more than cores, since they wait for daemons, but four at most: those start others by the dozen. They start a
+# sixth faster when hsl_node is compiled, so the tests may write bytecode where the environment says otherwise; `make clean`
+# removes it.
+AT_ONCE ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal
 test: $(INSTALLED)  ## the tests; of each campaign a sample, other cases each day (HSL_TEST_SAMPLE=... repeats one)
 	$(PYTEST) -m "not slow and not full"
 
@@ -38,7 +40,7 @@ docs: $(INSTALLED)  ## the index of the decisions and the examples of the protoc
 	$(BIN)/python tests/repository/decisions_index.py
 	$(BIN)/python tests/repository/protocol_examples.py
 
-threats: $(INSTALLED)  ## tests/README.md: which test answers which threat
+threats: $(INSTALLED)  ## tests/README.md: which test answers which threat, and what `make test` leaves to test-all
 	$(BIN)/python tests/repository/threat_table.py
 
 mutations: $(INSTALLED)  ## tests/mutations/MUTATIONS.md: each protection switched off, and which tests then fail; minutes

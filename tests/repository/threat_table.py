@@ -5,13 +5,14 @@ A test that answers threat 5 is called `test_threat_05_...`; the rest of its nam
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+
+from campaigns import marked, surely_in_make_test, table
 
 TESTS = Path(__file__).resolve().parents[1]
 TABLE = TESTS / "README.md"
@@ -54,8 +55,8 @@ WITHOUT_TESTS: frozenset[int] = frozenset()  # rows that still need a test; the 
 HEAD = """\
 # Tests
 
-`make test` runs all but the campaigns, `make test-all` those. Names are sentences; parts are real (SFTP on port 0,
-processes, SQLite). In `helpers/`: `federations.py` with keys, `boxes.py` a running inbox, `cluster.py` daemons,
+`make test` runs a sample of each campaign, `make test-all` all there is: the table at the end says what. Names are
+sentences; parts are real (SFTP on port 0, processes, SQLite). In `helpers/`: `federations.py` with keys, `boxes.py` a running inbox, `cluster.py` daemons,
 `proxy.py` a bad network, `receiver.py` and `sender.py` its two ends, which can be killed, `hostile.py` hostile peers
 and servers, `fuzz/` documents a little wrong (`make fuzz` searches longer), `simulation.py` a federation on paper,
 `chaos_sim.py` one of real nodes on a simulated network, clock and disk, `chaos_daemons.py` one of real processes.
@@ -69,7 +70,6 @@ off: [mutations/MUTATIONS.md](mutations/MUTATIONS.md).
 
 Test = tuple[int, str, str]  # (row, file, sentence)
 _NAME = re.compile(r"test_threat_(\d\d)_(\w+)")
-_ONLY_AT_TIMES = re.compile(r"pytest\.mark\.(full|slow|sample\(\d+, .*\))")  # the last: a campaign of several tests
 _LINE = re.compile(r"^- `(test_\w+\.py)`: (.+), (\d+)$", re.MULTILINE)
 
 
@@ -90,17 +90,10 @@ def collected() -> Counter[Test]:
     return cases
 
 
-def written(folder: Path = TESTS, surely: bool = False) -> set[Test]:
+def written(surely: bool = False) -> set[Test]:
     """The tests that stand in the files, without running anything; `surely`: those of which `make test` runs a case."""
-    found = set()
-    for path in sorted(folder.rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            marks = [ast.unparse(mark) for mark in node.decorator_list]
-            if (test := named(path.name, node.name)) and not (surely and any(map(_ONLY_AT_TIMES.fullmatch, marks))):
-                found.add(test)
-    return found
+    tests = (named(file, name) for file, name, marks in marked() if not surely or surely_in_make_test(marks))
+    return {test for test in tests if test}
 
 
 def missing(tests: Iterable[Test]) -> set[int]:
@@ -121,7 +114,7 @@ def render(cases: Counter[Test]) -> str:
     for row, title in THREATS.items():
         rows += ["", f"### {row}. {title}", ""]
         rows += [f"- `{file}`: {sentence}, {n}" for (at, file, sentence), n in sorted(cases.items()) if at == row]
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n\n" + table()
 
 
 def parse(table: str) -> Counter[Test]:

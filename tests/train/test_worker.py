@@ -81,6 +81,7 @@ def test_a_round_says_what_the_supervisor_needs(undisturbed: tuple[Path, Event, 
     assert [e["round"] for e in events if e["event"] == "validated"] == [0]
 
 
+@pytest.mark.sample(2, "real trainers killed")
 def test_threat_22_killed_with_sigkill_again_and_again_the_run_ends_with_the_same_bytes(
     tmp_path: Path, start: Callable[[Path], Process], undisturbed: tuple[Path, Event, list[Event], Event]
 ) -> None:

@@ -84,7 +84,7 @@ def test_every_registered_point_is_reached_in_this_file() -> None:
 TURNS = 4  # parts of what follows; in each, all points of some steps
 
 
-@pytest.mark.sample(TURNS)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("part", range(TURNS))
 def test_a_daemon_killed_at_every_point_in_turn_ends_with_the_same_bytes(tmp_path: Path, part: int) -> None:
     """One federation; each start of ash ends at the next point, until it has died at all of them."""
@@ -187,7 +187,7 @@ def trained_round(tmp_path_factory: pytest.TempPathFactory, fresh: Callable[...,
     return expected, state_of(tmp_path_factory.mktemp("template"))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("point", points_of(*WORKER))
 def test_a_trainer_killed_at_any_point_ends_with_the_same_bytes(
     tmp_path: Path, fresh: Callable[..., int | None], trained_round: tuple[Path, Path], point: str
@@ -392,7 +392,7 @@ def test_a_revocation_killed_at_every_point_and_given_again_holds_and_so_does_it
 # ------------------------------------------------------------------ backup, restore, recover
 
 
-@pytest.mark.sample(len(RECOVERY))
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("step", RECOVERY, ids=lambda step: step.label)
 def test_a_recovery_killed_at_every_point_goes_on_at_the_next_start(tmp_path: Path, step: Step) -> None:
     with federation_in(tmp_path, 2) as cluster:

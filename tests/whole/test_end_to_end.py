@@ -106,7 +106,7 @@ def test_threat_19_a_patients_name_is_in_nothing_that_is_logged_kept_or_sent(sta
         assert [p for p in files if CANARY in p.name or CANARY.encode() in p.read_bytes()] == []
 
 
-@pytest.mark.full
+@pytest.mark.sample(2, "real trainers killed")
 def test_threat_22_a_daemon_killed_in_mid_epoch_ends_with_the_same_bytes(
     tmp_path: Path, hospital: Path, undisturbed: dict[int, str]
 ) -> None:
