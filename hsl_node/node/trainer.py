@@ -99,7 +99,7 @@ class Trainer:
     def status(self) -> dict[str, Any]:
         silent_s = time.monotonic() - self._last_event
         if self._process is None:
-            state = "restarting" if self._working else "idle"
+            state = "idle" if not self._working else "restarting" if self.restarts else "starting"
         elif self.initialised is None:
             state = "starting"
         else:
