@@ -22,7 +22,6 @@ from ports import free_ports
 from hsl_node.admin import backup, recover
 from hsl_node.host import control
 from hsl_node.host.durable import Step
-from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
 
 # A recovering node says that it is about to fetch, and waits while the file `hold` is there.
@@ -270,7 +269,7 @@ def test_threat_12_a_giver_that_restarts_before_its_list_is_read_is_asked_again(
         cluster.wait_finished()
         assert signed(cluster, "birch", 1) == before
         assert not any(list((cluster.layout(n).state / "evidence").iterdir()) for n in NAMES)
-        assert "does not give it" in Layout(cluster.layout("birch").event_log.state).read_text()
+        assert "does not give it" in cluster.layout("birch").event_log.read_text()
 
 
 def control_when_up(cluster: Cluster, name: str, word: str) -> None:

@@ -21,7 +21,6 @@ from plain_inbox import release, with_a_plain_inbox
 
 from hsl_node.federation.names import Peer
 from hsl_node.host.durable import Step
-from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal import set_back as set_back_module
 from hsl_node.node.heal.set_back import AGAIN_MAX, SetBack
@@ -89,7 +88,7 @@ def waits_in_round_1(cluster: Cluster, victim: str, *late: str) -> Path:
 
 def require_told_and_mended(cluster: Cluster, right: dict[int, str], *lost: str) -> None:
     require_same(cluster, right)
-    log = Layout(cluster.layout("birch").event_log.state).read_text()
+    log = cluster.layout("birch").event_log.read_text()
     for peer in lost:
         assert f"the checkpoint of {peer} is at other peers and not on its way here" in log
     told = [w["text"] for w in cluster.status("birch")["warnings"] if w["code"].startswith(("lost", "set back"))]
@@ -190,7 +189,7 @@ def test_threat_12_a_node_set_back_that_could_ask_nobody_at_its_start_leaves_whe
             cluster.kill(name)
         set_back(cluster, "birch", copy)
         process = cluster.start("birch")
-        log = Layout(cluster.layout("birch").event_log.state)
+        log = cluster.layout("birch").event_log
         cluster.wait_until("birch", lambda s: log.read_text().count("not compared") >= 2, "asks ash in vain")
         cluster._meant_to_end.add("birch")
         for name in ("ash", "cedar"):
