@@ -145,7 +145,8 @@ class Trainer:
             raise TrainerError("the trainer is not running")
         self._last_event = time.monotonic()  # idle until now, however long: that was no silence
         process.stdin.write(json.dumps(job).encode() + b"\n")
-        await process.stdin.drain()
+        with contextlib.suppress(ConnectionError):  # it has ended: how is said where its output ends
+            await process.stdin.drain()
         while True:
             event = await self._next(process.stdout)
             if event.get("event") == "error":
