@@ -26,7 +26,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(AT_ONCE) --dist 
 test: $(INSTALLED)  ## the tests; of each campaign a sample, other cases each day (HSL_TEST_SAMPLE=... repeats one)
 	$(PYTEST) -m "not slow and not full"
 
-test-all: $(INSTALLED)  ## all tests, each campaign whole: before a release; an hour
+test-all: $(INSTALLED)  ## all tests, each campaign whole: before a release; many minutes
 	HSL_TEST_ALL=1 $(PYTEST)
 
 check: lint test    ## what must pass before a commit
