@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import asyncssh
 import paramiko
 import pytest
+import sample
 from asyncssh.packet import Byte, String, UInt32
 from asyncssh.sftp import SFTPAttrs, SFTPError
 from cluster import Cluster
@@ -367,7 +368,8 @@ def test_threat_10_every_past_file_again_changes_nothing(siege: Siege) -> None:
                 await until(lambda name=old.name: not (inbox / str(name)).exists())  # answered, like the first time
 
     assert len(past) >= 2
-    past = past[:4] + past[4:][-4:]  # how many there are is how long the tests before took
+    if not sample.ALL:  # how many there are is how long the tests before took
+        past = past[:4] + past[4:][-4:]
     with siege.endured():
         before = siege.cluster.fused("ash")
         attack(story())
