@@ -184,6 +184,7 @@ def test_threat_29_a_cancelled_trainer_is_gone_before_the_cancellation_goes_on(
         trainer = trainer_of(tmp_path, f"DEAF = {how == 'deaf'}{HANGS_ONCE}")
         job = asyncio.create_task(trainer.run(JOB))
         pid = await _hanging(tmp_path / "mark", stop=how == "stopped")
+        await until(lambda: trainer.status()["pid"] == pid)  # it may hang before we have been told that it runs
         try:
             ending = job if what == "a job" else asyncio.create_task(trainer.stop())
             if what == "stop":
