@@ -22,7 +22,8 @@ from hsl_node.federation.config import load_federation
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.durable import Step
 from hsl_node.train.lock import hold_lock
-from hsl_node.weights.checkpoint_file import holds, read_weights, write_weights
+from hsl_node.weights.checkpoint_file import read_weights, write_weights
+from hsl_node.weights.whole import holds
 
 
 def tensors(size: int, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

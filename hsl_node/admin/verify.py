@@ -28,8 +28,9 @@ from hsl_node.sync.manifest import Manifest, parse_manifest, parse_receipt, pars
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.checkpoint_file import read_schema, sha256_of
+from hsl_node.weights.checkpoint_file import read_schema
 from hsl_node.weights.fuse_files import fuse_files
+from hsl_node.weights.whole import sha256_of
 
 
 @dataclass(frozen=True)

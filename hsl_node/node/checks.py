@@ -17,7 +17,7 @@ from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
 from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.checkpoint_file import sha256_of
+from hsl_node.weights.whole import sha256_of
 
 
 def require_anchor(path: Path, federation: Federation) -> None:

@@ -61,7 +61,8 @@ from hsl_node.sync.inbox.server import InboxServer, Incoming
 from hsl_node.sync.round import Declare, Fuse, Phase, Push, State, Train
 from hsl_node.sync.store.room import Quota
 from hsl_node.sync.store.store import Store
-from hsl_node.weights.checkpoint_file import Schema, holds, read_schema
+from hsl_node.weights.checkpoint_file import Schema, read_schema
+from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from hsl_node.node.peers.links import Links
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.round import Delivered, Push
 from hsl_node.sync.send.push import Parcel, Transfer, push
-from hsl_node.weights.checkpoint_file import is_there
+from hsl_node.weights.whole import state_of
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +120,8 @@ class Delivery:
             raise LocalStateError(f"round {round} is owed but was never signed", remedy="restore the journal")
         sha256, document = signed
         size = int(manifest["content"]["bytes"])
-        if size and not is_there(here.layout.outbox(round), size):
-            raise Altered(f"this node's checkpoint of round {round}, {here.layout.outbox(round)}, is gone or cut short")
+        if size and (how := state_of(here.layout.outbox(round), size=size)) != "whole":
+            raise Altered(f"this node's checkpoint of round {round}, {here.layout.outbox(round)}, is {how}")
         return Parcel(
             name=FileName(here.federation.fed8, round, here.me, sha256, Kind.DATA),
             data=here.layout.outbox(round) if size else None,

@@ -18,9 +18,10 @@ from typing import Any
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.node.alarms import Alarms
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.checkpoint_file import Array, Schema, TensorSpec, holds, is_there, read_chunk
+from hsl_node.weights.checkpoint_file import Array, Schema, TensorSpec, read_chunk
 from hsl_node.weights.fuse_files import fuse_files
 from hsl_node.weights.influence import ROUNDS_BACK, Figures, Influence, changed_counts, largest_share, unusual
+from hsl_node.weights.whole import state_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def fuse_watched(
     Raises:
         Altered: see `fuse_files`.
     """
-    if not is_there(base, schema.file_bytes) or (base_sha256 is not None and not holds(base, base_sha256)):
+    if state_of(base, base_sha256, schema.file_bytes) != "whole":
         log.warning("no figures of the updates: the fused model before is gone from this disk, or altered")
         return fuse_files(rule, paths, samples, schema, out, progress, None, expected), {}
     influence = Influence(sorted(paths))

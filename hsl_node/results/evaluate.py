@@ -28,7 +28,7 @@ from hsl_node.host.units import auc, table
 from hsl_node.results.models import find_unvalidated, get_best, is_over, not_final_yet, path_of
 from hsl_node.sync.store import models as kept
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.checkpoint_file import sha256_of
+from hsl_node.weights.whole import sha256_of
 
 if TYPE_CHECKING:
     from hsl_node.train.loop import Report

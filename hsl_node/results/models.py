@@ -10,7 +10,7 @@ from hsl_node.federation.names import Digest, Round
 from hsl_node.host.layout import Layout
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.checkpoint_file import sha256_of
+from hsl_node.weights.whole import holds
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def find_model(state: Path, round: Round | None) -> Fused:
         raise UsageError(
             f"there is no fused model of round {chosen} here", remedy=f"rounds kept here: {there or 'none'}"
         )
-    if sha256_of(path) != fused[chosen]:
+    if not holds(path, fused[chosen]):
         raise LocalStateError(
             f"{path} is altered: it is not the file with sha256 {fused[chosen][:12]} that the journal names",
             remedy=f"give another round; kept here: {there}",

@@ -13,13 +13,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hsl_node.federation.names import Digest
 from hsl_node.host.layout import Layout
 from hsl_node.train.data.files import replacing
 from hsl_node.train.loop import Report, train_round
 from hsl_node.train.method import Site
 from hsl_node.train.site import initial_weights
-from hsl_node.weights.checkpoint_file import sha256_of
+from hsl_node.weights.whole import holds
 
 WEIGHTS_FILE = "alone.safetensors"
 CARD_FILE = "alone.json"
@@ -71,7 +70,7 @@ def find_alone(state: Path) -> Alone | None:
     trainer = Layout(state).trainer
     try:
         alone = Alone(**json.loads((trainer / CARD_FILE).read_text(encoding="utf-8")))
-        whole = sha256_of(trainer / WEIGHTS_FILE) == Digest(alone.sha256)
+        whole = holds(trainer / WEIGHTS_FILE, alone.sha256)
     except (OSError, ValueError, TypeError):
         return None
     return alone if whole else None

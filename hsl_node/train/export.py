@@ -29,7 +29,8 @@ from hsl_node.train.scoring import anchor_embedding, open_model
 from hsl_node.train.site import versions
 from hsl_node.train.state_dict import load_weights
 from hsl_node.train.tasks.classification import probabilities
-from hsl_node.weights.checkpoint_file import Array, read_weights, sha256_of, write_weights
+from hsl_node.weights.checkpoint_file import Array, read_weights, write_weights
+from hsl_node.weights.whole import sha256_of
 
 if TYPE_CHECKING:
     from hsl_node.train.data.anchor import AnchorSet

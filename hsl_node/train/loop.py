@@ -30,7 +30,8 @@ from hsl_node.train.method import Site
 from hsl_node.train.progress import PROGRESS_EVERY_S, ticker
 from hsl_node.train.scoring import place, validate
 from hsl_node.train.state_dict import load_weights, to_weights
-from hsl_node.weights.checkpoint_file import fault, holds, read_weights, write_weights
+from hsl_node.weights.checkpoint_file import fault, read_weights, write_weights
+from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.state_dict import to_weights
-from hsl_node.weights.checkpoint_file import holds, write_weights
+from hsl_node.weights.checkpoint_file import write_weights
+from hsl_node.weights.whole import holds
 
 if TYPE_CHECKING:
     from hsl_node.train.data.anchor import AnchorSet

@@ -6,12 +6,10 @@ duplicate keys and NaN. All peers of a federation share one `Schema`, so all che
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,36 +184,6 @@ def fault(name: str, values: Array) -> PeerDataError | None:
     if low < 0 and name.endswith("running_var"):  # its square root is taken
         return PeerDataError(f"tensor {name!r} holds a negative variance, {low:.3g}", code="magnitude")
     return None
-
-
-def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> Digest:
-    """sha256 of a file, streamed; `progress` receives the bytes done."""
-    digest = hashlib.sha256()
-    done = 0
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK_BYTES):
-            digest.update(block)
-            done += len(block)
-            if progress:
-                progress(done)
-    return Digest(digest.hexdigest())
-
-
-def is_there(path: Path, size: int) -> bool:
-    """A file of this size; what is in it, `holds` tells."""
-    with suppress(FileNotFoundError):
-        return path.stat().st_size == size
-    return False
-
-
-def holds(path: Path, sha256: str) -> bool:
-    """Is this the file? It may go at any moment: the intake moves what it claims. One that cannot be read is none."""
-    try:
-        return sha256_of(path) == sha256
-    except OSError as exc:
-        if exc.errno not in (errno.ENOENT, errno.EIO):
-            raise
-        return False
 
 
 def read_chunk(file: BinaryIO, spec: TensorSpec, start: int, count: int) -> Array:

@@ -32,7 +32,8 @@ from hsl_node.node.daemon import Daemon
 from hsl_node.node.launch import DISK_ERRORS
 from hsl_node.node.snapshot import snapshot
 from hsl_node.sync.store.store import Store
-from hsl_node.weights.checkpoint_file import holds, sha256_of, write_weights
+from hsl_node.weights.checkpoint_file import write_weights
+from hsl_node.weights.whole import holds, sha256_of
 
 FLOATS = 1100  # of one checkpoint: a handful of the simulation's small blocks
 # What can be wrong with a node on purpose, so that chaos is seen to find it.

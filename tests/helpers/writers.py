@@ -16,8 +16,9 @@ from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
 from hsl_node.train.data.ledger import Ledger, read_ledger, write_ledger
-from hsl_node.weights.checkpoint_file import read_weights, schema_of, sha256_of, write_weights
+from hsl_node.weights.checkpoint_file import read_weights, schema_of, write_weights
 from hsl_node.weights.fuse_files import fuse_files
+from hsl_node.weights.whole import sha256_of
 
 Body = Callable[[Path], None]
 

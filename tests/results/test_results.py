@@ -35,7 +35,8 @@ from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
-from hsl_node.weights.checkpoint_file import read_weights, sha256_of
+from hsl_node.weights.checkpoint_file import read_weights
+from hsl_node.weights.whole import sha256_of
 
 PLAN = Plan(
     method="fedavg",

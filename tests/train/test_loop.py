@@ -22,14 +22,8 @@ from hsl_node.train.loop import learning_rate, train_round
 from hsl_node.train.machine import derived_seed, prepare
 from hsl_node.train.method import Site
 from hsl_node.train.site import initial_weights
-from hsl_node.weights.checkpoint_file import (
-    MAGNITUDE_MAX,
-    check_file,
-    read_weights,
-    schema_of,
-    sha256_of,
-    write_weights,
-)
+from hsl_node.weights.checkpoint_file import MAGNITUDE_MAX, check_file, read_weights, schema_of, write_weights
+from hsl_node.weights.whole import sha256_of
 
 
 class Killed(BaseException):

@@ -21,7 +21,8 @@ from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
 from hsl_node.train.state_dict import load_weights
 from hsl_node.train.tasks.metrics import measure
-from hsl_node.weights.checkpoint_file import read_weights, sha256_of, write_weights
+from hsl_node.weights.checkpoint_file import read_weights, write_weights
+from hsl_node.weights.whole import sha256_of
 
 
 @pytest.fixture(autouse=True)

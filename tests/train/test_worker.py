@@ -15,7 +15,8 @@ import pytest
 from trainer_process import Event, Process, state_of
 
 from hsl_node.train.lock import LOCK_FILE, hold_lock
-from hsl_node.weights.checkpoint_file import read_schema, sha256_of
+from hsl_node.weights.checkpoint_file import read_schema
+from hsl_node.weights.whole import sha256_of
 
 
 @pytest.fixture

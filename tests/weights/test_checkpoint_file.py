@@ -28,9 +28,9 @@ from hsl_node.weights.checkpoint_file import (
     read_schema,
     read_weights,
     schema_of,
-    sha256_of,
     write_weights,
 )
+from hsl_node.weights.whole import sha256_of
 
 MODEL = {
     "bn.num_batches_tracked": np.array(7, dtype=np.int64),
@@ -397,11 +397,3 @@ def require_refused(path: Path, schema: Schema, sha256: str, code: str) -> None:
     with pytest.raises(PeerDataError) as refusal:
         check_file(path, schema, sha256=sha256)
     assert refusal.value.code == code
-
-
-def test_hashing_reports_progress_in_bytes(tmp_path):
-    (tmp_path / "x").write_bytes(b"z" * 2_500_000)
-    seen: list[int] = []
-    sha256_of(tmp_path / "x", seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] == 2_500_000

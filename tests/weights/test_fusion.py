@@ -14,17 +14,10 @@ from hypothesis.extra import numpy as hnp
 from hsl_node.errors import Altered, FederationMismatch
 from hsl_node.federation.fusion_rules import FUSION_RULES, ROBUST_PEERS_MIN
 from hsl_node.federation.names import Peer
-from hsl_node.weights.checkpoint_file import (
-    CHUNK_BYTES,
-    DTYPES,
-    Array,
-    read_weights,
-    schema_of,
-    sha256_of,
-    write_weights,
-)
+from hsl_node.weights.checkpoint_file import CHUNK_BYTES, DTYPES, Array, read_weights, schema_of, write_weights
 from hsl_node.weights.fuse_files import fuse_files
 from hsl_node.weights.fusion import RULES, Contribution, fuse, shares_of
+from hsl_node.weights.whole import sha256_of
 
 ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
 MEANS = [name for name, rule in FUSION_RULES.items() if not rule.robust]

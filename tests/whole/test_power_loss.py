@@ -42,7 +42,8 @@ from hsl_node.train.checkpoint import Best, RoundState, Validation
 from hsl_node.train.data.dataset import open_dataset
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
-from hsl_node.weights.checkpoint_file import schema_of, sha256_of, write_weights
+from hsl_node.weights.checkpoint_file import schema_of, write_weights
+from hsl_node.weights.whole import sha256_of
 
 
 def test_after_a_power_loss_at_any_moment_there_is_the_old_file_or_the_new_one(

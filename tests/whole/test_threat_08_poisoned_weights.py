@@ -25,7 +25,8 @@ from hsl_node.train.loop import train_round, validated
 from hsl_node.train.methods import METHODS
 from hsl_node.train.scoring import open_model, validate
 from hsl_node.train.site import initial_weights
-from hsl_node.weights.checkpoint_file import read_schema, read_weights, sha256_of, write_weights
+from hsl_node.weights.checkpoint_file import read_schema, read_weights, write_weights
+from hsl_node.weights.whole import sha256_of
 
 ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
 SIZES = {ASH: 96, BIRCH: 48, CEDAR: 64}  # training images

@@ -21,7 +21,7 @@ from hsl_node.node.heal.mark import ALTERED, Mark, set_mark
 from hsl_node.sync.recovered import relied_on
 from hsl_node.sync.round import Phase, State
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.checkpoint_file import is_there
+from hsl_node.weights.whole import state_of
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,9 @@ def require_whole(journal: Journal, layout: Layout, state: State, model_bytes: i
     sizes = {path: size for path, (_, size) in files.items()}
     if state.phase is Phase.TRAIN:
         sizes[layout.fused(state.round - 1)] = model_bytes
-    gone = [path.relative_to(layout.state) for path, size in sorted(sizes.items()) if not is_there(path, size)]
-    if gone:
-        found(
-            journal, state.round, f"{', '.join(map(str, gone))} {'is' if len(gone) == 1 else 'are'} gone or cut short"
-        )
+    states = {path.relative_to(layout.state): state_of(path, size=size) for path, size in sorted(sizes.items())}
+    if harmed := [f"{path} is {how}" for path, how in states.items() if how != "whole"]:
+        found(journal, state.round, ", ".join(harmed))
 
 
 def found(journal: Journal, round: Round, what: str) -> None:

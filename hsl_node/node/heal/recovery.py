@@ -52,7 +52,7 @@ from hsl_node.sync.recovered import recovered
 from hsl_node.sync.round import Claim, Phase
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.wire.transport import OperationFailed
-from hsl_node.weights.checkpoint_file import holds
+from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from hsl_node.node.peers.links import Links
 from hsl_node.sync.ask import fetch_file
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.wire.transport import OperationFailed
-from hsl_node.weights.checkpoint_file import holds
+from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 

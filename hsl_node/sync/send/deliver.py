@@ -23,7 +23,7 @@ from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.send.receipts import Answer, Receipts
 from hsl_node.sync.wire.toll import Toll
 from hsl_node.sync.wire.transport import BLOCK_BYTES, OperationFailed, Source, Transport
-from hsl_node.weights.checkpoint_file import holds
+from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 

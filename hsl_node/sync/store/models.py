@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import Literal
 
 from hsl_node.federation.names import Digest, Round
 from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
+from hsl_node.weights.whole import How, state_of
 
 BEST = "the best on this hospital's validation images"
 OVER = ("finished", "halted")  # phases of `sync/round.py`
@@ -33,8 +33,8 @@ class Model:
 @dataclass(frozen=True)
 class Harm:
     model: Model
-    how: Literal["gone", "altered", "unreadable"]
-    why: str = ""
+    how: How
+    why: str = "the disk fails there"
 
     def text(self, layout: Layout) -> str:
         path = layout.fused(self.model.round)
@@ -78,18 +78,11 @@ def models(journal: Journal) -> list[Model]:
 
 def harm_of(layout: Layout, model: Model, *, whole: bool = True) -> Harm | None:
     """None: the file is there. `whole`: and has its sha256, for which all of it is read."""
-    path = layout.fused(model.round)
     try:
-        if not path.exists():
-            return Harm(model, "gone")
-        if whole:
-            from hsl_node.weights.checkpoint_file import holds  # numpy
-
-            if not holds(path, model.sha256):
-                return Harm(model, "altered" if path.exists() else "gone")
+        how = state_of(layout.fused(model.round), model.sha256 if whole else None)
     except OSError as exc:  # its owner and rights, a file system that is damaged: nothing that the round needs
         return Harm(model, "unreadable", exc.strerror or str(exc))
-    return None
+    return None if how == "whole" else Harm(model, how)
 
 
 def harmed(layout: Layout, *, whole: bool = True) -> list[Harm]:

@@ -28,7 +28,8 @@ from hsl_node.train.data.dataset import Gathered, gather_labelled, unreadable_er
 from hsl_node.train.data.digests import Progress
 from hsl_node.train.data.images import to_square
 from hsl_node.train.data.sources import ANCHOR_BUILD, hint, labels_of, npz_array, read_source
-from hsl_node.weights.checkpoint_file import Schema, read_schema, sha256_of, write_weights
+from hsl_node.weights.checkpoint_file import Schema, read_schema, write_weights
+from hsl_node.weights.whole import sha256_of
 
 Array = NDArray[Any]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from hsl_node.errors import ConfigError
-from hsl_node.weights.checkpoint_file import sha256_of
+from hsl_node.weights.whole import sha256_of
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "tiny")
 TINY_WIDTHS = (16, 32, 64)

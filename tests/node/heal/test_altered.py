@@ -36,10 +36,11 @@ from hsl_node.node.tasks import Tasks
 from hsl_node.status import page
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.wire.transport import Source
-from hsl_node.weights import checkpoint_file
 from hsl_node.weights import fuse_files as fuse_module
-from hsl_node.weights.checkpoint_file import schema_of, sha256_of, write_weights
+from hsl_node.weights import whole
+from hsl_node.weights.checkpoint_file import schema_of, write_weights
 from hsl_node.weights.fuse_files import fuse_files
+from hsl_node.weights.whole import sha256_of
 
 PLAN = Plan(method="fedavg", fusion="mean", rounds=2, epochs_per_round=2, plateau_rounds=100)
 NAMES = ("ash", "birch", "cedar")
@@ -155,8 +156,8 @@ def test_threat_23_a_sector_that_cannot_be_read_is_as_good_as_gone(
         one.setattr(os, "pread", unreadable)
         with pytest.raises(Altered, match="cannot be read any more"):
             Source(paths[BIRCH]).read(0)
-    monkeypatch.setattr(checkpoint_file, "sha256_of", unreadable)
-    assert not checkpoint_file.holds(paths[BIRCH], "0" * 64)
+    monkeypatch.setattr(whole, "sha256_of", unreadable)
+    assert not whole.holds(paths[BIRCH], "0" * 64)
 
 
 def test_threat_23_one_altered_file_counts_once_however_many_pushes_meet_it(tmp_path: Path) -> None:
