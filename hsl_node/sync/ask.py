@@ -44,19 +44,13 @@ async def ask(
 
 
 async def fetch_manifest(
-    link: Transport, listed: Listed, federation: Federation, keys: Sequence[str] | None = None
+    link: Transport, listed: Listed, federation: Federation, keys: Sequence[str]
 ) -> tuple[Manifest, bytes]:
-    """A signed manifest that a list names. `keys`: all that its peer ever had; None: the federation file's.
-
-    Raises:
-        PeerDataError: it is not what the list says, or not signed by whom it names.
-        FederationMismatch: of another federation.
-    """
+    """A manifest that a list names, signed with one of `keys`. Raises: see `read_documents`."""
     document = await link.read(file_path(listed.document), 0, MANIFEST_MAX_BYTES)
     if hashlib.sha256(document).hexdigest() != listed.document:
         raise PeerDataError("a manifest is not the one that the list names", code="sha256")
-    trusted = (federation.get(listed.peer).key,) if keys is None else keys
-    manifest = parse_manifest(verify(document, trusted, MANIFEST_NAMESPACE))
+    manifest = parse_manifest(verify(document, keys, MANIFEST_NAMESPACE))
     if manifest.federation != federation.digest:
         raise FederationMismatch(f"a manifest of federation {manifest.federation[:8]}")
     if (manifest.peer, manifest.round, manifest.sha256) != (listed.peer, listed.round, listed.sha256):
@@ -79,12 +73,12 @@ async def read_documents(
 ) -> list[tuple[Manifest, bytes]]:
     """The first `most` of what is wanted of a giver's list, one after the other, until `take`, shown each, says enough.
 
-    `keys(peer)`: see `fetch_manifest`. What is not given, or not what the list says, is an error unless `passes` lets
-    it pass: then all of it is one line of log, `passed`. `progress(n)`: so many are done, and the next is read.
+    `keys(peer)`: one of them must have signed. What `passes` lets pass of what follows is one line of log, `passed`.
+    `progress(n)`: so many are done, and the next is read.
 
     Raises:
+        OperationFailed, PeerDataError, FederationMismatch: not given; not what the list says; of another federation.
         TransportError, KeyRefused: it cannot be asked, or the link broke; that never passes.
-        OperationFailed, PeerDataError, FederationMismatch: did not pass.
     """
     read = []
     async with one_line(passed, giver) as worthless, connected as link:
