@@ -18,6 +18,7 @@ from hsl_node.node.here import Here, Keys
 from hsl_node.node.peers.links import BEFORE_SIGNING, Links
 from hsl_node.sync.ask import READ_MAX, read_documents
 from hsl_node.sync.clones import ALONE_S, believed
+from hsl_node.sync.findings import newer_of_mine
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.wire.transport import OperationFailed
 
@@ -95,15 +96,12 @@ class BeforeSigning:
         """
         here = self._here
         offer = await self._links.offer_of(peer, BEFORE_SIGNING)
-        signed = here.journal.last_signed()
-        known = 0 if signed is None else signed
-        newer = [m for m in offer.of(here.me) if m.round > known]
-        if newer:
-            self._unread[peer] = max(m.round for m in newer)
+        if newer := newer_of_mine(offer, here.me, here.journal.last_signed()):
+            self._unread[peer] = last = Round(max(m.round for m in newer))
             self._tell_unread()  # before it is read: that takes as long as the peer likes
             try:
                 if await self._is_ours(offer, newer):
-                    self._set_back(offer)
+                    self._set_back(peer, last)
             except (TransportError, PeerDataError, KeyRefused) as exc:
                 log.warning("not read", extra={"peer": offer.peer, "reason": escaped(exc.message)})
                 return offer
@@ -180,9 +178,8 @@ class BeforeSigning:
                 return ring.keys(me)
         return ring.chain(me)
 
-    def _set_back(self, offer: Offer) -> None:
-        last = max(m.round for m in offer.of(self._here.me))
-        why = f"{offer.peer} holds its signed round {last}, of which its own journal knows nothing"
+    def _set_back(self, peer: Peer, last: Round) -> None:
+        why = f"{peer} holds its signed round {last}, of which its own journal knows nothing"
         set_mark(self._here.journal, Mark(why))
         raise LocalStateError(
             f"this node was set back: {why}",

@@ -32,6 +32,7 @@ from hsl_node.node.peers.links import BEFORE_SIGNING, Links, is_away
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.sync import evidence
 from hsl_node.sync.ask import READ_MAX, read_documents
+from hsl_node.sync.findings import differing
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.round import Phase, Proven
@@ -185,33 +186,27 @@ class Equivocations:
         """
         here, ring = self._here, self._keys.ring
         offer = await self._links.offer_of(holder, BEFORE_SIGNING)
-        wanted = [listed for listed in offer.manifests if self._differs(listed)]
+        # Not of the opening statement, which may be corrected.
+        listed = {(m.round, Peer(m.peer)) for m in offer.manifests if m.round > 0 and m.peer in here.federation.peers}
+        ours = {of: row for of in listed if (row := here.journal.manifest(*of))}
+        documents = {of: hashlib.sha256(row["document"]).hexdigest() for of, row in ours.items()}
         disputed = {(d.round, d.peer) for d in self._disputes}
-        wanted.sort(key=lambda m: ((m.round, m.peer) not in disputed, -m.round))
+        wanted = [m for m in differing(offer, documents, disputed) if m.document not in self._same]
         if not wanted:
             return offer
-        connected = self._links.connected(holder, BEFORE_SIGNING)
+
+        def take(listed: Listed, manifest: Manifest, document: bytes) -> None:
+            row = ours[listed.round, Peer(listed.peer)]
+            if manifest.digest != content_digest(row["content"]):
+                self.keep(row["document"], manifest, document)
+            elif len(self._same) < SAME_MAX:
+                self._same.add(listed.document)
+
+        link = self._links.connected(holder, BEFORE_SIGNING)
         unproven = (m for m in wanted[:READ_MAX] if (m.round, m.peer) not in self._proven)
         # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
-        await read_documents(
-            connected, holder, unproven, here.federation, ring.keys, take=self._take, passes=lambda *_: True
-        )
+        await read_documents(link, holder, unproven, here.federation, ring.keys, take=take, passes=lambda *_: True)
         return offer
-
-    def _take(self, listed: Listed, manifest: Manifest, document: bytes) -> None:
-        ours = self._here.journal.manifest(listed.round, Peer(listed.peer))
-        if ours is None:
-            return
-        if manifest.digest != content_digest(ours["content"]):
-            self.keep(ours["document"], manifest, document)
-        elif len(self._same) < SAME_MAX:
-            self._same.add(listed.document)
-
-    def _differs(self, listed: Listed) -> bool:
-        if listed.round == 0 or listed.peer not in self._here.federation.peers or listed.document in self._same:
-            return False  # the opening statement may be corrected
-        ours = self._here.journal.manifest(listed.round, Peer(listed.peer))
-        return ours is not None and hashlib.sha256(ours["document"]).hexdigest() != listed.document
 
     def keep(self, first: bytes, manifest: Manifest, second: bytes) -> None:
         """Two manifests of one round, both verified, that differ: keep both, and act on it."""

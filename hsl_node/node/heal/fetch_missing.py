@@ -30,6 +30,7 @@ from hsl_node.node.peers.links import Links, is_away
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.node.peers.place import place
 from hsl_node.sync.ask import read_documents
+from hsl_node.sync.findings import lacking
 from hsl_node.sync.inbox.server import Incoming
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Phase
@@ -178,8 +179,8 @@ class FetchMissing:
         here, round = self._here, self._machine.state.round
         others_may = len(here.others) > 1  # one that is down now may have it, and be faster
         placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
-        for listed in offers[giver].manifests:
-            if listed.round == round and listed.peer in self._lost and listed.peer not in placed:
+        for listed in lacking(offers[giver], round, self._lost):
+            if listed.peer in self._lost and listed.peer not in placed:  # some may have come meanwhile
                 link, keys = self._links.connected(giver), self._keys.ring.keys
                 [(manifest, document)] = await read_documents(link, giver, [listed], here.federation, keys)
                 self._shown[Peer(listed.peer)] = Digest(manifest.sha256)

@@ -46,6 +46,7 @@ from hsl_node.node.peers.place import place
 from hsl_node.sync import evidence
 from hsl_node.sync import round as machine
 from hsl_node.sync.ask import read_documents
+from hsl_node.sync.findings import givers_of_document, unread
 from hsl_node.sync.manifest import Manifest, claim_of, content_digest
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.recovered import recovered
@@ -225,7 +226,7 @@ class Recovery:
     async def _read(self, offer: Offer, held: dict[str, Held]) -> None:
         """Raises: HeldUp: this peer's link broke, or it does not give a signature of this node that it lists."""
         here, ring, peer = self._here, self._keys.ring, Peer(offer.peer)
-        wanted = [m for m in offer.manifests if m.document not in held and m.peer in here.federation.peers]
+        wanted = unread(offer, held, here.federation.peers)
 
         def take(listed: Listed, manifest: Manifest, document: bytes) -> None:
             held[listed.document] = held_of(manifest, document, ring)
@@ -478,10 +479,8 @@ def _known(path: Path, ring: Keyring, me: Peer, named: Collection[tuple[Round, P
     return {hashlib.sha256(h.document).hexdigest(): h for h in found}
 
 
-def _givers(one: Held, offers: Mapping[str, Offer]) -> list[str]:
-    """Who lists this document."""
-    document = hashlib.sha256(one.document).hexdigest()
-    return sorted(o.peer for o in offers.values() if any(m.document == document for m in o.manifests))
+def _givers(one: Held, offers: Mapping[str, Offer]) -> list[Peer]:
+    return givers_of_document(hashlib.sha256(one.document).hexdigest(), offers)
 
 
 def _round_of(offer: Offer, held: Iterable[Held]) -> Round:

@@ -22,6 +22,7 @@ from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.machine import Happened, Machine
 from hsl_node.node.peers.fetch import FAIR_BYTES_PER_S
+from hsl_node.sync.findings import forgotten, lacking, newer_of_mine
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Forgotten
 
@@ -46,11 +47,10 @@ class SetBack:
     def heard(self, offer: Offer) -> None:
         """A list that a peer gave."""
         here, state = self._here, self._machine.state
-        if any(m.round > (here.journal.last_signed() or 0) for m in offer.of(here.me)):
+        if newer_of_mine(offer, here.me, here.journal.last_signed()):
             self._ask_all()
-        for m in offer.manifests:
-            if m.round == state.round and m.peer in state.missing:
-                self._listed.setdefault((m.round, Peer(m.peer)), time.monotonic())
+        for m in lacking(offer, state.round, state.missing):
+            self._listed.setdefault((m.round, Peer(m.peer)), time.monotonic())
         self._compare(offer)
 
     def listed(self) -> frozenset[Peer]:
@@ -70,13 +70,9 @@ class SetBack:
     def _compare(self, offer: Offer) -> None:
         """Does it lack what it acknowledged? Twice in a row: the first list may have crossed our delivery."""
         here, state, peer = self._here, self._machine.state, Peer(offer.peer)
-        listed = {m.round for m in offer.of(here.me)}
-        lacks = frozenset(
-            round
-            for round in (Round(offer.round), Round(offer.round + 1))
-            if not offer.recovering and round >= state.round - 1 and round not in listed
-            if here.journal.signed(round) is not None and (round, peer) not in state.owed
-        )
+        recent = map(Round, range(state.round - 1, state.round + 2))
+        acknowledged = {r for r in recent if here.journal.signed(r) is not None and (r, peer) not in state.owed}
+        lacks = forgotten(offer, here.me, acknowledged)
         lost, self._lacks[peer] = lacks & self._lacks.get(peer, frozenset()), lacks
         if not lacks:
             self._alarms.settle(f"set back {peer}")

@@ -17,6 +17,7 @@ from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.peers.links import Links
 from hsl_node.sync.ask import fetch_file
+from hsl_node.sync.findings import givers_of_file
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.wire.transport import OperationFailed
 from hsl_node.weights.whole import holds
@@ -68,7 +69,7 @@ class Fetch:
             await asyncio.to_thread(durable.accept, target)
             return True
         size = self._file_bytes
-        givers = sorted((Peer(o.peer) for o in offers.values() if sha256 in o.files), key=self._last)
+        givers = sorted(givers_of_file(sha256, offers), key=self._last)
         broke: HeldUp | None = None
         while givers:
             giver = givers.pop(0)
