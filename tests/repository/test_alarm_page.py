@@ -37,6 +37,11 @@ def test_the_entries_are_sorted() -> None:
     assert (order := list(pages.entries(PAGE))) == sorted(order, key=lambda code: code.replace("PEER", "").strip())
 
 
+def test_the_table_that_finds_an_alarm_by_its_words_leads_to_every_entry() -> None:
+    finder = PAGE.read_text().partition("**Find it by")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"\[([^]]+)\]\(#", finder)) == sorted(pages.entries(PAGE))
+
+
 @pytest.mark.parametrize(
     ("source", "code"),
     [
