@@ -238,7 +238,6 @@ class Daemon:
             data_bytes=schema.file_bytes,
             on_commit=self._delivered_here,
             on_connect=self._connected,
-            on_fatal=self._failed,
             on_twice=self._seen_twice,
             offer=self.serve.open,
             limits=Limits(quota=Quota(bytes=config.inbox.quota_mib * 2**20)),

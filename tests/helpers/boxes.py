@@ -16,7 +16,6 @@ import asyncssh
 from federations import Members, make_federation
 from hostile import log_in, put, until
 
-from hsl_node.errors import LocalStateError
 from hsl_node.federation.names import Digest, FileName, Kind, Peer
 from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.limits import Limits
@@ -49,7 +48,6 @@ class Box:
     homes: Path
     commits: list[Peer] = field(default_factory=list)
     connects: list[Peer] = field(default_factory=list)
-    fatal: list[LocalStateError] = field(default_factory=list)
 
     def connect(self, user: Peer = BIRCH, key: asyncssh.SSHKey | None = None, **options: Any) -> Any:
         host_key = self.members.identities[ASH].key.convert_to_public()
@@ -112,7 +110,6 @@ async def inbox(
         data_bytes=DATA_BYTES,
         on_commit=box.commits.append,
         on_connect=box.connects.append,
-        on_fatal=box.fatal.append,
         limits=Limits(**limits),
         lot=lot,
     )

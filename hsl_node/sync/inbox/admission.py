@@ -17,7 +17,7 @@ from typing import Protocol
 
 import asyncssh
 
-from hsl_node.errors import LocalStateError, PeerDataError, escaped
+from hsl_node.errors import PeerDataError, escaped
 from hsl_node.federation.config import Federation
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer, is_digest
@@ -39,6 +39,7 @@ class Connection(Protocol):
     source: str
     peer: Peer | None  # None: a stranger
     key: bytes | None
+    member: Member  # from the login on
     login: int  # its place among the logins of this peer
     sessions: int
     last_request: float
@@ -52,7 +53,8 @@ class Connection(Protocol):
 class Member:
     """What one peer may take, over all its connections."""
 
-    def __init__(self, limits: Limits, data_bytes: int) -> None:
+    def __init__(self, peer: Peer, limits: Limits, data_bytes: int) -> None:
+        self.peer = peer
         self.runs = Runs()
         self.toll = Toll(limits.packets_per_minute, limits.requests_per_minute)
         self.lists = Allowance(limits.offers_per_minute, 60)
@@ -89,24 +91,23 @@ class Admission:
         data_bytes: int,
         on_commit: Callable[[Peer], None],
         on_connect: Callable[[Peer], None],
-        on_fatal: Callable[[LocalStateError], None] = lambda error: None,
         on_twice: Callable[[Peer, bool], None] = lambda peer, twice: None,
         offer: Callable[[Peer, str, bool], int] | None = None,
         limits: Limits = Limits(),
         keyring: Keyring | None = None,
         lot: random.Random = random.SystemRandom(),
     ) -> None:
-        """`on_commit(peer)`: a manifest lies in its inbox/; `on_fatal`: our disk failed, the process must end.
+        """`on_commit(peer)`: a manifest lies in its inbox/.
 
         `on_twice(peer, yes)`: two processes with this peer's key are at work, or no longer. `offer(peer, name, twice)`:
         a descriptor to read what lies below offer/ for this peer; FileNotFoundError where there is nothing.
         """
         self.federation, self.data_bytes, self.limits = federation, data_bytes, limits
         self.on_commit, self.on_connect, self.on_twice = on_commit, on_connect, on_twice
-        self._on_fatal, self.offer, self._lot = on_fatal, offer, lot
+        self.offer, self._lot = offer, lot
         self.counters = Counters()
         self.lines = LogLimit(limits.log_lines_per_minute)
-        self.members = {peer: Member(limits, data_bytes) for peer in federation.peers if peer != me}
+        self.members = {peer: Member(peer, limits, data_bytes) for peer in federation.peers if peer != me}
         self.links: list[Connection] = []  # oldest first
         self._peer_of: dict[bytes, Peer] = {}
         self._sources = Sources()  # at first, those that the federation file gives as addresses
@@ -165,10 +166,10 @@ class Admission:
         self.on_connect(peer)
         return self.members[peer]
 
-    def answered(self, link: Connection, peer: Peer) -> None:
+    def answered(self, link: Connection) -> None:
         """It made a request: its process was alive after the login."""
         if link.run:
-            self.on_twice(peer, self.members[peer].runs.seen(link.run, link.login))
+            self.on_twice(link.member.peer, link.member.runs.seen(link.run, link.login))
 
     def leave(self, link: Connection) -> None:
         if link in self.links:
@@ -178,7 +179,7 @@ class Admission:
     def sessions_of(self, peer: Peer) -> int:
         return sum(link.sessions for link in self.links if link.peer == peer)
 
-    def offered(self, peer: Peer, run: str, name: str) -> OpenFile:
+    def offered(self, link: Connection, name: str) -> OpenFile:
         """Open what is kept for this peer: see `offer.py`.
 
         Raises:
@@ -187,10 +188,10 @@ class Admission:
         """
         if self.offer is None:
             raise FileNotFoundError(errno.ENOENT, "nothing is offered here")
-        member = self.members[peer]
+        member = link.member
         if not is_digest(name) and not member.lists.take(1, time.monotonic()):
             raise PeerDataError("asks too often", code="rate")
-        return OpenFile(self.offer(peer, name, run in member.runs.contested), offered=True)
+        return OpenFile(self.offer(member.peer, name, link.run in member.runs.contested), offered=True)
 
     # ------------------------------------------------------------ what is told and counted
 
@@ -215,10 +216,6 @@ class Admission:
         self.counters.auth_failures += 1
         shown = fingerprint(key.export_public_key("openssh").decode("ascii")) if key else ""
         self.note_stranger("login refused", source, user=escaped(user, 64), key=shown, reason=reason)
-
-    def disk_failed(self, error: LocalStateError) -> None:
-        log.critical("disk failed", extra={"reason": error.message})
-        self._on_fatal(error)
 
     def note_stranger(self, event: str, source: str, **fields: object) -> None:
         """One budget for all of them, since sources are as cheap as connections; another one at peers' addresses."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import asyncssh
 from asyncssh.stream import SSHServerStreamSession
 
-from hsl_node.errors import LocalStateError, PeerDataError, escaped
+from hsl_node.errors import PeerDataError, escaped
 from hsl_node.federation.names import FileName, Peer
 from hsl_node.sync.inbox.admission import Admission, Member
 from hsl_node.sync.inbox.home import Home
@@ -38,7 +38,6 @@ class Link(asyncssh.SSHServer):
         self.key: bytes | None = None
         self.login = 0
         self.sessions = 0
-        self.handles = 0
         self.handles_max = admission.limits.handles_per_connection
         self.last_request = time.monotonic()
         self._offered: asyncssh.SSHKey | None = None
@@ -142,14 +141,18 @@ class Link(asyncssh.SSHServer):
         return channel, Session(self)
 
     def file_system(self, channel: asyncssh.SSHServerChannel[bytes]) -> InboxFS:
-        assert self.peer is not None
-        filesystem = InboxFS(channel, self._home(self.peer), self)
+        filesystem = InboxFS(channel, self._home(self.member.peer), self)
         self._filesystems.add(filesystem)
         return filesystem
 
     def session_closed(self, filesystem: InboxFS | None) -> None:
         self.sessions -= 1
         self._filesystems -= {filesystem}
+
+    @property
+    def handles(self) -> int:
+        """Open files, of all sessions."""
+        return sum(len(fs.files) for fs in self._filesystems)
 
     def holds(self, file: OpenFile) -> bool:
         return any(file in fs.files for fs in self._filesystems)
@@ -160,32 +163,25 @@ class Link(asyncssh.SSHServer):
         """A request came. Raises: PeerDataError: one too many."""
         self.turnstile.request()
         self.last_request = time.monotonic()
-        if not self._answered and self.peer is not None:
+        if not self._answered:
             self._answered = True
-            self._admission.answered(self, self.peer)
+            self._admission.answered(self)
 
     async def writable(self) -> None:
         await self._writable.wait()
 
     def offered(self, name: str) -> OpenFile:
-        assert self.peer is not None
-        return self._admission.offered(self.peer, self.run, name)
+        return self._admission.offered(self, name)
 
     def refused(self, operation: str, path: str, error: PeerDataError) -> None:
-        assert self.peer is not None
-        self._admission.refused(self.peer, operation, path, error)
+        self._admission.refused(self.member.peer, operation, path, error)
 
     def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None:
-        assert self.peer is not None
-        self._admission.note(self.peer, event, level, peer=self.peer, **fields)
+        self._admission.note(self.member.peer, event, level, peer=self.member.peer, **fields)
 
     def committed(self, name: FileName) -> None:
-        assert self.peer is not None
         self.note("delivery complete", logging.INFO, round=name.round, sha256=name.sha256[:12])
-        self._admission.on_commit(self.peer)
-
-    def disk_failed(self, error: LocalStateError) -> None:
-        self._admission.disk_failed(error)
+        self._admission.on_commit(self.member.peer)
 
 
 class Session(SSHServerStreamSession[bytes]):

@@ -7,9 +7,10 @@ of asyncssh's `SFTPServer` and denies what is not needed, should a new request t
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-from typing import Any, NoReturn, Protocol, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
 
 import asyncssh
 from asyncssh import sftp as asyncssh_sftp
@@ -34,12 +35,12 @@ from asyncssh.constants import (
 )
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
-from hsl_node.errors import DiskFailed, LocalStateError, PeerDataError
+from hsl_node.errors import LocalStateError, PeerDataError
 from hsl_node.federation.names import INBOX, PARTS, FileName, Kind
 from hsl_node.sync.inbox.admission import Member
 from hsl_node.sync.inbox.home import Home
 from hsl_node.sync.inbox.part import OpenFile
-from hsl_node.sync.offer import parse_path
+from hsl_node.sync.offer import OFFER, parse_path
 
 log = logging.getLogger(__name__)
 
@@ -66,16 +67,16 @@ class Link(Protocol):
     """What a session needs of its connection (`link.py`)."""
 
     member: Member
-    handles: int  # open on all sessions of this connection
     handles_max: int
 
+    @property
+    def handles(self) -> int: ...  # open on all sessions of this connection
     def asked(self) -> None: ...
     async def writable(self) -> None: ...
     def offered(self, name: str) -> OpenFile: ...
     def refused(self, operation: str, path: str, error: PeerDataError) -> None: ...
     def note(self, event: str, level: int = logging.WARNING, **fields: object) -> None: ...
     def committed(self, name: FileName) -> None: ...
-    def disk_failed(self, error: LocalStateError) -> None: ...
 
 
 class InboxFS(asyncssh.SFTPServer):
@@ -90,215 +91,141 @@ class InboxFS(asyncssh.SFTPServer):
     # ------------------------------------------------------------ what a sender needs
 
     async def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> OpenFile:
-        try:
-            if (offered := parse_path(path)) is not None:
-                return self._open_offered(offered, pflags)
-            folder, name = self._locate_file(path)
+        with self._answering("open", path):
+            offered = parse_path(path)
+            folder, name = (OFFER, None) if offered is not None else self._home.locate(path)
             if pflags not in _OPEN_WAYS or attrs.size is not None:
                 raise PeerDataError(f"open with flags {pflags:#x}", code="operation")
             writing, create = _OPEN_WAYS[pflags]
             if writing and folder != PARTS:
                 raise PeerDataError(f"{folder}/ is not written to", code="operation")
-            self._require_handle()
-            self._link.handles += 1
-            try:
-                if writing:
-                    file = await self._home.open_part(name, create=create)
-                else:
-                    file = self._home.open_to_read(folder, name)
-            except BaseException:
-                self._link.handles -= 1
-                raise
-        except PeerDataError as exc:
-            self._refuse("open", path, exc)
+            if self._link.handles >= self._link.handles_max:
+                raise PeerDataError("too many open files", code="handles")
+            if offered is not None:
+                file = self._link.offered(offered)
+            elif writing:
+                file = await self._home.open_part(_file(name), create=create)
+            else:
+                file = self._home.open_to_read(folder, _file(name))
         self.files.add(file)
         return file
-
-    def _open_offered(self, name: str, pflags: int) -> OpenFile:
-        """A file that is kept for this peer should it lose its state; it can be read and nothing else."""
-        if pflags != FXF_READ:
-            raise PeerDataError(f"open with flags {pflags:#x}", code="operation")
-        self._require_handle()
-        file = self._link.offered(name)
-        self._link.handles += 1
-        self.files.add(file)
-        return file
-
-    def _require_handle(self) -> None:
-        if self._link.handles >= self._link.handles_max:
-            raise PeerDataError("too many open files", code="handles")
 
     async def close(self, file_obj: object) -> None:
         file = cast(OpenFile, file_obj)
-        if file in self.files:
-            self.files.discard(file)
-            self._link.handles -= 1
-            await file.close()
+        self.files.discard(file)
+        await file.close()
 
     async def read(self, file_obj: object, offset: int, size: int) -> bytes:
-        try:
-            if offset >= 2**63:  # beyond what the operating system can express
-                return b""
-            file, count = cast(OpenFile, file_obj), min(size, BLOCK_MAX_BYTES)
+        if offset >= 2**63:  # beyond what the operating system can express
+            return b""
+        file, count = cast(OpenFile, file_obj), min(size, BLOCK_MAX_BYTES)
+        with self._answering("read"):
             if file.offered:
                 self._link.member.spend(count)
             data = await self._home.read(file, offset, count)
             if not file.offered:
                 self._link.member.read_back(len(data))
-        except PeerDataError as exc:
-            self._refuse("read", b"", exc)
         self._link.member.toll.sent(len(data))
         return data
 
     async def write(self, file_obj: object, offset: int, data: bytes) -> int:
-        try:
+        with self._answering("write"):
             await self._home.write(cast(OpenFile, file_obj), offset, data)
-        except PeerDataError as exc:
-            self._refuse("write", b"", exc)
         self._link.member.wrote(len(data))
         return len(data)
 
     async def fsync(self, file_obj: object) -> None:
-        try:
+        with self._answering("fsync"):
             await self._home.fsync(cast(OpenFile, file_obj))
-        except PeerDataError as exc:
-            self._refuse("fsync", b"", exc)
-        except DiskFailed as exc:
-            self._disk_failed(exc)
 
     def stat(self, path: bytes) -> asyncssh.SFTPAttrs:
-        try:
+        with self._answering("stat", path):
             folder, name = self._home.locate(path)
             if name is None:
                 return asyncssh.SFTPAttrs(size=0, permissions=0o40700)
             status = self._home.status(folder, name)
-        except PeerDataError as exc:
-            self._refuse("stat", path, exc)
         return asyncssh.SFTPAttrs(size=status.st_size, permissions=0o100600)
 
     lstat = stat
 
     def fstat(self, file_obj: object) -> asyncssh.SFTPAttrs:
-        try:
+        with self._answering("fstat"):
             size = self._home.size_of(cast(OpenFile, file_obj))
-        except PeerDataError as exc:
-            self._refuse("fstat", b"", exc)
         return asyncssh.SFTPAttrs(size=size, permissions=0o100600)
 
     async def rename(self, oldpath: bytes, newpath: bytes) -> None:
-        try:
+        with self._answering("rename", oldpath + b" " + newpath):
             (from_folder, old), (to_folder, new) = self._locate_file(oldpath), self._locate_file(newpath)
             if (from_folder, to_folder) != (PARTS, INBOX):
                 raise PeerDataError("only a part is renamed, into inbox/", code="operation")
             await self._home.commit(old, new)
-        except PeerDataError as exc:
-            self._refuse("rename", oldpath + b" " + newpath, exc)
-        except DiskFailed as exc:
-            self._disk_failed(exc)
         if new.kind is Kind.MANIFEST or self._home.awaits(new.of(Kind.MANIFEST)):
             self._link.committed(new)
 
     async def remove(self, path: bytes) -> None:
-        try:
+        with self._answering("remove", path):
             folder, name = self._locate_file(path)
             if folder != PARTS:
                 raise PeerDataError(f"nothing is removed from {folder}/", code="operation")
             await self._home.remove(name)
-        except PeerDataError as exc:
-            self._refuse("remove", path, exc)
 
     def realpath(self, path: bytes) -> bytes:
-        try:
+        with self._answering("realpath", path):
             folder, name = self._home.locate(path)
-        except PeerDataError as exc:
-            self._refuse("realpath", path, exc)
         return f"/{folder}/{name}".encode() if name else f"/{folder}".encode()
+
+    def setstat(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
+        with self._answering("setstat", path):
+            self._locate_file(path)
+            _require_times_only(attrs)
+
+    def fsetstat(self, file_obj: object, attrs: asyncssh.SFTPAttrs) -> None:
+        with self._answering("fsetstat"):
+            _require_times_only(attrs)
 
     async def exit(self) -> None:
         for file in list(self.files):
             await self.close(file)
 
+    # ------------------------------------------------------------ the second fence: every other hook of asyncssh's
+
+    def _not_offered(self, *args: Any, **more: Any) -> Any:
+        with self._answering("request"):
+            raise PeerDataError("a request that is not offered here", code="operation")
+
+    lsetstat = open56 = scandir = listdir = mkdir = rmdir = readlink = symlink = link = posix_rename = _not_offered
+    lock = unlock = statvfs = fstatvfs = map_path = reverse_map_path = _not_offered
+
+    # ------------------------------------------------------------ below
+
     def _locate_file(self, path: bytes) -> tuple[str, FileName]:
         folder, name = self._home.locate(path)
-        if name is None:
-            raise PeerDataError("a folder", code="name")
-        return folder, name
+        return folder, _file(name)
 
-    def _refuse(self, operation: str, path: bytes, error: PeerDataError) -> NoReturn:
-        self._link.refused(operation, path.decode("latin-1"), error)
-        raise asyncssh.SFTPPermissionDenied(f"{error.code}: {error.message}") from error
-
-    def _disk_failed(self, error: DiskFailed) -> NoReturn:
-        self._link.disk_failed(error)
-        raise OSError(errno.EIO, "the disk failed") from error
-
-    # ------------------------------------------------------------ what nobody needs
-
-    def _deny(self, operation: str, path: bytes = b"") -> NoReturn:
-        self._refuse(operation, path, PeerDataError(f"{operation} is not offered here", code="operation"))
-
-    def _set_attributes(self, operation: str, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
-        """Times are taken and forgotten, as many clients set them after an upload; all else is refused."""
-        if any(v is not None for v in (attrs.size, attrs.permissions, attrs.uid, attrs.gid, attrs.owner, attrs.acl)):
-            self._deny(operation, path)
-
-    def setstat(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
+    @contextmanager
+    def _answering(self, operation: str, path: bytes = b"") -> Iterator[None]:
+        """Count and log what is refused. The process knows already that its disk fails, or its journal is malformed."""
         try:
-            self._locate_file(path)
+            yield
         except PeerDataError as exc:
-            self._refuse("setstat", path, exc)
-        self._set_attributes("setstat", path, attrs)
+            self._link.refused(operation, path.decode("latin-1"), exc)
+            raise asyncssh.SFTPPermissionDenied(f"{exc.code}: {exc.message}") from exc
+        except LocalStateError as exc:
+            log.critical("disk failed", extra={"reason": exc.message})
+            raise asyncssh.SFTPFailure("the disk failed") from exc
 
-    def fsetstat(self, file_obj: object, attrs: asyncssh.SFTPAttrs) -> None:
-        self._set_attributes("fsetstat", b"", attrs)
 
-    def lsetstat(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> NoReturn:
-        self._deny("lsetstat", path)
+def _file(name: FileName | None) -> FileName:
+    """Raises: PeerDataError: it is a folder."""
+    if name is None:
+        raise PeerDataError("a folder", code="name")
+    return name
 
-    def open56(self, path: bytes, desired_access: int, flags: int, attrs: asyncssh.SFTPAttrs) -> NoReturn:
-        self._deny("open56", path)
 
-    def scandir(self, path: bytes) -> NoReturn:
-        self._deny("opendir", path)
-
-    def listdir(self, path: bytes) -> NoReturn:
-        self._deny("listdir", path)
-
-    def mkdir(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> NoReturn:
-        self._deny("mkdir", path)
-
-    def rmdir(self, path: bytes) -> NoReturn:
-        self._deny("rmdir", path)
-
-    def readlink(self, path: bytes) -> NoReturn:
-        self._deny("readlink", path)
-
-    def symlink(self, oldpath: bytes, newpath: bytes) -> NoReturn:
-        self._deny("symlink", newpath)
-
-    def link(self, oldpath: bytes, newpath: bytes) -> NoReturn:
-        self._deny("link", newpath)
-
-    def posix_rename(self, oldpath: bytes, newpath: bytes) -> NoReturn:
-        self._deny("posix-rename", newpath)
-
-    def lock(self, file_obj: object, offset: int, length: int, flags: int) -> NoReturn:
-        self._deny("lock")
-
-    def unlock(self, file_obj: object, offset: int, length: int) -> NoReturn:
-        self._deny("unlock")
-
-    def statvfs(self, path: bytes) -> NoReturn:
-        self._deny("statvfs", path)
-
-    def fstatvfs(self, file_obj: object) -> NoReturn:
-        self._deny("fstatvfs")
-
-    def map_path(self, path: bytes) -> NoReturn:
-        self._deny("map_path", path)
-
-    def reverse_map_path(self, path: bytes) -> NoReturn:
-        self._deny("reverse_map_path", path)
+def _require_times_only(attrs: asyncssh.SFTPAttrs) -> None:
+    """Times are taken and forgotten, as many clients set them after an upload; all else is refused."""
+    if any(v is not None for v in (attrs.size, attrs.permissions, attrs.uid, attrs.gid, attrs.owner, attrs.acl)):
+        raise PeerDataError("only times may be set", code="operation")
 
 
 class InboxHandler(asyncssh_sftp.SFTPServerHandler):
@@ -327,9 +254,7 @@ class InboxHandler(asyncssh_sftp.SFTPServerHandler):
         """
         reader, writer = self._reader, self._writer
         assert reader is not None and writer is not None
-        await asyncio.sleep(
-            0
-        )  # nothing below waits while requests lie here: a window of them took 8 s, without a pause
+        await asyncio.sleep(0)  # else nothing waits while requests lie here: a window of them took 8 s, without a pause
         await writer.drain()
         await self._link.writable()
         length = int.from_bytes(await reader.readexactly(4), "big")
@@ -360,9 +285,6 @@ def _watched(handler: Any) -> Any:
         except OSError as exc:
             self._link.note("disk error in the inbox", logging.ERROR, errno=exc.errno, reason=exc.strerror)
             raise
-        except LocalStateError as exc:  # in making a list, say: the journal cannot be read, and has told the process
-            self._link.note("disk error in the inbox", logging.ERROR, reason=exc.message)
-            raise asyncssh.SFTPFailure("the disk failed") from exc
         except Exception as exc:
             log.exception("bug in the inbox")
             raise asyncssh.SFTPFailure("internal error") from exc

@@ -12,6 +12,7 @@ from asyncssh.sftp import SFTPError
 from boxes import BIRCH, CEDAR, DATA, DATA_BYTES, SHA, inbox, on_loop, put
 from faulty_disk import FaultyDisk
 
+from hsl_node.errors import LocalStateError
 from hsl_node.federation.names import Kind
 from hsl_node.host import durable
 
@@ -172,13 +173,15 @@ async def test_threat_23_a_failed_fsync_ends_the_process(tmp_path: Path, monkeyp
     def broken(descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
+    fatal: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", fatal.append)
     async with inbox(tmp_path) as box, box.sftp() as client:
         async with client.open(f"parts/{box.name().as_part()}", "xb") as file:
             await file.write(DATA[:1000])
             monkeypatch.setattr("hsl_node.sync.inbox.home.os.fsync", broken)
             with pytest.raises(SFTPError):
                 await file.fsync()
-        (error,) = box.fatal
+        (error,) = fatal
         assert error.exit_code == 15
 
 
@@ -186,13 +189,15 @@ async def test_threat_23_a_failed_fsync_ends_the_process(tmp_path: Path, monkeyp
 async def test_threat_23_a_disk_that_fails_in_a_commit_ends_the_process_and_is_called_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    fatal: list[LocalStateError] = []
+    monkeypatch.setattr(durable, "on_failure", fatal.append)
     async with inbox(tmp_path) as box, box.sftp() as client:
         disk = FaultyDisk("rename", 1, errno.EIO)
         monkeypatch.setattr(durable, "disk", disk)
         with pytest.raises(SFTPError):
             await put(client, box.name(), DATA)
         assert disk.fired
-        (error,) = box.fatal
+        (error,) = fatal
         assert error.exit_code == 15
         assert "disk failed" in caplog.text and "bug in the inbox" not in caplog.text
 
