@@ -224,7 +224,7 @@ class Journal:
     def manifest(self, round: Round, peer: Peer) -> dict[str, Any] | None:
         """A verified manifest: `sha256`, signed `document`, `content` (decoded)."""
         row = self._one("SELECT * FROM manifests WHERE round = ? AND peer = ?", round, peer)
-        return {**row, "content": json.loads(row["content"])} if row else None
+        return _decoded(row) if row else None
 
     def record_manifest(self, round: Round, peer: Peer, sha256: str, document: bytes, content: dict[str, Any]) -> None:
         self._write(
@@ -253,8 +253,8 @@ class Journal:
 
     def last_manifest(self, peer: Peer) -> dict[str, Any] | None:
         """The manifest of this peer's highest round: see `manifest`."""
-        row = self._one("SELECT max(round) AS round FROM manifests WHERE peer = ?", peer)
-        return self.manifest(row["round"], peer) if row and row["round"] is not None else None
+        row = self._one("SELECT * FROM manifests WHERE peer = ? ORDER BY round DESC LIMIT 1", peer)
+        return _decoded(row) if row else None
 
     def documents(self, since: Round, me: Peer) -> list[dict[str, Any]]:
         """Verified manifests: those since a round, and older ones of mine that `signed` lacks (`by_hand.py`)."""
@@ -264,7 +264,7 @@ class Journal:
             since,
             me,
         )
-        return [{"document": row["document"], "content": json.loads(row["content"])} for row in rows]
+        return [_decoded(row) for row in rows]
 
     def last_signed(self) -> Round | None:
         """The highest round that carries my signature, as far as this journal knows."""
@@ -347,24 +347,10 @@ class Journal:
 
         All manifests are much: of each round the names of all peers, for each of them.
         """
-        if table not in (
-            "manifests",
-            "receipts",
-            "fused",
-            "epochs",
-            "phases",
-            "transfers",
-            "notes",
-            "results",
-            "signed",
-        ):
-            raise ValueError(table)
         which, values = ("", ()) if round is None else ("WHERE round = ?", (round,))
-        rows = [dict(r) for r in self._rows(f"SELECT * FROM {table} {which} ORDER BY rowid", *values)]
+        rows = [_decoded(row) for row in self._rows(f"SELECT * FROM {table} {which} ORDER BY rowid", *values)]
         for row in rows:
             row.pop("document", None)
-            if "content" in row:
-                row["content"] = json.loads(row["content"])
         return rows
 
     def signed_rounds(self) -> list[Round]:
@@ -375,7 +361,7 @@ class Journal:
     def manifests_of(self, round: Round) -> list[dict[str, Any]]:
         """As `manifest`, of everybody, with `peer`; `rowid` tells the order in which they were written."""
         rows = self._rows("SELECT rowid, * FROM manifests WHERE round = ? ORDER BY rowid", round)
-        return [{**row, "content": json.loads(row["content"])} for row in rows]
+        return [_decoded(row) for row in rows]
 
     def receipts_of(self, round: Round) -> list[sqlite3.Row]:
         """Everybody's: `receiver`, `accepted`, signed `document`; `rowid` as in `manifests_of`."""
@@ -443,6 +429,13 @@ class Journal:
             raise
         except sqlite3.Error as exc:
             raise _failed("read", exc) from exc
+
+
+def _decoded(row: sqlite3.Row) -> dict[str, Any]:
+    found = dict(row)
+    if "content" in found:
+        found["content"] = json.loads(found["content"])
+    return found
 
 
 def _failed(done: str, exc: sqlite3.Error) -> LocalStateError:

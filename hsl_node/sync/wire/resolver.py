@@ -32,20 +32,12 @@ def _begin(host: str, port: int) -> Future[Addresses]:
 
     def look_up() -> None:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except Exception as exc:
-            del _under_way[host, port]
             answer.set_exception(exc)
-        else:
-            del _under_way[host, port]
-            answer.set_result(found)
 
     # Not a ThreadPoolExecutor: the interpreter waits for its threads at the end.
-    thread = threading.Thread(target=look_up, name=f"name-{host}", daemon=True)
+    threading.Thread(target=look_up, name=f"name-{host}", daemon=True).start()
     _under_way[host, port] = answer
-    try:
-        thread.start()
-    except RuntimeError:
-        del _under_way[host, port]
-        raise
+    answer.add_done_callback(lambda done: _under_way.pop((host, port)))
     return answer
