@@ -77,9 +77,9 @@ def updates(state: Path) -> list[tuple[KeyUpdate, Path]]:
 def _write_updates(state: Path, me: Peer, ring: keyring.Keyring) -> list[tuple[KeyUpdate, Path]]:
     """A file for each: who missed one needs it before the next one."""
     written = []
-    for update, document in ring.documents(me):
+    for update, accepted in ring.updates_of(me):
         file = Layout(state).update(me, update.number)
-        write_new(file, document, replace=True)
+        write_new(file, accepted.document, replace=True)
         written.append((update, file))
     return written
 

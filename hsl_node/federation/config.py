@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, model_validator
 
-from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError, escaped
+from hsl_node.errors import ConfigError, NotInitialised, UsageError, escaped
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.names import Digest, Peer
@@ -26,7 +26,6 @@ from hsl_node.federation.strings import (
     PublicKey,
     Sha256,
     Text,
-    _ed25519,
     fingerprint,
     read_aloud,
 )
@@ -167,7 +166,7 @@ def card_text(card: PeerCard) -> str:
 
 
 def federation_text(federation: Federation) -> str:
-    content = _without_none(federation.model_dump(mode="json"))
+    content = federation.model_dump(mode="json", exclude_none=True)
     return (
         f"# Federation {federation.name!r}, hash {federation.fed8}. Identical at every peer: do not edit, make a\n"
         "# new one with `hsl-node federation create` and let everybody join it again.\n" + tomli_w.dumps(content)
@@ -182,32 +181,6 @@ def differences(ours: Federation, theirs: Federation) -> list[str]:
         for key in sorted(mine.keys() | other.keys())
         if mine.get(key) != other.get(key)
     ]
-
-
-def require_member(federation: Federation, name: str, public_key: str) -> PeerCard:
-    """Our entry in the federation.
-
-    Raises:
-        FederationMismatch: our name is absent, or stands there with another key.
-    """
-    ours = [p for p in federation.peer if p.key == _ed25519(public_key)]
-    if not ours:
-        raise FederationMismatch(
-            f"this node's own key ({fingerprint(public_key)}) does not appear in federation {federation.name!r}",
-            remedy="send your peer card (`hsl-node card`) to whoever makes the file, and ask for a new one",
-        )
-    if ours[0].name != name:
-        raise FederationMismatch(
-            f"federation {federation.name!r} lists this node's key as {ours[0].name!r}, node.toml says {name!r}",
-            remedy="make the two names agree",
-        )
-    return ours[0]
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return [_without_none(v) for v in value] if isinstance(value, list) else value
 
 
 def _comparable(federation: Federation) -> dict[str, Any]:

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hsl_node.errors import FederationMismatch, KeyRefused, PeerDataError, UsageError
 from hsl_node.federation.canonical import canonical_json
-from hsl_node.federation.config import Federation, PeerCard, require_member
+from hsl_node.federation.config import Federation, PeerCard
 from hsl_node.federation.identity import Identity, verify
 from hsl_node.federation.names import Peer
 from hsl_node.federation.strings import (
@@ -82,31 +83,34 @@ class Keyring:
 
     federation: Federation
     file: KeyringFile
-    links: tuple[tuple[KeyUpdate, bool], ...] = ()  # the updates of this federation, checked; finished?
 
     @classmethod
     def of(cls, federation: Federation, file: KeyringFile = KeyringFile()) -> Keyring:
         """Raises: PeerDataError: an update in the file is not what its peer's key before it signed."""
         keyring = cls(federation, file)
-        for accepted in file.update:
-            update = parse_update(accepted.document)
-            if update.federation == federation.digest:
-                keyring.check(update, accepted.document)
-                keyring = replace(keyring, links=(*keyring.links, (update, accepted.finished)))
+        for position, accepted in enumerate(file.update):
+            before = keyring._with(update=file.update[:position])
+            if (update := parse_update(accepted.document)).federation == federation.digest:
+                before.check(update, accepted.document)
         return keyring
+
+    @cached_property
+    def links(self) -> tuple[tuple[KeyUpdate, Accepted], ...]:
+        """The updates of this federation, in their order, each with what was signed."""
+        updates = ((parse_update(accepted.document), accepted) for accepted in self.file.update)
+        return tuple((u, accepted) for u, accepted in updates if u.federation == self.federation.digest)
 
     # -------------------------------------------------------------- who may
 
     def chain(self, peer: str) -> tuple[str, ...]:
         """Every key this peer ever had here, the newest first: what its old documents were signed with."""
-        return (*(u.new for u, _ in reversed(self.links) if u.peer == peer), self.federation.get(peer).key)
+        return (*(u.new for u, _ in reversed(self.updates_of(peer))), self.federation.get(peer).key)
 
     def keys(self, peer: str) -> tuple[str, ...]:
         """The keys that may log in and sign for this peer now, the newest first; empty: it is revoked."""
-        mine = [(update, finished) for update, finished in self.links if update.peer == peer]
         valid = [self.federation.get(peer).key]
-        for update, finished in mine:
-            valid = [update.new] if finished else [update.new, *valid]
+        for update, accepted in self.updates_of(peer):
+            valid = [update.new] if accepted.finished else [update.new, *valid]
         return tuple(key for key in valid if not self.revokes(key))
 
     def revokes(self, key: str) -> bool:
@@ -118,14 +122,12 @@ class Keyring:
     def newest(self, peer: str) -> str:
         return self.chain(peer)[0]
 
-    def documents(self, peer: str) -> list[tuple[KeyUpdate, str]]:
-        """The updates of this peer in this federation, in their order, each with what was signed."""
-        documents = (a.document for a in self.file.update if self._is_of(a, peer))
-        return [(parse_update(document), document) for document in documents]
+    def updates_of(self, peer: str) -> list[tuple[KeyUpdate, Accepted]]:
+        return [(update, accepted) for update, accepted in self.links if update.peer == peer]
 
     def overlap(self, peer: str) -> KeyUpdate | None:
         """The update of this peer that is not finished."""
-        return next((u for u, finished in reversed(self.links) if u.peer == peer and not finished), None)
+        return next((u for u, accepted in reversed(self.updates_of(peer)) if not accepted.finished), None)
 
     def host_keys(self, card: PeerCard) -> tuple[str, ...]:
         """What this peer's inbox may show. A server with a key of its own (OpenSSH) keeps that one."""
@@ -147,7 +149,7 @@ class Keyring:
                 f"{peer} is revoked already; nothing was changed", remedy="`hsl-node peer list` shows the keys"
             )
         added = tuple(Revoked(peer=peer, key=key, at=at) for key in keys)
-        return self._with(self.file.model_copy(update={"revoked": (*self.file.revoked, *added)}))
+        return self._with(revoked=(*self.file.revoked, *added))
 
     def pardoning(self, peer: str, said: str) -> Keyring:
         """The key with the fingerprint `said` counts again.
@@ -164,9 +166,7 @@ class Keyring:
                 remedy=f"call {peer} and let them read theirs aloud (hsl-node card there), then give that one, either "
                 f"{FINGERPRINT_FORMS}",
             )
-        return self._with(
-            self.file.model_copy(update={"revoked": tuple(r for r in self.file.revoked if r not in found)})
-        )
+        return self._with(revoked=tuple(r for r in self.file.revoked if r not in found))
 
     def updating(self, document: str) -> Keyring:
         """Take a checked update: from now on the old and the new key speak for that peer.
@@ -181,8 +181,7 @@ class Keyring:
                 f"a key of {update.peer} in this update is revoked here: whoever stole it could have signed this",
                 remedy="settle it by phone; `hsl-node peer revoke --undo` takes a revocation back",
             )
-        file = self.file.model_copy(update={"update": (*self.file.update, Accepted(document=document))})
-        return self._with(file)
+        return self._with(update=(*self.file.update, Accepted(document=document)))
 
     def finishing(self, peer: str) -> Keyring:
         """The overlap ends: the newest key alone.
@@ -194,8 +193,9 @@ class Keyring:
             raise UsageError(
                 f"{peer} has one key here; no change is under way", remedy="`hsl-node peer list` shows the keys"
             )
-        done = tuple(a.model_copy(update={"finished": True}) if self._is_of(a, peer) else a for a in self.file.update)
-        return self._with(self.file.model_copy(update={"update": done}))
+        theirs = [accepted for _, accepted in self.updates_of(peer)]
+        done = (a.model_copy(update={"finished": True}) if a in theirs else a for a in self.file.update)
+        return self._with(update=tuple(done))
 
     def check(self, update: KeyUpdate, document: str) -> None:
         """Is this the next link of its peer's chain, and signed by the key that counts now?
@@ -211,7 +211,7 @@ class Keyring:
                 f"this key update was made for federation {update.federation[:8]}, ours is {self.federation.fed8}",
                 remedy=f"ask {update.peer} for the update of this federation; under a new file its new card counts",
             )
-        links = [u for u, _ in self.links if u.peer == update.peer]
+        links = [known for known, _ in self.updates_of(update.peer)]
         if update.number <= len(links):
             same = update == links[update.number - 1]
             raise UsageError(
@@ -239,17 +239,8 @@ class Keyring:
                     f"the new key of {update.peer} is or was {peer}'s", code="key", remedy=f"call {update.peer}"
                 )
 
-    def _is_of(self, accepted: Accepted, peer: str) -> bool:
-        update = parse_update(accepted.document)
-        return update.federation == self.federation.digest and update.peer == peer
-
-    def _with(self, file: KeyringFile) -> Keyring:
-        links: list[tuple[KeyUpdate, bool]] = []
-        for accepted in file.update:
-            update = parse_update(accepted.document)
-            if update.federation == self.federation.digest:
-                links.append((update, accepted.finished))
-        return replace(self, file=file, links=tuple(links))
+    def _with(self, **changed: Any) -> Keyring:
+        return Keyring(self.federation, self.file.model_copy(update=changed))
 
 
 def load(state: Path, federation: Federation) -> Keyring:
@@ -265,11 +256,12 @@ def load(state: Path, federation: Federation) -> Keyring:
 
 def sign_update(keyring: Keyring, me: Peer, identity: Identity, new: str) -> str:
     """The document that hands over from `identity`, which speaks for `me` now, to the public key `new`."""
-    number = 1 + sum(u.peer == me for u, _ in keyring.links)
+    number = 1 + len(keyring.updates_of(me))
     update = KeyUpdate(federation=keyring.federation.digest, peer=me, number=number, old=identity.public, new=new)
     return identity.sign(update.model_dump(mode="json"), UPDATE_NAMESPACE).decode("ascii")
 
 
+@lru_cache(UPDATES_MAX)  # each change of a keyring reads all its updates again
 def parse_update(document: str) -> KeyUpdate:
     """What the first line says; its signature is checked by `Keyring.check`, which needs to know the peer.
 
@@ -296,27 +288,30 @@ def require_mine(keyring: Keyring, name: str, public_key: str) -> None:
     """Is the node's key one that speaks for it?
 
     Raises:
-        FederationMismatch: as `config.require_member`; the key was replaced; it may be a later one than is known here.
+        FederationMismatch: our name is absent, or stands there with another key; the key was replaced, or may be a
+            later one than is known here.
     """
     federation = keyring.federation
-    if name in federation.peers and len(keyring.chain(name)) > 1:
-        if public_key in keyring.keys(name):
-            return
-        if public_key in keyring.chain(name):
-            raise FederationMismatch(
-                f"this node's key {fingerprint(public_key)} was replaced by {fingerprint(keyring.newest(name))}",
-                remedy="put the new key in its place: an old backup, or a systemd credential that was not renewed?",
-            )
-    if name in federation.peers and all(public_key not in keyring.chain(peer) for peer in federation.peers):
+    holder = next((peer for peer in federation.peers if public_key in keyring.chain(peer)), None)
+    if holder is None:
+        there = f", which has {shown(keyring.chain(name))} for {name}" if name in federation.peers else ""
         raise FederationMismatch(
-            f"this node's own key ({fingerprint(public_key)}) does not appear in federation {federation.name!r}, "
-            f"which has {shown(keyring.chain(name))} for {name}",
+            f"this node's own key ({fingerprint(public_key)}) does not appear in federation {federation.name!r}{there}",
             remedy="if this node changed its key in this federation, what says so is missing here: put its "
             f"keyring.toml back, or give its own update files, {name}_1.update first: `hsl-node peer update "
             f"{name}_1.update --fingerprint SHA256:...` (each other hospital has got them). Otherwise send your "
             "peer card (`hsl-node card`) to whoever makes the file, and ask for a new one",
         )
-    require_member(federation, name, public_key)
+    if holder != name:
+        raise FederationMismatch(
+            f"federation {federation.name!r} lists this node's key as {holder!r}, node.toml says {name!r}",
+            remedy="make the two names agree",
+        )
+    if public_key not in keyring.keys(name) and public_key != keyring.newest(name):
+        raise FederationMismatch(
+            f"this node's key {fingerprint(public_key)} was replaced by {fingerprint(keyring.newest(name))}",
+            remedy="put the new key in its place: an old backup, or a systemd credential that was not renewed?",
+        )
 
 
 def shown(keys: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsl_node.errors import ConfigError, FederationMismatch, NotInitialised, UsageError
+from hsl_node.errors import ConfigError, NotInitialised, UsageError
 from hsl_node.federation import strings
 from hsl_node.federation.config import (
     AnchorCard,
@@ -22,10 +22,8 @@ from hsl_node.federation.config import (
     load_card,
     load_federation,
     read_toml,
-    require_member,
 )
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import NodeConfig, load_node
 from hsl_node.federation.plan import Plan, load_plan
 from hsl_node.federation.strings import split_address
@@ -385,22 +383,6 @@ def test_threat_28_differences_between_two_files_name_key_and_both_values(federa
     assert any(d.startswith("peer.cedar.key: ssh-ed25519") and d.endswith("-> absent") for d in shown)
     assert all(d.isprintable() for d in shown), "the other file is not trusted yet"
     assert differences(federation, federation) == []
-
-
-def test_a_node_finds_itself_by_its_key(members):
-    public = members.identities[Peer("birch")].public
-    assert require_member(members.federation, "birch", public + " it@birch").name == "birch"
-
-
-def test_a_node_whose_key_is_not_listed_does_not_join(members, federation_of):
-    stranger = federation_of(4).identities[Peer("durmast")].public
-    with pytest.raises(FederationMismatch, match="does not appear"):
-        require_member(members.federation, "birch", stranger)
-
-
-def test_a_node_listed_under_another_name_does_not_join(members):
-    with pytest.raises(FederationMismatch, match=r"'birch'.*'ash'"):
-        require_member(members.federation, "ash", members.identities[Peer("birch")].public)
 
 
 def test_an_unknown_peer_is_answered_with_the_known_ones(federation):

@@ -15,7 +15,7 @@ from hsl_node.errors import (
 )
 from hsl_node.federation import keyring
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
-from hsl_node.federation.keyring import Keyring, KeyringFile, sign_update
+from hsl_node.federation.keyring import Keyring, KeyringFile, require_mine, sign_update
 
 
 def test_both_keys_count_in_the_overlap_and_the_new_one_alone_after_it() -> None:
@@ -119,3 +119,21 @@ def test_an_update_has_one_spelling_and_nothing_behind_it(tail: str, where: str)
     with pytest.raises(PeerDataError, match=r"not a key update|signature"):
         ring.updating(changed)
     assert ring.updating(document).keys(BIRCH)
+
+
+def test_a_node_finds_itself_by_its_key() -> None:
+    members = make_federation(3)
+    require_mine(Keyring.of(members.federation), "birch", members.identities[BIRCH].public)
+
+
+@pytest.mark.parametrize("name", ["birch", "oak"])
+def test_a_node_whose_key_is_not_listed_does_not_join(name: str) -> None:
+    with pytest.raises(FederationMismatch, match="does not appear"):
+        require_mine(Keyring.of(make_federation(3).federation), name, stranger().public)
+
+
+@pytest.mark.parametrize("name", ["ash", "oak"])
+def test_a_node_listed_under_another_name_does_not_join(name: str) -> None:
+    members = make_federation(3)
+    with pytest.raises(FederationMismatch, match=rf"'birch'.*'{name}'"):
+        require_mine(Keyring.of(members.federation), name, members.identities[BIRCH].public)
