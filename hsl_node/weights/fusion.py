@@ -7,18 +7,16 @@ chunk and not with the number of peers, and every peer computes the same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hsl_node.errors import FederationMismatch
 from hsl_node.federation.fusion_rules import ROBUST_PEERS_MIN
 from hsl_node.federation.names import Peer
 
 if TYPE_CHECKING:
-    from hsl_node.weights.checkpoint_file import Array, Weights
+    from hsl_node.weights.checkpoint_file import Array
 
 TRIM_DIVISOR = 5  # a fifth of the peers is trimmed on each side
 
@@ -31,14 +29,6 @@ class Rule(Protocol):
     """
 
     def __call__(self, chunks: Sequence[Array], shares: Sequence[float]) -> Array: ...
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one peer brings to a fusion."""
-
-    weights: Weights
-    samples: int  # training images behind it
 
 
 def mean(chunks: Sequence[Array], shares: Sequence[float]) -> Array:
@@ -97,24 +87,6 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def fuse(rule: str, full_set: Mapping[Peer, Contribution]) -> Weights:
-    """The full set in, one set of weights out; in memory. On disk: `fuse_files`, with the same bytes.
-
-    Raises:
-        FederationMismatch: a peer lacks a tensor, or shape or dtype differ.
-    """
-    peers = sorted(full_set)
-    parts = [full_set[p].weights for p in peers]
-    for peer, part in zip(peers, parts, strict=True):
-        if _shapes(part) != _shapes(parts[0]):
-            raise FederationMismatch(
-                f"the tensors of {peer} are not those of {peers[0]}",
-                remedy="install the same version at both sites",
-            )
-    shares = shares_of({p: full_set[p].samples for p in peers})
-    return {name: RULES[rule]([part[name] for part in parts], shares) for name in sorted(parts[0])}
-
-
 def shares_of(samples: Mapping[Peer, int]) -> list[float]:
     """n_k / n in sorted peer order.
 
@@ -170,7 +142,3 @@ def _maximum(chunks: Sequence[Array]) -> Array:
     for chunk in chunks[1:]:
         np.maximum(result, chunk, out=result)
     return result
-
-
-def _shapes(weights: Weights) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {name: (array.shape, array.dtype.str) for name, array in weights.items()}
