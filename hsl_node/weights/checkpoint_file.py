@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.errors import PeerDataError, escaped
+from hsl_node.errors import PeerDataError
 from hsl_node.federation.names import Digest
 from hsl_node.host.durable import Step, replacing
 
@@ -55,6 +55,12 @@ class TensorSpec:
     def bytes(self) -> int:
         return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
+    def pieces(self, max_bytes: int) -> Iterator[tuple[int, int]]:
+        """(first element, how many) of each piece of at most `max_bytes`."""
+        elements, step = math.prod(self.shape), max_bytes // np.dtype(DTYPES[self.dtype]).itemsize
+        for start in range(0, elements, step):
+            yield start, min(step, elements - start)
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -74,21 +80,23 @@ class Schema:
 
 
 def schema_of(weights: Weights) -> Schema:
-    """The one canonical header of these tensors."""
+    return _schema({name: (_CODES[a.dtype.newbyteorder("<")], a.shape) for name, a in weights.items()})
+
+
+def _schema(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Schema:
+    """The one canonical header of tensors of these names, dtypes and shapes."""
     entries: dict[str, Any] = {}
+    specs: list[TensorSpec] = []
     position = 0
-    for name in sorted(weights):
-        array = weights[name]
-        size = array.size * array.dtype.itemsize
-        entries[name] = {
-            "dtype": _CODES[array.dtype.newbyteorder("<")],
-            "shape": list(array.shape),
-            "data_offsets": [position, position + size],
-        }
-        position += size
+    for name, (dtype, shape) in sorted(tensors.items()):
+        specs.append(TensorSpec(name, dtype, shape, position))
+        end = position + specs[-1].bytes
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
     text = json.dumps(entries, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
-    return parse_header(len(text).to_bytes(8, "little") + text)
+    header = len(text).to_bytes(8, "little") + text
+    return Schema(header, tuple(replace(spec, offset=len(header) + spec.offset) for spec in specs))
 
 
 def write_weights(path: Path, weights: Weights, step: Step = Step.FILE_WEIGHTS) -> Digest:
@@ -108,7 +116,9 @@ def read_weights(path: Path) -> dict[str, Array]:
     """All tensors of a checkpoint file of our own. A peer's file goes through `check_file` first."""
     schema = read_schema(path)
     with open(path, "rb") as file:
-        return {spec.name: _read_tensor(file, spec) for spec in schema.tensors}
+        return {
+            spec.name: read_chunk(file, spec, 0, math.prod(spec.shape)).reshape(spec.shape) for spec in schema.tensors
+        }
 
 
 def read_schema(path: Path) -> Schema:
@@ -117,32 +127,30 @@ def read_schema(path: Path) -> Schema:
 
 
 def parse_header(header: bytes) -> Schema:
-    """Check a safetensors header.
+    """What a safetensors header says, which must be spelt as `schema_of` spells it: each lie would be another spelling.
 
     Raises:
-        PeerDataError: code `header`; length, JSON, a duplicate key, metadata, an unknown dtype, a negative or huge
-            shape, gaps, overlaps, or names out of order.
+        PeerDataError: code `header`.
     """
     length = int.from_bytes(header[:8], "little")
     if length > HEADER_MAX_BYTES or len(header) != 8 + length:
         raise _bad(f"header of {length} bytes")
     try:
-        entries = json.loads(header[8:].decode("ascii"), object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, ValueError, RecursionError) as exc:
-        raise _bad(f"header is not JSON: {exc}") from exc
-    if not isinstance(entries, dict) or not 0 < len(entries) <= TENSORS_MAX:
-        raise _bad("header holds no tensors, or too many")
-    tensors = []
-    position = 0
-    for name, entry in entries.items():
-        spec = _spec(name, entry, 8 + length + position)
-        if entry["data_offsets"] != [position, position + spec.bytes]:
-            raise _bad(f"tensor {escaped(name)!r} leaves a gap or overlaps")
-        position += spec.bytes
-        tensors.append(spec)
-    if [t.name for t in tensors] != sorted(entries):
-        raise _bad("tensors are not sorted by name")
-    return Schema(header, tuple(tensors))
+        entries: dict[str, Any] = json.loads(header[8:])
+        schema = _schema({name: (entry["dtype"], _shape(entry["shape"])) for name, entry in entries.items()})
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise _bad("its header does not describe tensors") from exc
+    if not 0 < len(entries) <= TENSORS_MAX or "__metadata__" in entries:
+        raise _bad("its header holds no tensors, too many, or something else")
+    if schema.header != header:
+        raise _bad("its header is not in the canonical form")
+    return schema
+
+
+def _shape(said: list[int]) -> tuple[int, ...]:
+    if len(said) > 8 or not all(type(n) is int and 0 < n < 2**31 for n in said):
+        raise ValueError("rank not used here, or an empty or huge dimension")
+    return tuple(said)
 
 
 def check_file(path: Path, schema: Schema, *, sha256: str) -> None:
@@ -157,12 +165,12 @@ def check_file(path: Path, schema: Schema, *, sha256: str) -> None:
     with open(path, "rb") as file:
         header = _read_header(file)
         if header != schema.header:
-            parse_header(header)  # says what is malformed, if it is
             raise PeerDataError("names, dtypes or shapes are not those of this model", code="header")
         digest = hashlib.sha256(header)
         bad: PeerDataError | None = None
         for spec in schema.tensors:
-            for chunk in _chunks(file, spec):
+            for start, count in spec.pieces(CHUNK_BYTES):
+                chunk = read_chunk(file, spec, start, count)
                 digest.update(chunk.data)
                 bad = bad or fault(spec.name, chunk)
     if digest.hexdigest() != sha256:
@@ -196,43 +204,12 @@ def read_chunk(file: BinaryIO, spec: TensorSpec, start: int, count: int) -> Arra
     return np.frombuffer(data, dtype=dtype)
 
 
-def _chunks(file: BinaryIO, spec: TensorSpec) -> Iterator[Array]:
-    elements = math.prod(spec.shape)
-    step = CHUNK_BYTES // np.dtype(DTYPES[spec.dtype]).itemsize
-    for start in range(0, elements, step):
-        yield read_chunk(file, spec, start, min(step, elements - start))
-
-
-def _read_tensor(file: BinaryIO, spec: TensorSpec) -> Array:
-    return read_chunk(file, spec, 0, math.prod(spec.shape)).reshape(spec.shape)
-
-
 def _read_header(file: BinaryIO) -> bytes:
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if length > HEADER_MAX_BYTES:
         raise _bad(f"header of {length} bytes")
     return prefix + file.read(length)
-
-
-def _spec(name: str, entry: Any, offset: int) -> TensorSpec:
-    if name == "__metadata__" or not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _bad(f"entry {escaped(name)!r} is not a plain tensor")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(shape, list) or len(shape) > 8:
-        raise _bad(f"tensor {escaped(name)!r}: dtype or rank not used here")
-    if not all(type(n) is int and 0 < n < 2**31 for n in shape):
-        raise _bad(f"tensor {escaped(name)!r}: empty or huge dimension")
-    if not isinstance(offsets, list) or not all(type(n) is int for n in offsets):
-        raise _bad(f"tensor {escaped(name)!r}: offsets are not whole numbers")
-    return TensorSpec(name, dtype, tuple(shape), offset)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key appears twice")
-    return result
 
 
 def _bad(what: str) -> PeerDataError:

@@ -1,20 +1,17 @@
-"""Fuse checkpoint files chunk by chunk: the same bytes as `fusion.fuse`, in a memory that grows with nothing."""
+"""Fuse checkpoint files chunk by chunk: in a memory that grows with nothing."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from hsl_node.errors import Altered, PeerDataError
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.host.durable import Step, replacing
-from hsl_node.weights.checkpoint_file import CHUNK_BYTES, DTYPES, Array, Schema, TensorSpec, read_chunk
+from hsl_node.weights.checkpoint_file import CHUNK_BYTES, Array, Schema, TensorSpec, read_chunk
 from hsl_node.weights.fusion import RULES, shares_of
 
 # (tensor, first element, that chunk of every peer in sorted order): one who watches, and changes nothing
@@ -48,10 +45,8 @@ def fuse_files(
         target = stack.enter_context(replacing(out, Step.FUSION_WRITE))
         target.write(schema.header)
         for spec in schema.tensors:
-            step = min(CHUNK_BYTES, READ_BYTES // len(files)) // np.dtype(DTYPES[spec.dtype]).itemsize
-            elements = math.prod(spec.shape)
-            for start in range(0, elements, step):
-                chunks = [f.read(spec, start, min(step, elements - start)) for f in files]
+            for start, count in spec.pieces(min(CHUNK_BYTES, READ_BYTES // len(files))):
+                chunks = [f.read(spec, start, count) for f in files]
                 if see:
                     see(spec, start, chunks)
                 fused = RULES[rule](chunks, shares)
