@@ -65,8 +65,13 @@ def stop(
     """
     from hsl_node.host import control
 
-    control.stop(state_of(context), timeout if wait else None)
-    print("stopped: the daemon has left" if wait else "stopping: the daemon was asked to leave")
+    state = state_of(context)
+    if wait:
+        control.stop(state, timeout)
+        print("stopped: the daemon has left")
+    else:
+        control.ask(state, "stop")
+        print("stopping: the daemon was asked to leave")
 
 
 def status(

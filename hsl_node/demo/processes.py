@@ -72,7 +72,7 @@ class Daemons:
         with deferred():
             for hospital in self.hospitals:
                 with suppress(HslError, OSError):
-                    control.stop(hospital.state, None)
+                    control.ask(hospital.state, "stop")
             end_all(list(self.processes.values()))
 
 

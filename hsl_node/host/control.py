@@ -15,13 +15,12 @@ import os
 import select
 import socket
 import struct
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsl_node.errors import HslError, LocalStateError, NotRunning, WaitTimeout
+from hsl_node.errors import HslError, NotRunning, WaitTimeout
 from hsl_node.host import permissions
 from hsl_node.host.layout import Layout
 
@@ -51,29 +50,28 @@ def ask(state: Path, op: str, timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, 
         HslError: the daemon refused; with its own words, remedy and exit code.
     """
     with _connected(state, timeout_s) as connection:
-        return _exchange(connection, op, timeout_s)
+        return _exchange(connection, op)
 
 
-def stop(state: Path, wait_s: float | None) -> None:
-    """Ask the daemon to leave; with `wait_s`, return only when its process is gone.
+def stop(state: Path, wait_s: float) -> None:
+    """Ask the daemon to leave; return when its process is gone.
 
     Raises:
         NotRunning: nobody listens.
         WaitTimeout: it is still there after `wait_s` seconds.
     """
     with _connected(state, ANSWER_TIMEOUT_S) as connection:
-        # A pidfd, since a number could belong to another process by the time we look.
-        process = os.pidfd_open(_pid_of(connection)) if wait_s is not None else None
+        # A pidfd, since a number could belong to another process by the time we look; readable once that has ended.
+        process = os.pidfd_open(_pid_of(connection))
         try:
-            _exchange(connection, "stop", ANSWER_TIMEOUT_S)
-            if process is not None and wait_s is not None and not _ended(process, wait_s):
+            _exchange(connection, "stop")
+            if not select.select([process], [], [], wait_s)[0]:
                 raise WaitTimeout(
                     f"the daemon is still running after {wait_s:.0f} s",
                     remedy="it closes transfers and the trainer first; look with `hsl-node status`, or wait longer",
                 )
         finally:
-            if process is not None:
-                os.close(process)
+            os.close(process)
 
 
 @contextmanager
@@ -84,25 +82,25 @@ def _connected(state: Path, timeout_s: float) -> Iterator[socket.socket]:
         try:
             with _short(Layout(state).socket) as name:
                 connection.connect(name)
+            yield connection
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise NotRunning(
                 f"no hsl-node is running on {state}", remedy="`hsl-node start`, or `systemctl start hsl-node`"
             ) from exc
         except PermissionError as exc:
-            text, remedy = permissions.denied(Layout(state).socket, state)
-            raise LocalStateError(text, remedy=remedy) from exc
+            raise permissions.denied(Layout(state).socket, state) from exc
         except TimeoutError as exc:
-            raise _silent(state, timeout_s) from exc
-        yield connection
+            raise WaitTimeout(
+                f"the daemon of {state} runs but has not answered for {timeout_s:.0f} s",
+                remedy="look at `hsl-node logs`; if it stays like this, restart the service: no round is lost",
+            ) from exc
 
 
-def _exchange(connection: socket.socket, op: str, timeout_s: float) -> dict[str, Any]:
+def _exchange(connection: socket.socket, op: str) -> dict[str, Any]:
     try:
         connection.sendall(json.dumps({"op": op}).encode() + b"\n")
         with connection.makefile("rb") as answers:
             line = answers.readline()
-    except TimeoutError as exc:
-        raise _silent(None, timeout_s) from exc
     except (BrokenPipeError, ConnectionResetError):
         line = b""
     if not line.endswith(b"\n"):
@@ -115,28 +113,10 @@ def _exchange(connection: socket.socket, op: str, timeout_s: float) -> dict[str,
     return answer
 
 
-def _silent(state: Path | None, timeout_s: float) -> WaitTimeout:
-    return WaitTimeout(
-        f"the daemon{f' of {state}' if state else ''} runs but has not answered for {timeout_s:.0f} s",
-        remedy="look at `hsl-node logs`; if it stays like this, restart the service: no round is lost",
-    )
-
-
 def _pid_of(connection: socket.socket) -> int:
     """The process at the other end, from the kernel."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[0])
-
-
-def _ended(process: int, wait_s: float) -> bool:
-    """Wait for a pidfd: it becomes readable when its process ends."""
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    deadline = time.monotonic() + wait_s
-    while (left := deadline - time.monotonic()) > 0:
-        if poll.poll(min(left, 60) * 1000):
-            return True
-    return False
 
 
 # ------------------------------------------------------------------ the server, in the daemon

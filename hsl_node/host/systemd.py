@@ -2,7 +2,6 @@
 
     notify("READY=1", "STATUS=round 1 of 20")
     notify("WATCHDOG=1")        # every `watchdog_interval_s()`, from the loop whose life it proves
-    notify(*reloading())        # READY=1 must follow
     notify("STOPPING=1")
 
 Without NOTIFY_SOCKET in the environment all of it is a no-op, so the daemon needs no second code path. A message that
@@ -14,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 
 from hsl_node.errors import escaped
 
@@ -33,12 +31,10 @@ def notify(*assignments: str) -> bool:
         Whether the message went out. False without a manager, and when it could not be sent (logged).
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address or not assignments:
+    if not address:
         return False
     message = "\n".join(escaped(line, LINE_MAX_CHARS) for line in assignments).encode()
     try:
-        if address[0] not in "/@":
-            raise OSError(f"NOTIFY_SOCKET={escaped(address)} is neither a path nor an abstract socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.settimeout(SEND_TIMEOUT_S)
             sock.connect("\0" + address[1:] if address[0] == "@" else address)
@@ -55,11 +51,6 @@ def watchdog_interval_s() -> float | None:
     if not usec.isdecimal() or int(usec) == 0 or (pid and pid != str(os.getpid())):
         return None
     return int(usec) / 2e6
-
-
-def reloading() -> tuple[str, str]:
-    """What announces a reload; the manager orders it against its own request by the monotonic clock."""
-    return "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
 
 
 def extend(seconds: float) -> str:

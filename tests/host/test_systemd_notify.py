@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hsl_node.host.systemd import LINE_MAX_CHARS, extend, notify, reloading, watchdog_interval_s
+from hsl_node.host.systemd import LINE_MAX_CHARS, extend, notify, watchdog_interval_s
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -48,14 +48,6 @@ def test_each_report_is_one_message(manager: socket.socket, lines: list[str]) ->
 
 def test_more_time_is_asked_for_in_microseconds() -> None:
     assert extend(1.5) == "EXTEND_TIMEOUT_USEC=1500000"
-
-
-def test_reloading_carries_the_monotonic_clock_in_microseconds(manager: socket.socket) -> None:
-    before = time.monotonic_ns() // 1000
-    notify(*reloading())
-    message = received(manager)
-    assert message["RELOADING"] == "1"
-    assert before <= int(message["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
 
 
 def test_a_newline_in_a_status_cannot_become_a_second_assignment(manager: socket.socket) -> None:
