@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsl_node.errors import HslError, LocalStateError, escaped
+from hsl_node.errors import HslError, escaped
 from hsl_node.host import permissions
 from hsl_node.host.hints import addressed, state_directory
 
@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as exc:
         if exc.errno not in OPERATORS_ERRNO:
             raise
-        text, remedy = permissions.explained(exc, state)
-        sys.exit(_explain(LocalStateError(text, remedy=remedy), state))
+        sys.exit(_explain(permissions.explained(exc, state), state))
 
 
 def plain_status(words: Sequence[str]) -> dict[str, bool] | None:

@@ -126,7 +126,7 @@ def _examined(state: Path) -> list[Check]:
     try:
         return checks + _peers(state, configured.name, joined, ring)
     except OSError as exc:
-        return [*checks, Check("peers", "failed", *permissions.explained(exc), LocalStateError.exit_code)]
+        return [*checks, _failed("peers", permissions.explained(exc))]
 
 
 def text(checks: Sequence[Check], *, colour: bool) -> str:
@@ -160,9 +160,13 @@ def _check(name: str, work: Callable[[], str]) -> Check:
     except _Doubt as doubt:
         return Check(name, "warning", str(doubt), doubt.fix)
     except HslError as exc:
-        return Check(name, "failed", exc.message, exc.remedy, exc.exit_code)
+        return _failed(name, exc)
     except OSError as exc:
-        return Check(name, "failed", *permissions.explained(exc), LocalStateError.exit_code)
+        return _failed(name, permissions.explained(exc))
+
+
+def _failed(name: str, error: HslError) -> Check:
+    return Check(name, "failed", error.message, error.remedy, error.exit_code)
 
 
 # ------------------------------------------------------------------ the checks
@@ -181,8 +185,7 @@ def _state_directory(state: Path) -> str:
 
 def _files(state: Path) -> str:
     if found := permissions.unusable(state):
-        text, remedy = permissions.told(state, found)
-        raise LocalStateError(text, remedy=remedy)
+        raise permissions.told(state, found)
     return f"user {permissions.me()} may read and write what the daemon needs"
 
 

@@ -92,8 +92,7 @@ def load(path: Path) -> Identity:
     try:
         key = asyncssh.read_private_key(str(path))
     except PermissionError as exc:
-        text, remedy = permissions.denied(path, path.parent.parent)
-        raise LocalStateError(text, remedy=remedy) from exc
+        raise permissions.denied(path, path.parent.parent) from exc
     except (OSError, asyncssh.KeyImportError) as exc:
         raise LocalStateError(
             f"{path} cannot be used as node key: {exc}", remedy="restore it from your backup"

@@ -7,10 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hsl_node.errors import NotInitialised
 from hsl_node.federation.strings import Address, Frozen, Listen, PeerName
 from hsl_node.federation.toml_file import read_toml
-from hsl_node.host.hints import nothing_here
+from hsl_node.host.files import require_initialised
 from hsl_node.host.layout import Layout
 
 
@@ -60,7 +59,6 @@ class NodeConfig(Frozen):
 
 
 def load_node(state: Path) -> NodeConfig:
-    path = Layout(state).node_toml
-    if not path.exists():
-        raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))
-    return read_toml(path, NodeConfig)
+    """Raises: NotInitialised, ConfigError."""
+    require_initialised(state)
+    return read_toml(Layout(state).node_toml, NodeConfig)

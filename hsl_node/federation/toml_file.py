@@ -56,8 +56,8 @@ def read_text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str:
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file", remedy="check the path") from exc
     except PermissionError as exc:
-        what, remedy = permissions.denied(path)
-        raise ConfigError(what, remedy=remedy) from exc
+        denied = permissions.denied(path)
+        raise ConfigError(denied.message, remedy=denied.remedy) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}", remedy="a UTF-8 text file is expected") from exc
 

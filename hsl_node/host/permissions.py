@@ -11,18 +11,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsl_node.errors import escaped
+from hsl_node.errors import LocalStateError, escaped
 from hsl_node.host.layout import Layout
 
 NAMED = 3  # of what cannot be used; one command mends them all
 _FOLDER = os.R_OK | os.W_OK | os.X_OK
 _HERE = Layout(Path())
 _READ_ONLY = _HERE.keys.name  # the daemon writes nothing there
-_WRITTEN = (
-    _HERE.log.name,
-    _HERE.run.name,
-    _HERE.trainer.name,
-)  # written to; others are replaced whole
+_WRITTEN = (_HERE.log.name, _HERE.run.name, _HERE.trainer.name)  # others are replaced whole
 _JOURNAL = _HERE.journal.name  # and -wal, -shm
 _NOT_NEEDED = (_HERE.past.name, "lost+found")  # runs of an earlier federation; what every new ext4 volume has, of root
 
@@ -46,15 +42,16 @@ def _unless(path: Path, mode: int) -> list[Path]:
     return [path] if not os.access(path, mode) and os.path.exists(path) else []  # it may be gone by now
 
 
-def told(state: Path, paths: Sequence[Path]) -> tuple[str, str]:
-    """(What is wrong, what to do) about some of what `unusable` found."""
+def told(state: Path, paths: Sequence[Path]) -> LocalStateError:
+    """The error for what `unusable` found."""
     shown = [f"{_within(path, state)} (of {owner(path)})" for path in paths[:NAMED]]
     more = [f"and {len(paths) - NAMED} more"] if len(paths) > NAMED else []
-    return f"user {me()} may not read or write: {', '.join([*shown, *more])}", remedy(state, paths[0])
+    text = f"user {me()} may not read or write: {', '.join([*shown, *more])}"
+    return LocalStateError(text, remedy=remedy(state, paths[0]))
 
 
-def denied(path: Path, state: Path | None = None) -> tuple[str, str]:
-    """(What is wrong, what to do) where using `path` gave EACCES."""
+def denied(path: Path, state: Path | None = None) -> LocalStateError:
+    """The error where using `path` gave EACCES."""
     closed = (p for p in reversed(path.parents) if not os.access(p, os.X_OK))
     there = (p for p in (path, *path.parents) if os.path.lexists(p))  # a file to be made: its folder is at fault
     culprit = next(closed, None) or next(there)
@@ -62,18 +59,20 @@ def denied(path: Path, state: Path | None = None) -> tuple[str, str]:
     text = f"user {me()} may not use {path}"
     text += f": {culprit} belongs to {owner(culprit)}" if culprit != path else f", which belongs to {owner(path)}"
     if state is None or not path.is_relative_to(state):
-        return text, f"as root: chown {shlex.quote(me())} {shlex.quote(str(culprit))}, or give another file"
-    return text, remedy(state, culprit)
+        chown = f"as root: chown {shlex.quote(me())} {shlex.quote(str(culprit))}, or give another file"
+        return LocalStateError(text, remedy=chown)
+    return LocalStateError(text, remedy=remedy(state, culprit))
 
 
-def explained(error: OSError, state: Path | None = None) -> tuple[str, str]:
-    """(What is wrong, what to do) for an error of a disk that nobody caught where it arose."""
+def explained(error: OSError, state: Path | None = None) -> LocalStateError:
+    """What to raise for an error of a disk that nobody caught where it arose."""
     if isinstance(error, PermissionError) and isinstance(error.filename, str):
         if state is not None and not os.path.isabs(error.filename) and (found := unusable(state)):
             return told(state, found)  # a name within some open folder: which one the error does not say
         return denied(Path(error.filename).absolute(), state)
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}", "check the disk: free space, its file system, `dmesg`"
+    text = f"{where}{error.strerror or error}"
+    return LocalStateError(text, remedy="check the disk: free space, its file system, `dmesg`")
 
 
 def remedy(state: Path, path: Path) -> str:

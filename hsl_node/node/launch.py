@@ -95,8 +95,7 @@ def _disk_named(state: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as exc:
-        text, remedy = permissions.explained(exc, state)
-        raise LocalStateError(text, remedy=remedy) from exc
+        raise permissions.explained(exc, state) from exc
     except OSError as exc:
         if exc.errno not in DISK_ERRORS:
             raise

@@ -84,7 +84,7 @@ def test_of_many_only_the_first_few_are_named(state: Path) -> None:
     for name in FOLDERS:
         give_away(state / name)
     found = permissions.told(state, [state / name for name in FOLDERS])
-    assert found[0].count("(of ") == permissions.NAMED and found[0].endswith(", and 7 more")
+    assert found.message.count("(of ") == permissions.NAMED and found.message.endswith(", and 7 more")
 
 
 @pytest.mark.sample(3)

@@ -477,7 +477,7 @@ def _broken(path: Path, exc: sqlite3.Error) -> LocalStateError:
         remedy += f"; {NO_BACKUP}"
     disk = os.statvfs(path.parent)
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        text, remedy = denied(path)
+        return denied(path)
     elif disk.f_bavail * disk.f_frsize < OPEN_BYTES or (disk.f_files and not disk.f_favail):
         text += f"; its disk is full ({size(disk.f_bavail * disk.f_frsize)} free)"
         remedy = "free some space there first: the journal goes on as it is"
