@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NewType
 
-from hsl_node.errors import PeerDataError, UsageError
+from hsl_node.errors import PeerDataError
 
 Peer = NewType("Peer", str)  # lower-case name of one hospital's node, unique in its federation
 Round = int  # from 1; round 0 names the initial weights
@@ -88,12 +88,12 @@ def parse_peer(name: str) -> Peer:
     """A peer's name: 2 to 32 of a-z, 0-9 and "-", a letter first, no "-" at the end.
 
     Raises:
-        UsageError: anything else.
+        ValueError: anything else.
     """
     if not _PEER.fullmatch(name):
-        raise UsageError(
-            f"{name!r} is not a peer name",
-            remedy='use 2 to 32 lower-case letters, digits and "-", starting with a letter, e.g. "mercy-north"',
+        raise ValueError(
+            f"{name!r} is not a peer name: "
+            'use 2 to 32 lower-case letters, digits and "-", starting with a letter, e.g. "mercy-north"'
         )
     return Peer(name)
 

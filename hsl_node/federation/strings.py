@@ -10,31 +10,20 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from hsl_node.errors import UsageError, escaped
+from hsl_node.errors import escaped
 from hsl_node.federation.names import parse_peer
 
 NAME_MAX = 120  # characters: one line of a terminal or a table
 
 
-def _peer(name: str) -> str:
-    try:
-        return parse_peer(name)
-    except UsageError as exc:
-        raise ValueError(f"{exc.message}: {exc.remedy}") from exc
+def _host_port(lowest_port: int, example: str) -> AfterValidator:
+    def checked(text: str) -> str:
+        host, port = split_address(text)
+        if not host or not lowest_port <= port <= 65535:
+            raise ValueError(f"{text!r} is not host:port, e.g. {example}")
+        return text
 
-
-def _address(text: str) -> str:
-    host, port = split_address(text)
-    if not host or not 0 < port < 65536:
-        raise ValueError(f"{text!r} is not host:port, e.g. mercy.example.org:8922")
-    return text
-
-
-def _listen(text: str) -> str:
-    host, port = split_address(text)
-    if not host or port > 65535:
-        raise ValueError(f"{text!r} is not host:port, e.g. 0.0.0.0:8922 (port 0: any free one)")
-    return text
+    return AfterValidator(checked)
 
 
 def _ed25519(text: str) -> str:
@@ -76,9 +65,9 @@ def plain_name(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(printable)]  # every free string of a file that others write
 Name = Annotated[str, AfterValidator(plain_name)]
-PeerName = Annotated[str, AfterValidator(_peer)]
-Address = Annotated[str, AfterValidator(_address)]
-Listen = Annotated[str, AfterValidator(_listen)]
+PeerName = Annotated[str, AfterValidator(parse_peer)]
+Address = Annotated[str, _host_port(1, "mercy.example.org:8922")]
+Listen = Annotated[str, _host_port(0, "0.0.0.0:8922 (port 0: any free one)")]
 PublicKey = Annotated[str, AfterValidator(_ed25519)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsl_node.errors import PeerDataError, UsageError, escaped
+from hsl_node.errors import PeerDataError, escaped
 from hsl_node.federation.names import (
     PEER_PATTERN,
     ROUND_MAX,
@@ -136,9 +136,8 @@ def test_peer_names_are_lower_case_login_names(name):
     "name", ["", "a", "a" * 33, "Mercy", "1st", "-a", "a-", "a_b", "a b", "a.b", "ä1", "ab\n", "root/"]
 )
 def test_threat_01_other_peer_names_are_refused_with_an_example(name):
-    with pytest.raises(UsageError) as refusal:
+    with pytest.raises(ValueError, match="mercy-north"):
         parse_peer(name)
-    assert "mercy-north" in refusal.value.remedy
 
 
 def test_a_digest_is_64_lower_case_hex_digits():
