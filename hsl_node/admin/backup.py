@@ -7,6 +7,7 @@ them what it has signed since (`node/heal/recovery.py`), so an old backup does n
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import shutil
 import time
@@ -25,7 +26,6 @@ from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.host.hints import addressed
 from hsl_node.host.layout import Layout
-from hsl_node.host.scratch import scratch
 from hsl_node.host.units import size
 from hsl_node.node.heal.mark import Mark, set_mark
 from hsl_node.status import last_words
@@ -63,7 +63,7 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> tuple[Index, 
 def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[str, ...]]:
     layout, node = Layout(state), node_toml.load_node(state)
     left_out: list[str] = []
-    with scratch(target.parent, ".hsl-node-backup-") as folder, ExitStack() as stack:
+    with ExitStack() as stack:
         sources: dict[str, IO[bytes]] = {}
 
         def add(name: str, path: Path) -> bool:
@@ -80,9 +80,9 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
                 left_out.append(f"the private key: it is not at {layout.key}")
         fused: list[models.Model] = []
         if layout.journal.exists():
-            copy = Layout(folder).journal
-            fused = _copy_journal(layout.journal, copy)
-            add(copy.name, copy)
+            with Journal.read_only(layout.journal) as journal, journal.copy() as copy:
+                fused = _models_needed(copy)
+                sources[layout.journal.name] = io.BytesIO(copy.content())
         for model in fused:
             name, path = _member_of(model), layout.fused(model.round)
             if not add(name, path):
@@ -100,16 +100,13 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
     return index, tuple(left_out)
 
 
-def _copy_journal(source: Path, target: Path) -> list[models.Model]:
-    """A copy as of one moment; gives the fused models that it needs: the last one and the best."""
-    with Journal.read_only(source) as journal:
-        journal.copy(target)
-    with Journal.read_only(target) as journal:
-        state, found = journal.state(), {model.round: model for model in models.models(journal)}
-        last = state["round"] - 1 if state else 0
-        if last > 0 and last not in found:
-            found |= {r: models.Model(r, sha256, "the last one") for r, sha256 in journal.fused_digests([last]).items()}
-        return [found[round] for round in sorted(found)]
+def _models_needed(journal: Journal) -> list[models.Model]:
+    """The last fused model and the best."""
+    state, found = journal.state(), {model.round: model for model in models.models(journal)}
+    last = state["round"] - 1 if state else 0
+    if last > 0 and last not in found:
+        found |= {r: models.Model(r, sha256, "the last one") for r, sha256 in journal.fused_digests([last]).items()}
+    return [found[round] for round in sorted(found)]
 
 
 def _member_of(model: models.Model) -> str:

@@ -22,7 +22,6 @@ from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.hints import addressed
 from hsl_node.host.layout import Layout
-from hsl_node.host.scratch import scratch
 from hsl_node.sync import evidence
 from hsl_node.sync.manifest import Manifest, parse_manifest, parse_receipt, parse_signed
 from hsl_node.sync.offer import Offer
@@ -311,9 +310,7 @@ def _fused_again(
     layout: Layout, paths: Mapping[Peer, Path], samples: dict[Peer, int], federation: config.Federation
 ) -> str | None:
     try:
-        schema = read_schema(layout.fused(0))
-        with scratch(layout.run, "verify-") as folder:
-            return fuse_files(federation.plan.fusion, paths, samples, schema, folder / "fused")
+        return fuse_files(federation.plan.fusion, paths, samples, read_schema(layout.fused(0)), None)
     except FileNotFoundError:  # pruned by the running daemon meanwhile
         return None
 

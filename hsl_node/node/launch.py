@@ -17,7 +17,7 @@ from hsl_node.errors import AlreadyRunning, ConfigError, DataError, HslError, Lo
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.config import Federation
 from hsl_node.federation.node_toml import NodeConfig
-from hsl_node.host import permissions, scratch
+from hsl_node.host import permissions
 from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
@@ -77,7 +77,6 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
     os.umask(0o077)
     keep_freed_memory()
     store = Store(Layout(state))
-    scratch.clear(store.layout.run, "verify-")
     gc.freeze()  # what the imports made stays for good: later collections need not look at it
     try:
         if node_config.inbox.kind == "embedded":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,12 +26,12 @@ def fuse_files(
     paths: Mapping[Peer, Path],
     samples: Mapping[Peer, int],
     schema: Schema,
-    out: Path,
+    out: Path | None,
     progress: Callable[[float], None] | None = None,
     see: See | None = None,
     expected: Mapping[Peer, str] | None = None,
 ) -> Digest:
-    """Fuse the full set into `out`, durably (`durable.replacing`); gives its sha256.
+    """Fuse the full set into `out`, durably (`durable.replacing`); gives its sha256. None: for the sha256 alone.
 
     The files were checked on arrival (`checkpoint_file.check_file`), and may have changed on the disk since:
     `expected` has the sha256 of each, compared in the pass that reads it. `progress` receives the share done, 0 to 1.
@@ -40,13 +41,26 @@ def fuse_files(
     """
     digest = hashlib.sha256(schema.header)
     shares = shares_of(samples)
+    peers = sorted(paths)
     with ExitStack() as stack:
-        files = [stack.enter_context(_Input(p, paths[p], len(schema.header))) for p in sorted(paths)]
-        target = stack.enter_context(replacing(out, Step.FUSION_WRITE))
+        files, read = {}, {}
+        for peer in peers:
+            with _whole(peer, paths[peer]):
+                files[peer] = stack.enter_context(open(paths[peer], "rb"))
+                read[peer] = hashlib.sha256(files[peer].read(len(schema.header)))
+
+        def chunk_of(peer: Peer, spec: TensorSpec, start: int, count: int) -> Array:
+            with _whole(peer, paths[peer]):
+                chunk = read_chunk(files[peer], spec, start, count)
+            read[peer].update(chunk.data)  # every chunk once and in order: in the end the sha256 of the file
+            return chunk
+
+        into = stack.enter_context(replacing(out, Step.FUSION_WRITE)) if out else None
+        target = into or stack.enter_context(open(os.devnull, "wb"))
         target.write(schema.header)
         for spec in schema.tensors:
-            for start, count in spec.pieces(min(CHUNK_BYTES, READ_BYTES // len(files))):
-                chunks = [f.read(spec, start, count) for f in files]
+            for start, count in spec.pieces(min(CHUNK_BYTES, READ_BYTES // len(peers))):
+                chunks = [chunk_of(peer, spec, start, count) for peer in peers]
                 if see:
                     see(spec, start, chunks)
                 fused = RULES[rule](chunks, shares)
@@ -55,51 +69,26 @@ def fuse_files(
                 target.write(fused.data)
             if progress:
                 progress((spec.offset + spec.bytes) / schema.file_bytes)
-        if expected is not None:  # before the rename
-            for file in files:
-                file.require(expected[file.peer])
+        for peer in peers:  # before the rename
+            if expected is not None and read[peer].hexdigest() != expected[peer]:
+                raise _altered(peer, paths[peer], "altered on")
     return Digest(digest.hexdigest())
 
 
-class _Input:
-    """One checkpoint of the full set; hashed while it is read, header first, then every chunk once and in order."""
+@contextmanager
+def _whole(peer: Peer, path: Path) -> Iterator[None]:
+    """It was whole, and could be read, when it came."""
+    try:
+        yield
+    except PeerDataError as exc:
+        raise _altered(peer, path, "cut short on") from exc
+    except FileNotFoundError as exc:
+        raise _altered(peer, path, "gone from") from exc
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        raise _altered(peer, path, "not readable any more on") from exc
 
-    def __init__(self, peer: Peer, path: Path, header_bytes: int) -> None:
-        self.peer = peer
-        self._path = path
-        with self._whole():
-            self._file = open(path, "rb")  # noqa: SIM115  (closed in `__exit__`)
-            self._sha256 = hashlib.sha256(self._file.read(header_bytes))
 
-    def __enter__(self) -> _Input:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, spec: TensorSpec, start: int, count: int) -> Array:
-        with self._whole():
-            chunk = read_chunk(self._file, spec, start, count)
-        self._sha256.update(chunk.data)
-        return chunk
-
-    def require(self, sha256: str) -> None:
-        if self._sha256.hexdigest() != sha256:
-            raise self._altered("altered on")
-
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """It was whole, and could be read, when it came."""
-        try:
-            yield
-        except PeerDataError as exc:
-            raise self._altered("cut short on") from exc
-        except FileNotFoundError as exc:
-            raise self._altered("gone from") from exc
-        except OSError as exc:
-            if exc.errno != errno.EIO:
-                raise
-            raise self._altered("not readable any more on") from exc
-
-    def _altered(self, how: str) -> Altered:
-        return Altered(f"the checkpoint of {self.peer}, {self._path}, is {how} this disk since it was checked")
+def _altered(peer: Peer, path: Path, how: str) -> Altered:
+    return Altered(f"the checkpoint of {peer}, {path}, is {how} this disk since it was checked")
