@@ -24,6 +24,7 @@ from hsl_node.federation.config import Federation
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
+from hsl_node.host.files import require_new
 from hsl_node.host.hints import addressed
 from hsl_node.host.layout import Layout
 from hsl_node.host.units import size
@@ -47,8 +48,7 @@ def backup(state: Path, target: Path, *, with_key: bool = True) -> tuple[Index, 
         UsageError: it exists.
         LocalStateError: something cannot be read, or the disk is full.
     """
-    if target.exists():
-        raise UsageError(f"{target} exists already; nothing was changed", remedy="name another file")
+    require_new(target)
     try:
         return _backup(state, target, with_key=with_key)
     except OSError as exc:

@@ -23,7 +23,7 @@ from hsl_node.commands import (  # fmt: skip
     rounds,
     verify,
 )
-from hsl_node.commands.shared import PANELS, Context
+from hsl_node.commands.shared import PANELS
 from hsl_node.host.hints import STATE_VARIABLE, SYSTEM_STATE, state_directory
 
 
@@ -68,7 +68,7 @@ def root(
         ),
     ] = None,
 ) -> None:
-    context.obj = Context(state=state_directory(state))
+    context.obj = state_directory(state)
 
 
 # the order of the help

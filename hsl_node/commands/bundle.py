@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from hsl_node.commands.shared import START_HERE, state_of
-from hsl_node.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -26,12 +25,12 @@ def bundle(
     Look through it with --list before you send it.
     """
     from hsl_node.admin import support_bundle as packing
-    from hsl_node.host.files import require_initialised
+    from hsl_node.host.files import require_initialised, require_new
 
     state = state_of(context)
     require_initialised(state)
-    if not listed and out.exists():
-        raise UsageError(f"{out} exists already; nothing was written", remedy="name another file with --out")
+    if not listed:
+        require_new(out)
     files = packing.collect(state)
     if listed:
         for name, content in files.items():

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsl_node.commands.shared import DATA, Json, state_of
+from hsl_node.commands.shared import DATA, Json, answer, state_of
 from hsl_node.errors import ConfigError, UsageError
+from hsl_node.host.files import require_new
 from hsl_node.host.layout import Layout
-from hsl_node.host.terminal import print_json, progress_bar
+from hsl_node.host.terminal import progress_bar
 from hsl_node.host.units import table
 
 if TYPE_CHECKING:
@@ -60,16 +61,13 @@ def check(
     report = data_check.check(
         node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress_bar("images")
     )
+    text = _text(report)
     if contact_sheet is not None and report.dataset is not None:
         from hsl_node.train.data.contact_sheet import contact_sheet as draw
 
         draw(report.dataset, plan, contact_sheet)
-    if json:
-        print_json(report.as_json())
-    else:
-        print(_text(report))
-        if contact_sheet is not None and report.dataset is not None:
-            print(f"\nwrote {contact_sheet}")
+        text += f"\n\nwrote {contact_sheet}"
+    answer(json, report.as_json(), text)
     if not report.ok:
         raise typer.Exit(ConfigError.exit_code)
 
@@ -134,8 +132,7 @@ def build(
 
     if digits == (data is not None):
         raise UsageError("give either --data PATH or --digits", remedy="see `hsl-node anchor build --help`")
-    if out.exists():
-        raise UsageError(f"{out} exists already; nothing was changed", remedy="name another file, or remove this one")
+    require_new(out)
     if data is None:
         made = anchor.digits_standin(image_size, n=n, seed=seed)
     else:
@@ -175,7 +172,6 @@ def verify(
     Exit code 17: it is another file.
     """
     from hsl_node.federation import config, node_toml
-    from hsl_node.host.layout import Layout
     from hsl_node.train.data import anchor
 
     state = state_of(context)
@@ -184,9 +180,7 @@ def verify(
         raise UsageError(f"federation {federation.name!r} uses no anchor set", remedy="there is nothing to verify")
     path = file or node_toml.load_node(state).anchor or Layout(state).anchor
     found = anchor.verify(path, federation.anchor)
-    if json:
-        print_json({"file": str(path), "name": found.name, "classes": found.classes, "images": len(found.labels),
-                    "image_size": found.image_size, "fingerprint": federation.anchor.fingerprint})  # fmt: skip
-    else:
-        classes = " against ".join(found.classes)
-        print(f"{path} is {found.name!r}: {classes}, {len(found.labels)} images of {found.image_size} px")
+    value = {"file": str(path), "name": found.name, "classes": found.classes, "images": len(found.labels),
+             "image_size": found.image_size, "fingerprint": federation.anchor.fingerprint}  # fmt: skip
+    classes = " against ".join(found.classes)
+    answer(json, value, f"{path} is {found.name!r}: {classes}, {len(found.labels)} images of {found.image_size} px")

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
+from hsl_node.commands.shared import ENROL, Json, answer, own_state_of, state_of
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.host.hints import command
 from hsl_node.host.layout import Layout
-from hsl_node.host.terminal import print_json
 from hsl_node.host.units import table
 
 if TYPE_CHECKING:
@@ -59,12 +58,13 @@ def create(
 ) -> None:
     from hsl_node.admin import enrol
     from hsl_node.federation import config
+    from hsl_node.federation.keyring import Keyring
     from hsl_node.federation.plan import load_plan
     from hsl_node.host import files
 
     made = enrol.create(name=name, cards=card, plan=load_plan(plan, set or ()), anchor=anchor)
     files.write_new(out, config.federation_text(made))
-    print(_text(made))
+    print(_text(made, Keyring.of(made)))
     print(
         f"\nWrote {out}. Send it{' and the anchor set' if anchor else ''} to every peer; compare the hash by phone.",
         file=sys.stderr,
@@ -84,12 +84,9 @@ def show(
 
     federation = _load(context, file)
     ring = keyring.load(state_of(context), federation) if file is None else keyring.Keyring.of(federation)
-    if json:
-        now = {p.name: ring.newest(p.name) for p in federation.peer}
-        hashes = {"hash": federation.fed8, "digest": federation.digest}
-        print_json({**federation.model_dump(mode="json"), **hashes, "keys_now": now})
-    else:
-        print(_text(federation, ring))
+    now = {p.name: ring.newest(p.name) for p in federation.peer}
+    hashes = {"hash": federation.fed8, "digest": federation.digest}
+    answer(json, {**federation.model_dump(mode="json"), **hashes, "keys_now": now}, _text(federation, ring))
 
 
 def join(
@@ -134,10 +131,8 @@ def diff(
     one, other = _load(context, first), _load(context, second)
     ours, theirs = (one, other) if second is not None else (other, one)
     found = config.differences(ours, theirs)
-    if json:
-        print_json({"ours": ours.fed8, "theirs": theirs.fed8, "differences": found})
-    else:
-        print("\n".join(found) if found else f"the same federation, hash {ours.fed8}")
+    text = "\n".join(found) if found else f"the same federation, hash {ours.fed8}"
+    answer(json, {"ours": ours.fed8, "theirs": theirs.fed8, "differences": found}, text)
     if found:
         raise typer.Exit(FederationMismatch.exit_code)
 
@@ -148,15 +143,12 @@ def _load(context: typer.Context, file: Path | None) -> Federation:
     return config.load_federation(state_of(context)) if file is None else config.read_federation(file)
 
 
-def _text(federation: Federation, ring: Keyring | None = None) -> str:
-    """`ring`: the keys that count here; None: the file's."""
+def _text(federation: Federation, ring: Keyring) -> str:
     from hsl_node.admin.enrol import read_aloud
-    from hsl_node.federation.keyring import Keyring
     from hsl_node.federation.plan import Plan
 
     plan, usual = federation.plan.model_dump(mode="json"), Plan().model_dump(mode="json")
     changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}
-    ring = ring or Keyring.of(federation)
     rows = [row for p in federation.peer for row in _keys(p, ring)]
     anchor = federation.anchor
     set_used = f"{escaped(anchor.name)}, {anchor.images} images, {anchor.fingerprint[:12]}" if anchor else "none"

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import RUN, START_HERE, Json, state_of
+from hsl_node.commands.shared import RUN, START_HERE, Json, answer, state_of
 from hsl_node.errors import ConfigError, UsageError
 from hsl_node.host.hints import addressed
-from hsl_node.host.terminal import print_json, wants_colour
+from hsl_node.host.terminal import wants_colour
 
 STOP_WAIT_S = 180.0  # TimeoutStopSec= of the unit
 
@@ -103,12 +103,12 @@ def pause(context: typer.Context) -> None:
     from hsl_node.host.control import ask
 
     state = state_of(context)
-    answer = ask(state, "pause")
-    if not answer["changed"] and answer.get("over"):
-        print(f"the run is {answer['phase']}: nothing trains here, so there is nothing to pause")
+    told = ask(state, "pause")
+    if not told["changed"] and told.get("over"):
+        print(f"the run is {told['phase']}: nothing trains here, so there is nothing to pause")
         return
-    word = "paused" if answer["changed"] else "it is paused already"
-    ended = answer["phase"] in ("finished", "halted")
+    word = "paused" if told["changed"] else "it is paused already"
+    ended = told["phase"] in ("finished", "halted")
     what = "the last fused model is not validated" if ended else "the other hospitals wait for this node"
     print(addressed(f"{word}: {what} until `hsl-node resume`", state))
 
@@ -155,10 +155,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
     from hsl_node.admin import doctor
 
     checks = doctor.examine(state_of(context))
-    if json:
-        print_json([vars(check) for check in checks])
-    else:
-        print(doctor.text(checks, colour=wants_colour()))
+    answer(json, [vars(check) for check in checks], doctor.text(checks, colour=wants_colour()))
     raise typer.Exit(doctor.exit_code(checks))
 
 
@@ -180,7 +177,4 @@ def version(json: Json = False) -> None:
             versions[package] = installed(package)
         except PackageNotFoundError:
             versions[package] = "absent"
-    if json:
-        print_json(versions)
-    else:
-        print("\n".join(f"{name:12}  {value}" for name, value in versions.items()))
+    answer(json, versions, "\n".join(f"{name:12}  {value}" for name, value in versions.items()))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
+from hsl_node.commands.shared import ENROL, Json, answer, own_state_of, state_of
 from hsl_node.errors import UsageError
 from hsl_node.host.hints import command
 from hsl_node.host.terminal import print_json
@@ -69,10 +69,7 @@ def ping(
     from hsl_node.admin import ping
 
     answers = ping.ping(state_of(context), names or [])
-    if json:
-        print_json([vars(a) for a in answers])
-    else:
-        print("\n".join(ping.text(answer) for answer in answers))
+    answer(json, [vars(a) for a in answers], "\n".join(ping.text(a) for a in answers))
     raise typer.Exit(max((a.exit_code for a in answers), default=0))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hsl_node.commands.shared import RESULTS, Json, state_of
+from hsl_node.commands.shared import RESULTS, Json, answer, state_of
 from hsl_node.host.terminal import print_json, progress_lines
 
 Round = Annotated[
@@ -51,10 +51,7 @@ def evaluate(
     pairing: Literal["fixed", "random"] = "random" if random_pairing else "fixed"
     asked = time.time()
     found = results.evaluate(state_of(context), alone=alone, again=again, pairing=pairing, report=progress_lines())
-    if json:
-        print_json(found)
-    else:
-        print(results.evaluation_text(found, asked=asked))
+    answer(json, found, results.evaluation_text(found, asked=asked))
 
 
 def predict(

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hsl_node.commands.shared import RUN, Json, state_of
-from hsl_node.host.terminal import print_json
+from hsl_node.commands.shared import RUN, Json, answer, state_of
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +24,7 @@ def history(context: typer.Context, json: Json = False) -> None:
     from hsl_node.status import history as past
 
     rounds = past.rounds(state_of(context))
-    if json:
-        print_json(rounds)
-    else:
-        print(past.text(rounds))
+    answer(json, rounds, past.text(rounds))
 
 
 def show(
@@ -41,7 +37,4 @@ def show(
     from hsl_node.status import history as past
 
     found = past.round_of(state_of(context), number)
-    if json:
-        print_json(found)
-    else:
-        print(past.round_text(found))
+    answer(json, found, past.round_text(found))

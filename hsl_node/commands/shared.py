@@ -1,12 +1,13 @@
-"""What the commands share: where the state is, and how their help is laid out."""
+"""What the commands share: where the state is, how their help is laid out, how they answer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from hsl_node.host.terminal import print_json
 
 # The help's panels, in the order of a node's life.
 START_HERE = "Start here"
@@ -19,16 +20,9 @@ PANELS = (START_HERE, ENROL, DATA, RUN, RESULTS)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-@dataclass(frozen=True)
-class Context:
-    """What the options before the command's name say."""
-
-    state: Path
-
-
 def state_of(context: typer.Context) -> Path:
-    found: Context = context.obj
-    return found.state
+    state: Path = context.obj  # app.py puts it there
+    return state
 
 
 def own_state_of(context: typer.Context) -> Path:
@@ -38,3 +32,11 @@ def own_state_of(context: typer.Context) -> Path:
     state = state_of(context)
     require_owner(state)
     return state
+
+
+def answer(json: bool, value: Any, text: str) -> None:
+    """Print what was found: `value` for programs, or `text` for people."""
+    if json:
+        print_json(value)
+    else:
+        print(text)

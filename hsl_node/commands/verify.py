@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsl_node.commands.shared import RESULTS, Json, state_of
-from hsl_node.errors import UsageError
+from hsl_node.host.files import require_new
 from hsl_node.host.terminal import print_json, progress_bar
 from hsl_node.host.units import auc, table
 
@@ -37,8 +37,8 @@ def verify(
     from hsl_node.admin import signed_documents
     from hsl_node.admin import verify as audit
 
-    if export is not None and export.exists():
-        raise UsageError(f"{export} exists already; nothing was written", remedy="name another folder")
+    if export is not None:
+        require_new(export)
     state = state_of(context)
     found = audit.examine(state, progress_bar("rounds"))
     if export is not None:

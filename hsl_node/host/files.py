@@ -21,9 +21,15 @@ def write_new(
     Raises:
         UsageError: it exists, and `replace` is not set.
     """
-    if path.exists() and not replace:
-        raise UsageError(f"{path} exists already; nothing was changed", remedy="name another file, or remove this one")
+    if not replace:
+        require_new(path)
     durable.write(path, text.encode("utf-8"), step, mode=mode)
+
+
+def require_new(path: Path) -> None:
+    """Raises: UsageError: it exists."""
+    if path.exists():
+        raise UsageError(f"{path} exists already; nothing was changed", remedy="name another one, or remove this one")
 
 
 def require_owner(state: Path) -> None:

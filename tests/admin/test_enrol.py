@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from hsl_node.admin import enrol
 from hsl_node.commands.federation import _text
 from hsl_node.errors import ConfigError, FederationMismatch, HslError, LocalStateError, UsageError
-from hsl_node.federation import config, identity, node_toml, strings, toml_file
+from hsl_node.federation import config, identity, keyring, node_toml, strings, toml_file
 from hsl_node.federation.config import Federation
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.federation.node_toml import NodeConfig
@@ -314,7 +314,8 @@ def test_threat_20_a_federation_file_does_not_draw_its_own_hash(ash: Path, birch
         done = run("--state", ash, "federation", command[0], path, *command[1:])
         assert isinstance(done.exception, ConfigError) and done.stdout == ""
         assert f"{path}:2: name: 'trees\\nhash" in done.exception.message
-    shown = _text(federation_of_cards(ash, birch).model_copy(update={"name": name}))
+    federation = federation_of_cards(ash, birch).model_copy(update={"name": name})
+    shown = _text(federation, keyring.Keyring.of(federation))
     assert shown.replace("\n", "").isprintable() and shown.count("\nhash ") == 1, "nor if it were let in"
 
 
