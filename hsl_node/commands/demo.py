@@ -54,12 +54,14 @@ def demo(
             data=data,
             group_by=group_by,
             anchor=anchor,
-            rounds=rounds,
-            epochs=epochs,
-            image_size=image_size,
-            backbone=backbone,
-            batch_size=batch_size,
-            method=method,
             seed=seed,
+            plan={
+                "rounds": rounds,
+                "epochs_per_round": epochs,
+                "image_size": image_size,
+                "backbone": backbone,
+                "batch_size": batch_size,
+                "method": method,
+            },
         )
     )

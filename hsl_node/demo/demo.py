@@ -15,12 +15,13 @@ from typing import Any
 from hsl_node.demo import processes, setup, view
 from hsl_node.demo.setup import Hospital
 from hsl_node.errors import PeerDataError, UsageError, escaped
+from hsl_node.federation.config import Federation
 from hsl_node.federation.plan import Plan
 from hsl_node.federation.toml_file import check
 from hsl_node.host import control
 from hsl_node.host.units import auc, duration, table
 from hsl_node.results import report
-from hsl_node.results.facts import Agreement, agreement, read
+from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
 from hsl_node.study import phantoms
 
 SYNTHETIC = (
@@ -59,17 +60,13 @@ def run(
     data: Path | None = None,
     group_by: str | None = None,
     anchor: Path | None = None,
-    rounds: int | None = None,
-    epochs: int | None = None,
-    image_size: int | None = None,
-    backbone: str | None = None,
-    batch_size: int | None = None,
-    method: str | None = None,
     seed: int = 1,
+    plan: Mapping[str, Any],
 ) -> int:
     """Make it, run it, show it. Gives the exit code: 0, or 14 where the fused models of the hospitals differ.
 
-    An earlier demo in `target` is replaced. None: the default for phantoms, or for real images.
+    An earlier demo in `target` is replaced. `plan`: settings of a plan; None, or none: the default for phantoms, or for
+    real images.
 
     Raises:
         UsageError: options that exclude each other; a folder that is not a demo's.
@@ -80,44 +77,46 @@ def run(
     target = target.absolute()
     if (data is None) != (group_by is None):
         raise UsageError("--data and --group-by belong together", remedy="give both, or neither for synthetic images")
-    chosen = {"rounds": rounds, "epochs_per_round": epochs, "image_size": image_size, "backbone": backbone,
-              "batch_size": batch_size, "method": method, "seed": seed}  # fmt: skip
-    settings = {**(PHANTOM_PLAN if data is None else REAL_PLAN), **{k: v for k, v in chosen.items() if v is not None}}
+    settings = {**(PHANTOM_PLAN if data is None else REAL_PLAN), "seed": seed}
+    settings |= {key: value for key, value in plan.items() if value is not None}
     sites: Sequence[Hospital] = ()
     if data is not None and group_by is not None:  # what is wrong with the request shows before the folder is touched
         sites, settings["classes"] = setup.table_hospitals(target, data, group_by)
         settings["task"] = f"{data.name}: {' or '.join(settings['classes'])}"[:120]
     else:
         settings["classes"] = phantoms.CLASSES
-    plan = _plan(settings)
-    with processes.interruptible(), view.view(plan) as shown:
+    agreed_plan = _plan(settings)
+    lines = view.Lines()
+    with processes.interruptible():
         if setup.prepare_folder(target, lambda state: control.stop(state, processes.STOP_S)):
-            shown.say(f"The earlier demo in {target} is replaced.")
+            print(f"The earlier demo in {target} is replaced.")
         if data is None:
-            sites = setup.phantom_hospitals(target, hospitals, seed, shown.progress)
+            sites = setup.phantom_hospitals(target, hospitals, seed, lines.progress)
         anchor_file = None
-        if plan.method == "hsl":
-            anchor_file = setup.make_anchor(target, anchor, plan.image_size, seed, shown.progress)
+        if agreed_plan.method == "hsl":
+            anchor_file = setup.make_anchor(target, anchor, agreed_plan.image_size, seed, lines.progress)
         threads = max(1, len(os.sched_getaffinity(0)) // len(sites))
-        federation = setup.enrol_all(target, sites, plan, anchor_file, threads)
-        note = " ".join([SYNTHETIC] * (data is None) + [STAND_IN] * (plan.method == "hsl" and anchor is None))
-        shown.say(_opening(sites, plan, threads, federation.anchor.name if federation.anchor else None, note))
+        federation = setup.enrol_all(target, sites, agreed_plan, anchor_file, threads)
+        stand_in = agreed_plan.method == "hsl" and anchor is None
+        note = " ".join([SYNTHETIC] * (data is None) + [STAND_IN] * stand_in)
+        print(_opening(sites, federation, threads, note), flush=True)
 
         warned: dict[tuple[str, str], str] = {}  # hospital and code -> the last words
 
         def show(snapshots: processes.Snapshots) -> None:
             warned.update({(n, w.code): w.text for n, s in snapshots.items() if s for w in s.warnings})
-            shown.nodes(snapshots)
+            lines.nodes(snapshots)
 
-        with processes.running(sites) as daemons:
+        with processes.running(sites, "start") as daemons:
             processes.wait_finished(daemons, show)
-        trained = time.monotonic()
-        agreed = agreement([read(s.state) for s in sites])
-        shown.say(_ended(agreed[-1].round, plan, trained - began))
-        found = processes.evaluate_all(sites, shown.evaluations)
-        shown.say("All are evaluated. Drawing the report:")
+        last = agreement([read(s.state) for s in sites])[-1].round
+        print(_ended(last, agreed_plan, time.monotonic() - began), flush=True)
+        processes.evaluate_all(sites, lines.evaluations)
+        print("All are evaluated. Drawing the report:", flush=True)
         page = report.build([s.state for s in sites], target / "report.html", note=note)
-    print(closing(sites, found, agreed, page, time.monotonic() - began, warned))
+    nodes = [read(site.state) for site in sites]
+    agreed = agreement(nodes)
+    print(closing(nodes, agreed, page, time.monotonic() - began, warned))
     return exit_code(agreed)
 
 
@@ -127,15 +126,17 @@ def _plan(settings: dict[str, Any]) -> Plan:
     return check({"cosine_period_epochs": epochs, **settings}, Plan, "hsl-node demo")
 
 
-def _opening(sites: Sequence[Hospital], plan: Plan, threads: int, anchor: str | None, note: str) -> str:
-    width = max(len(s.name) for s in sites)
+def _opening(sites: Sequence[Hospital], federation: Federation, threads: int, note: str) -> str:
+    width, plan = max(len(s.name) for s in sites), federation.plan
     lines = [
         f"{len(sites)} hospitals, each a daemon of its own; {plan.rounds} rounds of {plan.epochs_per_round} epochs",
         *(f"  {s.name:{width}}  {s.origin}" for s in sites),
         f"model: {plan.method}, backbone {plan.backbone}, {plan.image_size} px, batches of {plan.batch_size}, "
         f"{threads} thread{'s' * (threads > 1)} each",
+        *([f"anchor set: {federation.anchor.name}"] if federation.anchor else []),
+        *([note] if note else []),
     ]
-    return "\n".join([*lines, *([f"anchor set: {anchor}"] if anchor else []), *([note] if note else []), ""])
+    return "\n".join([*lines, ""])
 
 
 def _ended(last: int, plan: Plan, seconds: float) -> str:
@@ -152,8 +153,7 @@ def exit_code(agreed: Sequence[Agreement]) -> int:
 
 
 def closing(
-    sites: Sequence[Hospital],
-    found: dict[str, dict[str, Any]],
+    nodes: Sequence[NodeFacts],
     agreed: Sequence[Agreement],
     page: Path,
     seconds: float,
@@ -162,25 +162,22 @@ def closing(
     """The table, what the journals say about the digests, and where the report is."""
     header = ("hospital", "train", "test", "trained alone", "fused", "difference")
     rows = []
-    for site in sites:
-        record = found[site.name]
+    for node in nodes:
+        if (record := node.evaluation) is None:
+            continue
         alone, fused = (record["test"][k]["auc"] for k in ("alone", "fused"))
         difference = "" if alone is None or fused is None else f"{fused - alone:+.3f}"
-        counts = record["images"]
-        cells = [auc(v, "undefined") for v in (alone, fused)]
-        rows.append((site.name, str(counts["train"]), str(counts["test"]), *cells, difference))
-    lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 6))]
+        counts = (str(record["images"][split]) for split in ("train", "test"))
+        rows.append((node.name, *counts, auc(alone, "undefined"), auc(fused, "undefined"), difference))
+    lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 6)), ""]
     if any("undefined" in row for row in rows):
-        lines += ["", "undefined: that test set holds one class only"]
+        lines += ["undefined: that test set holds one class only", ""]
     differing = [row for row in agreed if not row.agree]
-    if differing:
-        lines += ["", *(f"THE FUSED MODELS DIFFER in round {row.round}: {row.text}" for row in differing)]
-    else:
-        last = agreed[-1]
+    lines += [f"THE FUSED MODELS DIFFER in round {row.round}: {row.text}" for row in differing]
+    if not differing:
         lines += [
-            "",
-            f"All {len(sites)} hospitals hold the same fused model, byte for byte, in each of {len(agreed)} rounds; "
-            f"the last: sha256 {last.text}",
+            f"All {len(nodes)} hospitals hold the same fused model, byte for byte, in each of {len(agreed)} rounds; "
+            f"the last: sha256 {agreed[-1].text}",
         ]
     if warned:
         lines += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,18 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
 
 from hsl_node.demo.setup import Hospital
-from hsl_node.errors import HslError, NotInitialised, NotRunning, WaitTimeout, escaped
+from hsl_node.errors import HslError, NotRunning, WaitTimeout, escaped
 from hsl_node.host import control
 from hsl_node.host.layout import Layout
 from hsl_node.status.snapshot import Snapshot, from_json
 from hsl_node.sync.round import Phase
-from hsl_node.sync.store.journal import Journal
 
 POLL_S = 0.5
 STOP_S = 30.0  # a finished daemon leaves in a fraction of a second; then it is killed
@@ -35,48 +32,62 @@ Snapshots = dict[str, Snapshot | None]  # by hospital; None: not up yet
 class DemoFailed(HslError):
     """A process of the demo ended that should not have, or the hospitals disagree; with its last words."""
 
-    def __init__(self, message: str, *, remedy: str = "", exit_code: int = 1) -> None:
-        super().__init__(message, remedy=remedy)
-        self.exit_code = exit_code or 1
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
-@dataclass
-class Daemons:
-    """The running processes, by hospital."""
+@dataclass(frozen=True)
+class Process:
+    """One command at one hospital, in a process of its own."""
 
-    hospitals: Sequence[Hospital]
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    hospital: Hospital
+    command: str
+    popen: subprocess.Popen[bytes]
+    log: Path
 
-    def start(self, hospital: Hospital) -> None:
-        command = [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state), "start"]
-        self.processes[hospital.name] = _spawn(command, stdout=_log(hospital, "daemon.txt"))
+    def ended(self) -> DemoFailed:
+        code = self.popen.wait()
+        text = f"hsl-node {self.command} of {self.hospital.name} ended with exit code {code}; its last lines:\n"
+        return DemoFailed(text + tail(self.log), exit_code=code if code > 0 else 1)
 
-    def snapshots(self) -> Snapshots:
-        """Ask every daemon for its status.
 
-        Raises:
-            DemoFailed: one has ended, halted, or its trainer dies again and again.
-        """
-        found: Snapshots = {}
-        for hospital in self.hospitals:
-            code = self.processes[hospital.name].poll()
-            if code is not None:
-                raise _died(f"the daemon of {hospital.name}", code, Layout(hospital.state).log / "daemon.txt")
-            found[hospital.name] = None
-            with suppress(NotRunning, WaitTimeout):
-                found[hospital.name] = _healthy(hospital, from_json(control.ask(hospital.state, "status")["status"]))
-        return found
-
-    def end(self) -> None:
-        """Stop all, in order first: each saves and leaves."""
+@contextmanager
+def running(hospitals: Sequence[Hospital], *words: str) -> Iterator[list[Process]]:
+    """`hsl-node WORDS` at every hospital, all at once; on leaving, however, none is left: each saves and leaves."""
+    started: list[Process] = []
+    try:
+        for hospital in hospitals:
+            with deferred():
+                started.append(_start(hospital, words))
+        yield started
+    finally:
         with deferred():
-            for hospital in self.hospitals:
-                with suppress(HslError, OSError):
-                    control.ask(hospital.state, "stop")
-            end_all(list(self.processes.values()))
+            end_all([process.popen for process in started])
 
 
-def _healthy(hospital: Hospital, status: Snapshot) -> Snapshot:
+def wait_finished(daemons: Sequence[Process], show: Callable[[Snapshots], None]) -> None:
+    """Until every daemon says: finished, the last fusion validated, no delivery owed.
+
+    Raises:
+        DemoFailed: one has ended, halted, or its trainer dies again and again.
+    """
+    while True:
+        found = {daemon.hospital.name: _ask(daemon) for daemon in daemons}
+        show(found)
+        if all(s and s.phase == Phase.FINISHED and s.still_to_do is None for s in found.values()):
+            return
+        time.sleep(POLL_S)
+
+
+def _ask(daemon: Process) -> Snapshot | None:
+    if daemon.popen.poll() is not None:
+        raise daemon.ended()
+    hospital = daemon.hospital
+    try:
+        status = from_json(control.ask(hospital.state, "status")["status"])
+    except (NotRunning, WaitTimeout):
+        return None
     if status.state == "halted":
         raise DemoFailed(f"{hospital.name} halted: {escaped(status.reason, 600)}", exit_code=14)
     if status.trainer and status.trainer.restarts >= TRAINER_DEATHS_MAX:
@@ -87,103 +98,52 @@ def _healthy(hospital: Hospital, status: Snapshot) -> Snapshot:
     return status
 
 
-def _died(what: str, code: int, log: Path) -> DemoFailed:
-    return DemoFailed(f"{what} ended with exit code {code}; its last lines:\n{tail(log)}", exit_code=max(code, 0))
+def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]], None]) -> None:
+    """`hsl-node evaluate --alone` at every hospital. `show` hears what each is doing.
 
-
-@contextmanager
-def running(hospitals: Sequence[Hospital]) -> Iterator[Daemons]:
-    """Start a daemon per hospital; on leaving, however, none is left."""
-    daemons = Daemons(hospitals)
-    try:
-        for hospital in hospitals:
-            with deferred():
-                daemons.start(hospital)
-        yield daemons
-    finally:
-        daemons.end()
-
-
-def wait_finished(daemons: Daemons, show: Callable[[Snapshots], None]) -> None:
-    """Until every journal says: finished, the last fusion validated, no delivery owed."""
-    while True:
-        show(daemons.snapshots())
-        if all(is_complete(h.state) for h in daemons.hospitals):
-            return
-        time.sleep(POLL_S)
-
-
-def is_complete(state: Path) -> bool:
-    try:
-        with Journal.read_only(Layout(state).journal) as journal:
-            saved, validated = journal.state(), journal.last_unvalidated() is None
-    except NotInitialised:
-        return False
-    return saved is not None and saved["phase"] == Phase.FINISHED and not saved["owed"] and validated
-
-
-# ------------------------------------------------------------------ evaluation, in processes of their own
-
-
-def evaluate_all(hospitals: Sequence[Hospital], show: Callable[[dict[str, str]], None]) -> dict[str, dict[str, Any]]:
-    """`hsl-node evaluate --alone` at every hospital; the recorded evaluations.
-
-    All at once, as their trainers were before: they need no more memory than those. `show` hears what each is doing.
+    All at once, as their trainers were before: they need no more memory than those.
 
     Raises:
         DemoFailed: one of them failed.
     """
-    working: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        for hospital in hospitals:
-            command = [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state)]
-            with deferred():
-                working[hospital.name] = _spawn(
-                    [*command, "evaluate", "--alone", "--json"],
-                    stdout=_log(hospital, "evaluation.json"),
-                    stderr=_log(hospital, "evaluate.txt"),
-                )
+    with running(hospitals, "evaluate", "--alone") as evaluations:
         while True:
-            codes = {name: process.poll() for name, process in working.items()}
-            for hospital in hospitals:
-                if code := codes[hospital.name]:
-                    raise _died(f"the evaluation at {hospital.name}", code, Layout(hospital.state).log / "evaluate.txt")
-            logs = {h.name: Layout(h.state).log / "evaluate.txt" for h in hospitals}
-            show({name: "done" if codes[name] == 0 else tail(log, 1).strip() for name, log in logs.items()})
-            if all(code == 0 for code in codes.values()):
-                break
+            words = {e.hospital.name: _doing(e) for e in evaluations}
+            show(words)
+            if all(word == "done" for word in words.values()):
+                return
             time.sleep(POLL_S / 2)
-    finally:
-        with deferred():
-            end_all(list(working.values()))
-    return {h.name: json.loads((Layout(h.state).log / "evaluation.json").read_text("utf-8")) for h in hospitals}
+
+
+def _doing(evaluation: Process) -> str:
+    code = evaluation.popen.poll()
+    if code:
+        raise evaluation.ended()
+    return "done" if code == 0 else tail(evaluation.log, 1).strip()
 
 
 # ------------------------------------------------------------------ processes
 
 
-def _log(hospital: Hospital, name: str) -> IO[bytes]:
-    return open(Layout(hospital.state).log / name, "wb")
-
-
-def _spawn(command: list[str], *, stdout: IO[bytes], stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+def _start(hospital: Hospital, words: Sequence[str]) -> Process:
     """Start a process that Ctrl-C in our terminal does not reach: we end it, in order."""
-    with stdout, stderr or stdout:
-        return subprocess.Popen(
-            command,
+    path = Layout(hospital.state).log / f"{words[0]}.txt"
+    with open(path, "wb") as log:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "hsl_node.cli", "--state", str(hospital.state), *words],
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr or subprocess.STDOUT,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
+    return Process(hospital, words[0], popen, path)
 
 
 def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """SIGTERM to what still runs, SIGKILL to what does not leave."""
     for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        process.terminate()
     deadline = time.monotonic() + STOP_S
     for process in processes:
         try:
@@ -207,16 +167,12 @@ def deferred() -> Iterator[None]:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP (a closed terminal) end the demo as Ctrl-C does: with its processes."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handled(_ENDING[1:], interrupt):
+    with _handled(_ENDING[1:], signal.default_int_handler):
         yield
 
 
 @contextmanager
-def _handled(signals: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled(signals: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
@@ -227,10 +183,8 @@ def _handled(signals: Sequence[signal.Signals], handler: Callable[[int, FrameTyp
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:
     """A log's last lines, made safe for a terminal."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        text = ""
+    text = ""
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 16_384))
+        text = file.read().decode("utf-8", "replace")
     return "\n".join(f"  {escaped(line, 300)}" for line in text.splitlines()[-lines:]) or "  (nothing yet)"

@@ -126,7 +126,7 @@ def test_unknown_column_to_group_by_names_the_columns_there_are(tmp_path: Path) 
 
 def test_data_without_group_by_is_a_usage_error_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="belong together"):
-        demo.run(tmp_path / "out", data=tmp_path)
+        demo.run(tmp_path / "out", data=tmp_path, plan={})
     assert not (tmp_path / "out").exists()
 
 
@@ -167,12 +167,12 @@ def test_daemon_that_dies_ends_the_demo_with_its_last_lines_and_no_process_stays
     hospitals = enrolled(tmp_path)
     broken = hospitals[1].state / "node.toml"
     broken.write_text(broken.read_text().replace("listen", "lisen"))
-    with pytest.raises(DemoFailed) as caught, processes.running(hospitals) as daemons:
+    with pytest.raises(DemoFailed) as caught, processes.running(hospitals, "start") as daemons:
         processes.wait_finished(daemons, lambda snapshots: None)
     assert caught.value.exit_code == 78
     assert "birch" in str(caught.value)
     assert "did you mean 'listen'?" in str(caught.value)
-    assert all(p.poll() is not None for p in daemons.processes.values())
+    assert all(d.popen.poll() is not None for d in daemons)
 
 
 def test_log_lines_of_a_dead_process_are_safe_for_the_terminal(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_fused_models_that_differ_are_said_loudly(tmp_path: Path, federation_of:
         make_state(tmp_path, members, "birch", fused=("1" * 64, "9" * 64)),
     ]
     agreed = agreement([read(s) for s in states])
-    text = demo.closing([], {}, agreed, tmp_path / "report.html", 1.0)
+    text = demo.closing([], agreed, tmp_path / "report.html", 1.0)
     assert f"THE FUSED MODELS DIFFER in round 2: ash {'2' * 12}, birch {'9' * 12}" in text
     assert demo.exit_code(agreed) == 14
     assert demo.exit_code(agreed[:1]) == 0
@@ -200,9 +200,9 @@ def test_the_summary_repeats_the_warnings_and_an_early_end_is_explained(
 ) -> None:
     agreed = agreement([read(make_state(tmp_path, federation_of(2, plan=Plan(method="fedavg", rounds=2)), "ash"))])
     warned = {("ash", "unusual birch"): "birch: for 2 rounds parts of its update\x1b[31m point against the others'"}
-    text = demo.closing([], {}, agreed, tmp_path / "report.html", 1.0, warned)
+    text = demo.closing([], agreed, tmp_path / "report.html", 1.0, warned)
     assert "Warnings on the way" in text and "  ash: birch: for 2 rounds parts" in text and "\x1b" not in text
-    assert "Warnings" not in demo.closing([], {}, agreed, tmp_path / "report.html", 1.0)
+    assert "Warnings" not in demo.closing([], agreed, tmp_path / "report.html", 1.0)
     plan = Plan(method="fedavg", rounds=12)
     assert "After round 9 of 12 no hospital had gained anything for 3 rounds" in demo._ended(9, plan, 1.0)
     assert "After" not in demo._ended(12, plan, 1.0)
@@ -231,7 +231,8 @@ def test_demo_trains_compares_and_reports_and_leaves_no_process(
     tmp_path: Path, tiny_hospitals: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The main promise, in the smallest size: two real daemons, one round, exit code 0."""
-    code = demo.run(tmp_path / "d", hospitals=2, rounds=1, epochs=1, image_size=16, batch_size=8)
+    plan = {"rounds": 1, "epochs_per_round": 1, "image_size": 16, "batch_size": 8}
+    code = demo.run(tmp_path / "d", hospitals=2, plan=plan)
     text = capsys.readouterr().out
     assert code == 0, text
     assert "All 2 hospitals hold the same fused model, byte for byte, in each of 1 rounds" in text
