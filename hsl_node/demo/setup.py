@@ -11,6 +11,7 @@ TARGET/report.html
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import shutil
 import socket
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,6 @@ COLUMNS = {  # our word -> what tables call it, best first
     "path": ("path", "file", "filename", "file_name", "image", "image_path", "filepath"),
     "label": ("label", "class", "diagnosis", "pathology", "category"),
     "patient": ("patient", "patient_id", "patientid", "subject", "case", "case_id"),
-    "split": ("split",),
 }
 # The words of a negative finding, so that class 1 is the one to be found.
 NEGATIVE = ("normal", "benign", "negative", "healthy", "no", "control", "0")
@@ -73,15 +74,13 @@ def prepare_folder(target: Path, stop: Callable[[Path], None]) -> bool:
         UsageError: something is there that is not a demo.
     """
     marker = target / MARKER
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file", remedy="name another folder with --out")
-    if target.exists() and not marker.exists() and any(target.iterdir()):
+    earlier = marker.exists()
+    if not earlier and target.exists() and not (target.is_dir() and next(target.iterdir(), None) is None):
         raise UsageError(
-            f"{target} holds something that is not a demo of hsl-node; nothing was changed",
+            f"{target} is or holds something that is not a demo of hsl-node; nothing was changed",
             remedy="name another folder with --out",
         )
     target.mkdir(parents=True, exist_ok=True)
-    earlier = marker.exists()
     marker.write_text("hsl-node demo: running it again replaces " + ", ".join(OURS) + " in this folder.\n", "utf-8")
     for state in sorted((target / "nodes").glob("*")):
         with suppress(NotRunning):
@@ -107,7 +106,7 @@ def phantom_hospitals(target: Path, count: int, seed: int, progress: Progress) -
             hospital,
             seed=seed,
             size=PHANTOM_PX,
-            progress=lambda done, total, name=hospital.name: progress(f"drawing phantoms of {name}", done, total),  # type: ignore[misc]
+            progress=partial(progress, f"drawing phantoms of {hospital.name}"),
         )
         origin = f"{hospital.patients} synthetic patients, {hospital.prevalence:.0%} malignant"
         made.append(Hospital(hospital.name, target / "nodes" / hospital.name, DataConfig(path=table), origin))
@@ -126,7 +125,6 @@ def table_hospitals(target: Path, data: Path, group_by: str) -> tuple[tuple[Hosp
     if group_by not in header:
         raise UsageError(f"{path} has no column {group_by!r}", remedy=f"--group-by one of: {', '.join(header)}")
     columns = find_columns(path, header)
-    columns.pop("split", None)  # the node makes its own, by patient
     label = columns["label"]
     classes = ordered_classes({row[label] for row in rows})
     groups = Counter(row[group_by] for row in rows if row[group_by])
@@ -140,7 +138,7 @@ def table_hospitals(target: Path, data: Path, group_by: str) -> tuple[tuple[Hosp
         Hospital(
             names[group],
             target / "nodes" / names[group],
-            DataConfig(path=path.absolute(), filter={group_by: group}, columns={**columns, "split": ""}),
+            DataConfig(path=path.absolute(), filter={group_by: group}, columns=columns),
             f"{groups[group]} images, {group_by} {group}",
         )
         for group in sorted(groups, key=lambda g: names[g])
@@ -162,7 +160,7 @@ def find_table(data: Path) -> Path:
 
 
 def find_columns(path: Path, header: Sequence[str]) -> dict[str, str]:
-    """Our word -> the table's column, by the names that tables usually have."""
+    """Our word -> the table's column, by the names that tables usually have. Splits are the node's own."""
     folded = {column.strip().casefold(): column for column in header}
     found = {key: next((folded[n] for n in names if n in folded), "") for key, names in COLUMNS.items()}
     missing = [key for key in ("path", "label") if not found[key]]
@@ -171,7 +169,7 @@ def find_columns(path: Path, header: Sequence[str]) -> dict[str, str]:
             f"{path.name}:1: no column is recognised as {' or '.join(missing)}",
             remedy=f"rename one to {' or '.join(missing)}; columns here: {', '.join(header)}",
         )
-    return {key: column for key, column in found.items() if column}
+    return {key: column for key, column in found.items() if column} | {"split": ""}
 
 
 def ordered_classes(labels: set[str]) -> tuple[str, ...]:
@@ -183,22 +181,15 @@ def peer_names(groups: Sequence[str]) -> dict[str, str]:
     """A valid peer name for each group: "GE Logiq 7 @10-14MHz" -> "ge-logiq-7". Different groups, different names."""
     names: dict[str, str] = {}
     for group in groups:
-        head = re.split(r"[@(,;]", group)[0].strip() or group
-        short = _slug(head)
-        if short in names.values() or sum(_slug(re.split(r"[@(,;]", g)[0]) == short for g in groups) > 1:
-            short = _slug(group)
-        name, number = short, 2
-        while name in names.values():
-            name, number = f"{short[:28]}-{number}", number + 1
-        names[group] = name
+        short = _slug(re.split(r"[@(,;]", group)[0])
+        candidates = itertools.chain((short, _slug(group)), (f"{short[:28]}-{n}" for n in itertools.count(2)))
+        names[group] = next(name for name in candidates if name not in names.values())
     return names
 
 
 def _slug(text: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:32].strip("-")
-    if not slug[:1].isalpha():
-        slug = f"site-{slug}"[:32].strip("-")
-    return slug if len(slug) > 1 else f"site-{slug}"
+    return slug if len(slug) > 1 and slug[0].isalpha() else f"site-{slug}"[:32].strip("-")
 
 
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -217,7 +208,7 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def make_anchor(target: Path, source: Path | None, image_size: int, seed: int, progress: Progress) -> Path:
-    """Build the anchor set, or take one that is built already. None: the digits stand-in.
+    """Build the anchor set, or take one that is built already. `source` None: the digits stand-in.
 
     Raises:
         DataError: it has not two classes, or a built one is of another size.
@@ -246,7 +237,7 @@ def make_anchor(target: Path, source: Path | None, image_size: int, seed: int, p
             image_size=image_size,
             n=REAL_ANCHORS_EACH if min(counts.values()) >= REAL_ANCHORS_EACH else None,  # None: as many as there are
             seed=seed,
-            progress=lambda done, total: progress("building the anchor set", done, total),
+            progress=partial(progress, "building the anchor set"),
         )
         anchor.save(made, out)
     return out
@@ -259,7 +250,7 @@ def _anchor_source(source: Path) -> tuple[DataConfig, Counter[str]]:
     if (source.is_dir() and any(source.glob("*.csv"))) or source.suffix in (".csv", ".tsv"):
         path = find_table(source)
         columns = find_columns(path, _read_table(path)[0])
-        data = DataConfig(path=path.absolute(), columns={**columns, "split": ""})
+        data = DataConfig(path=path.absolute(), columns=columns)
     return data, Counter(item.label for item in read_source(data).items)
 
 

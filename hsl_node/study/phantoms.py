@@ -18,7 +18,7 @@ import csv
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +77,8 @@ def hospitals(count: int, seed: int) -> tuple[Hospital, ...]:
         radius, depth = rng.uniform(0.11, 0.16), rng.uniform(0.38, 0.46)
         scanner = Scanner(*rng.uniform((-4, 45, 3, 0.008, 0.005, 0), (6, 62, 9, 0.016, 0.009, 0.008)))
         name = f"hospital-{number + 1}"
-        drawn.append(
-            Hospital(
-                name,
-                int(rng.integers(50, 200)),
-                float(rng.uniform(0.2, 0.65)),
-                (radius, radius + 0.09),
-                (depth, depth + 0.13),
-                scanner,
-            )
-        )
+        patients, prevalence = int(rng.integers(50, 200)), float(rng.uniform(0.2, 0.65))
+        drawn.append(Hospital(name, patients, prevalence, (radius, radius + 0.09), (depth, depth + 0.13), scanner))
     return (HOSPITALS + tuple(drawn))[:count]
 
 
@@ -163,12 +155,13 @@ class Lesion:
 
     def seen_again(self, rng: np.random.Generator) -> Lesion:
         """The same lesion with the probe held a little differently."""
-        values = {**self.__dict__}
-        values["x"] += rng.normal(0, 0.03)
-        values["y"] += rng.normal(0, 0.015)
-        values["tilt"] += rng.normal(0, 0.12)
-        values["radius"] *= rng.uniform(0.92, 1.08)
-        return Lesion(**values)
+        return replace(
+            self,
+            x=self.x + rng.normal(0, 0.03),
+            y=self.y + rng.normal(0, 0.015),
+            tilt=self.tilt + rng.normal(0, 0.12),
+            radius=self.radius * rng.uniform(0.92, 1.08),
+        )
 
 
 def draw_lesion(rng: np.random.Generator, hospital: Hospital, malignant: bool) -> Lesion:

@@ -99,7 +99,7 @@ def test_class_that_means_nothing_found_comes_first() -> None:
 
 def test_columns_are_recognised_by_their_usual_names() -> None:
     header = ["File", "class", "label_malignant", "patient", "device"]
-    assert find_columns(Path("t.csv"), header) == {"path": "File", "label": "class", "patient": "patient"}
+    assert find_columns(Path("t.csv"), header) == {"path": "File", "label": "class", "patient": "patient", "split": ""}
 
 
 def test_table_without_a_label_column_names_the_columns_it_has() -> None:
