@@ -167,7 +167,9 @@ def _measured(
     from hsl_node.train.site import open_site
 
     site = open_site(layout.state, ticker(report, "decoding images"))
-    models = [m for m in (_local(layout),) if m and m.kind in wanted]
+    models: list[Model] = []
+    if "local" in wanted and (newest := max(layout.outbox_folder.glob("r*.safetensors"), default=None)):
+        models.append(Model("local", newest, sha256_of(newest)))
     if wanted & {"fused", "fused_random"}:
         path = path_of(layout, kept.Model(*best, kept.BEST))
         pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
@@ -189,9 +191,3 @@ def _measured(
         record["auc_validation"][model.kind] = figures[VALIDATION].auc
     counts = {n: len(site.indices(s)) for n, s in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))}
     return {**record, "at": time.time(), "images": counts, "classes": list(site.plan.classes)}
-
-
-def _local(layout: Layout) -> Model | None:
-    """This site's own checkpoint of the last round it trained."""
-    newest = max(layout.outbox_folder.glob("r*.safetensors"), default=None)
-    return Model("local", newest, sha256_of(newest)) if newest else None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hsl_node.federation.config import Federation, load_federation
-from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.layout import Layout
 from hsl_node.results.evaluate import find_evaluation
@@ -29,7 +26,7 @@ class NodeFacts:
     reason: str
     rounds_fused: int
     best: tuple[int, str] | None
-    manifests: Sequence[Said]  # in the order in which they were written
+    manifests: Sequence[Said]  # by rounds
     fused: Sequence[Mapping[str, Any]]  # of round 1 and later
     epochs: Sequence[Mapping[str, Any]]
     phases: Sequence[Mapping[str, Any]]
@@ -72,7 +69,7 @@ def read(state: Path) -> NodeFacts:
             reason=str(saved.get("reason", "")),
             rounds_fused=max((r["round"] for r in fused), default=0),
             best=journal.best_fused(),
-            manifests=sorted(map(_shared, journal.said()), key=attrgetter("written")),
+            manifests=tuple(journal.said()),
             fused=fused,
             epochs=journal.rows("epochs"),
             phases=journal.rows("phases"),
@@ -81,12 +78,6 @@ def read(state: Path) -> NodeFacts:
             influence={r["round"]: found for r in fused if (found := journal.influence(r["round"]))},
             evaluation=find_evaluation(journal),
         )
-
-
-def _shared(said: Said) -> Said:
-    """With one string where all peers of a round, or all rounds of a peer, say the same."""
-    peer, base, software = map(sys.intern, (said.peer, said.base, said.software))
-    return replace(said, peer=Peer(peer), base=base, software=software)
 
 
 def agreement(nodes: Sequence[NodeFacts]) -> list[Agreement]:

@@ -73,31 +73,23 @@ def roc_panel(name: str, curves: Mapping[str, Sequence[Points]]) -> str:
 def timeline(names: Sequence[str], bars: Sequence[Bar], round_starts: Sequence[tuple[int, float]]) -> str:
     """What every hospital did when: one row each, a bar per phase, a thin line where a round begins."""
     figure, axes = _figure((WIDE_IN, 0.75 + ROW_IN * len(names)))
-    end = max((b.start_s + b.seconds for b in bars), default=1.0)
+    end_s = max((b.start_s + b.seconds for b in bars), default=1.0)
+    scale, unit = (3600.0, "hours") if end_s > 3 * 3600 else (60.0, "minutes") if end_s > 300 else (1.0, "seconds")
     for bar in bars:
         # The shortest phases (a fusion of a few milliseconds) stay visible.
-        axes.barh(bar.row, max(bar.seconds, end / 600), left=bar.start_s, height=0.62, color=PHASES[bar.phase])
+        width = max(bar.seconds, end_s / 600) / scale
+        axes.barh(bar.row, width, left=bar.start_s / scale, height=0.62, color=PHASES[bar.phase])
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, end)
-    scale, unit = (3600.0, "hours") if end > 3 * 3600 else (60.0, "minutes") if end > 300 else (1.0, "seconds")
-    axes.xaxis.set_major_formatter(lambda value, _at: f"{value / scale:g}")
-    _nice_ticks(axes, end, scale)
+    axes.set_xlim(0, end_s / scale)
     axes.set_xlabel(f"{unit} since the first daemon began")
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     for round, at in round_starts:
-        axes.axvline(at, color=INK, linewidth=0.6, alpha=0.5)
-        axes.text(at, -0.56, f" {round}", color=MUTED, fontsize=8, va="bottom", ha="left")
+        axes.axvline(at / scale, color=INK, linewidth=0.6, alpha=0.5)
+        axes.text(at / scale, -0.56, f" {round}", color=MUTED, fontsize=8, va="bottom", ha="left")
     return _svg(figure, "timeline", "Timeline of the rounds: phases of every hospital")
-
-
-def _nice_ticks(axes: Any, end: float, scale: float) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    locator = MaxNLocator(nbins=9, steps=[1, 2, 2.5, 5, 10])
-    axes.set_xticks([t * scale for t in locator.tick_values(0, end / scale) if 0 <= t * scale <= end])
 
 
 def _figure(size: tuple[float, float]) -> tuple[Any, Any]:

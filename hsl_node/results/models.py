@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from hsl_node.errors import LocalStateError, UsageError
@@ -10,18 +9,10 @@ from hsl_node.federation.names import Digest, Round
 from hsl_node.host.layout import Layout
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.whole import holds
 
 
-@dataclass(frozen=True)
-class Fused:
-    round: Round
-    sha256: Digest
-    weights: Path
-
-
-def find_model(state: Path, round: Round | None) -> Fused:
-    """The fused model of a round; None: the best by this site's validation AUC.
+def find_model(state: Path, round: Round | None) -> models.Model:
+    """The fused model of a round, whose file is whole; None: the best by this site's validation AUC.
 
     Raises:
         UsageError: no such round here, or its file was deleted since (only the newest and the best are kept). Or the
@@ -30,25 +21,23 @@ def find_model(state: Path, round: Round | None) -> Fused:
     """
     layout = Layout(state)
     with Journal.read_only(layout.journal) as journal:
-        fused = {r["round"]: Digest(r["sha256"]) for r in journal.rows("fused") if r["round"] > 0}
+        kept = {model.round: model for model in models.models(journal)}
+        fused = {
+            r["round"]: models.Model(r["round"], r["sha256"], "not the best on this hospital's validation images")
+            for r in journal.rows("fused")
+            if r["round"] > 0
+        } | kept
         unvalidated = find_unvalidated(journal)
         if round is None and unvalidated is not None:
             raise not_final_yet(unvalidated, "--round N takes that of a round now")
         chosen = get_best(journal)[0] if round is None else round
-        kept_here = {model.round: model for model in models.models(journal)}
-    if chosen in kept_here:
-        return Fused(chosen, fused[chosen], path_of(layout, kept_here[chosen]))
-    path, there = layout.fused(chosen), ", ".join(str(r) for r in fused if layout.fused(r).exists())
-    if chosen not in fused or not path.exists():
+    there = ", ".join(str(r) for r in fused if layout.fused(r).exists())
+    if chosen not in fused or not (chosen in kept or layout.fused(chosen).exists()):
         raise UsageError(
             f"there is no fused model of round {chosen} here", remedy=f"rounds kept here: {there or 'none'}"
         )
-    if not holds(path, fused[chosen]):
-        raise LocalStateError(
-            f"{path} is altered: it is not the file with sha256 {fused[chosen][:12]} that the journal names",
-            remedy=f"give another round; kept here: {there}",
-        )
-    return Fused(chosen, fused[chosen], path)
+    path_of(layout, fused[chosen], fix="" if chosen in kept else f"give another round; kept here: {there}")
+    return fused[chosen]
 
 
 def is_over(journal: Journal) -> bool:
@@ -78,8 +67,8 @@ def get_best(journal: Journal) -> tuple[Round, Digest]:
     return best
 
 
-def path_of(layout: Layout, model: models.Model) -> Path:
-    """Raises: LocalStateError: it is lost, or altered."""
+def path_of(layout: Layout, model: models.Model, fix: str = "") -> Path:
+    """`fix`: what to do where the daemon does not fetch it. Raises: LocalStateError: it is lost, or altered."""
     if harm := models.harm_of(layout, model):
-        raise LocalStateError(harm.text(layout), remedy=harm.fix(layout))
+        raise LocalStateError(harm.text(layout), remedy=fix or harm.fix(layout))
     return layout.fused(model.round)

@@ -45,7 +45,8 @@ def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) 
     if unreadable:
         raise DataError("\n".join(unreadable), remedy="mend or leave out these files; nothing was predicted")
     machine, anchor = open_machine(state, plan), open_anchor(state)
-    found = scoring.predict(model.weights, np.stack(pixels), plan, machine, anchor=anchor)
+    weights = Layout(state).fused(model.round)
+    found = scoring.predict(weights, np.stack(pixels), plan, machine, anchor=anchor)
     rows = np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
     return {
         "round": model.round,
@@ -96,5 +97,6 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
         "test": {k: v for k, v in record["test"]["fused"].items() if k != "roc"} if record and scored else None,
     }
     machine, anchor, plan = open_machine(state, federation.plan), open_anchor(state), federation.plan
-    done = export_model(model.weights, out, plan=plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx)
+    weights = Layout(state).fused(model.round)
+    done = export_model(weights, out, plan=plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx)
     return done.files, done.onnx_missing if onnx else ""

@@ -162,7 +162,7 @@ def test_of_the_manifests_a_report_reads_what_it_tells_round_by_round(
 
     monkeypatch.setattr(Journal, "read_only", traced)
     facts = read(state)
-    assert [(m.round, m.peer) for m in facts.manifests] == [(r, p) for p in members.peers for r in (1, 2, 3)]
+    assert [(m.round, m.peer) for m in facts.manifests] == [(r, p) for r in (1, 2, 3) for p in members.peers]
     documents = [q for q in queries if "FROM manifests" in q and "DISTINCT" not in q]
     assert len(documents) == 3 and all("json_extract" in q and "WHERE round = " in q for q in documents)
 

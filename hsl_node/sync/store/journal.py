@@ -56,7 +56,6 @@ CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT 
 class Said:
     """What a report tells of one manifest."""
 
-    written: int  # in which order
     round: Round
     peer: Peer
     base: str
@@ -366,11 +365,11 @@ class Journal:
 
     def said(self) -> Iterator[Said]:
         """Of every manifest what it says but for its inputs, which are much; by rounds, one read at a time."""
-        paths = ", ".join(f"'$.{field.name}'" for field in fields(Said)[3:])
+        paths = ", ".join(f"'$.{field.name}'" for field in fields(Said)[2:])
         for number in self._rows("SELECT DISTINCT round FROM manifests ORDER BY round"):
-            query = f"SELECT rowid, round, peer, json_extract(content, {paths}) AS said FROM manifests WHERE round = ?"
+            query = f"SELECT round, peer, json_extract(content, {paths}) AS said FROM manifests WHERE round = ?"
             for row in self._rows(query, number["round"]):
-                yield Said(row["rowid"], row["round"], row["peer"], *json.loads(row["said"]))
+                yield Said(row["round"], row["peer"], *json.loads(row["said"]))
 
     def each(self, table: str) -> Iterator[dict[str, Any]]:
         """As `rows`, by rounds, and no more than one round at a time."""
