@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from hsl_node.admin.verify import Document, Findings
-from hsl_node.federation import keyring
+from hsl_node.admin.verify import Document
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE
-from hsl_node.federation.keyring import UPDATE_NAMESPACE
+from hsl_node.federation.keyring import UPDATE_NAMESPACE, Keyring
 from hsl_node.federation.names import Peer
-from hsl_node.host.layout import Layout
-from hsl_node.sync import evidence
-from hsl_node.sync.store.journal import Journal
 
 CHECK = """\
 #!/bin/sh
@@ -27,49 +23,30 @@ exit $bad
 """
 
 
-def write(state: Path, found: Findings, folder: Path) -> int:
-    """Write each document as NAME (the signed line) and NAME.sig, `allowed_signers`, and a script; gives the count.
+@dataclass
+class Export:
+    """A new folder: each document as NAME (the signed line) and NAME.sig, `index`, `allowed_signers`, and a script."""
 
-    Raises:
-        FileExistsError: the folder is there already.
-    """
-    ring = found.keyring
-    folder.mkdir(mode=0o700, parents=True)
-    count = 0
-    with (
-        Journal.read_only(Layout(state).journal) as journal,
-        open(folder / "index", "w", encoding="ascii") as index,
-    ):
-        for document in _documents(journal, found):
-            line, newline, signature = document.bytes.partition(b"\n")
-            (folder / document.stem).write_bytes(line + newline)
-            (folder / f"{document.stem}.sig").write_bytes(signature)
+    folder: Path
+    count: int = 0
+
+    def add(self, document: Document) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        line, newline, signature = document.bytes.partition(b"\n")
+        (self.folder / document.stem).write_bytes(line + newline)
+        (self.folder / f"{document.stem}.sig").write_bytes(signature)
+        with open(self.folder / "index", "a", encoding="ascii") as index:
             index.write(f"{document.signer} {document.namespace} {document.stem}\n")
-            count += 1
-    spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
-    signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
-    (folder / "allowed_signers").write_text("".join(signers), encoding="ascii")
-    (folder / "check.sh").write_text(CHECK, encoding="ascii")
-    return count
+        self.count += 1
 
-
-def _documents(journal: Journal, found: Findings) -> Iterator[Document]:
-    """All that was checked, read once more."""
-    ring, me = found.keyring, found.node
-    numbers = journal.signed_rounds()
-    for number in numbers:
-        for row in journal.manifests_of(number):
-            stem = f"r{number:06d}_{row['peer']}.manifest"
-            yield Document(Peer(row["peer"]), MANIFEST_NAMESPACE, stem, row["document"])
-    for number in numbers:
-        for receipt in journal.receipts_of(number):
-            stem = f"r{number:06d}_{me}_at_{receipt['receiver']}.receipt"
-            yield Document(Peer(receipt["receiver"]), RECEIPT_NAMESPACE, stem, receipt["document"])
-    for peer, document in evidence.told(journal, ring.federation.peers).items():
-        yield Document(peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", document)
-    yield from found.evidence
-    for accepted in ring.file.update:
-        update = keyring.parse_update(accepted.document)
-        if update.federation == found.federation:
-            stem = f"{update.peer}_{update.number}.update"
-            yield Document(Peer(update.peer), UPDATE_NAMESPACE, stem, accepted.document.encode("ascii"))
+    def finish(self, ring: Keyring) -> None:
+        """After all that `verify.examine` told of: the key changes, and what it takes to check."""
+        for peer in ring.federation.peers:
+            for update, document in ring.documents(peer):
+                stem = f"{peer}_{update.number}.update"
+                self.add(Document(Peer(peer), UPDATE_NAMESPACE, stem, document.encode("ascii")))
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # where there was nothing to check
+        spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
+        signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
+        (self.folder / "allowed_signers").write_text("".join(signers), encoding="ascii")
+        (self.folder / "check.sh").write_text(CHECK, encoding="ascii")

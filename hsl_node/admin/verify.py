@@ -11,9 +11,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hsl_node.errors import HslError, PeerDataError
 from hsl_node.federation import config, keyring, node_toml
@@ -31,6 +30,8 @@ from hsl_node.weights.checkpoint_file import read_schema
 from hsl_node.weights.fuse_files import fuse_files
 from hsl_node.weights.whole import sha256_of
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Document:
@@ -40,22 +41,6 @@ class Document:
     namespace: str
     stem: str  # of the exported file
     bytes: bytes
-
-
-class Section(IntEnum):
-    """In this order defects are told; within a section in that in which the journal was written, else by rounds."""
-
-    JOURNAL = auto()
-    MANIFESTS = auto()
-    SIGNED = auto()
-    RECEIPTS = auto()
-    TOLD = auto()
-    PROOFS = auto()
-    CHAIN = auto()
-    FILES = auto()
-
-
-Defect = tuple[Section, int, str]  # where it is told: section, and place in it
 
 
 @dataclass
@@ -81,15 +66,27 @@ class ProofFound:
 
 @dataclass
 class Findings:
-    node: str
+    """Defects are told round by round, after those of what belongs to no round."""
+
+    node: Peer
     federation: str
     keyring: Keyring
+    export: Callable[[Document], None]
     rounds: dict[Round, RoundReport] = field(default_factory=dict)
     documents: int = 0  # checked
     proofs: list[ProofFound] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)  # what is not here any more: nothing speaks against it
-    evidence: list[Document] = field(default_factory=list)  # the two of each proof
+
+    def check(self, what: str, document: Document, parse: Callable[[bytes], T]) -> T | None:
+        """What a document says, where its signer signed it; else a defect. It is exported either way."""
+        self.documents += 1
+        self.export(document)
+        try:
+            return parse(verify(document.bytes, self.keyring.chain(document.signer), document.namespace))
+        except HslError as exc:
+            self.defects.append(f"{what}: {exc.message}")
+            return None
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -104,45 +101,47 @@ class Findings:
         }
 
 
-def examine(state: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Findings:
+def examine(
+    state: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    export: Callable[[Document], None] = lambda document: None,
+) -> Findings:
     """All checks. Of a round's documents no more than its report and digests outlast it: 64 peers x 1,000 rounds are
-    half a gigabyte. `progress`: rounds done, of how many.
+    half a gigabyte. `progress`: rounds done, of how many. `export`: hears each signed document that is checked.
 
     Raises:
         NotInitialised, ConfigError, LocalStateError: there is nothing that could be checked.
     """
     federation, layout = config.load_federation(state), Layout(state)
     me = Peer(node_toml.load_node(state).name)
-    found = Findings(me, federation.digest, keyring.load(state, federation))
-    defects: list[Defect] = []
+    found = Findings(me, federation.digest, keyring.load(state, federation), export)
     with Journal.read_only(layout.journal) as journal:
         fused = {r["round"]: r["sha256"] for r in journal.rows("fused")}  # before the manifests: the daemon may run
         if journal.meta("federation") not in (None, federation.digest):
-            defects.append((Section.JOURNAL, 0, "the journal belongs to another federation than federation.toml"))
-        defects += _told(journal, me, found)
-        defects += _proofs(layout.evidence, found)
+            found.defects.append("the journal belongs to another federation than federation.toml")
+        _told(journal, found)
+        _proofs(layout.evidence, found)
         keeps = {model.round: model for model in models.models(journal)}
         digests: dict[Round, dict[Peer, Digest]] = {}  # of the manifests of the round before
         numbers = sorted({*journal.signed_rounds(), *fused})
         for done, number in enumerate(numbers, 1):
             # What is about another document is read before that one: the daemon may write in between.
             receipts, mine, rows = journal.receipts_of(number), journal.signed(number), journal.manifests_of(number)
-            manifests: dict[Peer, Manifest] = {}
-            defects += _manifests(rows, found, manifests)
-            defects += _signed(number, mine, rows, me)
-            defects += _receipts(receipts, mine, me, found)
-            defects += _chain(number, manifests, digests.get(Round(number - 1), {}), fused)
+            manifests = _manifests(rows, found)
+            if mine is not None and mine[1] not in [row["document"] for row in rows if row["peer"] == me]:
+                found.defects.append(f"round {number}: what this node signed is not the manifest that it keeps")
+            _receipts(receipts, mine, found)
+            found.defects += _chain(number, manifests, digests.get(Round(number - 1), {}), fused)
             digests = {number: {peer: manifest.digest for peer, manifest in manifests.items()}}
             found.lost += _lost(number, {row["peer"] for row in rows}, fused, found.proofs, federation)
             if manifests or number in fused:
                 found.rounds[number] = RoundReport(number, fused.get(number), _contributors(manifests))
-                defects += _files(layout, me, found.rounds[number], manifests, federation, keeps.get(number))
+                found.defects += _files(layout, me, found.rounds[number], manifests, federation, keeps.get(number))
             progress(done, len(numbers))
     for harm in models.harmed(layout, whole=False):
         if harm.model.round in found.rounds:
             found.rounds[harm.model.round].lost = True
         found.lost.append(f"{harm.text(layout)}. What to do: {_fix(harm, layout)}")
-    found.defects = [text for _, _, text in sorted(defects, key=lambda defect: defect[:2])]
     return found
 
 
@@ -164,70 +163,63 @@ def _contributors(manifests: Mapping[Peer, Manifest]) -> dict[str, dict[str, obj
 # ------------------------------------------------------------------ the signed documents
 
 
-def _manifests(rows: list[dict[str, Any]], found: Findings, manifests: dict[Peer, Manifest]) -> Iterator[Defect]:
-    """Of one round. Those that verify are put into `manifests`."""
+def _manifests(rows: list[dict[str, Any]], found: Findings) -> dict[Peer, Manifest]:
+    """Of one round: those that verify."""
+    manifests: dict[Peer, Manifest] = {}
     for row in rows:
-        found.documents += 1
-        what = f"round {row['round']}: manifest of {row['peer']}"
-        try:
-            keys = found.keyring.chain(row["peer"])
-            manifest = parse_manifest(verify(row["document"], keys, MANIFEST_NAMESPACE))
-            manifests[Peer(row["peer"])] = manifest
-            says = (manifest.round, manifest.peer, manifest.sha256, manifest.content(), manifest.federation)
-            if says != (row["round"], row["peer"], row["sha256"], row["content"], found.federation):
-                yield Section.MANIFESTS, row["rowid"], f"{what}: the journal's columns are not what was signed"
-        except HslError as exc:
-            yield Section.MANIFESTS, row["rowid"], f"{what}: {exc.message}"
+        number, peer = row["round"], Peer(row["peer"])
+        what = f"round {number}: manifest of {peer}"
+        document = Document(peer, MANIFEST_NAMESPACE, f"r{number:06d}_{peer}.manifest", row["document"])
+        manifest = found.check(what, document, parse_manifest)
+        if manifest is None:
+            continue
+        manifests[peer] = manifest
+        says = (manifest.round, manifest.peer, manifest.sha256, manifest.content(), manifest.federation)
+        if says != (number, peer, row["sha256"], row["content"], found.federation):
+            found.defects.append(f"{what}: the journal's columns are not what was signed")
+    return manifests
 
 
-def _signed(number: Round, mine: tuple[Digest, bytes] | None, rows: list[dict[str, Any]], me: Peer) -> Iterator[Defect]:
-    if mine is not None and mine[1] not in [row["document"] for row in rows if row["peer"] == me]:
-        yield Section.SIGNED, 0, f"round {number}: what this node signed is not the manifest that it keeps"
-
-
-def _receipts(
-    rows: list[sqlite3.Row], mine: tuple[Digest, bytes] | None, me: Peer, found: Findings
-) -> Iterator[Defect]:
+def _receipts(rows: list[sqlite3.Row], mine: tuple[Digest, bytes] | None, found: Findings) -> None:
     for row in rows:
-        found.documents += 1
-        what, place = f"round {row['round']}: receipt of {row['receiver']}", row["rowid"]
-        try:
-            keys = found.keyring.chain(row["receiver"])
-            receipt = parse_receipt(verify(row["document"], keys, RECEIPT_NAMESPACE))
-            about = (receipt.federation, receipt.round, receipt.peer, receipt.receiver, receipt.accepted)
-            if about != (found.federation, row["round"], me, row["receiver"], bool(row["accepted"])):
-                yield Section.RECEIPTS, place, f"{what}: the journal's columns are not what was signed"
-            # The opening statement may be corrected, and signed anew, before the first round.
-            if row["round"] > 0 and (mine is None or receipt.sha256 != mine[0]):
-                yield Section.RECEIPTS, place, f"{what}: about another checkpoint than the one this node signed"
-        except HslError as exc:
-            yield Section.RECEIPTS, place, f"{what}: {exc.message}"
+        number, receiver = row["round"], Peer(row["receiver"])
+        what = f"round {number}: receipt of {receiver}"
+        stem = f"r{number:06d}_{found.node}_at_{receiver}.receipt"
+        receipt = found.check(what, Document(receiver, RECEIPT_NAMESPACE, stem, row["document"]), parse_receipt)
+        if receipt is None:
+            continue
+        about = (receipt.federation, receipt.round, receipt.peer, receipt.receiver, receipt.accepted)
+        if about != (found.federation, number, found.node, receiver, bool(row["accepted"])):
+            found.defects.append(f"{what}: the journal's columns are not what was signed")
+        # The opening statement may be corrected, and signed anew, before the first round.
+        if number > 0 and (mine is None or receipt.sha256 != mine[0]):
+            found.defects.append(f"{what}: about another checkpoint than the one this node signed")
 
 
-def _told(journal: Journal, me: Peer, found: Findings) -> Iterator[Defect]:
-    for peer, document in evidence.told(journal, found.keyring.federation.peers).items():
-        found.documents += 1
-        try:
-            offer = parse_signed(verify(document, found.keyring.chain(peer), OFFER_NAMESPACE), Offer)
-            if (offer.federation, offer.peer, offer.asker) != (found.federation, peer, me):
-                yield Section.TOLD, 0, f"what {peer} answered a recovery is about something else"
-        except HslError as exc:
-            yield Section.TOLD, 0, f"what {peer} answered a recovery: {exc.message}"
+def _told(journal: Journal, found: Findings) -> None:
+    for peer, signed in evidence.told(journal, found.keyring.federation.peers).items():
+        what, document = (
+            f"what {peer} answered a recovery",
+            Document(peer, OFFER_NAMESPACE, f"recovery_{peer}.offer", signed),
+        )
+        offer = found.check(what, document, lambda line: parse_signed(line, Offer))
+        if offer and (offer.federation, offer.peer, offer.asker) != (found.federation, peer, found.node):
+            found.defects.append(f"{what} is about something else")
 
 
-def _proofs(folder: Path, found: Findings) -> Iterator[Defect]:
+def _proofs(folder: Path, found: Findings) -> None:
     """What is kept against peers that signed two things. Its documents join the others."""
     for proof in evidence.kept(folder):
-        against = f"evidence/ against {proof.peer} in round {proof.round}"
         try:
             both = evidence.require_proof(proof, found.keyring.chain(proof.peer), found.keyring.federation)
         except HslError as exc:
-            yield Section.PROOFS, 0, f"{against} proves nothing: {exc.message}"
+            against = f"evidence/ against {proof.peer} in round {proof.round}"
+            found.defects.append(f"{against} proves nothing: {exc.message}")
             continue
         found.proofs.append(ProofFound(proof.round, proof.peer, (both[0].digest, both[1].digest)))
-        for path, document in zip(proof.paths, proof.documents(), strict=True):
+        for path, signed in zip(proof.paths, proof.documents(), strict=True):
             found.documents += 1
-            found.evidence.append(Document(proof.peer, MANIFEST_NAMESPACE, f"evidence_{path.name}", document))
+            found.export(Document(proof.peer, MANIFEST_NAMESPACE, f"evidence_{path.name}", signed))
 
 
 def _lost(
@@ -248,16 +240,16 @@ def _lost(
 
 def _chain(
     number: Round, manifests: Mapping[Peer, Manifest], inputs: Mapping[Peer, Digest], fused: dict[Round, str]
-) -> Iterator[Defect]:
+) -> Iterator[str]:
     """Each manifest stands on the fusion before it and on everybody's manifests of that round, the `inputs`."""
     before = Round(max(number - 1, 0))
     for peer, manifest in sorted(manifests.items()):
         if before in fused and manifest.base != fused[before]:
             text = f"{peer} stands on {manifest.base[:12]}, this node's model after round {before} is"
-            yield Section.CHAIN, 0, f"round {number}: {text} {fused[before][:12]}"
+            yield f"round {number}: {text} {fused[before][:12]}"
         for other, named in sorted(manifest.inputs.items()):
             if named != inputs.get(Peer(other), named):
-                yield Section.CHAIN, 0, f"round {number}: {peer} fused another input of {other} than the one kept here"
+                yield f"round {number}: {peer} fused another input of {other} than the one kept here"
 
 
 # ------------------------------------------------------------------ the files
@@ -270,7 +262,7 @@ def _files(
     manifests: Mapping[Peer, Manifest],
     federation: config.Federation,
     model: models.Model | None,
-) -> Iterator[Defect]:
+) -> Iterator[str]:
     """Checkpoints and fused models that are still here. Old ones are pruned, which is no defect.
 
     `model`: the round's fused model, where it is one that is kept.
@@ -285,7 +277,7 @@ def _files(
         elif digest != manifest.sha256:
             sound = False
             text = f"the file of {peer} has sha256 {digest[:12]}, signed was {manifest.sha256[:12]}"
-            yield Section.FILES, 0, f"round {number}: {text}"
+            yield f"round {number}: {text}"
         else:
             report.files += 1
             samples[peer] = manifest.samples
@@ -293,13 +285,13 @@ def _files(
     if here is not None and report.fused is not None and here != report.fused:
         text = f"the fused model has sha256 {here[:12]}, the journal says {report.fused[:12]}"
         fix = f". What to do: {_fix(models.Harm(model, 'altered'), layout)}" if model else ""
-        yield Section.FILES, 0, f"round {number}: {text}{fix}"
+        yield f"round {number}: {text}{fix}"
     if sound and report.fused is not None and number > 0:
         again = _fused_again(layout, paths, samples, federation)
         report.recomputed = again == report.fused
         if again is not None and again != report.fused:
             text = f"fusing the kept inputs gives {again[:12]}, the journal says {report.fused[:12]}"
-            yield Section.FILES, 0, f"round {number}: {text}"
+            yield f"round {number}: {text}"
 
 
 def _fix(harm: models.Harm, layout: Layout) -> str:

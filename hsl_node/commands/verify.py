@@ -40,15 +40,18 @@ def verify(
     if export is not None:
         require_new(export)
     state = state_of(context)
-    found = audit.examine(state, progress_bar("rounds"))
-    if export is not None:
-        count = signed_documents.write(state, found, export)
+    if export is None:
+        found = audit.examine(state, progress_bar("rounds"))
+    else:
+        documents = signed_documents.Export(export)
+        found = audit.examine(state, progress_bar("rounds"), documents.add)
+        documents.finish(found.keyring)
     if json:
         print_json(found.as_json())
     else:
         print(_text(found))
         if export is not None:
-            print(f"wrote {count} documents: sh {export / 'check.sh'}")
+            print(f"wrote {documents.count} documents: sh {export / 'check.sh'}")
     audit.require_sound(found)
 
 

@@ -355,13 +355,12 @@ class Journal:
         return [row["round"] for row in self._rows(f"{tables} ORDER BY round")]
 
     def manifests_of(self, round: Round) -> list[dict[str, Any]]:
-        """As `manifest`, of everybody, with `peer`; `rowid` tells the order in which they were written."""
-        rows = self._rows("SELECT rowid, * FROM manifests WHERE round = ? ORDER BY rowid", round)
-        return [_decoded(row) for row in rows]
+        """As `manifest`, of everybody, with `peer`, in the order in which they were written."""
+        return [_decoded(row) for row in self._rows("SELECT * FROM manifests WHERE round = ? ORDER BY rowid", round)]
 
     def receipts_of(self, round: Round) -> list[sqlite3.Row]:
-        """Everybody's: `receiver`, `accepted`, signed `document`; `rowid` as in `manifests_of`."""
-        return self._rows("SELECT rowid, * FROM receipts WHERE round = ? ORDER BY rowid", round)
+        """Everybody's: `receiver`, `accepted`, signed `document`."""
+        return self._rows("SELECT * FROM receipts WHERE round = ? ORDER BY rowid", round)
 
     def said(self) -> Iterator[Said]:
         """Of every manifest what it says but for its inputs, which are much; by rounds, one read at a time."""
