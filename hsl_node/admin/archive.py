@@ -147,31 +147,33 @@ def _add_member(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> None:
 # ------------------------------------------------------------------ read
 
 
-def verify(source: Path) -> Index:
-    """The index of a backup all of whose files have the sha256 that it names.
+def read_index(source: Path) -> Index:
+    """What a backup says of itself.
 
     Raises:
-        LocalStateError: see `restore`.
+        LocalStateError: it is damaged, of a newer hsl-node, or no backup.
     """
     with _opened(source) as file:
-        index = _read_index(source, file)
-        seen = set()
-        for name, content in _members(source, file, index):
-            if _measured(content) != index.files[name]:
-                raise _damaged(source, f"{name} has not the sha256 that {INDEX} names")
-            seen.add(name)
-        if missing := index.files.keys() - seen:
-            raise _damaged(source, f"{', '.join(sorted(missing))} is missing")
-    return index
+        return _first_member(source, file)
 
 
-def unpack(source: Path, index: Index, folder: Path) -> None:
+def unpack(source: Path, folder: Path) -> None:
+    """Every file of a backup, each with the sha256 that the index names, into a folder that a restore will move.
+
+    Raises:
+        LocalStateError: as `read_index`; one is missing, not in the index, there twice, or not what the index says.
+    """
     with _opened(source) as tar:
-        _read_index(source, tar)
-        for name, content in _members(source, tar, index):
-            with durable.replacing(folder / name, Step.RESTORE_UNPACK, mode=0o600) as file:
-                if _measured(_copied(content, file)) != index.files[name]:
-                    raise _damaged(source, f"{name} changed while it was read")
+        left = dict(_first_member(source, tar).files)
+        while member := _next_member(tar):
+            measured = left.pop(member.name, None)
+            if measured is None or member.size != measured.bytes:
+                raise _damaged(source, f"{escaped(member.name, 80)} is not as {INDEX} says")
+            with durable.replacing(folder / member.name, Step.RESTORE_UNPACK, mode=0o600) as file:
+                if _measured(_copied(_content(tar, member), file)) != measured:
+                    raise _damaged(source, f"{member.name} has not the sha256 that {INDEX} names")
+        if left:
+            raise _damaged(source, f"{', '.join(sorted(left))} is missing")
 
 
 def _copied(blocks: Iterable[bytes], file: IO[bytes]) -> Iterator[bytes]:
@@ -180,12 +182,7 @@ def _copied(blocks: Iterable[bytes], file: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _read_index(source: Path, file: IO[bytes]) -> Index:
-    """The first member.
-
-    Raises:
-        LocalStateError: it is none of ours, or not as we write it.
-    """
+def _first_member(source: Path, file: IO[bytes]) -> Index:
     first = _next_member(file)
     if first is None or first.name != INDEX or first.size > INDEX_MAX_BYTES:
         raise LocalStateError(f"{source} is no backup of hsl-node", remedy="give a file that `hsl-node backup` wrote")
@@ -208,20 +205,6 @@ def _read_index(source: Path, file: IO[bytes]) -> Index:
         raise _damaged(source, f"{INDEX}: {where}{': ' if where else ''}{escaped(what)}") from exc
     except (ValueError, RecursionError) as exc:
         raise _damaged(source, f"its {INDEX} cannot be read") from exc
-
-
-def _members(source: Path, file: IO[bytes], index: Index) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Each further member with its content, which is to be read before the next one.
-
-    Raises:
-        LocalStateError: one that the index does not name, or twice, or of another size.
-    """
-    left = dict(index.files)
-    while member := _next_member(file):
-        measured = left.pop(member.name, None)
-        if measured is None or member.size != measured.bytes:
-            raise _damaged(source, f"{escaped(member.name, 80)} is not as {INDEX} says")
-        yield member.name, _content(file, member)
 
 
 def _next_member(file: IO[bytes]) -> tarfile.TarInfo | None:

@@ -84,17 +84,13 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
                 fused = _models_needed(copy)
                 sources[layout.journal.name] = io.BytesIO(copy.content())
         for model in fused:
-            name, path = _member_of(model), layout.fused(model.round)
-            if not add(name, path):
-                left_out.append(_told(models.Harm(model, "gone"), layout))
+            harm = models.harm_of(layout, model)
+            if harm or not add(Layout(Path()).fused(model.round).as_posix(), layout.fused(model.round)):
+                harm = harm or models.Harm(model, "gone")
+                left_out.append(f"{harm.text(layout)}. What to do: {addressed(harm.fix(layout), layout.state)}")
         if not add(layout.anchor.name, layout.anchor) and node.anchor is not None:
             left_out.append(f"the anchor set {node.anchor}")
         index = _index(state, node, sources)
-        for model in fused:
-            if (found := index.files.get(_member_of(model))) and found.sha256 != model.sha256:
-                del sources[_member_of(model)]
-                left_out.append(_told(models.Harm(model, "altered"), layout))
-        index = index.model_copy(update={"files": {name: index.files[name] for name in sources}})
         with durable.replacing(target, Step.BACKUP_WRITE, mode=0o600, once=True) as file:
             archive.write(file, index, sources)
     return index, tuple(left_out)
@@ -107,14 +103,6 @@ def _models_needed(journal: Journal) -> list[models.Model]:
     if last > 0 and last not in found:
         found |= {r: models.Model(r, sha256, "the last one") for r, sha256 in journal.fused_digests([last]).items()}
     return [found[round] for round in sorted(found)]
-
-
-def _member_of(model: models.Model) -> str:
-    return Layout(Path()).fused(model.round).as_posix()
-
-
-def _told(harm: models.Harm, layout: Layout) -> str:
-    return f"{harm.text(layout)}. What to do: {addressed(harm.fix(layout), layout.state)}"
 
 
 def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]]) -> Index:
@@ -135,14 +123,14 @@ def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]]) -> Inde
 
 
 def restore(state: Path, source: Path) -> Index:
-    """Make a state directory from a backup; checked before anything is written, and marked as restored.
+    """Make a state directory from a backup; checked in a folder beside before any of it counts, and marked as restored.
 
     Raises:
         UsageError: something lies in the state directory already.
         LocalStateError: the file is damaged, of a newer hsl-node, or no backup.
         AlreadyRunning: a daemon holds the state directory.
     """
-    index = archive.verify(source)
+    index = archive.read_index(source)
     _require_free(state, index)
     _require_room(state, index)
     layout = Layout(state)
@@ -156,7 +144,7 @@ def restore(state: Path, source: Path) -> Index:
         shutil.rmtree(staging, ignore_errors=True)
         for folder in (staging, inside.keys, inside.fused_folder):
             folder.mkdir(mode=0o700)
-        archive.unpack(source, index, staging)
+        archive.unpack(source, staging)
         _check(inside, layout, index)
         with Journal.create(inside.journal) as journal, journal.transaction():
             set_mark(journal, Mark(f"it was restored from a backup of {index.written}"))

@@ -157,7 +157,7 @@ def test_without_keys_it_holds_neither_and_waits_for_both(changing: Path, tmp_pa
     (changing / archive.KEY).rename(tmp_path / "credential")  # with systemd, against its page: moved away too early
     said = CliRunner().invoke(app, ["--state", str(changing), "backup", str(tmp_path / "half.tar")]).output
     assert "PRIVATE KEY" in said and "not in it: the private key" in said
-    assert archive.verify(tmp_path / "half.tar").files.keys() >= {archive.NEXT}
+    assert archive.read_index(tmp_path / "half.tar").files.keys() >= {archive.NEXT}
 
 
 def without_next(name: str, content: bytes) -> bytes | None:
