@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +34,6 @@ SSHD_CONFIG = Path("/etc/ssh/hsl_sshd_config")
 SSHD_UNIT = Path("/etc/systemd/system/hsl-inbox.service")
 SFTPGO_CONFIG = Path("/etc/sftpgo/hsl.json")
 SFTPGO_ENV = Path("/etc/sftpgo/env.d/hsl.env")
-QUOTA_MIB = 4096  # per peer, as `quota_mib` in node.toml
 QUOTA_FILES = 64
 
 _LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # what useradd takes everywhere
@@ -45,16 +43,10 @@ _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
 SFTP_REQUESTS = "open,close,read,write,lstat,fstat,stat,opendir,readdir,realpath,rename,remove,fsync,statvfs,limits"
 
 
-def provision(
-    federation: Federation,
-    me: str,
-    kind: Literal["openssh", "sftpgo"],
-    homes: Path,
-    *,
-    quota_mib: int = QUOTA_MIB,
-    keyring: Keyring | None = None,
-) -> str:
+def provision(ring: Keyring, me: str, kind: Literal["openssh", "sftpgo"], homes: Path, quota_mib: int) -> str:
     """The script that makes accounts for all other peers of the federation on an OpenSSH or SFTPGo server.
+
+    `quota_mib`: per peer, as in node.toml; OpenSSH has no quota of its own.
 
     Raises:
         UsageError: `me` is not a peer, or `homes` is no plain absolute path.
@@ -65,12 +57,9 @@ def provision(
             f"{escaped(str(homes))!r} cannot be the folder of the homes",
             remedy="give an absolute path of letters, digits, '.', '_' and '-', e.g. /srv/hsl",
         )
-    card = federation.get(me)
-    users = logins(federation, card)
-    ring = keyring or Keyring.of(federation)
-    if kind == "sftpgo":
-        return _sftpgo(ring, card, users, homes, quota_mib)
-    return _openssh(ring, card, users, homes)
+    card = ring.federation.get(me)
+    users = logins(ring.federation, card)
+    return _sftpgo(ring, card, users, homes, quota_mib) if kind == "sftpgo" else _openssh(ring, card, users, homes)
 
 
 def logins(federation: Federation, card: PeerCard) -> dict[str, PeerCard]:
@@ -138,54 +127,54 @@ Match Group {PEERS_GROUP}
 
 def _openssh(ring: Keyring, card: PeerCard, users: dict[str, PeerCard], homes: Path) -> str:
     present = {login: peer for login, peer in users.items() if not ring.is_revoked(peer.name)}
-    revoked = [r.key for r in ring.file.revoked]
-    # The account's home is the chroot (%h): it carries the peer's name, as the node expects, whatever the login is.
-    return "\n".join(
-        [
-            *_head(ring.federation, card, "OpenSSH", homes, users),
-            _HOST_KEY_STEP,
-            f"getent group {PEERS_GROUP} >/dev/null || groupadd --system {PEERS_GROUP}",
-            f"install -d -m 0755 -o root -g root {homes} {KEYS}",
-            "",
-            "# account LOGIN PEER: no password, no shell, no group that could read another peer's files",
-            "account() {",
-            f'    home="{homes}/$2"',
-            f'    id -Gn "$1" 2>/dev/null | grep -qw {PEERS_GROUP} ||',
-            "        useradd --no-create-home --home-dir \"$home\" --shell /usr/sbin/nologin --password '*' \\",
-            f'            --user-group --groups {PEERS_GROUP} "$1"',
-            '    [ "$(getent passwd "$1" | cut -d: -f6)" = "$home" ] || usermod --home "$home" "$1"',
-            '    install -d -m 0755 -o root -g root "$home"',
-            f'    install -d -m 2770 -o "$1" -g {NODE_GROUP} "$home/{PARTS}" "$home/{INBOX}"',
-            f'    install -d -m 2750 -o {NODE_USER} -g "$1" "$home/{RECEIPTS}"',
-            "}",
-            *(f"account {login} {peer.name}" for login, peer in users.items()),
-            "",
-            "# the peers' keys, as the federation pins them; two while a peer changes its key",
-            *(
-                _file(KEYS / login, [f"restrict {key} {p.name}" for key in ring.keys(p.name)], "0644")
-                for login, p in present.items()
-            ),
-            "# who left the federation or was revoked is locked out; what it sent stays",
-            _file(REVOKED, ["# keys that `hsl-node peer revoke` took out", *revoked], "0644"),
-            f"for file in {KEYS}/*; do",
-            f'    case "${{file##*/}}" in {"|".join(present) or "-"}) ;; *) rm -f "$file" ;; esac',
-            "done",
-            *(f"pkill -KILL -u {login} || true  # the sessions it has now" for login in users if login not in present),
-            "",
-            _file(SSHD_CONFIG, sshd_config(card).splitlines(), "0644"),
-            "install -d -m 0755 /run/sshd",
-            f'"$(command -v sshd || echo /usr/sbin/sshd)" -t -f {SSHD_CONFIG}',
-            "",
-            _file(SSHD_UNIT, _SSHD_UNIT.splitlines(), "0644"),
-            f"# with SELinux first: semanage port -a -t ssh_port_t -p tcp {split_address(card.address)[1]}",
-            "if [ -d /run/systemd/system ]; then",
-            "    systemctl daemon-reload",
-            "    systemctl enable --now hsl-inbox.service",
-            "    systemctl reload hsl-inbox.service",
-            "fi",
-            *_tail(card, homes),
-        ]
+    accounts = "".join(f"account {login} {peer.name}\n" for login, peer in users.items())
+    revoked = "".join(
+        f"{key}\n" for key in ("# keys that `hsl-node peer revoke` took out", *(r.key for r in ring.file.revoked))
     )
+    key_files = [
+        _file(KEYS / login, "".join(f"restrict {key} {peer.name}\n" for key in ring.keys(peer.name)))
+        for login, peer in present.items()
+    ]
+    ends = [f"pkill -KILL -u {login} || true  # the sessions it has now\n" for login in users if login not in present]
+    # The account's home is the chroot (%h): it carries the peer's name, as the node expects, whatever the login is.
+    return f"""\
+{_head(ring.federation, card, "OpenSSH", homes, users)}
+{_HOST_KEY_STEP}
+getent group {PEERS_GROUP} >/dev/null || groupadd --system {PEERS_GROUP}
+install -d -m 0755 -o root -g root {homes} {KEYS}
+
+# account LOGIN PEER: no password, no shell, no group that could read another peer's files
+account() {{
+    home="{homes}/$2"
+    id -Gn "$1" 2>/dev/null | grep -qw {PEERS_GROUP} ||
+        useradd --no-create-home --home-dir "$home" --shell /usr/sbin/nologin --password '*' \\
+            --user-group --groups {PEERS_GROUP} "$1"
+    [ "$(getent passwd "$1" | cut -d: -f6)" = "$home" ] || usermod --home "$home" "$1"
+    install -d -m 0755 -o root -g root "$home"
+    install -d -m 2770 -o "$1" -g {NODE_GROUP} "$home/{PARTS}" "$home/{INBOX}"
+    install -d -m 2750 -o {NODE_USER} -g "$1" "$home/{RECEIPTS}"
+}}
+{accounts}
+# the peers' keys, as the federation pins them; two while a peer changes its key
+{"".join(key_files)}\
+# who left the federation or was revoked is locked out; what it sent stays
+{_file(REVOKED, revoked)}\
+for file in {KEYS}/*; do
+    case "${{file##*/}}" in {"|".join(present) or "-"}) ;; *) rm -f "$file" ;; esac
+done
+{"".join(ends)}
+{_file(SSHD_CONFIG, sshd_config(card))}\
+install -d -m 0755 /run/sshd
+"$(command -v sshd || echo /usr/sbin/sshd)" -t -f {SSHD_CONFIG}
+
+{_file(SSHD_UNIT, _SSHD_UNIT)}\
+# with SELinux first: semanage port -a -t ssh_port_t -p tcp {split_address(card.address)[1]}
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+    systemctl enable --now hsl-inbox.service
+    systemctl reload hsl-inbox.service
+fi
+{_tail(card, homes)}"""
 
 
 _HOST_KEY_STEP = f"""\
@@ -264,84 +253,81 @@ def sftpgo_data(ring: Keyring, users: dict[str, PeerCard], homes: Path, quota_mi
     }
 
 
-def sftpgo_environment(card: PeerCard) -> list[str]:
+def sftpgo_environment(card: PeerCard) -> str:
     """Server settings. UPLOAD_MODE 1 would delete partial files, so nothing could be resumed; SETSTAT_MODE 1 ignores
     chmod and times."""
-    port = split_address(card.address)[1]
-    return [
-        f"SFTPGO_SFTPD__BINDINGS__0__PORT={port}",
-        f"SFTPGO_SFTPD__HOST_KEYS={HOST_KEY}",
-        "SFTPGO_SFTPD__CIPHERS=aes256-gcm@openssh.com,aes128-gcm@openssh.com",
-        "SFTPGO_SFTPD__PASSWORD_AUTHENTICATION=false",
-        "SFTPGO_SFTPD__KEYBOARD_INTERACTIVE_AUTHENTICATION=false",
-        "SFTPGO_SFTPD__MAX_AUTH_TRIES=2",
-        "SFTPGO_COMMON__UPLOAD_MODE=0",
-        "SFTPGO_COMMON__SETSTAT_MODE=1",
-        "SFTPGO_COMMON__MAX_PER_HOST_CONNECTIONS=4",
-        "SFTPGO_COMMON__DEFENDER__ENABLED=true",
-        f"SFTPGO_LOADDATA_FROM={SFTPGO_CONFIG}",
-        "SFTPGO_LOADDATA_MODE=0",
-    ]
+    return f"""\
+SFTPGO_SFTPD__BINDINGS__0__PORT={split_address(card.address)[1]}
+SFTPGO_SFTPD__HOST_KEYS={HOST_KEY}
+SFTPGO_SFTPD__CIPHERS=aes256-gcm@openssh.com,aes128-gcm@openssh.com
+SFTPGO_SFTPD__PASSWORD_AUTHENTICATION=false
+SFTPGO_SFTPD__KEYBOARD_INTERACTIVE_AUTHENTICATION=false
+SFTPGO_SFTPD__MAX_AUTH_TRIES=2
+SFTPGO_COMMON__UPLOAD_MODE=0
+SFTPGO_COMMON__SETSTAT_MODE=1
+SFTPGO_COMMON__MAX_PER_HOST_CONNECTIONS=4
+SFTPGO_COMMON__DEFENDER__ENABLED=true
+SFTPGO_LOADDATA_FROM={SFTPGO_CONFIG}
+SFTPGO_LOADDATA_MODE=0
+"""
 
 
 def _sftpgo(ring: Keyring, card: PeerCard, users: dict[str, PeerCard], homes: Path, quota_mib: int) -> str:
-    data = json.dumps(sftpgo_data(ring, users, homes, quota_mib), indent=1).splitlines()
-    return "\n".join(
-        [
-            *_head(ring.federation, card, "SFTPGo", homes, users),
-            _HOST_KEY_STEP,
-            f"chown sftpgo: {HOST_KEY} {HOST_KEY}.pub",
-            f"install -d -m 0755 -o root -g root {homes}",
-            "home() {",
-            f'    install -d -m 0755 -o root -g root "{homes}/$1"',
-            f'    install -d -m 2770 -o sftpgo -g {NODE_GROUP} "{homes}/$1/{PARTS}" "{homes}/$1/{INBOX}"',
-            f'    install -d -m 2750 -o {NODE_USER} -g sftpgo "{homes}/$1/{RECEIPTS}"',
-            "}",
-            *(f"home {peer.name}" for peer in users.values()),
-            "",
-            "# Loading adds and changes users. Who left the federation must be deleted in SFTPGo itself.",
-            f"install -d -m 0755 {SFTPGO_ENV.parent}",
-            _file(SFTPGO_CONFIG, data, "0644"),
-            _file(SFTPGO_ENV, sftpgo_environment(card), "0644"),
-            "[ ! -d /run/systemd/system ] || systemctl restart sftpgo.service",
-            *_tail(card, homes),
-        ]
-    )
+    data = json.dumps(sftpgo_data(ring, users, homes, quota_mib), indent=1) + "\n"
+    folders = "".join(f"home {peer.name}\n" for peer in users.values())
+    return f"""\
+{_head(ring.federation, card, "SFTPGo", homes, users)}
+{_HOST_KEY_STEP}
+chown sftpgo: {HOST_KEY} {HOST_KEY}.pub
+install -d -m 0755 -o root -g root {homes}
+home() {{
+    install -d -m 0755 -o root -g root "{homes}/$1"
+    install -d -m 2770 -o sftpgo -g {NODE_GROUP} "{homes}/$1/{PARTS}" "{homes}/$1/{INBOX}"
+    install -d -m 2750 -o {NODE_USER} -g sftpgo "{homes}/$1/{RECEIPTS}"
+}}
+{folders}
+# Loading adds and changes users. Who left the federation must be deleted in SFTPGo itself.
+install -d -m 0755 {SFTPGO_ENV.parent}
+{_file(SFTPGO_CONFIG, data)}\
+{_file(SFTPGO_ENV, sftpgo_environment(card))}\
+[ ! -d /run/systemd/system ] || systemctl restart sftpgo.service
+{_tail(card, homes)}"""
 
 
 # ------------------------------------------------------------------ both
 
 
-def _head(
-    federation: Federation, card: PeerCard, server: str, homes: Path, users: dict[str, PeerCard]
-) -> Iterator[str]:
-    yield "#!/bin/sh"
-    yield f"# {server} as the inbox of {card.name!r} in federation {escaped(federation.name)!r} ({federation.fed8})."
-    yield f"# Accounts for: {', '.join(p.name for p in users.values())}. Homes below {homes}."
-    yield "# Read it, then run it as root on the machine where the node runs. It may be run again at any time."
-    yield "set -eu"
-    yield "umask 022"
-    yield f"id {NODE_USER} >/dev/null || {{ echo 'make the user {NODE_USER} first: {SERVICE_PAGE}' >&2; exit 1; }}"
-    yield ""
+def _head(federation: Federation, card: PeerCard, server: str, homes: Path, users: dict[str, PeerCard]) -> str:
+    return f"""\
+#!/bin/sh
+# {server} as the inbox of {card.name!r} in federation {escaped(federation.name)!r} ({federation.fed8}).
+# Accounts for: {", ".join(p.name for p in users.values())}. Homes below {homes}.
+# Read it, then run it as root on the machine where the node runs. It may be run again at any time.
+set -eu
+umask 022
+id {NODE_USER} >/dev/null || {{ echo 'make the user {NODE_USER} first: {SERVICE_PAGE}' >&2; exit 1; }}
+"""
 
 
-def _tail(card: PeerCard, homes: Path) -> Iterator[str]:
-    yield ""
-    yield "# In the node's node.toml:"
-    yield "#     [inbox]"
-    yield '#     kind = "directory"'
-    yield f'#     directory = "{homes}"'
-    yield f"# and where systemd runs the node, a drop-in with ReadWritePaths={homes} ({SERVICE_PAGE})."
-    key = card.host_key or "none: the peers will expect the node's own key"
-    yield f"# Host key that the peers expect of this server: {key}"
-    yield f"pinned='{card.host_key or ''}'"
-    yield f'if [ "$(cut -d" " -f1,2 {HOST_KEY}.pub)" != "$pinned" ]; then'
-    yield "    echo 'The federation lists another host key for this server: new card, new federation file.' >&2"
-    yield f"    echo \"  hsl-node card --host-key '$(cut -d' ' -f1,2 {HOST_KEY}.pub)'\" >&2"
-    yield "fi"
+def _tail(card: PeerCard, homes: Path) -> str:
+    return f"""
+# In the node's node.toml:
+#     [inbox]
+#     kind = "directory"
+#     directory = "{homes}"
+# and where systemd runs the node, a drop-in with ReadWritePaths={homes} ({SERVICE_PAGE}).
+# Host key that the peers expect of this server: {card.host_key or "none: the peers will expect the node's own key"}
+pinned='{card.host_key or ""}'
+if [ "$(cut -d" " -f1,2 {HOST_KEY}.pub)" != "$pinned" ]; then
+    echo 'The federation lists another host key for this server: new card, new federation file.' >&2
+    echo "  hsl-node card --host-key '$(cut -d' ' -f1,2 {HOST_KEY}.pub)'" >&2
+fi"""
 
 
-def _file(path: Path, lines: list[str], mode: str) -> str:
+def _file(path: Path, content: str) -> str:
     """Write one file, atomically: a half-written list of keys would lock a peer out."""
-    body = "\n".join(lines)
-    return f"cat >{path}.new <<'END_OF_FILE'\n{body}\nEND_OF_FILE\nchmod {mode} {path}.new && mv {path}.new {path}"
+    return f"""\
+cat >{path}.new <<'END_OF_FILE'
+{content}END_OF_FILE
+chmod 0644 {path}.new && mv {path}.new {path}
+"""

@@ -41,6 +41,5 @@ def provision(
 
     state = state_of(context)
     node = node_toml.load_node(state)
-    federation = config.load_federation(state)
-    ring = keyring.load(state, federation)
-    print(script.provision(federation, node.name, server.value, homes, quota_mib=node.inbox.quota_mib, keyring=ring))
+    ring = keyring.load(state, config.load_federation(state))
+    print(script.provision(ring, node.name, server.value, homes, node.inbox.quota_mib))

@@ -22,6 +22,7 @@ from ports import free_ports
 from hsl_node.admin.provision import HOST_KEY, KEYS, SSHD_CONFIG, SSHD_UNIT, provision
 from hsl_node.errors import ConfigError, UsageError
 from hsl_node.federation.config import Federation
+from hsl_node.federation.keyring import Keyring
 
 HOMES = Path("/srv/hsl")
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -55,14 +56,14 @@ def files(script: str) -> dict[str, str]:
 
 @KINDS
 def test_the_script_is_valid_shell(members: Members, kind: Kind) -> None:
-    script = provision(members.federation, "ash", kind, HOMES)
+    script = provision(Keyring.of(members.federation), "ash", kind, HOMES, 4096)
     checked = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
 @KINDS
 def test_every_other_peer_gets_an_account_with_its_pinned_key_and_we_do_not(members: Members, kind: Kind) -> None:
-    script = provision(members.federation, "ash", kind, HOMES)
+    script = provision(Keyring.of(members.federation), "ash", kind, HOMES, 4096)
     keys = {p.name: p.key for p in members.federation.peer}
     assert keys["birch"] in script and keys["cedar"] in script
     assert keys["ash"] not in script
@@ -72,13 +73,15 @@ def test_every_other_peer_gets_an_account_with_its_pinned_key_and_we_do_not(memb
 @pytest.mark.parametrize("homes", ["srv/hsl", "/srv/hsl; rm -rf /", "/srv/../etc", "/srv/$HOME", "/", "/srv/h sl"])
 def test_a_folder_that_could_mean_something_to_the_shell_is_refused(members: Members, kind: Kind, homes: str) -> None:
     with pytest.raises(UsageError):
-        provision(members.federation, "ash", kind, Path(homes))
+        provision(Keyring.of(members.federation), "ash", kind, Path(homes), 4096)
 
 
 @KINDS
 def test_the_name_of_a_federation_cannot_add_a_line_to_the_script(members: Members, kind: Kind) -> None:
-    plain = provision(members.federation, "ash", kind, HOMES)
-    script = provision(members.federation.model_copy(update={"name": "x\nrm -rf /\n"}), "ash", kind, HOMES)
+    plain = provision(Keyring.of(members.federation), "ash", kind, HOMES, 4096)
+    script = provision(
+        Keyring.of(members.federation.model_copy(update={"name": "x\nrm -rf /\n"})), "ash", kind, HOMES, 4096
+    )
     assert len(script.splitlines()) == len(plain.splitlines())
 
 
@@ -88,12 +91,12 @@ def test_login_names_that_no_account_can_have_or_two_peers_share_are_refused(
     members: Members, kind: Kind, user: str
 ) -> None:
     with pytest.raises(ConfigError, match="user"):
-        provision(with_card(members.federation, "ash", user=user), "ash", kind, HOMES)
+        provision(Keyring.of(with_card(members.federation, "ash", user=user)), "ash", kind, HOMES, 4096)
 
 
 def test_an_unknown_node_is_refused(members: Members) -> None:
     with pytest.raises(UsageError, match="elm"):
-        provision(members.federation, "elm", "openssh", HOMES)
+        provision(Keyring.of(members.federation), "elm", "openssh", HOMES, 4096)
 
 
 # ------------------------------------------------------------------ OpenSSH
@@ -102,7 +105,7 @@ def test_an_unknown_node_is_refused(members: Members) -> None:
 @pytest.fixture
 def configured(members: Members, tmp_path: Path) -> Path:
     """The printed sshd_config, with a host key and key folder that exist here."""
-    script = provision(members.federation, "ash", "openssh", HOMES)
+    script = provision(Keyring.of(members.federation), "ash", "openssh", HOMES, 4096)
     key = tmp_path / "host"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     path = tmp_path / "sshd_config"
@@ -143,7 +146,7 @@ def test_what_sshd_makes_of_it_is_keys_only_strong_ciphers_only_and_no_forwardin
 @pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="sshd is not installed")
 def test_the_unit_of_the_inbox_is_valid(members: Members, tmp_path: Path) -> None:
     path = tmp_path / SSHD_UNIT.name
-    path.write_text(files(provision(members.federation, "ash", "openssh", HOMES))[str(SSHD_UNIT)])
+    path.write_text(files(provision(Keyring.of(members.federation), "ash", "openssh", HOMES, 4096))[str(SSHD_UNIT)])
     found = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, timeout=60)
     assert (found.returncode, [x for x in found.stderr.splitlines() if path.stem in x]) == (0, [])
 
@@ -152,7 +155,7 @@ def test_the_unit_of_the_inbox_is_valid(members: Members, tmp_path: Path) -> Non
 
 
 def test_sftpgo_gets_one_user_per_peer_that_may_publish_once_and_never_read_the_inbox(members: Members) -> None:
-    script = provision(members.federation, "ash", "sftpgo", HOMES, quota_mib=1000)
+    script = provision(Keyring.of(members.federation), "ash", "sftpgo", HOMES, 1000)
     data = json.loads(files(script)["/etc/sftpgo/hsl.json"])
     assert [u["username"] for u in data["users"]] == ["birch", "cedar"]
     user = data["users"][0]
@@ -167,7 +170,7 @@ def test_sftpgo_gets_one_user_per_peer_that_may_publish_once_and_never_read_the_
 
 
 def test_sftpgo_keeps_partial_files_so_that_they_can_be_resumed(members: Members) -> None:
-    script = provision(members.federation, "ash", "sftpgo", HOMES)
+    script = provision(Keyring.of(members.federation), "ash", "sftpgo", HOMES, 4096)
     settings = dict(x.split("=", 1) for x in files(script)["/etc/sftpgo/env.d/hsl.env"].splitlines())
     assert settings["SFTPGO_COMMON__UPLOAD_MODE"] == "0"
     assert settings["SFTPGO_SFTPD__BINDINGS__0__PORT"] == "2022"
@@ -189,7 +192,7 @@ def server(federation_of: FederationOf, tmp_path: Path) -> Iterator[tuple[Member
     subprocess.run(["useradd", "--system", "--user-group", "hsl-node"], check=True)
     try:
         federation = with_card(members.federation, "ash", user="hslt-{sender}")
-        script = provision(federation, "ash", "openssh", homes)
+        script = provision(Keyring.of(federation), "ash", "openssh", homes, 4096)
         for _ in range(2):
             subprocess.run(["sh"], input=script, text=True, check=True, timeout=60)
         log = tmp_path / "sshd.log"

@@ -161,7 +161,7 @@ def test_the_script_for_another_server_takes_the_account_away(tmp_path: Path) ->
     members = make_federation(3)
     ring = Keyring.of(members.federation).revoking(BIRCH, "now")
     birch, cedar = (members.federation.get(n).key for n in ("birch", "cedar"))
-    script = provision.provision(members.federation, "ash", "openssh", Path("/srv/hsl"), keyring=ring)
+    script = provision.provision(ring, "ash", "openssh", Path("/srv/hsl"), 4096)
     assert f"restrict {birch}" not in script and f"restrict {cedar} cedar" in script
     revoked = script[script.index(f"cat >{provision.REVOKED}.new") :].split("END_OF_FILE")[1]
     assert birch in revoked and cedar not in revoked

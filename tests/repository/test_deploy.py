@@ -19,6 +19,7 @@ from sources import REPOSITORY
 from hsl_node.admin.provision import provision
 from hsl_node.federation import config, plan, toml_file
 from hsl_node.federation.config import Federation
+from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.node_toml import NodeConfig
 
 DEPLOY = REPOSITORY / "deploy"
@@ -54,7 +55,9 @@ def test_the_inbox_scripts_are_what_provisioning_prints(
     kind: Literal["openssh", "sftpgo"], federation: Federation
 ) -> None:
     """After a change, write the right-hand side into the file."""
-    assert (EXAMPLE / f"{kind}-inbox.sh").read_text() == provision(federation, "harbour", kind, HOMES) + "\n"
+    assert (EXAMPLE / f"{kind}-inbox.sh").read_text() == provision(
+        Keyring.of(federation), "harbour", kind, HOMES, 4096
+    ) + "\n"
 
 
 def picture_folder(folder: Path, seed: int) -> Path:
