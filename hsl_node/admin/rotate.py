@@ -63,21 +63,17 @@ def begin(state: Path, key: Path | None = None) -> Begun:
             return ring
         return ring.updating(keyring.sign_update(ring, me, current, new.public))
 
-    outcome = keys.change(state, announced)
-    update, file = _write_updates(state, me, outcome.keyring)[-1]
-    return Begun(update, file, outcome.live)
+    live = keys.change(state, announced).live
+    return Begun(*updates(state)[-1], live)
 
 
 def updates(state: Path) -> list[tuple[KeyUpdate, Path]]:
-    """This node's updates in this federation, the first one first; each is written to its file again."""
-    node, federation = node_toml.load_node(state), config.load_federation(state)
-    return _write_updates(state, Peer(node.name), keyring.load(state, federation))
+    """This node's updates in this federation, the first one first; each is written to its file again.
 
-
-def _write_updates(state: Path, me: Peer, ring: keyring.Keyring) -> list[tuple[KeyUpdate, Path]]:
-    """A file for each: who missed one needs it before the next one."""
-    written = []
-    for update, accepted in ring.updates_of(me):
+    A file for each: who missed one needs it before the next one.
+    """
+    me, written = Peer(node_toml.load_node(state).name), []
+    for update, accepted in keyring.load(state, config.load_federation(state)).updates_of(me):
         file = Layout(state).update(me, update.number)
         write_new(file, accepted.document, replace=True)
         written.append((update, file))

@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hsl_node import __version__, errors
+from hsl_node import errors
 from hsl_node.admin import doctor
 from hsl_node.errors import HslError, escaped
 from hsl_node.federation import config, node_toml, strings
 from hsl_node.federation.names import PEER_PATTERN
 from hsl_node.host import event_log
 from hsl_node.host.layout import Layout
+from hsl_node.host.versions import versions
 from hsl_node.status import page
 from hsl_node.status.snapshot import Snapshot, leaving
 from hsl_node.sync.store.journal import Journal
@@ -33,7 +34,6 @@ from hsl_node.weights.checkpoint_file import read_schema
 
 LOG_EVENTS = 2000  # the last ones; about 400 KB
 NOTES = 500
-PACKAGES = ("torch", "torchvision", "numpy", "asyncssh", "paramiko", "cryptography", "pydantic", "safetensors")
 
 # Fields with numbers, digests, peers' names or words of this program: those of the status, and of log events alone.
 _LOGGED = """
@@ -54,12 +54,14 @@ _FRAME = re.compile(r'File "[^"]*?((?:hsl_node|asyncssh|paramiko|asyncio)/[A-Za-
 def collect(state: Path) -> dict[str, bytes]:
     """The files of the bundle, by name. Each is made on its own: one that fails says so and hides no other."""
     makers: dict[str, Callable[[Path], Any]] = {
-        "version.json": _versions,
+        "version.json": lambda s: {**versions(), "machine": platform.machine(), "processors": os.cpu_count()},
         "settings.json": _settings,
         "plan.json": _plan,
         "status.json": lambda s: allowed(page.fetch(s).as_json()),
-        "doctor.json": _doctor,
-        "log.json": _log,
+        "doctor.json": lambda s: [
+            {"check": c.name, "outcome": c.outcome, "exit_code": c.exit_code} for c in doctor.examine(s)
+        ],
+        "log.json": lambda s: [_event(e) for e in event_log.tail(s, LOG_EVENTS)],
         "notes.json": _notes,
         "rounds.json": _rounds,
     }
@@ -111,26 +113,6 @@ def without_places(text: str) -> str:
 # ------------------------------------------------------------------ the files
 
 
-def _versions(state: Path) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    found: dict[str, Any] = {
-        "hsl-node": __version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "processors": os.cpu_count(),
-    }
-    for package in PACKAGES:
-        try:
-            found[package] = installed(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
 def _settings(state: Path) -> dict[str, Any]:
     """node.toml: which settings are made, with the value only where it is one of a few words or a number."""
     node = node_toml.load_node(state)
@@ -169,14 +151,6 @@ def _plan(state: Path) -> dict[str, Any]:
         "plan": plan,
         "schema": schema,
     }
-
-
-def _doctor(state: Path) -> list[dict[str, Any]]:
-    return [{"check": c.name, "outcome": c.outcome, "exit_code": c.exit_code} for c in doctor.examine(state)]
-
-
-def _log(state: Path) -> list[dict[str, Any]]:
-    return [_event(e) for e in event_log.tail(state, LOG_EVENTS)]
 
 
 def _event(event: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -161,20 +160,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 def version(json: Json = False) -> None:
     """Versions of this program and of what results depend on."""
-    import platform
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+    from hsl_node.host.versions import versions
 
-    from hsl_node import __version__
-
-    versions = {
-        "hsl-node": __version__,
-        "python": platform.python_version(),
-        "system": f"{os.uname().sysname} {os.uname().release}",
-    }
-    for package in ("torch", "torchvision", "numpy", "asyncssh", "paramiko", "safetensors"):
-        try:
-            versions[package] = installed(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    answer(json, versions, "\n".join(f"{name:12}  {value}" for name, value in versions.items()))
+    found = versions()
+    answer(json, found, "\n".join(f"{name:12}  {value}" for name, value in found.items()))
