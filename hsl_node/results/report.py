@@ -6,6 +6,7 @@ holds no image, no patient and no path, and every string in it is escaped.
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -138,12 +139,8 @@ def _tests(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
         fused, alone = (record["test"].get(k, {}).get("auc") for k in ("fused", "alone"))
         found.append(
             {
+                **record,
                 "name": node.name,
-                "images": record["images"],
-                "round": record["round"],
-                "evaluated": record["evaluated"],
-                "final": record["final"],
-                "classes": record["classes"],
                 "models": [{"kind": k, "word": MODELS[k], **record["test"][k]} for k in kinds],
                 "difference": f"{fused - alone:+.3f}".replace("-", "−") if None not in (fused, alone) else "",
                 "empty": classes_without_images(record),
@@ -198,22 +195,15 @@ def _rocs(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
 
 
 def _gantt(nodes: Sequence[NodeFacts]) -> str:
-    started = [p["started"] for n in nodes for p in n.phases if p["phase"] in PHASES]
-    if not started:
+    phases = [(row, p) for row, node in enumerate(nodes) for p in node.phases if p["phase"] in PHASES]
+    if not phases:
         return ""
-    zero = min(started)
-    last = max(p["ended"] or p["started"] for n in nodes for p in n.phases)
-    bars = [
-        Bar(row, p["phase"], p["started"] - zero, (p["ended"] or last) - p["started"])
-        for row, node in enumerate(nodes)
-        for p in node.phases
-        if p["phase"] in PHASES
-    ]
+    zero, last = min(p["started"] for _, p in phases), max(p["ended"] or p["started"] for _, p in phases)
+    bars = [Bar(row, p["phase"], p["started"] - zero, (p["ended"] or last) - p["started"]) for row, p in phases]
     begins: dict[int, float] = {}
-    for node in nodes:
-        for p in node.phases:
-            if p["phase"] == "train":
-                begins[p["round"]] = min(p["started"] - zero, begins.get(p["round"], float("inf")))
+    for _, p in phases:
+        if p["phase"] == "train":
+            begins[p["round"]] = min(p["started"] - zero, begins.get(p["round"], math.inf))
     return timeline([n.name for n in nodes], bars, sorted(begins.items()))
 
 
@@ -256,11 +246,8 @@ def _transfers(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
 
 def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
     """Per round, each hospital's update: norm, cosine with the others' mean, and whether they are unusual. All nodes
-    compute the same of the same files, so the first that has a round tells it."""
-    found: dict[int, Any] = {}
-    for node in nodes:
-        for round, record in node.influence.items():
-            found.setdefault(round, record)
+    compute the same of the same files, so any that has a round tells it."""
+    found = {round: record for node in nodes for round, record in node.influence.items()}
     return [
         {
             "round": round,
