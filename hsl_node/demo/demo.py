@@ -87,33 +87,33 @@ def run(
         settings["classes"] = phantoms.CLASSES
     agreed_plan = _plan(settings)
     lines = view.Lines()
-    with processes.interruptible():
-        if setup.prepare_folder(target, lambda state: control.stop(state, processes.STOP_S)):
-            print(f"The earlier demo in {target} is replaced.")
-        if data is None:
-            sites = setup.phantom_hospitals(target, hospitals, seed, lines.progress)
-        anchor_file = None
-        if agreed_plan.method == "hsl":
-            anchor_file = setup.make_anchor(target, anchor, agreed_plan.image_size, seed, lines.progress)
-        threads = max(1, len(os.sched_getaffinity(0)) // len(sites))
-        federation = setup.enrol_all(target, sites, agreed_plan, anchor_file, threads)
-        stand_in = agreed_plan.method == "hsl" and anchor is None
-        note = " ".join([SYNTHETIC] * (data is None) + [STAND_IN] * stand_in)
-        print(_opening(sites, federation, threads, note), flush=True)
+    processes.interruptible()
+    if setup.prepare_folder(target, lambda state: control.stop(state, processes.STOP_S)):
+        print(f"The earlier demo in {target} is replaced.")
+    if data is None:
+        sites = setup.phantom_hospitals(target, hospitals, seed, lines.progress)
+    anchor_file = None
+    if agreed_plan.method == "hsl":
+        anchor_file = setup.make_anchor(target, anchor, agreed_plan.image_size, seed, lines.progress)
+    threads = max(1, len(os.sched_getaffinity(0)) // len(sites))
+    federation = setup.enrol_all(target, sites, agreed_plan, anchor_file, threads)
+    stand_in = agreed_plan.method == "hsl" and anchor is None
+    note = " ".join([SYNTHETIC] * (data is None) + [STAND_IN] * stand_in)
+    print(_opening(sites, federation, threads, note), flush=True)
 
-        warned: dict[tuple[str, str], str] = {}  # hospital and code -> the last words
+    warned: dict[tuple[str, str], str] = {}  # hospital and code -> the last words
 
-        def show(snapshots: processes.Snapshots) -> None:
-            warned.update({(n, w.code): w.text for n, s in snapshots.items() if s for w in s.warnings})
-            lines.nodes(snapshots)
+    def show(snapshots: processes.Snapshots) -> None:
+        warned.update({(n, w.code): w.text for n, s in snapshots.items() if s for w in s.warnings})
+        lines.nodes(snapshots)
 
-        with processes.running(sites, "start") as daemons:
-            processes.wait_finished(daemons, show)
-        last = agreement([read(s.state) for s in sites])[-1].round
-        print(_ended(last, agreed_plan, time.monotonic() - began), flush=True)
-        processes.evaluate_all(sites, lines.evaluations)
-        print("All are evaluated. Drawing the report:", flush=True)
-        page = report.build([s.state for s in sites], target / "report.html", note=note)
+    with processes.running(sites, "start") as daemons:
+        processes.wait_finished(daemons, show)
+    last = agreement([read(s.state) for s in sites])[-1].round
+    print(_ended(last, agreed_plan, time.monotonic() - began), flush=True)
+    processes.evaluate_all(sites, lines.evaluations)
+    print("All are evaluated. Drawing the report:", flush=True)
+    page = report.build([s.state for s in sites], target / "report.html", note=note)
     nodes = [read(site.state) for site in sites]
     agreed = agreement(nodes)
     print(closing(nodes, agreed, page, time.monotonic() - began, warned))

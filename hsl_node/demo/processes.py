@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from hsl_node.demo.setup import Hospital
 from hsl_node.errors import HslError, NotRunning, WaitTimeout, escaped
@@ -24,7 +23,6 @@ POLL_S = 0.5
 STOP_S = 30.0  # a finished daemon leaves in a fraction of a second; then it is killed
 TRAINER_DEATHS_MAX = 3  # with back-off: enough to know that the next will not live either
 TAIL_LINES = 15
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a closed terminal
 
 Snapshots = dict[str, Snapshot | None]  # by hospital; None: not up yet
 
@@ -54,16 +52,18 @@ class Process:
 
 @contextmanager
 def running(hospitals: Sequence[Hospital], *words: str) -> Iterator[list[Process]]:
-    """`hsl-node WORDS` at every hospital, all at once; on leaving, however, none is left: each saves and leaves."""
+    """`hsl-node WORDS` at every hospital, all at once; on leaving, however, none is left: each saves and leaves.
+
+    A Ctrl-C in the millisecond in which one is started may leave it running, and a second Ctrl-C one that hangs; the
+    next demo in this folder stops it.
+    """
     started: list[Process] = []
     try:
         for hospital in hospitals:
-            with deferred():
-                started.append(_start(hospital, words))
+            started.append(_start(hospital, words))
         yield started
     finally:
-        with deferred():
-            end_all([process.popen for process in started])
+        end_all([process.popen for process in started])
 
 
 def wait_finished(daemons: Sequence[Process], show: Callable[[Snapshots], None]) -> None:
@@ -153,32 +153,10 @@ def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-@contextmanager
-def deferred() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: a process that is being started is known to us before we leave, and ending
-    them all (STOP_S at most) is not cut short by an impatient second Ctrl-C."""
-    heard: list[int] = []
-    with _handled(_ENDING, lambda number, _frame: heard.append(number)):
-        yield
-    if heard:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> None:
     """SIGTERM and SIGHUP (a closed terminal) end the demo as Ctrl-C does: with its processes."""
-    with _handled(_ENDING[1:], signal.default_int_handler):
-        yield
-
-
-@contextmanager
-def _handled(signals: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:

@@ -10,7 +10,6 @@ TARGET/report.html
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
 import shutil
@@ -120,14 +119,19 @@ def table_hospitals(target: Path, data: Path, group_by: str) -> tuple[tuple[Hosp
         UsageError: no such column, one group only, or too many.
         DataError: a table that cannot be understood.
     """
+    from hsl_node.train.data.sources import read_rows
+
     path = find_table(data)
-    header, rows = _read_table(path)
+    header, rows = read_rows(path)
     if group_by not in header:
         raise UsageError(f"{path} has no column {group_by!r}", remedy=f"--group-by one of: {', '.join(header)}")
     columns = find_columns(path, header)
-    label = columns["label"]
-    classes = ordered_classes({row[label] for row in rows})
-    groups = Counter(row[group_by] for row in rows if row[group_by])
+
+    def cells(column: str) -> list[str]:
+        return [(row[column] or "").strip() for _, row in rows]
+
+    classes = ordered_classes(set(cells(columns["label"])))
+    groups = Counter(filter(None, cells(group_by)))
     if not 2 <= len(groups) <= HOSPITALS_MAX:
         raise UsageError(
             f"column {group_by!r} has {len(groups)} different values; a demo has 2 to {HOSPITALS_MAX} hospitals",
@@ -192,18 +196,6 @@ def _slug(text: str) -> str:
     return slug if len(slug) > 1 and slug[0].isalpha() else f"site-{slug}"[:32].strip("-")
 
 
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=head.count))
-            rows = [{k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in reader]
-            return list(reader.fieldnames or ()), rows
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"{path}: cannot be read as a table: {exc}", remedy="save it as CSV in UTF-8") from exc
-
-
 # ------------------------------------------------------------------ the anchor set
 
 
@@ -244,12 +236,12 @@ def make_anchor(target: Path, source: Path | None, image_size: int, seed: int, p
 
 
 def _anchor_source(source: Path) -> tuple[DataConfig, Counter[str]]:
-    from hsl_node.train.data.sources import read_source
+    from hsl_node.train.data.sources import read_rows, read_source
 
     data = DataConfig(path=source.absolute())
     if (source.is_dir() and any(source.glob("*.csv"))) or source.suffix in (".csv", ".tsv"):
         path = find_table(source)
-        columns = find_columns(path, _read_table(path)[0])
+        columns = find_columns(path, read_rows(path)[0])
         data = DataConfig(path=path.absolute(), columns=columns)
     return data, Counter(item.label for item in read_source(data).items)
 

@@ -213,15 +213,6 @@ def test_the_summary_repeats_the_warnings_and_an_early_end_is_explained(
     assert shown == ["ash: decoding images", "ash: alone, epoch 4", "ash: evaluated"]
 
 
-def test_interruption_while_a_process_is_being_started_waits_until_it_is_known() -> None:
-    """Else the process would be nobody's, and stay."""
-    done = []
-    with pytest.raises(KeyboardInterrupt), processes.deferred():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append("registered")
-    assert done == ["registered"]
-
-
 @pytest.fixture
 def tiny_hospitals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phantoms, "HOSPITALS", tuple(replace(h, patients=16) for h in phantoms.HOSPITALS[:2]))

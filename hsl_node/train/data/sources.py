@@ -191,16 +191,28 @@ def _folders(root: Path) -> list[Path]:
 # ---------------------------------------------------------------- a table
 
 
-def _read_table(path: Path, data: DataConfig, asked: Asked) -> Source:
+Rows = list[tuple[int, dict[str, str | None]]]  # each with its line
+
+
+def read_rows(path: Path) -> tuple[list[str], Rows]:
+    """The columns of a table, and its rows that hold anything.
+
+    Raises:
+        DataError: it is no table.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
             rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            names = _column_names(path, list(rows.fieldnames or ()), data, asked)
-            table = [(rows.line_num, row) for row in rows if any(row.values())]
+            return list(rows.fieldnames or ()), [(rows.line_num, row) for row in rows if any(row.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"{path.name}: cannot be read as a table: {exc}", remedy="save it as CSV in UTF-8") from exc
+
+
+def _read_table(path: Path, data: DataConfig, asked: Asked) -> Source:
+    header, table = read_rows(path)
+    names = _column_names(path, header, data, asked)
     table = _filtered(path, table, data.filter, private={names[key] for key in ("path", "patient") if key in names})
     items = [_row_item(path, line, row, names, asked) for line, row in table]
     absent = [i.where for i in items if not i.path.is_file()]
@@ -253,9 +265,7 @@ def _column_names(path: Path, header: list[str], data: DataConfig, asked: Asked)
     return {key: column for key, column in names.items() if column in header}
 
 
-def _filtered(
-    path: Path, table: list[tuple[int, dict[str, str | None]]], wanted: Mapping[str, str], private: Collection[str]
-) -> list[tuple[int, dict[str, str | None]]]:
+def _filtered(path: Path, table: Rows, wanted: Mapping[str, str], private: Collection[str]) -> Rows:
     """Rows whose cells equal the wanted values; where no cell does, those that begin with its words.
 
     So "GE Logiq 7" also selects "GE Logiq 7 @10-14MHz", but never "GE Logiq 70". No message quotes a `private`
