@@ -194,11 +194,7 @@ def _require_free(state: Path, index: Index) -> None:
 
     def expected(path: Path) -> bool:
         name = path.relative_to(state).as_posix()
-        if (
-            path == layout.lock
-            or name.startswith("lost+found/")
-            or (not index.has_key and name in (KEY, NEXT) and name not in index.files)
-        ):
+        if path == layout.lock or name.startswith("lost+found/") or name in {KEY, NEXT} - index.files.keys():
             return True
         return unfinished and (layout.restoring in path.parents or archive.MEMBER.fullmatch(name) is not None)
 

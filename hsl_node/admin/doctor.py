@@ -146,19 +146,15 @@ def exit_code(checks: Sequence[Check]) -> int:
     return next((check.exit_code for check in checks if check.outcome == "failed"), 0)
 
 
-class _Doubt(Exception):
+class _Doubt(HslError):
     """Not wrong for certain: shown as a warning."""
-
-    def __init__(self, message: str, fix: str) -> None:
-        super().__init__(message)
-        self.fix = fix
 
 
 def _check(name: str, work: Callable[[], str]) -> Check:
     try:
         return Check(name, "ok", work())
     except _Doubt as doubt:
-        return Check(name, "warning", str(doubt), doubt.fix)
+        return Check(name, "warning", doubt.message, doubt.remedy)
     except HslError as exc:
         return _failed(name, exc)
     except OSError as exc:
@@ -209,7 +205,8 @@ def _models(layout: Layout) -> str:
     except NotInitialised:
         return "none yet"
     if harmed:
-        raise _Doubt("\n".join(harm.text(layout) for harm in harmed), " ".join(h.fix(layout) for h in harmed))
+        text, fix = "\n".join(h.text(layout) for h in harmed), " ".join(h.fix(layout) for h in harmed)
+        raise _Doubt(text, remedy=fix)
     return "those that results are taken from are as the journal says"
 
 
@@ -271,7 +268,7 @@ def _port(state: Path, node: NodeConfig) -> str:
     if pid is None:
         require_port(node.listen)
     if note := mapping_needed(node):
-        raise _Doubt(f"{where}; {note}", MAPPING_FIX)
+        raise _Doubt(f"{where}; {note}", remedy=MAPPING_FIX)
     return where
 
 
@@ -296,7 +293,7 @@ def _torch(device: str) -> str:
     if Path("/dev/nvidiactl").exists():
         raise _Doubt(
             f"{found['version']} on the CPU, though this machine has an NVIDIA driver",
-            "the torch build lacks CUDA, or the driver is older than it needs: compare nvidia-smi",
+            remedy="the torch build lacks CUDA, or the driver is older than it needs: compare nvidia-smi",
         )
     return f"{found['version']} on the CPU"
 
