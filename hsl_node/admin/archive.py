@@ -17,7 +17,7 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
@@ -103,9 +103,10 @@ def write(file: IO[bytes], index: Index, sources: Mapping[str, IO[bytes]]) -> No
                 _add_member(tar, name, source)
 
 
-def measured_file(name: str, source: IO[bytes]) -> Measured:
+def measured_file(name: str, source: io.BufferedReader) -> Measured:
     with _readable(name):
-        return _measured(_blocks(source))
+        source.seek(0)
+        return Measured(sha256=hashlib.file_digest(source, "sha256").hexdigest(), bytes=source.tell())
 
 
 @contextmanager
@@ -120,20 +121,6 @@ def _readable(name: str) -> Iterator[None]:
             f"{name} cannot be read: {exc.strerror}; the backup is not made",
             remedy="the disk under the state directory fails there: look at it (`smartctl`, `dmesg`)",
         ) from exc
-
-
-def _measured(blocks: Iterable[bytes]) -> Measured:
-    digest, size = hashlib.sha256(), 0
-    for block in blocks:
-        digest.update(block)
-        size += len(block)
-    return Measured(sha256=digest.hexdigest(), bytes=size)
-
-
-def _blocks(source: IO[bytes]) -> Iterator[bytes]:
-    source.seek(0)
-    while block := source.read(BLOCK_BYTES):
-        yield block
 
 
 def _add_member(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> None:
@@ -170,16 +157,14 @@ def unpack(source: Path, folder: Path) -> None:
             if measured is None or member.size != measured.bytes:
                 raise _damaged(source, f"{escaped(member.name, 80)} is not as {INDEX} says")
             with durable.replacing(folder / member.name, Step.RESTORE_UNPACK, mode=0o600) as file:
-                if _measured(_copied(_content(tar, member), file)) != measured:
+                digest = hashlib.sha256()
+                for block in _content(tar, member):
+                    digest.update(block)
+                    file.write(block)
+                if digest.hexdigest() != measured.sha256:
                     raise _damaged(source, f"{member.name} has not the sha256 that {INDEX} names")
         if left:
             raise _damaged(source, f"{', '.join(sorted(left))} is missing")
-
-
-def _copied(blocks: Iterable[bytes], file: IO[bytes]) -> Iterator[bytes]:
-    for block in blocks:
-        file.write(block)
-        yield block
 
 
 def _first_member(source: Path, file: IO[bytes]) -> Index:

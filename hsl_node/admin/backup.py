@@ -13,7 +13,6 @@ import shutil
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
 
 from hsl_node import __version__
 from hsl_node.admin import archive
@@ -64,7 +63,7 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
     layout, node = Layout(state), node_toml.load_node(state)
     left_out: list[str] = []
     with ExitStack() as stack:
-        sources: dict[str, IO[bytes]] = {}
+        sources: dict[str, io.BufferedReader | io.BytesIO] = {}
 
         def add(name: str, path: Path) -> bool:
             with suppress(FileNotFoundError):
@@ -105,7 +104,7 @@ def _models_needed(journal: Journal) -> list[models.Model]:
     return [found[round] for round in sorted(found)]
 
 
-def _index(state: Path, node: NodeConfig, sources: dict[str, IO[bytes]]) -> Index:
+def _index(state: Path, node: NodeConfig, sources: dict[str, io.BufferedReader | io.BytesIO]) -> Index:
     federation = config.load_federation(state) if Layout(state).federation_toml.exists() else None
     anchor = federation.anchor.fingerprint if federation and federation.anchor else None
     return Index(

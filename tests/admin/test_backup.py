@@ -374,6 +374,11 @@ def test_a_file_that_cannot_be_read_is_named_and_not_the_folder_of_the_backup(
                 raise OSError(errno.EIO, "Input/output error")
             return super().read(size)
 
+        def readinto(self, buffer: Any, /) -> int | None:
+            if self.begun == passes:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
+
     def opened(path: Path, mode: str) -> Any:
         return Failing(path) if path.name == "node.toml" else open(path, mode)
 
