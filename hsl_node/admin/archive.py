@@ -103,10 +103,11 @@ def write(file: IO[bytes], index: Index, sources: Mapping[str, IO[bytes]]) -> No
                 _add_member(tar, name, source)
 
 
-def measured_file(name: str, source: io.BufferedReader) -> Measured:
+def measured_file(name: str, source: io.BufferedReader | io.BytesIO) -> Measured:
     with _readable(name):
         source.seek(0)
-        return Measured(sha256=hashlib.file_digest(source, "sha256").hexdigest(), bytes=source.tell())
+        sha256 = hashlib.file_digest(source, "sha256").hexdigest()
+        return Measured(sha256=sha256, bytes=source.seek(0, io.SEEK_END))
 
 
 @contextmanager

@@ -42,9 +42,9 @@ class Export:
     def finish(self, ring: Keyring) -> None:
         """After all that `verify.examine` told of: the key changes, and what it takes to check."""
         for peer in ring.federation.peers:
-            for update, document in ring.documents(peer):
+            for update, accepted in ring.updates_of(peer):
                 stem = f"{peer}_{update.number}.update"
-                self.add(Document(Peer(peer), UPDATE_NAMESPACE, stem, document.encode("ascii")))
+                self.add(Document(Peer(peer), UPDATE_NAMESPACE, stem, accepted.document.encode("ascii")))
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # where there was nothing to check
         spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
         signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
