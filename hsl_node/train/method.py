@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch, Indices
 from hsl_node.train.machine import Machine
+from hsl_node.train.state_dict import all_tensors
 
 if TYPE_CHECKING:
     from hsl_node.train.data.anchor import AnchorSet
@@ -27,12 +28,12 @@ class Method:
     """One learning method as a value. All peers must run the same name and settings."""
 
     name: str
-    build: Callable[[Plan], nn.Module]  # the architecture; values come from model.initialise
+    build: Callable[[Plan], nn.Module]  # the architecture; values come from networks/initial.py
     losses: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]  # (primary, anchor), their sum is minimised
     logits: Callable[[nn.Module, Tensor, Tensor | None], Tensor]  # (B, 3, S, S), anchor embedding -> (B, C)
-    embed_anchor: Callable[[nn.Module, Tensor], Tensor] | None  # (B, 3, S, S) -> (B, 512); None: no anchor task
-    shared: Callable[[nn.Module], frozenset[str]]  # names of the tensors that may leave the hospital
     fusion: str  # the rule its authors use: mean | weighted_mean | own (never fuses)
+    embed_anchor: Callable[[nn.Module, Tensor], Tensor] | None = None  # (B, 3, S, S) -> (B, 512); None: no anchor task
+    shared: Callable[[nn.Module], frozenset[str]] = all_tensors  # names of the tensors that may leave the hospital
 
 
 @dataclass(frozen=True)

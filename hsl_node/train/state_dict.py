@@ -1,56 +1,28 @@
-"""state_dict <-> Weights. Every tensor of a model has a rule; nothing is averaged, or left out, by accident."""
+"""state_dict <-> Weights. Nothing is averaged, or left out, by accident."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from hsl_node.errors import FederationMismatch
 from hsl_node.weights.checkpoint_file import Array, Weights
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
-
-class Rule(StrEnum):
-    MEAN = "mean"  # parameters and BatchNorm statistics
-    MAXIMUM = "maximum"  # integer buffers: BatchNorm's batch counters
-
-
-def rules(model: nn.Module) -> dict[str, Rule]:
-    """How each tensor is fused, by name.
+def all_tensors(model: nn.Module) -> frozenset[str]:
+    """Names of every tensor, buffers too: averaging only `parameters()` would silently make FedAvg a FedBN.
 
     Raises:
         NotImplementedError: a tensor of a kind that fusion does not know (a bug in a new model).
     """
-    found = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.dtype in (torch.float32, torch.float64):
-            found[name] = Rule.MEAN
-        elif tensor.dtype == torch.int64:
-            found[name] = Rule.MAXIMUM
-        else:
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.dtype not in (torch.float32, torch.float64, torch.int64):
             raise NotImplementedError(f"no fusion rule for {name} of {tensor.dtype}")
-    return found
-
-
-def all_tensors(model: nn.Module) -> frozenset[str]:
-    """Every tensor, buffers too: averaging only `parameters()` would silently make FedAvg a FedBN."""
-    return frozenset(rules(model))
-
-
-def norm_tensors(model: nn.Module) -> frozenset[str]:
-    """Weights, biases and statistics of normalisation layers, found by type: names like `downsample.1` hide them."""
-    return frozenset(
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if isinstance(module, _NORMS)
-        for name in module.state_dict()
-    )
+    return frozenset(state)
 
 
 def to_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Array]:

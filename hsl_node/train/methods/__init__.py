@@ -8,5 +8,3 @@ from hsl_node.train.methods.hsl import HSL
 from hsl_node.train.methods.local import LOCAL
 
 METHODS: dict[str, Method] = {m.name: m for m in (HSL, FEDAVG, LOCAL)}
-
-__all__ = ["METHODS", "Method"]

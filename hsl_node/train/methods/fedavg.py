@@ -12,7 +12,6 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch
 from hsl_node.train.method import Method
 from hsl_node.train.networks.classifier import Classifier
-from hsl_node.train.state_dict import all_tensors
 from hsl_node.train.tasks.classification import outputs, primary_loss
 
 
@@ -34,7 +33,5 @@ FEDAVG = Method(
     build=build,
     losses=losses,
     logits=logits,
-    embed_anchor=None,
-    shared=all_tensors,
     fusion="weighted_mean",
 )

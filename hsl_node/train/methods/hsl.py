@@ -14,7 +14,6 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch
 from hsl_node.train.method import Method
 from hsl_node.train.networks.mmoe import MMoE
-from hsl_node.train.state_dict import all_tensors
 from hsl_node.train.tasks.classification import outputs, primary_loss
 
 
@@ -50,7 +49,6 @@ HSL = Method(
     build=build,
     losses=losses,
     logits=logits,
-    embed_anchor=embed_anchor,
-    shared=all_tensors,
     fusion="mean",
+    embed_anchor=embed_anchor,
 )

@@ -1,4 +1,4 @@
-"""A trunk and a linear head: what every method but HSL's trains."""
+"""A plain classifier, the model of every method without an anchor task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hsl_node.train.networks.backbone import Trunk
 
 
 class Classifier(nn.Module):
-    """A trunk and one linear layer: what the methods without an anchor task train. (B, 3, S, S) -> (B, C)."""
+    """A trunk and one linear layer: (B, 3, S, S) -> (B, C)."""
 
     def __init__(self, backbone: str, outputs: int) -> None:
         super().__init__()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hsl_node.federation.plan import Plan
-
-if TYPE_CHECKING:
-    pass
 
 
 def outputs(plan: Plan) -> int:

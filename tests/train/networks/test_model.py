@@ -16,10 +16,9 @@ from hsl_node.errors import ConfigError, FederationMismatch
 from hsl_node.federation.plan import Plan
 from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
-from hsl_node.train.networks.classifier import Classifier
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.networks.mmoe import Experts, MMoE
-from hsl_node.train.state_dict import Rule, load_weights, norm_tensors, rules, to_weights
+from hsl_node.train.state_dict import all_tensors, load_weights, to_weights
 from hsl_node.train.tasks.classification import outputs, primary_loss, probabilities
 from hsl_node.weights.checkpoint_file import schema_of
 
@@ -149,7 +148,7 @@ def test_two_classes_give_one_logit_and_binary_cross_entropy() -> None:
 
 def digest_of(model: torch.nn.Module) -> str:
     found = hashlib.sha256()
-    for name, array in to_weights(model, rules(model)).items():
+    for name, array in to_weights(model, all_tensors(model)).items():
         found.update(name.encode() + array.tobytes())
     return found.hexdigest()
 
@@ -182,31 +181,25 @@ def test_first_values_have_the_published_distributions() -> None:
 
 def test_every_tensor_has_a_fusion_rule_and_leaves_the_hospital() -> None:
     model = tiny()
-    found = rules(model)
-    assert set(found) == set(model.state_dict()) == METHODS["hsl"].shared(model)
-    counters = {n for n, rule in found.items() if rule is Rule.MAXIMUM}
-    assert counters == {n for n in model.state_dict() if n.endswith("num_batches_tracked")} and counters
-    assert "encoder_primary.trunk.net.bn1.running_var" in found  # buffers too
+    found = METHODS["hsl"].shared(model)
+    assert found == set(model.state_dict())
+    assert {
+        f"encoder_primary.trunk.net.bn1.{name}" for name in ("running_var", "num_batches_tracked")
+    } < found  # buffers
 
 
 def test_a_tensor_without_a_rule_is_refused() -> None:
     model = tiny()
     model.register_buffer("mask", torch.zeros(3, dtype=torch.bool))
     with pytest.raises(NotImplementedError, match="mask"):
-        rules(model)
-
-
-def test_normalisation_layers_are_found_by_type_also_where_the_name_hides_them() -> None:
-    found = norm_tensors(Classifier("resnet18", 1))
-    assert len(found) == 20 * 5  # 20 BatchNorm layers: weight, bias, mean, variance, counter
-    assert "trunk.net.layer2.0.downsample.1.running_mean" in found
+        all_tensors(model)
 
 
 def test_weights_return_to_a_model_unchanged() -> None:
     source, target = tiny(), tiny()
     source.encoder_primary.trunk.net.bn1.num_batches_tracked += 7
     initialise(target, 9)
-    load_weights(target, to_weights(source, rules(source)), rules(target))
+    load_weights(target, to_weights(source, all_tensors(source)), all_tensors(target))
     assert digest_of(target) == digest_of(source)
 
 
@@ -216,7 +209,7 @@ def test_weights_of_another_model_are_refused_and_nothing_is_loaded() -> None:
     other = MMoE(backbone="tiny", experts=4)
     initialise(other, 3)
     with pytest.raises(FederationMismatch, match="experts"):
-        load_weights(model, to_weights(other, rules(other)), rules(model))
+        load_weights(model, to_weights(other, all_tensors(other)), all_tensors(model))
     assert digest_of(model) == before
 
 
