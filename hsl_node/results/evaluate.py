@@ -31,7 +31,7 @@ from hsl_node.sync.store.journal import Journal
 from hsl_node.weights.whole import sha256_of
 
 if TYPE_CHECKING:
-    from hsl_node.train.loop import Report
+    from hsl_node.train.progress import Report
     from hsl_node.train.scoring import Pairing
 
 EVALUATION = "evaluation"  # its name in the journal

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from hsl_node.host.layout import Layout
 from hsl_node.train.data.files import replacing
-from hsl_node.train.loop import Report, train_round
+from hsl_node.train.loop import train_round
 from hsl_node.train.method import Site
+from hsl_node.train.progress import Report
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.whole import holds
 
@@ -46,16 +47,16 @@ def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alon
         return found
     base = folder / "initial.safetensors"
     base_sha256, _ = initial_weights(state, site.plan, site.method, base)
+    # One round of all epochs, without an early end. Its epoch checkpoints are of no use to another length.
+    plan = site.plan.model_copy(update={"epochs_per_round": epochs, "patience_epochs": epochs})
     done = train_round(
-        replace(site, run=f"{site.run}/alone/{epochs}"),  # its epoch checkpoints are of no use to another length
+        replace(site, run=f"{site.run}/alone/{epochs}", plan=plan),
         folder=folder,
         round=1,
         base=base,
         base_sha256=base_sha256,
         out=trainer / WEIGHTS_FILE,
         report=report,
-        epochs=epochs,
-        patience=epochs,  # no early end: as many epochs as the federation has
     )
     assert done.best is not None
     best = done.best

@@ -1,6 +1,6 @@
 """Train one round: validate the base, some local epochs, keep the best one. Every method's loop.
 
-Shapes at line ends: B pairs in a batch, C outputs. An event is a dict for the daemon (see worker.py).
+Shapes at line ends: B pairs in a batch, C outputs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 from torch import nn
 
 from hsl_node.errors import Altered, DataError, Diverged, LocalStateError
-from hsl_node.federation.names import Digest
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
@@ -27,7 +25,7 @@ from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
 from hsl_node.train.data.sources import TRAIN, VALIDATION
 from hsl_node.train.machine import derived_seed
 from hsl_node.train.method import Site
-from hsl_node.train.progress import PROGRESS_EVERY_S, ticker
+from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker
 from hsl_node.train.scoring import place, validate
 from hsl_node.train.state_dict import load_weights, to_weights
 from hsl_node.weights.checkpoint_file import fault, read_weights, write_weights
@@ -36,7 +34,6 @@ from hsl_node.weights.whole import holds
 log = logging.getLogger(__name__)
 
 LOWER = 'training diverged: agree on a lower learning_rate, or on precision = "float32"'
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,6 @@ def train_round(
     base_sha256: str,
     out: Path,
     report: Report,
-    epochs: int | None = None,
-    patience: int | None = None,
 ) -> RoundState:
     """Train from `base`, write the best epoch's shared weights to `out`; go on where a killed process left off.
 
@@ -69,8 +64,6 @@ def train_round(
         Altered: `base` is not the file it should be.
         LocalStateError: the disk fails.
     """
-    epochs = epochs or site.plan.epochs_per_round
-    patience = patience or site.plan.patience_epochs
     learner, state = _open_round(site, folder, round, base, base_sha256, report)
     while not state.finished:
         epoch = state.epoch + 1
@@ -78,7 +71,7 @@ def train_round(
         rate = learning_rate(site, (round - 1) * site.plan.epochs_per_round + epoch)
         loss_primary, loss_anchor = train_epoch(site, learner, round, epoch, rate, report)
         found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
-        state = _after_epoch(site, learner, folder, state, found, epochs, patience)
+        state = _after_epoch(site, learner, folder, state, found)
         checkpoint.save(folder, Saved(state, learner.model.state_dict(), learner.optimizer.state_dict()))
         report(
             {
@@ -108,8 +101,7 @@ def train_epoch(
     seed = derived_seed(site.plan.seed, site.peer, round, epoch)
     torch.manual_seed(seed)
     train = site.indices(TRAIN)
-    uses_anchor = site.method.embed_anchor is not None and site.anchor is not None
-    anchors = len(site.anchor.images) if uses_anchor and site.anchor else 0
+    anchors = len(site.anchor.images) if site.method.embed_anchor and site.anchor else 0
     pairs = epoch_pairs(np.random.default_rng(seed), len(train), anchors, site.plan.batch_size)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -129,7 +121,9 @@ def train_epoch(
         images += len(p) + len(a)
         now = time.monotonic()
         if now - mark >= PROGRESS_EVERY_S or number == len(pairs):
-            _require_finite(total, round, epoch, number)  # the only wait for the device
+            if not bool(torch.isfinite(total).all()):  # the only wait for the device
+                where = f"round {round}, epoch {epoch}, batch {number}"
+                raise Diverged(f"the loss is not a finite number ({where})", remedy=LOWER)
             now = time.monotonic()
             report(
                 {
@@ -199,60 +193,45 @@ def _open_round(
         log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
     load_weights(learner.model, read_weights(base), site.method.shared(learner.model))
     worth = worth_of(site, learner.model, round - 1, report)
-    report(validated(site, round - 1, worth))
-    machine = site.machine
-    return learner, RoundState(
-        run=site.run,
-        round=round,
-        base_sha256=base_sha256,
-        base=worth,
-        epoch=0,
-        stale=0,
-        best=None,
-        finished=False,
-        threads=machine.threads,
-        device=str(machine.device),
-        precision=machine.precision,
-    )
+    state = RoundState(run=site.run, round=round, base_sha256=base_sha256, base=worth, **site.machine.facts)
+    return learner, state
 
 
-def _after_epoch(
-    site: Site, learner: Learner, folder: Path, state: RoundState, found: Validation, epochs: int, patience: int
-) -> RoundState:
+def _after_epoch(site: Site, learner: Learner, folder: Path, state: RoundState, found: Validation) -> RoundState:
     """Count the epoch; where it is the round's best so far, put its shared weights on disk."""
-    epoch = state.epoch + 1
-    best = state.best
-    beaten = found.better_than(state.base) and (best is None or found.better_than(best.validation))
-    stale = 0 if beaten else state.stale + 1
-    state = replace(state, epoch=epoch, stale=stale, finished=epoch >= epochs or stale >= patience)
-    if best is not None and not found.better_than(best.validation):
-        return state
-    state = replace(state, best=Best(epoch, found, sha256="", bytes=0))
-    path = checkpoint.best_path(folder, state)
-    weights = to_weights(learner.model, site.method.shared(learner.model))
-    bad = next(filter(None, (fault(name, array) for name, array in weights.items())), None)
-    if bad is not None:
-        raise Diverged(f"{bad.message} (round {state.round}, epoch {epoch}): no peer would take it", remedy=LOWER)
-    digest = write_weights(path, weights, Step.TRAINER_BEST)
-    return replace(state, best=Best(epoch, found, digest, path.stat().st_size))
+    epoch, best = state.epoch + 1, state.best
+    leads = best is None or found.better_than(best.validation)
+    stale = 0 if leads and found.better_than(state.base) else state.stale + 1
+    if leads:
+        weights = to_weights(learner.model, site.method.shared(learner.model))
+        bad = next(filter(None, (fault(name, array) for name, array in weights.items())), None)
+        if bad is not None:
+            raise Diverged(f"{bad.message} (round {state.round}, epoch {epoch}): no peer would take it", remedy=LOWER)
+        path = checkpoint.best_path(folder, state.round, epoch)
+        digest = write_weights(path, weights, Step.TRAINER_BEST)
+        best = Best(epoch, found, digest, path.stat().st_size)
+    finished = epoch >= site.plan.epochs_per_round or stale >= site.plan.patience_epochs
+    return replace(state, epoch=epoch, stale=stale, best=best, finished=finished)
 
 
-def _write_best(folder: Path, state: RoundState, out: Path) -> Digest:
+def _write_best(folder: Path, state: RoundState, out: Path) -> None:
     assert state.best is not None
     if holds(out, state.best.sha256):
         durable.accept(out)
-        return Digest(state.best.sha256)
+        return
     if not _has_its_best(folder, state):
         raise LocalStateError(
             f"the best weights of round {state.round} are gone or altered on the disk",
             remedy="the next attempt trains the round again; look at the disk",
         )
-    return write_weights(out, read_weights(checkpoint.best_path(folder, state)), Step.TRAINER_OUTBOX)
+    best = checkpoint.best_path(folder, state.round, state.best.epoch)
+    write_weights(out, read_weights(best), Step.TRAINER_OUTBOX)
 
 
 def _has_its_best(folder: Path, state: RoundState) -> bool:
     """Are the weights that the epoch checkpoint names what they were?"""
-    return state.best is None or holds(checkpoint.best_path(folder, state), state.best.sha256)
+    best = state.best
+    return best is None or holds(checkpoint.best_path(folder, state.round, best.epoch), best.sha256)
 
 
 def require_model(path: Path, sha256: str) -> None:
@@ -262,13 +241,8 @@ def require_model(path: Path, sha256: str) -> None:
 
 
 def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
-    machine = site.machine
-    for what, was, now in (
-        ("threads", state.threads, machine.threads),
-        ("device", state.device, str(machine.device)),
-        ("precision", state.precision, machine.precision),
-    ):
-        if was != now:
+    for what, now in site.machine.facts.items():
+        if (was := getattr(state, what)) != now:
             log.warning(
                 "%s changed from %s to %s within the run: the result will differ in its last digits from an "
                 "undisturbed run; set train.threads and train.device in node.toml to keep it",
@@ -289,22 +263,19 @@ def _batch(site: Site, p: Indices, a: Indices) -> Batch:
     )
 
 
-def _require_finite(total: torch.Tensor, round: int, epoch: int, batch: int) -> None:
-    if not bool(torch.isfinite(total).all()):
-        raise Diverged(f"the loss is not a finite number (round {round}, epoch {epoch}, batch {batch})", remedy=LOWER)
-
-
 def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Validation:
-    """Validate the fused model of `round`.
+    """Validate the fused model of `round`, and report it.
 
     Raises:
         Diverged: it gives no finite numbers, here as at every other peer.
     """
     try:
-        return validate(site, model, ticker(report, f"validating the weights of round {round}"))
+        found = validate(site, model, ticker(report, f"validating the weights of round {round}"))
     except Diverged as exc:
         what = f"the fused model of round {round}" if round else "the initial model"
         raise Diverged(f"{what} is spoilt: {exc.message}", remedy=exc.remedy) from exc
+    report(validated(site, round, found))
+    return found
 
 
 def validated(site: Site, round: int, found: Validation) -> dict[str, Any]:

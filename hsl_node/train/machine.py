@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,6 +27,11 @@ class Machine:
     @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it decides the bytes of a result."""
+        return {"threads": self.threads, "device": str(self.device), "precision": self.precision}
 
 
 def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", image_size: int = 224) -> Machine:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+Report = Callable[[dict[str, Any]], None]  # hears a trainer's events (see worker.py)
+Progress = Callable[[int, int], None]  # (images done, images in total)
+
 PROGRESS_EVERY_S = 1.0
 
 
-def ticker(report: Callable[[dict[str, Any]], None], what: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that reports `busy` events."""
+def ticker(report: Report, what: str) -> Progress:
+    """A callback that reports `busy` events."""
     last = 0.0
 
     def tick(done: int, total: int) -> None:

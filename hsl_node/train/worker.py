@@ -22,7 +22,8 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,9 +33,9 @@ from hsl_node.host.layout import Layout
 from hsl_node.train import site as opening
 from hsl_node.train.data.sources import SPLIT_NAMES, TRAIN
 from hsl_node.train.lock import hold_lock
-from hsl_node.train.loop import Report, require_model, train_round, validated, worth_of
+from hsl_node.train.loop import require_model, train_round, worth_of
 from hsl_node.train.method import Site
-from hsl_node.train.progress import ticker
+from hsl_node.train.progress import Report, ticker
 from hsl_node.train.scoring import open_model
 
 log = logging.getLogger("hsl_node.train.worker")
@@ -46,13 +47,10 @@ class Worker:
 
     state: Path
     report: Report
-    _site: Site | None = field(default=None, init=False)
 
-    @property
+    @cached_property
     def site(self) -> Site:
-        if self._site is None:
-            self._site = opening.open_site(self.state, ticker(self.report, "decoding images"))
-        return self._site
+        return opening.open_site(self.state, ticker(self.report, "decoding images"))
 
     def run(self, job: dict[str, Any]) -> None:
         match job.get("job"):
@@ -73,9 +71,7 @@ class Worker:
                 "event": "initialised",
                 "sha256": digest,
                 "bytes": out.stat().st_size,
-                "device": str(site.machine.device),
-                "threads": site.machine.threads,
-                "precision": site.machine.precision,
+                **site.machine.facts,
                 "versions": opening.versions(),
                 "images": {name: len(site.indices(split)) for split, name in enumerate(SPLIT_NAMES)},
                 "parameters": parameters,
@@ -110,7 +106,7 @@ class Worker:
     def _validate(self, round: int, base: Path, base_sha256: str) -> None:
         require_model(base, base_sha256)
         _, model = open_model(base, self.site.plan, self.site.machine)
-        self.report(validated(self.site, round, worth_of(self.site, model, round, self.report)))
+        worth_of(self.site, model, round, self.report)
 
 
 def main(argv: list[str] | None = None) -> int:

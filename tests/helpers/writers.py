@@ -37,8 +37,11 @@ def fused(folder: Path, value: float = 3.0) -> None:
 def saved(folder: Path, epoch: int) -> None:
     """As the training loop does: the best weights, then the epoch checkpoint that names them."""
     nothing = Validation(None, None)
-    state = RoundState("run", 1, "0" * 64, nothing, epoch, 0, Best(epoch, nothing, "", 0), False, 1, "cpu", "float32")
-    digest = write_weights(checkpoint.best_path(folder, state), weights(float(epoch)), Step.TRAINER_BEST)
+    state = RoundState(
+        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=epoch, best=Best(epoch, nothing, "", 0),
+        threads=1, device="cpu", precision="float32",
+    )  # fmt: skip
+    digest = write_weights(checkpoint.best_path(folder, 1, epoch), weights(float(epoch)), Step.TRAINER_BEST)
     state = replace(state, best=Best(epoch, nothing, digest, 1))
     checkpoint.save(folder, Saved(state, {"w": torch.full((5000,), float(epoch))}, {}))
 
@@ -50,7 +53,7 @@ def saved_epoch(folder: Path) -> int:
         return 0
     assert found.state.best is not None
     assert torch.equal(found.model["w"], torch.full((5000,), float(found.state.epoch)))
-    assert sha256_of(checkpoint.best_path(folder, found.state)) == found.state.best.sha256
+    assert sha256_of(checkpoint.best_path(folder, 1, found.state.best.epoch)) == found.state.best.sha256
     return found.state.epoch
 
 

@@ -468,7 +468,7 @@ MORE_MUTANTS = (
         "bytes at rest",
         "training goes on from whatever lies in trainer/epoch.pt",
         "train/checkpoint.py",
-        "        if intact is False:",
+        "        if seal != _seal(archive):",
         "        if False:",
         "train/test_loop.py::test_threat_23_a_round_whose_epoch_checkpoint_is_damaged_begins_anew_and_ends_with_the_same_bytes",
         (

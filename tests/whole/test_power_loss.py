@@ -152,8 +152,11 @@ def _dies_there(step: Step) -> None:
 def best_to_outbox(root: Path) -> Path:
     (root / "trainer").mkdir(exist_ok=True)
     nothing = Validation(None, None)
-    state = RoundState("run", 1, "0" * 64, nothing, 5, 0, Best(5, nothing, "", 0), True, 1, "cpu", "float32")
-    path, out = checkpoint.best_path(root / "trainer", state), root / "r1.safetensors"
+    state = RoundState(
+        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=5, best=Best(5, nothing, "", 0), finished=True,
+        threads=1, device="cpu", precision="float32",
+    )  # fmt: skip
+    path, out = checkpoint.best_path(root / "trainer", 1, 5), root / "r1.safetensors"
     digest = sha256_of(path) if path.exists() else write_weights(path, weights(1.0))
     loop._write_best(root / "trainer", replace(state, best=Best(5, nothing, digest, 1)), out)
     return out
