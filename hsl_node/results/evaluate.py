@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -180,13 +180,10 @@ def _measured(
         models.append(Model("alone", layout.trainer / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
     for model in models:
         figures = {
-            split: scoring.score(
-                model.weights, site.dataset, site.plan, site.machine, anchor=site.anchor, split=split,
-                anchor_pairing=model.pairing, tick=ticker(report, "scoring"),
-            ).metrics
+            split: scoring.score(site, model.weights, split, pairing=model.pairing, tick=ticker(report, "scoring"))
             for split in (TEST, VALIDATION)
-        }  # fmt: skip
-        record["test"][model.kind] = figures[TEST].to_dict()
+        }
+        record["test"][model.kind] = asdict(figures[TEST])
         record["weights"][model.kind] = model.sha256
         record["auc_validation"][model.kind] = figures[VALIDATION].auc
     counts = {n: len(site.indices(s)) for n, s in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))}

@@ -98,5 +98,4 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
     }
     machine, anchor, plan = open_machine(state, federation.plan), open_anchor(state), federation.plan
     weights = Layout(state).fused(model.round)
-    done = export_model(weights, out, plan=plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx)
-    return done.files, done.onnx_missing if onnx else ""
+    return export_model(weights, out, plan=plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx)

@@ -5,7 +5,6 @@ Shapes: B images, S pixels a side; images lie as (N, S, S) grey or (N, S, S, 3) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +46,6 @@ def epoch_pairs(rng: np.random.Generator, primary: int, anchor: int, batch_size:
     starts = [s for s in range(0, length, batch_size) if length - s >= 2]
     ends = [*starts[1:], length]
     return [(p[s:e], a[s:e]) for s, e in zip(starts, ends, strict=True)]
-
-
-def eval_slices(count: int, batch_size: int) -> Iterator[slice]:
-    for start in range(0, count, batch_size):
-        yield slice(start, min(start + batch_size, count))
 
 
 def upload(images: NDArray[np.uint8], machine: Machine) -> Tensor:

@@ -12,38 +12,28 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.files import replacing
 from hsl_node.train.machine import Machine
 from hsl_node.train.method import Method
-from hsl_node.train.networks.backbone import use_precision
 from hsl_node.train.scoring import anchor_embedding, open_model
 from hsl_node.train.site import versions
-from hsl_node.train.state_dict import load_weights
 from hsl_node.train.tasks.classification import probabilities
 from hsl_node.weights.checkpoint_file import Array, read_weights, write_weights
 from hsl_node.weights.whole import sha256_of
 
-if TYPE_CHECKING:
-    from hsl_node.train.data.anchor import AnchorSet
-
 WEIGHTS_FILE, CARD_FILE, ONNX_FILE = "model.safetensors", "model.json", "model.onnx"
 REFERENCE = "anchor_reference"
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Exported:
-    files: tuple[Path, ...]
-    onnx_missing: str  # why there is no ONNX file, in words for the operator; "" where there is one
 
 
 def export_model(
@@ -54,18 +44,23 @@ def export_model(
     machine: Machine,
     anchor: AnchorSet | None,
     facts: Mapping[str, Any],
-    onnx: bool = True,
-) -> Exported:
-    """Write the files above. `facts` (federation, round, anchor fingerprint, metrics, ...) go into the card."""
+    onnx: bool,
+) -> tuple[tuple[Path, ...], str]:
+    """Write the files above; gives them, and why there is no ONNX file that was asked for ("" where there is none).
+
+    `facts` (federation, round, anchor fingerprint, metrics, ...) go into the card.
+    """
     method, model = open_model(weights, plan, machine)
     reference = anchor_embedding(method, model, anchor, machine)
     tensors: dict[str, Array] = dict(read_weights(weights))
     if reference is not None:
         tensors[REFERENCE] = reference.numpy()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    digest = write_weights(folder / WEIGHTS_FILE, tensors)
+    digests = {WEIGHTS_FILE: write_weights(folder / WEIGHTS_FILE, tensors)}
     (folder / WEIGHTS_FILE).chmod(0o600)  # as all that comes of the images: its owner decides who gets it
-    missing = _export_onnx(method, weights, plan, reference, folder / ONNX_FILE) if onnx else "not asked for"
+    missing = _export_onnx(weights, plan, machine, reference, folder / ONNX_FILE) if onnx else ""
+    if onnx and not missing:
+        digests[ONNX_FILE] = sha256_of(folder / ONNX_FILE)
     card = {
         "format": FORMAT,
         "classes": list(plan.classes),
@@ -78,15 +73,14 @@ def export_model(
         "output": f"probability of {plan.classes[1]!r}" if len(plan.classes) == 2 else "probability of each class",
         "plan": plan.model_dump(mode="json"),
         "source_weights_sha256": sha256_of(weights),
-        "files": {WEIGHTS_FILE: digest} | ({} if missing else {ONNX_FILE: sha256_of(folder / ONNX_FILE)}),
+        "files": digests,
         "anchor_reference": None if reference is None else "mean anchor embedding over the whole anchor set",
         "versions": versions(),
         **facts,
     }
     with replacing(folder / CARD_FILE) as file:
         file.write(json.dumps(card, indent=2, allow_nan=False).encode() + b"\n")
-    names = [WEIGHTS_FILE, CARD_FILE] + ([] if missing else [ONNX_FILE])
-    return Exported(tuple(folder / n for n in names), missing)
+    return tuple(folder / name for name in (*digests, CARD_FILE)), missing
 
 
 class _Portable(nn.Module):
@@ -103,15 +97,13 @@ class _Portable(nn.Module):
         return probabilities(self.method.logits(self.model, image, self.reference))
 
 
-def _export_onnx(method: Method, weights: Path, plan: Plan, reference: Tensor | None, path: Path) -> str:
+def _export_onnx(weights: Path, plan: Plan, machine: Machine, reference: Tensor | None, path: Path) -> str:
     """Write the ONNX file; the reason in words where it can't be done."""
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed: pip install 'hsl-node[onnx]', then export again with --onnx"
-    model = method.build(plan)  # a copy of its own: float32, on the CPU
-    use_precision(model, torch.float32)
-    load_weights(model, read_weights(weights), method.shared(model))
-    portable = _Portable(method, model, reference).eval()
+    plain = replace(machine, device=torch.device("cpu"), precision="float32", memory_format=torch.contiguous_format)
+    portable = _Portable(*open_model(weights, plan, plain), reference).eval()
     example = torch.rand(2, 3, plan.image_size, plan.image_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch, Indices
+from hsl_node.train.data.anchor import AnchorSet
+from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.machine import Machine
 from hsl_node.train.state_dict import all_tensors
-
-if TYPE_CHECKING:
-    from hsl_node.train.data.anchor import AnchorSet
-    from hsl_node.train.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ Progress = Callable[[int, int], None]  # (images done, images in total)
 PROGRESS_EVERY_S = 1.0
 
 
+def unheard(done: int, total: int) -> None:
+    """Nobody listens."""
+
+
 def ticker(report: Report, what: str) -> Progress:
     """A callback that reports `busy` events."""
     last = 0.0

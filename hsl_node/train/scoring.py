@@ -2,16 +2,15 @@
 
 The published model needs an anchor image beside each patient's. Here scoring uses one fixed *anchor reference*, the
 mean anchor embedding over the whole anchor set in evaluation mode, so that a prediction is a function of the patient's
-image alone. `anchor_pairing="random"` gives the published behaviour, to measure the difference.
+image alone. `pairing="random"` gives the published behaviour, to measure the difference.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,59 +19,42 @@ from torch import Tensor, nn
 
 from hsl_node.errors import ConfigError, Diverged
 from hsl_node.federation.plan import Plan
-from hsl_node.train.batches import Indices, eval_slices, upload
+from hsl_node.train.batches import Indices, upload
 from hsl_node.train.checkpoint import Validation
-from hsl_node.train.data.sources import TEST, VALIDATION
+from hsl_node.train.data.anchor import AnchorSet
+from hsl_node.train.data.sources import VALIDATION
 from hsl_node.train.machine import Machine, derived_seed
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import use_precision
+from hsl_node.train.progress import Progress, unheard
 from hsl_node.train.state_dict import load_weights
-from hsl_node.train.tasks import metrics
 from hsl_node.train.tasks.classification import primary_loss, probabilities
+from hsl_node.train.tasks.metrics import Metrics, measure
 from hsl_node.weights.checkpoint_file import read_weights
-
-if TYPE_CHECKING:
-    from hsl_node.train.data.anchor import AnchorSet
-    from hsl_node.train.data.dataset import Dataset
 
 EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's batch size
 
-Tick = Callable[[int, int], None]  # (images done, images in total): progress and proof of life
 Pairing = Literal["fixed", "random"]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """One model's answer to one set of images, in the set's order."""
-
-    ids: tuple[str, ...]
-    labels: NDArray[np.int64]  # (N,)
-    probabilities: NDArray[np.float32]  # (N,) of class 1, or (N, C)
-    metrics: metrics.Metrics
+def score(site: Site, weights: Path, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard) -> Metrics:
+    """Score a weights file on one part of the site's images (0 train, 1 validation, 2 test)."""
+    _, model = open_model(weights, site.plan, site.machine)
+    logits = answers(site, model, split, pairing=pairing, tick=tick)
+    return measure(site.dataset.labels[site.indices(split)], as_probabilities(logits))
 
 
-def score(
-    weights: Path,
-    dataset: Dataset,
-    plan: Plan,
-    machine: Machine,
-    *,
-    anchor: AnchorSet | None,
-    split: int = TEST,
-    anchor_pairing: Pairing = "fixed",
-    tick: Tick = lambda done, total: None,
-) -> Scores:
-    """Score a weights file on one part of a dataset (0 train, 1 validation, 2 test)."""
-    method, model = open_model(weights, plan, machine)
-    where = np.flatnonzero(dataset.split == split)
-    embedding = anchor_embedding(
-        method, model, anchor, machine, count=len(where), seed=plan.seed, anchor_pairing=anchor_pairing
-    )
-    logits = forward(method, model, dataset.images, where, embedding, machine, tick)
-    found = as_probabilities(logits)
-    labels = dataset.labels[where]
-    return Scores(tuple(dataset.ids[i] for i in where), labels, found, metrics.measure(labels, found))
+def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validation:
+    """AUC and loss on the validation set, with the fixed anchor reference; None where undefined."""
+    labels = site.dataset.labels[site.indices(VALIDATION)]
+    if not len(labels):
+        return Validation(None, None)
+    logits = answers(site, model, VALIDATION, tick=tick)
+    loss = primary_loss(logits, torch.from_numpy(labels)).item()
+    if not math.isfinite(loss):
+        raise _spoilt("validation loss")
+    return Validation(measure(labels, as_probabilities(logits)).auc, loss)
 
 
 def predict(
@@ -97,18 +79,16 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
     return model.to(device=machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-def validate(site: Site, model: nn.Module, tick: Tick = lambda done, total: None) -> Validation:
-    """AUC and loss on the validation set, with the fixed anchor reference; None where undefined."""
-    where = site.indices(VALIDATION)
-    if not len(where):
-        return Validation(None, None)
-    embedding = anchor_embedding(site.method, model, site.anchor, site.machine, tick=tick)
-    logits = forward(site.method, model, site.dataset.images, where, embedding, site.machine, tick)
-    labels = site.dataset.labels[where]
-    loss = primary_loss(logits, torch.from_numpy(labels)).item()
-    if not math.isfinite(loss):
-        raise _spoilt("validation loss")
-    return Validation(metrics.measure(labels, as_probabilities(logits)).auc, loss)
+def answers(
+    site: Site, model: nn.Module, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard
+) -> Tensor:
+    """Primary logits (N, C) of one part of the site's images, in the set's order, on the CPU."""
+    where, pairs = site.indices(split), None
+    if pairing == "random" and site.anchor is not None:
+        rng = np.random.default_rng(derived_seed(site.plan.seed, "anchor pairing"))
+        pairs = rng.integers(len(site.anchor.images), size=len(where))
+    embedding = anchor_embedding(site.method, model, site.anchor, site.machine, pairs, tick)
+    return forward(site.method, model, site.dataset.images, where, embedding, site.machine, tick)
 
 
 def anchor_embedding(
@@ -116,13 +96,10 @@ def anchor_embedding(
     model: nn.Module,
     anchor: AnchorSet | None,
     machine: Machine,
-    *,
-    count: int = 0,
-    seed: int = 0,
-    anchor_pairing: Pairing = "fixed",
-    tick: Tick = lambda done, total: None,
+    pairs: Indices | None = None,
+    tick: Progress = unheard,
 ) -> Tensor | None:
-    """The anchor reference (512,); `random`: (count, 512), of anchor images drawn at random; None: no anchor task."""
+    """The anchor reference (512,); with `pairs` that of each of these anchor images (N, 512); None: no anchor task."""
     if method.embed_anchor is None:
         return None
     if anchor is None:
@@ -133,10 +110,7 @@ def anchor_embedding(
     embed = method.embed_anchor
     everything = np.arange(len(anchor.images))
     feature = _run(model, lambda x, _: embed(model, x), anchor.images, everything, machine, tick)  # (M, 512)
-    if anchor_pairing == "random":
-        rng = np.random.default_rng(derived_seed(seed, "anchor pairing"))
-        return feature[torch.from_numpy(rng.integers(len(feature), size=count))]
-    return feature.double().mean(dim=0).float()
+    return feature.double().mean(dim=0).float() if pairs is None else feature[torch.from_numpy(pairs)]
 
 
 def forward(
@@ -146,9 +120,9 @@ def forward(
     where: Indices,
     embedding: Tensor | None,
     machine: Machine,
-    tick: Tick = lambda done, total: None,
+    tick: Progress = unheard,
 ) -> Tensor:
-    """Primary logits (N, C) of the images at `where`, on the CPU.
+    """Primary logits (N, C) of the images at `where`, beside one anchor embedding or one for each; on the CPU.
 
     Raises:
         Diverged: a logit is not a finite number: the weights are spoilt.
@@ -165,16 +139,16 @@ def forward(
     return found
 
 
+def as_probabilities(logits: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = probabilities(logits).numpy()
+    return found
+
+
 def _spoilt(what: str) -> Diverged:
     return Diverged(
         f"the model's {what} is not a finite number",
         remedy="training diverged: use a lower learning_rate in the plan, and look at the loss in `hsl-node logs`",
     )
-
-
-def as_probabilities(logits: Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = probabilities(logits).numpy()
-    return found
 
 
 @torch.inference_mode()
@@ -184,14 +158,15 @@ def _run(
     images: NDArray[Any],
     where: Indices,
     machine: Machine,
-    tick: Tick,
+    tick: Progress,
 ) -> Tensor:
     """Apply a function of (images, position) batch by batch in evaluation mode; rows stacked, on the CPU."""
     was_training = model.training
     model.eval()
     rows = []
-    for at in eval_slices(len(where), EVAL_BATCH):
+    for start in range(0, len(where), EVAL_BATCH):
+        at = slice(start, start + EVAL_BATCH)
         rows.append(function(upload(images[where[at]], machine), at).cpu())
-        tick(at.stop, len(where))
+        tick(start + len(rows[-1]), len(where))
     model.train(was_training)
     return torch.cat(rows) if rows else torch.empty(0, 1)

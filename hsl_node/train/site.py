@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,37 +17,33 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.host.layout import Layout
+from hsl_node.train.data import anchor
+from hsl_node.train.data.dataset import open_dataset
 from hsl_node.train.machine import Machine, prepare
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.networks.initial import initialise
+from hsl_node.train.progress import Progress
 from hsl_node.train.state_dict import to_weights
 from hsl_node.weights.checkpoint_file import write_weights
 from hsl_node.weights.whole import holds
 
-if TYPE_CHECKING:
-    from hsl_node.train.data.anchor import AnchorSet
 
-
-def open_site(state: Path, progress: Callable[[int, int], None] | None = None) -> Site:
+def open_site(state: Path, progress: Progress | None = None) -> Site:
     """Read node.toml and federation.toml, decode or map the images, load the anchor set, set up the machine.
 
     Raises:
         ConfigError: a file, the data or the anchor set is not as the federation says.
     """
-    from hsl_node.train.data import dataset as data  # here, since it pulls in the image libraries
-
     node, federation = load_node(state), load_federation(state)
     plan, layout = federation.plan, Layout(state)
     machine = open_machine(state, plan)
-    dataset = data.open_dataset(node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress)
+    dataset = open_dataset(node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress)
     return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, open_anchor(state), machine)
 
 
-def open_anchor(state: Path) -> AnchorSet | None:
-    from hsl_node.train.data import anchor
-
+def open_anchor(state: Path) -> anchor.AnchorSet | None:
     node, card = load_node(state), load_federation(state).anchor
     return anchor.load(node.anchor or Layout(state).anchor, card.fingerprint) if card else None
 

@@ -15,8 +15,9 @@ import torch
 from hsl_node.errors import ConfigError
 from hsl_node.federation.plan import Plan
 from hsl_node.train import alone, export, scoring
-from hsl_node.train.data.sources import VALIDATION
-from hsl_node.train.machine import Machine, prepare
+from hsl_node.train.data.sources import TEST, VALIDATION
+from hsl_node.train.machine import Machine, derived_seed, prepare
+from hsl_node.train.method import Site
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
 from hsl_node.train.state_dict import load_weights
@@ -36,9 +37,10 @@ def weights_of(folder: Path, plan: Any) -> Path:
     return path
 
 
-def score(path: Path, plan: Any, **changes: Any) -> scoring.Scores:
-    data = learning.dataset(classes=len(plan.classes))
-    return scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor(), **changes)
+def probabilities_of(path: Path, site: Site, split: int = TEST, **changes: Any) -> Any:
+    """What `scoring.score` measures."""
+    _, model = scoring.open_model(path, site.plan, site.machine)
+    return scoring.as_probabilities(scoring.answers(site, model, split, **changes))
 
 
 def predict_exported(folder: Path, images: Any, machine: Machine) -> Any:
@@ -54,13 +56,14 @@ def predict_exported(folder: Path, images: Any, machine: Machine) -> Any:
 
 
 def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None:
-    plan, data = learning.small_plan(), learning.dataset()
-    found = score(weights_of(tmp_path, plan), plan)
+    site = learning.site()
+    data, path = site.dataset, weights_of(tmp_path, site.plan)
+    found = probabilities_of(path, site)
     where = np.flatnonzero(data.split == 2)
-    assert found.ids == tuple(data.ids[i] for i in where)
-    assert np.array_equal(found.labels, data.labels[where])
-    assert found.probabilities.shape == (16,) and ((found.probabilities > 0) & (found.probabilities < 1)).all()
-    assert found.metrics == measure(found.labels, found.probabilities)
+    assert found.shape == (16,) and ((found > 0) & (found < 1)).all()
+    in_order = scoring.predict(path, data.images[where], site.plan, site.machine, anchor=site.anchor)
+    assert np.array_equal(found, in_order)
+    assert scoring.score(site, path, TEST) == measure(data.labels[where], found)
 
 
 def test_the_reference_is_the_mean_anchor_embedding_in_evaluation_mode(tmp_path: Path) -> None:
@@ -85,43 +88,34 @@ def test_random_pairing_gives_the_published_behaviour(tmp_path: Path) -> None:
     """Each image beside one anchor image: the same image twice may get two answers, and the seed decides which."""
     plan = learning.small_plan(embedding="layernorm")  # where the anchor image matters most
     path, images = weights_of(tmp_path, plan), learning.dataset().images[:1].repeat(8, axis=0)
-    data = replace(learning.dataset(0, 0, 8), images=images)
-    fixed = scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor())
-    assert np.ptp(fixed.probabilities) < 1e-6
-    drawn = scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor(), anchor_pairing="random")
-    assert np.ptp(drawn.probabilities) > 1e-6
-    again = scoring.score(path, data, plan, learning.CPU, anchor=learning.anchor(), anchor_pairing="random")
-    assert np.array_equal(drawn.probabilities, again.probabilities)
+    site = learning.site(plan, replace(learning.dataset(0, 0, 8), images=images))
+    assert np.ptp(probabilities_of(path, site)) < 1e-6
+    drawn = probabilities_of(path, site, pairing="random")
+    assert np.ptp(drawn) > 1e-6
+    assert np.array_equal(drawn, probabilities_of(path, site, pairing="random"))
+    assert scoring.score(site, path, TEST, pairing="random") == measure(site.dataset.labels, drawn)
     method, model = scoring.open_model(path, plan, learning.CPU)
-    rows = scoring.anchor_embedding(
-        method, model, learning.anchor(), learning.CPU, count=8, seed=plan.seed, anchor_pairing="random"
-    )
+    pairs = np.random.default_rng(derived_seed(plan.seed, "anchor pairing")).integers(24, size=8)
+    rows = scoring.anchor_embedding(method, model, learning.anchor(), learning.CPU, pairs)
     assert rows is not None
     with torch.no_grad():
         logits = method.logits(model, scoring.upload(images, learning.CPU), rows)
-    np.testing.assert_allclose(drawn.probabilities, torch.sigmoid(logits[:, 0]).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(drawn, torch.sigmoid(logits[:, 0]).numpy(), rtol=1e-5)
 
 
 def test_three_classes_give_three_probabilities_that_add_up_to_one(tmp_path: Path) -> None:
     plan = learning.small_plan(classes=("a", "b", "c"))
-    found = score(weights_of(tmp_path, plan), plan)
-    assert found.probabilities.shape == (16, 3)
-    np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-6)
+    found = probabilities_of(weights_of(tmp_path, plan), learning.site(plan))
+    assert found.shape == (16, 3)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
 
 
 def test_a_split_without_images_scores_as_undefined(tmp_path: Path) -> None:
     for classes in (("a", "b"), ("a", "b", "c")):
         plan = learning.small_plan(classes=classes)
-        path = tmp_path / str(len(classes))
-        found = scoring.score(
-            weights_of(path, plan),
-            learning.dataset(8, 0, 4),
-            plan,
-            learning.CPU,
-            anchor=learning.anchor(),
-            split=VALIDATION,
-        )
-        assert found.metrics.images == 0 and found.metrics.auc is None
+        path = weights_of(tmp_path / str(len(classes)), plan)
+        found = scoring.score(learning.site(plan, learning.dataset(8, 0, 4)), path, VALIDATION)
+        assert found.images == 0 and found.auc is None
 
 
 def test_a_validation_set_of_one_class_has_a_loss_but_no_auc(tmp_path: Path) -> None:
@@ -148,7 +142,7 @@ def test_spoilt_weights_are_named_instead_of_scored(tmp_path: Path) -> None:
     weights["tower_primary.out.bias"] = weights["tower_primary.out.bias"] * np.float32("nan")
     write_weights(tmp_path / "spoilt.safetensors", weights)
     with pytest.raises(ConfigError, match="not a finite number"):
-        score(tmp_path / "spoilt.safetensors", plan)
+        scoring.score(learning.site(plan), tmp_path / "spoilt.safetensors", TEST)
 
 
 # ---------------------------------------------------------------- export
@@ -163,12 +157,13 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
 
     plan, images = learning.small_plan(**settings), learning.dataset().images[:3]
     path, anchor = weights_of(tmp_path, plan), learning.anchor() if plan.method == "hsl" else None
-    exported = export.export_model(
-        path, tmp_path / "out", plan=plan, machine=learning.CPU, anchor=anchor, facts={"federation": "f" * 64}
+    facts = {"federation": "f" * 64}
+    files, onnx_missing = export.export_model(
+        path, tmp_path / "out", plan=plan, machine=learning.CPU, anchor=anchor, facts=facts, onnx=True
     )
-    assert exported.onnx_missing == ""
-    assert {oct(f.stat().st_mode & 0o777) for f in exported.files} == {"0o600"}
-    assert sorted(p.name for p in exported.files) == ["model.json", "model.onnx", "model.safetensors"]
+    assert onnx_missing == ""
+    assert {oct(f.stat().st_mode & 0o777) for f in files} == {"0o600"}
+    assert sorted(p.name for p in files) == ["model.json", "model.onnx", "model.safetensors"]
 
     expected = scoring.predict(path, images, plan, learning.CPU, anchor=anchor)
     np.testing.assert_array_equal(predict_exported(tmp_path / "out", images, learning.CPU), expected)
@@ -190,16 +185,17 @@ def test_an_export_without_the_onnx_packages_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     plan = learning.small_plan()
-    exported = export.export_model(
+    files, onnx_missing = export.export_model(
         weights_of(tmp_path, plan),
         tmp_path / "out",
         plan=plan,
         machine=learning.CPU,
         anchor=learning.anchor(),
         facts={},
+        onnx=True,
     )
-    assert "hsl-node[onnx]" in exported.onnx_missing
-    assert sorted(p.name for p in exported.files) == ["model.json", "model.safetensors"]
+    assert "hsl-node[onnx]" in onnx_missing
+    assert sorted(p.name for p in files) == ["model.json", "model.safetensors"]
 
 
 # ---------------------------------------------------------------- trained alone

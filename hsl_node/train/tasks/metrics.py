@@ -7,7 +7,7 @@ one-against-rest figures are averaged over the classes with equal weight (macro)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,6 @@ class Metrics:
     specificity: float | None
     confusion: tuple[tuple[int, ...], ...]  # [label][prediction], counts
     roc: tuple[tuple[tuple[float, float], ...], ...]  # curve -> points (false, true positive rate)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure(labels: Labels, probabilities: Floats) -> Metrics:
