@@ -24,13 +24,13 @@ from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.networks.initial import initialise
-from hsl_node.train.progress import Progress
+from hsl_node.train.progress import Progress, unheard
 from hsl_node.train.state_dict import to_weights
 from hsl_node.weights.checkpoint_file import write_weights
 from hsl_node.weights.whole import holds
 
 
-def open_site(state: Path, progress: Progress | None = None) -> Site:
+def open_site(state: Path, progress: Progress = unheard) -> Site:
     """Read node.toml and federation.toml, decode or map the images, load the anchor set, set up the machine.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,9 @@ from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.strings import plain_name
 from hsl_node.train.data.cache import Recipe, Unreadable, as_colour, decode_all
 from hsl_node.train.data.dataset import Gathered, gather_labelled, unreadable_error, window_of
-from hsl_node.train.data.digests import Progress
 from hsl_node.train.data.images import to_square
-from hsl_node.train.data.sources import ANCHOR_BUILD, hint, labels_of, npz_array, read_source
+from hsl_node.train.data.sources import ANCHOR_BUILD, hint, labels_of, read_source
+from hsl_node.train.progress import Progress, unheard
 from hsl_node.weights.checkpoint_file import Schema, read_schema, write_weights
 from hsl_node.weights.whole import sha256_of
 
@@ -61,8 +61,7 @@ def build(
     image_size: int,
     n: int | None = None,
     seed: int = 1,
-    cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unheard,
 ) -> AnchorSet:
     """Choose n images of each class and decode them; n = None: as many as the rarer class has.
 
@@ -78,23 +77,20 @@ def build(
         raise DataError(f"the name of the anchor set: {exc}", remedy="give another one with --name") from exc
     source = read_source(data, ANCHOR_BUILD)
     labels = labels_of(source, classes, data.labels, select=True)
-    present = Counter(label for label in labels if label is not None)
     for label, wanted in enumerate(classes):
-        if not present[label]:
+        if label not in labels:
             words = sorted({item.label for item in source.items})
             raise DataError(
                 f"no image is labelled {wanted!r}{hint(wanted, words)}",
                 remedy=f"give two labels of this source with --classes: {', '.join(words[:20])}",
             )
-    try:
-        gathered = gather_labelled(source, labels, cache, progress)
-        if gathered.unreadable:
-            raise unreadable_error(gathered)
-        chosen = _choose([d.sha256 for d in gathered.digests], gathered.labels, classes, n, seed)
-        images = _decode(gathered, chosen, Recipe(image_size, window_of(data)), progress)
-    finally:
-        npz_array.cache_clear()
-    return AnchorSet(name, classes, images, np.array([gathered.labels[i] for i in chosen], dtype=np.int64))
+    gathered = gather_labelled(source, labels, None, progress)
+    if gathered.unreadable:
+        raise unreadable_error(gathered)
+    found = [image.label for image in gathered.images]
+    chosen = _choose([image.sha256 for image in gathered.images], found, classes, n, seed)
+    images = _decode(gathered, chosen, Recipe(image_size, window_of(data)), progress)
+    return AnchorSet(name, classes, images, np.array([found[i] for i in chosen], dtype=np.int64))
 
 
 def digits_standin(image_size: int, *, n: int | None = None, seed: int = 1) -> AnchorSet:
@@ -192,29 +188,25 @@ def _choose(
     digests: Sequence[str], labels: Sequence[int], classes: tuple[str, str], n: int | None, seed: int
 ) -> list[int]:
     """Positions of the chosen images, in hash order."""
-    seen: dict[str, int] = {}
-    both = {d for d, label in zip(digests, labels, strict=True) if seen.setdefault(d, label) != label}
-    first = {d: i for i, d in reversed(list(enumerate(digests))) if d not in both}
-    queue = sorted(first, key=lambda d: hashlib.sha256(f"{seed}:{d}".encode("ascii")).digest())
-    have = Counter(labels[first[d]] for d in queue)
-    wanted = min(have[0], have[1]) if n is None else n
-    if wanted < 1 or wanted > min(have[0], have[1]):
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, digest in enumerate(digests):
+        places[digest].append(place)
+    usable = (digest for digest, copies in places.items() if len({labels[p] for p in copies}) == 1)
+    queue = [places[d][0] for d in sorted(usable, key=lambda d: hashlib.sha256(f"{seed}:{d}".encode("ascii")).digest())]
+    of_class = [[place for place in queue if labels[place] == label] for label in range(2)]
+    have = [len(those) for those in of_class]
+    wanted = min(have) if n is None else n
+    if not 1 <= wanted <= min(have):
         raise DataError(
             f"the anchor set needs {wanted} different images of each class, there are {have[0]} {classes[0]!r}"
             f" and {have[1]} {classes[1]!r}",
-            remedy=f"ask for at most {min(have[0], have[1])} each, or leave the number out for as many as there are",
+            remedy=f"ask for at most {min(have)} each, or leave the number out for as many as there are",
         )
-    taken: Counter[int] = Counter()
-    chosen = []
-    for digest in queue:
-        label = labels[first[digest]]
-        if taken[label] < wanted:
-            taken[label] += 1
-            chosen.append(first[digest])
-    return chosen
+    chosen = {*of_class[0][:wanted], *of_class[1][:wanted]}
+    return [place for place in queue if place in chosen]
 
 
-def _decode(gathered: Gathered, chosen: list[int], recipe: Recipe, progress: Progress | None) -> Array:
+def _decode(gathered: Gathered, chosen: list[int], recipe: Recipe, progress: Progress) -> Array:
     try:
         images = list(decode_all([gathered.items[i] for i in chosen], recipe, progress))
     except Unreadable as exc:

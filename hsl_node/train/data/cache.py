@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.host.durable import Step
-from hsl_node.train.data.digests import Progress, in_parallel
+from hsl_node.train.data.digests import in_parallel
 from hsl_node.train.data.files import drop_old, replacing, used
 from hsl_node.train.data.images import DECODING_VERSION, UnreadableImage, Window, decode_array, decode_image
-from hsl_node.train.data.sources import Item, npz_array
+from hsl_node.train.data.sources import Item
+from hsl_node.train.progress import Progress, unheard
 
 Array = NDArray[Any]
 
@@ -54,7 +55,7 @@ class Recipe:
 
 
 def open_images(
-    items: Sequence[Item], digests: Sequence[str], recipe: Recipe, folder: Path, progress: Progress | None = None
+    items: Sequence[Item], digests: Sequence[str], recipe: Recipe, folder: Path, progress: Progress = unheard
 ) -> Array:
     """The decoded images, in the order of `items`: (N, S, S) or (N, S, S, 3) uint8, a read-only memory map.
 
@@ -76,16 +77,16 @@ def open_images(
     return images
 
 
-def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress | None = None) -> Iterator[Array]:
+def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress = unheard) -> Iterator[Array]:
     """On all cores, in order.
 
     Raises:
         Unreadable: at the end, where some cannot be decoded; they are passed over.
     """
 
-    def decode(item: Item) -> Array:
-        if item.row:
-            return decode_array(npz_array(item.path, item.row[0])[item.row[1]], recipe.size)
+    def decode(item: Item, pixels: Array | None) -> Array:
+        if pixels is not None:
+            return decode_array(pixels, recipe.size)
         return decode_image(item.path, recipe.size, recipe.window)
 
     reasons: dict[int, str] = {}
@@ -94,8 +95,7 @@ def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress | None 
             reasons[n] = image.message
         else:
             yield image
-        if progress:
-            progress(n + 1, len(items))
+        progress(n + 1, len(items))
     if reasons:
         raise Unreadable(reasons)
 
@@ -105,33 +105,26 @@ def as_colour(images: Array) -> Array:
     return np.repeat(images[..., None], 3, axis=-1)
 
 
-def _build(file: BinaryIO, items: Sequence[Item], recipe: Recipe, key: str, progress: Progress | None) -> None:
+def _build(file: BinaryIO, items: Sequence[Item], recipe: Recipe, key: str, progress: Progress) -> None:
     """Plain writes, no memory map: on a full disk a write fails, where a map would kill the process."""
-    file.write(bytes(HEADER_BYTES))
-    colour = False
-    for written, image in enumerate(decode_all(items, recipe, progress)):
-        if image.ndim == 3 and not colour:
-            colour = True
-            _recolour(file, written * recipe.size**2)
-        file.write(as_colour(image).tobytes() if colour and image.ndim == 2 else image.tobytes())
-    shape = [len(items), recipe.size, recipe.size] + ([3] if colour else [])
+    shape = [len(items), recipe.size, recipe.size]
+    if not _written(file, decode_all(items, recipe, progress), colour=False):
+        _written(file, decode_all(items, recipe, progress), colour=True)
+        shape.append(3)
     file.seek(HEADER_BYTES)
     header = canonical_json({"key": key, "shape": shape, "crc32": _checksum(file)})
     file.seek(0)
     file.write(header + b" " * (HEADER_BYTES - 1 - len(header)) + b"\n")
 
 
-def _recolour(file: BinaryIO, grey_bytes: int) -> None:
-    """The first colour image turns what is written so far into colour, in place, from the end."""
-    end = grey_bytes
-    while end > 0:
-        start = max(0, end - CHUNK_BYTES)
-        file.seek(HEADER_BYTES + start)
-        chunk = np.frombuffer(file.read(end - start), dtype=np.uint8)
-        file.seek(HEADER_BYTES + 3 * start)
-        file.write(as_colour(chunk).tobytes())
-        end = start
-    file.seek(HEADER_BYTES + 3 * grey_bytes)
+def _written(file: BinaryIO, images: Iterator[Array], colour: bool) -> bool:
+    """Write all pixels; False at the first image in colour where there is to be none: then all are decoded again."""
+    file.seek(HEADER_BYTES)
+    for image in images:
+        if image.ndim == 3 and not colour:
+            return False
+        file.write(as_colour(image).tobytes() if colour and image.ndim == 2 else image.tobytes())
+    return True
 
 
 def _open(path: Path, key: str) -> Array | None:

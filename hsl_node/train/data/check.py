@@ -16,12 +16,12 @@ import numpy as np
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.train.data.cache import Unreadable
-from hsl_node.train.data.dataset import Dataset, Gathered, dataset_of, decoded, gather, judge, split
-from hsl_node.train.data.digests import Progress
+from hsl_node.train.data.dataset import Dataset, Gathered, counted, dataset_of, decoded, gather, judge, split
 from hsl_node.train.data.duplicates import near_duplicates
 from hsl_node.train.data.ledger import read_ledger
-from hsl_node.train.data.sources import SPLIT_NAMES, first_few, npz_array
+from hsl_node.train.data.sources import SPLIT_NAMES, first_few
 from hsl_node.train.data.splits import Assignment
+from hsl_node.train.progress import Progress, unheard
 
 
 @dataclass(frozen=True)
@@ -53,47 +53,46 @@ class DataReport:
         return {"schema": "hsl-data-report-1", "ok": self.ok, **found, "unreadable": unreadable}
 
 
-def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: Progress | None = None) -> DataReport:
+def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: Progress = unheard) -> DataReport:
     """Look at everything `open_dataset` would use, and go on where it would stop. The split ledger is not changed.
 
     Raises:
         DataError: the source itself cannot be used (no such folder, a missing column, a label that is no class, a
             patient on two sides).
     """
-    try:
-        gathered = gather(data, plan, cache, progress)
-        images = None
-        while gathered.items and images is None:
-            try:
-                images = decoded(gathered, data, plan, cache, progress)
-            except Unreadable as exc:  # once more without them: rare, and the counts must be those of the good ones
-                gathered = gathered.without(exc.reasons)
-    finally:
-        npz_array.cache_clear()
+    gathered, pixels = gather(data, plan, cache, progress), None
+    while gathered.items and pixels is None:
+        try:
+            pixels = decoded(gathered, data, plan, cache, progress)
+        except Unreadable as exc:  # once more without them: rare, and the counts must be those of the good ones
+            gathered = gathered.without(exc.reasons)
     assignment = split(gathered, plan, read_ledger(ledger).page(plan), gathered.source.name)
-    problems, warnings = judge(gathered.labels, assignment, plan)
+    problems, warnings = judge(gathered.images, assignment, plan)
     if gathered.unreadable:
         problems.insert(0, f"{len(gathered.unreadable)} images cannot be read")
     names = [gathered.source.name(item) for item in gathered.items]
     groups, sides = np.array(assignment.group, dtype=np.int64), np.array(assignment.split, dtype=np.int8)
-    near = near_duplicates(images, sides, groups) if images is not None else []
+    near = near_duplicates(pixels, sides, groups) if pixels is not None else []
     twins = _duplicates(gathered, names)
-    grouped = any(d.key != d.sha256 for d in gathered.digests)
+    grouped = any(image.key != image.sha256 for image in gathered.images)
     warnings += _remarks(data, gathered, near, twins, grouped)
     return DataReport(
         images=len(gathered.items),
         patients=len(set(assignment.group)),
         grouped=grouped,
-        counts=_counts(gathered.labels, assignment, plan),
+        counts={
+            name: dict(zip(SPLIT_NAMES, row.tolist(), strict=True))
+            for name, row in zip(plan.classes, counted(gathered.images, assignment, plan), strict=True)
+        },
         patient_counts=_patients(assignment),
         sites=dict(sorted(Counter(i.site for i in gathered.items if i.site).items())),
-        channels=3 if images is not None and images.ndim == 4 else 1,
+        channels=3 if pixels is not None and pixels.ndim == 4 else 1,
         problems=tuple(problems),
         warnings=tuple(warnings),
         unreadable=tuple((gathered.source.name(item), reason) for item, reason in gathered.unreadable),
         duplicates=twins,
         near_duplicates=tuple((names[i], names[j]) for i, j in near),
-        dataset=dataset_of(gathered, images, assignment, ()) if images is not None else None,
+        dataset=dataset_of(gathered, pixels, assignment, ()) if pixels is not None else None,
     )
 
 
@@ -123,16 +122,9 @@ def _remarks(
 
 def _duplicates(gathered: Gathered, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     same: dict[str, list[str]] = defaultdict(list)
-    for digest, name in zip(gathered.digests, names, strict=True):
-        same[digest.sha256].append(name)
+    for image, name in zip(gathered.images, names, strict=True):
+        same[image.sha256].append(name)
     return tuple(tuple(files) for files in same.values() if len(files) > 1)
-
-
-def _counts(labels: Sequence[int], assignment: Assignment, plan: Plan) -> dict[str, dict[str, int]]:
-    pairs = Counter(zip(labels, assignment.split, strict=True))
-    return {
-        name: {side: pairs[label, s] for s, side in enumerate(SPLIT_NAMES)} for label, name in enumerate(plan.classes)
-    }
 
 
 def _patients(assignment: Assignment) -> dict[str, int]:

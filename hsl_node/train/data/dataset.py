@@ -10,6 +10,7 @@ operator's own terminal.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.train.data.cache import Recipe, Unreadable, open_images
-from hsl_node.train.data.digests import Digested, Progress, digest_items
-from hsl_node.train.data.images import Window
+from hsl_node.train.data.digests import digest_items
+from hsl_node.train.data.images import UnreadableImage, Window
 from hsl_node.train.data.ledger import read_ledger, write_ledger
 from hsl_node.train.data.sources import (
     SPLIT_NAMES,
@@ -34,10 +35,10 @@ from hsl_node.train.data.sources import (
     Source,
     first_few,
     labels_of,
-    npz_array,
     read_source,
 )
 from hsl_node.train.data.splits import Assignment, Image, SplitConflict, assign
+from hsl_node.train.progress import Progress, unheard
 
 Array = NDArray[Any]
 
@@ -55,12 +56,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The chosen items of a source with label and digest; what cannot be read stands apart."""
+    """The chosen items of a source, and what is known of their images; what cannot be read stands apart."""
 
     source: Source
     items: tuple[Item, ...]
-    labels: tuple[int, ...]
-    digests: tuple[Digested, ...]
+    images: tuple[Image, ...]  # of each item
     unreadable: tuple[tuple[Item, str], ...]  # item, reason
 
     def without(self, reasons: dict[int, str]) -> Gathered:
@@ -69,15 +69,12 @@ class Gathered:
         return Gathered(
             self.source,
             tuple(self.items[n] for n in keep),
-            tuple(self.labels[n] for n in keep),
-            tuple(self.digests[n] for n in keep),
+            tuple(self.images[n] for n in keep),
             self.unreadable + tuple((self.items[n], reason) for n, reason in reasons.items()),
         )
 
 
-def open_dataset(
-    data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: Progress | None = None
-) -> Dataset:
+def open_dataset(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: Progress = unheard) -> Dataset:
     """Open this hospital's images, decoded and split.
 
     `progress` hears (done, total) once over all images for what must be read, and once for what must be decoded.
@@ -90,14 +87,12 @@ def open_dataset(
         gathered = gather(data, plan, cache, progress)
         if gathered.unreadable:
             raise unreadable_error(gathered)
-        images = decoded(gathered, data, plan, cache, progress)
+        pixels = decoded(gathered, data, plan, cache, progress)
     except Unreadable as exc:
         raise unreadable_error(gathered.without(exc.reasons)) from None
-    finally:
-        npz_array.cache_clear()
     memory = read_ledger(ledger)
     assignment = split(gathered, plan, memory.page(plan))
-    problems, warnings = judge(gathered.labels, assignment, plan)
+    problems, warnings = judge(gathered.images, assignment, plan)
     if problems:
         raise DataError("\n".join(problems), remedy=_TOO_FEW)
     updated = memory.with_page(plan, assignment.keys)
@@ -105,7 +100,7 @@ def open_dataset(
         write_ledger(ledger, updated)
     else:
         durable.accept(ledger)
-    return dataset_of(gathered, images, assignment, tuple(warnings))
+    return dataset_of(gathered, pixels, assignment, tuple(warnings))
 
 
 # ---------------------------------------------------------------- the steps, shared with check.py and anchor.py
@@ -116,33 +111,32 @@ _TOO_FEW = (
 )
 
 
-def gather(data: DataConfig, plan: Plan, cache: Path, progress: Progress | None = None) -> Gathered:
+def gather(data: DataConfig, plan: Plan, cache: Path, progress: Progress = unheard) -> Gathered:
     """List, label and digest the images."""
     source = read_source(data)
     return gather_labelled(source, labels_of(source, plan.classes, data.labels), cache, progress)
 
 
 def gather_labelled(
-    source: Source, labels: Sequence[int | None], cache: Path | None, progress: Progress | None = None
+    source: Source, labels: Sequence[int | None], cache: Path | None, progress: Progress = unheard
 ) -> Gathered:
     """Digest the items that have a label."""
     chosen = [(item, label) for item, label in zip(source.items, labels, strict=True) if label is not None]
-    items = tuple(item for item, _ in chosen)
     index = cache / f"{hashlib.sha256(bytes(source.path.absolute())).hexdigest()[:16]}.index" if cache else None
-    digests, failed = digest_items(items, index, progress)
-    readable = [n for n in range(len(items)) if n not in failed]
-    return Gathered(
-        source,
-        tuple(items[n] for n in readable),
-        tuple(chosen[n][1] for n in readable),
-        tuple(d for d in digests if d is not None),
-        tuple((items[n], reason) for n, reason in failed.items()),
-    )
+    items, images, unreadable = [], [], []
+    for (item, label), found in zip(chosen, digest_items([i for i, _ in chosen], index, progress), strict=True):
+        if isinstance(found, UnreadableImage):
+            unreadable.append((item, found.message))
+        else:
+            sha256, key = found
+            items.append(item)
+            images.append(Image(sha256, label, key, item.split))
+    return Gathered(source, tuple(items), tuple(images), tuple(unreadable))
 
 
-def decoded(gathered: Gathered, data: DataConfig, plan: Plan, cache: Path, progress: Progress | None = None) -> Array:
+def decoded(gathered: Gathered, data: DataConfig, plan: Plan, cache: Path, progress: Progress = unheard) -> Array:
     """The pixels, from the cache or decoded now. Raises Unreadable."""
-    ids = [d.sha256 for d in gathered.digests]
+    ids = [image.sha256 for image in gathered.images]
     return open_images(gathered.items, ids, Recipe(plan.image_size, window_of(data)), cache, progress)
 
 
@@ -161,23 +155,19 @@ def split(
     gathered: Gathered, plan: Plan, known: Mapping[str, int], name: Callable[[Item], str] = lambda item: item.where
 ) -> Assignment:
     """Assign every image a side. `name` words an image in an error; the default is safe to log."""
-    images = [
-        Image(digest.sha256, label, digest.key, item.split)
-        for item, label, digest in zip(gathered.items, gathered.labels, gathered.digests, strict=True)
-    ]
     try:
-        return assign(images, plan.split_percent, plan.seed, known)
+        return assign(gathered.images, plan.split_percent, plan.seed, known)
     except SplitConflict as exc:
         named = first_few([name(gathered.items[n]) for n in exc.images])
         raise DataError(f"{', '.join(named)}: {exc.message}", remedy=exc.remedy) from None
 
 
-def dataset_of(gathered: Gathered, images: Array, assignment: Assignment, warnings: tuple[str, ...]) -> Dataset:
+def dataset_of(gathered: Gathered, pixels: Array, assignment: Assignment, warnings: tuple[str, ...]) -> Dataset:
     return Dataset(
-        images=images,
-        labels=np.array(gathered.labels, dtype=np.int64),
+        images=pixels,
+        labels=np.array([image.label for image in gathered.images], dtype=np.int64),
         split=np.array(assignment.split, dtype=np.int8),
-        ids=tuple(d.sha256 for d in gathered.digests),
+        ids=tuple(image.sha256 for image in gathered.images),
         warnings=warnings,
     )
 
@@ -192,15 +182,21 @@ def unreadable_error(gathered: Gathered) -> DataError:
     )
 
 
-def judge(labels: Sequence[int], assignment: Assignment, plan: Plan) -> tuple[list[str], list[str]]:
-    """What makes training impossible, and what merely limits it."""
+def counted(images: Sequence[Image], assignment: Assignment, plan: Plan) -> Array:
+    """Images per class and split."""
     count = np.zeros((len(plan.classes), len(SPLIT_NAMES)), dtype=int)
-    np.add.at(count, (np.array(labels, dtype=int), np.array(assignment.split, dtype=int)), 1)
-    groups = [len({g for g, n in zip(assignment.group, labels, strict=True) if n == c}) for c in range(len(count))]
+    np.add.at(count, ([image.label for image in images], list(assignment.split)), 1)
+    return count
+
+
+def judge(images: Sequence[Image], assignment: Assignment, plan: Plan) -> tuple[list[str], list[str]]:
+    """What makes training impossible, and what merely limits it."""
+    count = counted(images, assignment, plan)
+    patients = Counter(label for _, label in {(g, i.label) for g, i in zip(assignment.group, images, strict=True)})
     problems, warnings = [], []
     for c, name in enumerate(plan.classes):
         counts = ", ".join(f"{SPLIT_NAMES[s]} {count[c, s]}" for s in range(len(SPLIT_NAMES)))
-        facts = f"{count[c].sum()} images of {groups[c]} patients: {counts}"
+        facts = f"{count[c].sum()} images of {patients[c]} patients: {counts}"
         if count[c].sum() == 0:
             problems.append(f"class {name!r} has no images")
         elif count[c, TRAIN] == 0:

@@ -10,11 +10,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
+from numpy.typing import NDArray
 
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.host.durable import Step
@@ -22,74 +21,61 @@ from hsl_node.train.data.files import drop_old, replacing, used
 from hsl_node.train.data.images import UnreadableImage, dicom_patient
 from hsl_node.train.data.sources import Item, npz_array
 from hsl_node.train.data.splits import patient_key
+from hsl_node.train.progress import Progress, unheard
 
-Progress = Callable[[int, int], None]  # (images done, images in total)
+Array = NDArray[Any]
 _Out = TypeVar("_Out")
 
 INDEX_VERSION = 1
 BATCH = 64  # images in flight at a time: bounds the memory, and is enough to keep every core busy
 
 
-@dataclass(frozen=True)
-class Digested:
-    sha256: str
-    key: str  # groups the images of one patient: hashed patient, or the sha256 itself
-
-
 def digest_items(
-    items: Sequence[Item], index: Path | None, progress: Progress | None = None
-) -> tuple[list[Digested | None], dict[int, str]]:
-    """Digest every item; None and a reason (by position) where a file cannot be read.
+    items: Sequence[Item], index: Path | None, progress: Progress = unheard
+) -> list[tuple[str, str] | UnreadableImage]:
+    """Of each item its sha256, and what groups the images of one patient: the hashed patient, or the sha256 itself.
 
     `index`, one for each data set, remembers (path, size, time of change) -> sha256 of what is there now, so that a
     second call reads no image.
     """
     remembered = _read_index(index) if index else {}
     stamps = [_stamp(item) for item in items]
-    found: dict[str, tuple[str, str]] = {}  # stamp -> sha256, hashed patient of the file or ""
-    failed: dict[int, str] = {}
-    fresh = []
-    for n, stamp in enumerate(stamps):
-        if stamp in remembered:
-            found[stamp] = remembered[stamp]
-        else:
-            fresh.append(n)
-    done = len(items) - len(fresh)
+    found: dict[int, tuple[str, str] | UnreadableImage] = {
+        n: remembered[stamp] for n, stamp in enumerate(stamps) if stamp in remembered
+    }
+    fresh = [n for n in range(len(items)) if n not in found]
     for n, result in zip(fresh, in_parallel(_digest, [items[n] for n in fresh]), strict=True):
-        if isinstance(result, UnreadableImage):
-            failed[n] = result.message
-        else:
-            found[stamps[n]] = result
-        done += 1
-        if progress:
-            progress(done, len(items))
-    if fresh and index:
-        _write_index(index, found)
+        found[n] = result
+        progress(len(found), len(items))
     if index:
+        if fresh:
+            _write_index(index, {stamps[n]: pair for n, pair in found.items() if isinstance(pair, tuple)})
         used(index)
-    digests = [None if n in failed else _digested(item, *found[stamps[n]]) for n, item in enumerate(items)]
-    return digests, failed
+    return [_with_key(item, found[n]) for n, item in enumerate(items)]
 
 
-def in_parallel(work: Callable[[Item], _Out], items: Sequence[Item]) -> Iterator[_Out | UnreadableImage]:
-    """`work` over all items on all cores, results in order. Hashing and decoding release the interpreter's lock."""
+def in_parallel(work: Callable[[Item, Array | None], _Out], items: Sequence[Item]) -> Iterator[_Out | UnreadableImage]:
+    """`work` over all items and their pixels, on all cores, results in order.
+
+    Pixels: of an .npz file, whose arrays are read once for all items; else None, and `work` reads the image file.
+    Hashing and decoding release the interpreter's lock.
+    """
+    arrays = {array: npz_array(*array) for array in dict.fromkeys((i.path, i.row[0]) for i in items if i.row)}
 
     def guarded(item: Item) -> _Out | UnreadableImage:
         try:
-            return work(item)
+            return work(item, arrays[item.path, item.row[0]][item.row[1]] if item.row else None)
         except UnreadableImage as exc:
             return exc
 
-    for array in dict.fromkeys((item.path, item.row[0]) for item in items if item.row):
-        npz_array(*array)  # once, before the threads ask for it
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(items), BATCH):
             yield from pool.map(guarded, items[start : start + BATCH])
 
 
-def _digest(item: Item) -> tuple[str, str]:
-    if item.row:
-        pixels = np.ascontiguousarray(npz_array(item.path, item.row[0])[item.row[1]])
+def _digest(item: Item, pixels: Array | None) -> tuple[str, str]:
+    """sha256, and the hashed patient of the file or ""."""
+    if pixels is not None:
         head = f"{pixels.dtype.str} {pixels.shape}\n".encode("ascii")
         return hashlib.sha256(head + pixels.tobytes()).hexdigest(), ""
     try:
@@ -100,9 +86,12 @@ def _digest(item: Item) -> tuple[str, str]:
     return hashlib.sha256(content).hexdigest(), patient_key(patient) if patient else ""
 
 
-def _digested(item: Item, sha256: str, file_patient: str) -> Digested:
+def _with_key(item: Item, found: tuple[str, str] | UnreadableImage) -> tuple[str, str] | UnreadableImage:
     """A table's own patient column decides; then the PatientID of a DICOM file; then each image stands alone."""
-    return Digested(sha256, patient_key(item.patient) if item.patient else file_patient or sha256)
+    if isinstance(found, UnreadableImage):
+        return found
+    sha256, file_patient = found
+    return sha256, patient_key(item.patient) if item.patient else file_patient or sha256
 
 
 def _stamp(item: Item) -> str:

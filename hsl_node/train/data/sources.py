@@ -10,7 +10,6 @@ import difflib
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +136,9 @@ def labels_of(
             unknown.setdefault(name, item.where)
             index.append(None)
     if unknown and not select:
+        listed = (f"{where}: label {name!r} is no class{hint(name, classes)}" for name, where in unknown.items())
         raise DataError(
-            "\n".join(
-                first_few(
-                    f"{where}: label {name!r} is no class{hint(name, classes)}" for name, where in unknown.items()
-                )
-            ),
+            "\n".join(first_few(listed)),
             remedy=f"classes of the plan: {', '.join(classes)} (no federation joined yet: name yours with "
             "`data check --classes A,B`); map other words with data.labels in node.toml,"
             f' e.g. labels = {{ "{next(iter(unknown))}" = "{classes[0]}" }}, or to "" to leave them out',
@@ -324,9 +320,8 @@ def _read_npz(path: Path, data: DataConfig, asked: Asked) -> Source:
     return Source(tuple(items), names, root=path.parent)
 
 
-@lru_cache(maxsize=4)
 def npz_array(path: Path, name: str) -> Array:
-    """One array of an .npz file, kept while a source is being read (`npz_array.cache_clear()` afterwards).
+    """One array of an .npz file.
 
     Raises:
         DataUnavailable: it could be read a moment ago.

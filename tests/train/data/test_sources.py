@@ -16,7 +16,6 @@ from hsl_node.errors import DataError, DataUnavailable, LocalStateError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
-from hsl_node.train.data import cache as cache_module
 from hsl_node.train.data import dataset as data_module
 from hsl_node.train.data import digests as digests_module
 from hsl_node.train.data.images import decode_image
@@ -166,12 +165,7 @@ def test_one_colour_image_makes_the_whole_set_colour(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.images[0], np.stack([first] * 3, axis=-1))
 
 
-@pytest.mark.parametrize("chunk", [100, 256, 300])
-def test_turning_the_set_to_colour_works_chunk_by_chunk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    """The colour image comes after grey ones that fill several chunks, and grey ones follow it."""
-    monkeypatch.setattr(cache_module, "CHUNK_BYTES", chunk)
+def test_the_images_before_the_first_in_colour_and_after_it_are_as_they_were(tmp_path: Path) -> None:
     root = write_folders(tmp_path / "d", {"benign": 7, "malignant": 7})
     write_png(root / "malignant/000a.png", np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     dataset = opened(tmp_path, DataConfig(path=root))
