@@ -33,6 +33,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import files
 from hsl_node.host.layout import Layout
 from hsl_node.study import phantoms
+from hsl_node.train.data.sources import read_rows, read_source
 
 MARKER = ".hsl-demo"
 OURS = ("images", "nodes", "anchor.safetensors", "federation.toml", "report.html")  # what a new demo replaces
@@ -119,19 +120,14 @@ def table_hospitals(target: Path, data: Path, group_by: str) -> tuple[tuple[Hosp
         UsageError: no such column, one group only, or too many.
         DataError: a table that cannot be understood.
     """
-    from hsl_node.train.data.sources import read_rows
 
     path = find_table(data)
     header, rows = read_rows(path)
     if group_by not in header:
         raise UsageError(f"{path} has no column {group_by!r}", remedy=f"--group-by one of: {', '.join(header)}")
     columns = find_columns(path, header)
-
-    def cells(column: str) -> list[str]:
-        return [(row[column] or "").strip() for _, row in rows]
-
-    classes = ordered_classes(set(cells(columns["label"])))
-    groups = Counter(filter(None, cells(group_by)))
+    classes = ordered_classes({row[columns["label"]] for _, row in rows})
+    groups = Counter(row[group_by] for _, row in rows if row[group_by])
     if not 2 <= len(groups) <= HOSPITALS_MAX:
         raise UsageError(
             f"column {group_by!r} has {len(groups)} different values; a demo has 2 to {HOSPITALS_MAX} hospitals",
@@ -236,7 +232,6 @@ def make_anchor(target: Path, source: Path | None, image_size: int, seed: int, p
 
 
 def _anchor_source(source: Path) -> tuple[DataConfig, Counter[str]]:
-    from hsl_node.train.data.sources import read_rows, read_source
 
     data = DataConfig(path=source.absolute())
     if (source.is_dir() and any(source.glob("*.csv"))) or source.suffix in (".csv", ".tsv"):

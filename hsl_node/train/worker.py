@@ -65,7 +65,10 @@ class Worker:
 
     def _init(self, out: Path, known: Digest | None) -> None:
         site = self.site
-        digest, parameters = opening.initial_weights(self.state, site.plan, site.method, out, known)
+        plan, method, warnings = site.plan, site.method, list(site.dataset.warnings)
+        if plan.fusion != method.fusion:  # works, but is not what the authors describe
+            warnings.append(f'the plan fuses by "{plan.fusion}"; the authors of {method.name} use "{method.fusion}"')
+        digest, parameters = opening.initial_weights(self.state, plan, method, out, known)
         self.report(
             {
                 "event": "initialised",
@@ -75,7 +78,7 @@ class Worker:
                 "versions": opening.versions(),
                 "images": {name: len(site.indices(split)) for split, name in enumerate(SPLIT_NAMES)},
                 "parameters": parameters,
-                "warnings": [*site.dataset.warnings, *_unusual(site)],
+                "warnings": warnings,
             }
         )
 
@@ -115,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     state: Path = parser.parse_args(argv).state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    report = _reporter(_take_stdout())
+    report = _reporter()
     try:
         _lock = hold_lock(Layout(state).trainer)
         worker = Worker(state, report)
@@ -127,14 +130,6 @@ def main(argv: list[str] | None = None) -> int:
         report(_error(exc))
         return exc.exit_code
     return 0
-
-
-def _unusual(site: Site) -> list[str]:
-    """Settings that work but are not what the method's authors describe."""
-    plan, method = site.plan, site.method
-    if plan.fusion == method.fusion:
-        return []
-    return [f'the plan fuses by "{plan.fusion}"; the authors of {method.name} use "{method.fusion}"']
 
 
 def _run(worker: Worker, job: dict[str, Any], report: Report) -> None:
@@ -169,19 +164,11 @@ def _error(exc: HslError) -> dict[str, Any]:
     }
 
 
-def _take_stdout() -> IO[str]:
+def _reporter() -> Report:
     """Keep stdout for events alone: whatever a library prints goes to stderr."""
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return stream
-
-
-def _reporter(stream: IO[str]) -> Report:
-    def report(event: dict[str, Any]) -> None:
-        stream.write(json.dumps(event, allow_nan=False) + "\n")
-        stream.flush()
-
-    return report
+    return lambda event: print(json.dumps(event, allow_nan=False), file=stream, flush=True)
 
 
 def _read_jobs(stream: IO[str]) -> queue.SimpleQueue[dict[str, Any]]:

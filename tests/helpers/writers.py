@@ -15,7 +15,7 @@ from hsl_node.host import files
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
-from hsl_node.train.data.ledger import Ledger, read_ledger, write_ledger
+from hsl_node.train.data.ledger import read_ledger, write_ledger
 from hsl_node.weights.checkpoint_file import read_weights, schema_of, write_weights
 from hsl_node.weights.fuse_files import fuse_files
 from hsl_node.weights.whole import sha256_of
@@ -85,8 +85,8 @@ WRITERS: dict[str, tuple[Body, Body, Callable[[Path], object]]] = {
         lambda f: bool(identity.load(f / "key")) if (f / "key").exists() else 0,
     ),
     "ledger": (
-        lambda f: write_ledger(f / "splits.json", Ledger({"page": {"old": 1}})),
-        lambda f: write_ledger(f / "splits.json", Ledger({"page": {"new": 1}})),
-        lambda f: str(read_ledger(f / "splits.json").pages),
+        lambda f: write_ledger(f / "splits.json", {"page": {"old": 1}}),
+        lambda f: write_ledger(f / "splits.json", {"page": {"new": 1}}),
+        lambda f: str(read_ledger(f / "splits.json")),
     ),
 }

@@ -18,7 +18,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.data.cache import Unreadable
 from hsl_node.train.data.dataset import Dataset, Gathered, counted, dataset_of, decoded, gather, judge, split
 from hsl_node.train.data.duplicates import near_duplicates
-from hsl_node.train.data.ledger import read_ledger
+from hsl_node.train.data.ledger import read_ledger, title_of
 from hsl_node.train.data.sources import SPLIT_NAMES, first_few
 from hsl_node.train.data.splits import Assignment
 from hsl_node.train.progress import Progress, unheard
@@ -66,7 +66,7 @@ def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: 
             pixels = decoded(gathered, data, plan, cache, progress)
         except Unreadable as exc:  # once more without them: rare, and the counts must be those of the good ones
             gathered = gathered.without(exc.reasons)
-    assignment = split(gathered, plan, read_ledger(ledger).page(plan), gathered.source.name)
+    assignment = split(gathered, plan, read_ledger(ledger).get(title_of(plan), {}), gathered.source.name)
     problems, warnings = judge(gathered.images, assignment, plan)
     if gathered.unreadable:
         problems.insert(0, f"{len(gathered.unreadable)} images cannot be read")

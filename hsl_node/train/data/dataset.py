@@ -26,7 +26,7 @@ from hsl_node.host import durable
 from hsl_node.train.data.cache import Recipe, Unreadable, open_images
 from hsl_node.train.data.digests import digest_items
 from hsl_node.train.data.images import UnreadableImage, Window
-from hsl_node.train.data.ledger import read_ledger, write_ledger
+from hsl_node.train.data.ledger import read_ledger, title_of, write_ledger
 from hsl_node.train.data.sources import (
     SPLIT_NAMES,
     TEST,
@@ -90,16 +90,16 @@ def open_dataset(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, pro
         pixels = decoded(gathered, data, plan, cache, progress)
     except Unreadable as exc:
         raise unreadable_error(gathered.without(exc.reasons)) from None
-    memory = read_ledger(ledger)
-    assignment = split(gathered, plan, memory.page(plan))
+    pages, title = read_ledger(ledger), title_of(plan)
+    known = pages.get(title, {})
+    assignment = split(gathered, plan, known)
     problems, warnings = judge(gathered.images, assignment, plan)
     if problems:
         raise DataError("\n".join(problems), remedy=_TOO_FEW)
-    updated = memory.with_page(plan, assignment.keys)
-    if updated != memory:
-        write_ledger(ledger, updated)
-    else:
+    if assignment.keys.items() <= known.items():
         durable.accept(ledger)
+    else:  # who is gone stays: their images may come back
+        write_ledger(ledger, {**pages, title: {**known, **assignment.keys}})
     return dataset_of(gathered, pixels, assignment, tuple(warnings))
 
 

@@ -37,6 +37,7 @@ class Window:
 
     center: float
     width: float
+    shape: str = "LINEAR"  # or SIGMOID, LINEAR_EXACT (DICOM PS3.3, C.11.2.1.2)
 
 
 class UnreadableImage(DataError):
@@ -146,43 +147,33 @@ def _dicom_pixels(content: bytes, window: Window | None) -> Array:
         return _as_bytes(apply_color_lut(raw, header), None)
     if raw.ndim == 3:
         return _as_bytes(raw, None)
-    if window is None:
-        window, shape = _own_window(header)
-    else:
-        shape = "LINEAR"
+    window = window or _own_window(header)
     values = apply_modality_lut(raw, header)
     if window is not None:
-        grey = _windowed(values, window, shape)
+        grey = _windowed(values, window)
     else:
         padding = header.get("PixelPaddingValue")
         grey = _full_range(values, values[raw != padding] if padding is not None else values)
     return 255 - grey if photometric == "MONOCHROME1" else grey
 
 
-def _own_window(header: Any) -> tuple[Window | None, str]:
+def _own_window(header: Any) -> Window | None:
     """The first window of the file, if it has one."""
+    values = (header.get(tag) for tag in ("WindowCenter", "WindowWidth"))
     try:
-        center, width = (_first(header.get(tag)) for tag in ("WindowCenter", "WindowWidth"))
-    except (TypeError, ValueError):
-        return None, "LINEAR"
-    if center is None or width is None or not width > 0:
-        return None, "LINEAR"
-    return Window(center, width), str(header.get("VOILUTFunction", "LINEAR") or "LINEAR")
-
-
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
+        center, width = (float(v[0] if hasattr(v, "append") else v) for v in values)
+    except (TypeError, ValueError):  # not there, or empty
         return None
-    return float(value[0]) if isinstance(value, (list, tuple)) or hasattr(value, "append") else float(value)
+    return Window(center, width, str(header.get("VOILUTFunction") or "LINEAR")) if width > 0 else None
 
 
-def _windowed(values: Array, window: Window, shape: str) -> Array:
+def _windowed(values: Array, window: Window) -> Array:
     """Grey values through a window -> 0..255, rounded to the nearest."""
     x = values.astype(np.float64)
-    if shape == "SIGMOID":
+    if window.shape == "SIGMOID":
         unit = 1.0 / (1.0 + np.exp(np.clip(-4.0 * (x - window.center) / window.width, -700.0, 700.0)))
     else:
-        exact = shape == "LINEAR_EXACT" or window.width < 1  # LINEAR counts whole grey values: width - 1 steps
+        exact = window.shape == "LINEAR_EXACT" or window.width < 1  # LINEAR counts whole grey values: width - 1 steps
         center, width = (window.center, window.width) if exact else (window.center - 0.5, window.width - 1)
         low = center - width / 2
         unit = (x - low) / width if width else (x > low).astype(np.float64)
@@ -208,7 +199,7 @@ def _as_bytes(pixels: Array, window: Window | None) -> Array:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype.kind not in "iuf":
         raise ValueError(f"pixels of type {pixels.dtype}")
-    return _windowed(pixels, window, "LINEAR") if window else _full_range(pixels, pixels)
+    return _windowed(pixels, window) if window else _full_range(pixels, pixels)
 
 
 def _full_range(values: Array, counted: Array) -> Array:
@@ -232,11 +223,9 @@ def _unreadable() -> Iterator[None]:
         raise UnreadableImage("is no PNG, JPEG, TIFF, BMP or DICOM image, or is damaged") from None
     except Image.DecompressionBombError:
         raise UnreadableImage("has more pixels than Pillow reads safely") from None
-    except RuntimeError as exc:
-        if "decod" in str(exc) or "decompress" in str(exc):
+    except Exception as exc:
+        if isinstance(exc, RuntimeError) and ("decod" in str(exc) or "decompress" in str(exc)):
             raise UnreadableImage(
                 "is compressed in a way that needs another decoder (convert it, e.g. with `dcmdjpeg` or `gdcmconv`)"
             ) from None
-        raise UnreadableImage(f"cannot be decoded ({type(exc).__name__})") from None
-    except Exception as exc:
         raise UnreadableImage(f"cannot be decoded ({type(exc).__name__})") from None

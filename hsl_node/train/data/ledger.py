@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from hsl_node.errors import LocalStateError
@@ -16,21 +15,15 @@ from hsl_node.train.data.files import replacing
 LEDGER_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """Assignments per kind of split: another seed or another ratio is another split, with a page of its own."""
-
-    pages: Mapping[str, Mapping[str, int]]  # "seed 1, 60/10/30" -> hashed key -> 0, 1, 2
-
-    def page(self, plan: Plan) -> Mapping[str, int]:
-        return self.pages.get(_title(plan), {})
-
-    def with_page(self, plan: Plan, keys: Mapping[str, int]) -> Ledger:
-        """Add what is new. Who is gone stays: their images may come back."""
-        return Ledger({**self.pages, _title(plan): {**self.page(plan), **keys}})
+# A page for each kind of split (`title_of`: another seed or another ratio is another split): hashed key -> 0, 1, 2.
+Pages = Mapping[str, Mapping[str, int]]
 
 
-def read_ledger(path: Path) -> Ledger:
+def title_of(plan: Plan) -> str:
+    return f"seed {plan.seed}, " + "/".join(str(p) for p in plan.split_percent)
+
+
+def read_ledger(path: Path) -> Pages:
     """Raises LocalStateError where the file is damaged: making a new split silently would leak test patients."""
     try:
         content = json.loads(path.read_bytes())
@@ -40,20 +33,16 @@ def read_ledger(path: Path) -> Ledger:
         if any(split not in (0, 1, 2) for page in pages.values() for split in page.values()):
             raise ValueError("a split that is none")
     except FileNotFoundError:
-        return Ledger({})
+        return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise LocalStateError(
             f"the split ledger {path} cannot be read ({type(exc).__name__})",
             remedy="restore it from your backup; without it patients may move between train and test."
             " To start a new split knowingly, move the file away",
         ) from exc
-    return Ledger(pages)
+    return pages
 
 
-def write_ledger(path: Path, ledger: Ledger) -> None:
+def write_ledger(path: Path, pages: Pages) -> None:
     with replacing(path, Step.TRAINER_LEDGER) as file:
-        file.write(canonical_json({"version": LEDGER_VERSION, "splits": ledger.pages}))
-
-
-def _title(plan: Plan) -> str:
-    return f"seed {plan.seed}, " + "/".join(str(p) for p in plan.split_percent)
+        file.write(canonical_json({"version": LEDGER_VERSION, "splits": pages}))

@@ -187,21 +187,22 @@ def _folders(root: Path) -> list[Path]:
 # ---------------------------------------------------------------- a table
 
 
-Rows = list[tuple[int, dict[str, str | None]]]  # each with its line
+Rows = list[tuple[int, dict[str, str]]]  # each with its line
 
 
 def read_rows(path: Path) -> tuple[list[str], Rows]:
-    """The columns of a table, and its rows that hold anything.
+    """The header of a table, and its rows with their lines; cells stripped, rows without any left out.
 
     Raises:
-        DataError: it is no table.
+        DataError: not a table, or not in UTF-8.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
-            rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            return list(rows.fieldnames or ()), [(rows.line_num, row) for row in rows if any(row.values())]
+            rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True, restval="")
+            cells = [(rows.line_num, {k: v.strip() for k, v in row.items() if k is not None}) for row in rows]
+            return list(rows.fieldnames or ()), [(line, row) for line, row in cells if any(row.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"{path.name}: cannot be read as a table: {exc}", remedy="save it as CSV in UTF-8") from exc
 
@@ -221,9 +222,9 @@ def _read_table(path: Path, data: DataConfig, asked: Asked) -> Source:
     return Source(tuple(items), root=path.parent)
 
 
-def _row_item(path: Path, line: int, row: Mapping[str, str | None], names: Mapping[str, str], asked: Asked) -> Item:
+def _row_item(path: Path, line: int, row: Mapping[str, str], names: Mapping[str, str], asked: Asked) -> Item:
     where = f"{path.name}:{line}"
-    cell = {key: (row.get(column) or "").strip() for key, column in names.items()}
+    cell = {key: row[column] for key, column in names.items()}
     image = path.parent / cell["path"]
     if "\\" in cell["path"] and not image.is_file():
         image = path.parent / cell["path"].replace("\\", "/")  # written on Windows
@@ -270,10 +271,10 @@ def _filtered(path: Path, table: Rows, wanted: Mapping[str, str], private: Colle
     for column, value in wanted.items():
         if table and column not in table[0][1]:
             raise DataError(
-                f"data.filter: {path.name} has no column {column!r}{hint(column, [str(c) for c in table[0][1]])}",
-                remedy=f"columns here: {', '.join(str(c) for c in table[0][1])}",
+                f"data.filter: {path.name} has no column {column!r}{hint(column, table[0][1])}",
+                remedy=f"columns here: {', '.join(table[0][1])}",
             )
-        cells = [(row.get(column) or "").strip() for _, row in table]
+        cells = [row[column] for _, row in table]
         values = {value} if value in cells else {c for c in cells if c.startswith(value + " ")}
         if not values:
             known = [] if column in private else sorted(set(cells))
