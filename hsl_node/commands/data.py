@@ -55,8 +55,6 @@ def check(
 
     state = state_of(context)
     node, layout = node_toml.load_node(state), Layout(state)
-    if node.data.path is None:
-        raise ConfigError(f"{layout.node_toml}: data.path is not set", remedy="name the folder, table or .npz there")
     plan = _plan(state, classes, image_size)
     report = data_check.check(
         node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress_bar("images")

@@ -108,8 +108,7 @@ def train_epoch(
 
     model.train()
     total = torch.zeros(2, device=machine.device)
-    seen = images = 0
-    mark = time.monotonic()
+    images, mark = 0, time.monotonic()
     for number, (p, a) in enumerate(pairs, 1):
         batch = _batch(site, train[p], a)
         primary, anchor = site.method.losses(model, batch)  # (), ()
@@ -117,7 +116,6 @@ def train_epoch(
         (primary + anchor).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += torch.stack([primary.detach(), anchor.detach()]) * len(p)
-        seen += len(p)
         images += len(p) + len(a)
         now = time.monotonic()
         if now - mark >= PROGRESS_EVERY_S or number == len(pairs):
@@ -136,7 +134,7 @@ def train_epoch(
                 }
             )
             mark, images = now, 0
-    loss_primary, loss_anchor = (total / seen).tolist()
+    loss_primary, loss_anchor = (total / sum(len(p) for p, _ in pairs)).tolist()
     return loss_primary, loss_anchor
 
 

@@ -25,7 +25,7 @@ from hsl_node.train.data.digests import in_parallel
 from hsl_node.train.data.files import drop_old, replacing, used
 from hsl_node.train.data.images import DECODING_VERSION, UnreadableImage, Window, decode_array, decode_image
 from hsl_node.train.data.sources import Item
-from hsl_node.train.progress import Progress, unheard
+from hsl_node.train.progress import Progress
 
 Array = NDArray[Any]
 
@@ -55,7 +55,7 @@ class Recipe:
 
 
 def open_images(
-    items: Sequence[Item], digests: Sequence[str], recipe: Recipe, folder: Path, progress: Progress = unheard
+    items: Sequence[Item], digests: Sequence[str], recipe: Recipe, folder: Path, progress: Progress
 ) -> Array:
     """The decoded images, in the order of `items`: (N, S, S) or (N, S, S, 3) uint8, a read-only memory map.
 
@@ -77,7 +77,7 @@ def open_images(
     return images
 
 
-def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress = unheard) -> Iterator[Array]:
+def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress) -> Iterator[Array]:
     """On all cores, in order.
 
     Raises:

@@ -15,8 +15,7 @@ import numpy as np
 
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
-from hsl_node.train.data.cache import Unreadable
-from hsl_node.train.data.dataset import Dataset, Gathered, counted, dataset_of, decoded, gather, judge, split
+from hsl_node.train.data.dataset import Dataset, Gathered, counted, dataset_of, judge, read_images, split
 from hsl_node.train.data.duplicates import near_duplicates
 from hsl_node.train.data.ledger import read_ledger, title_of
 from hsl_node.train.data.sources import SPLIT_NAMES, first_few
@@ -60,12 +59,7 @@ def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: 
         DataError: the source itself cannot be used (no such folder, a missing column, a label that is no class, a
             patient on two sides).
     """
-    gathered, pixels = gather(data, plan, cache, progress), None
-    while gathered.items and pixels is None:
-        try:
-            pixels = decoded(gathered, data, plan, cache, progress)
-        except Unreadable as exc:  # once more without them: rare, and the counts must be those of the good ones
-            gathered = gathered.without(exc.reasons)
+    gathered, pixels = read_images(data, plan, cache, progress)
     assignment = split(gathered, plan, read_ledger(ledger).get(title_of(plan), {}), gathered.source.name)
     problems, warnings = judge(gathered.images, assignment, plan)
     if gathered.unreadable:

@@ -83,19 +83,16 @@ def open_dataset(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, pro
         DataError: a label that is no class, an image that cannot be read, a class or a split that lacks images.
         LocalStateError: the disk is full, or the split ledger is damaged.
     """
-    try:
-        gathered = gather(data, plan, cache, progress)
-        if gathered.unreadable:
-            raise unreadable_error(gathered)
-        pixels = decoded(gathered, data, plan, cache, progress)
-    except Unreadable as exc:
-        raise unreadable_error(gathered.without(exc.reasons)) from None
+    gathered, pixels = read_images(data, plan, cache, progress)
+    if gathered.unreadable:
+        raise unreadable_error(gathered)
     pages, title = read_ledger(ledger), title_of(plan)
     known = pages.get(title, {})
     assignment = split(gathered, plan, known)
     problems, warnings = judge(gathered.images, assignment, plan)
     if problems:
         raise DataError("\n".join(problems), remedy=_TOO_FEW)
+    assert pixels is not None  # no images are a problem
     if assignment.keys.items() <= known.items():
         durable.accept(ledger)
     else:  # who is gone stays: their images may come back
@@ -111,15 +108,28 @@ _TOO_FEW = (
 )
 
 
-def gather(data: DataConfig, plan: Plan, cache: Path, progress: Progress = unheard) -> Gathered:
+def read_images(data: DataConfig, plan: Plan, cache: Path, progress: Progress) -> tuple[Gathered, Array | None]:
+    """List, label, digest and decode the images; the pixels, from the cache or decoded now, None where there are none.
+
+    Once more without those that cannot be decoded: rare, and all that is wrong is told at once.
+    """
+    gathered, recipe = gather(data, plan, cache, progress), Recipe(plan.image_size, window_of(data))
+    while gathered.items:
+        try:
+            ids = [image.sha256 for image in gathered.images]
+            return gathered, open_images(gathered.items, ids, recipe, cache, progress)
+        except Unreadable as exc:
+            gathered = gathered.without(exc.reasons)
+    return gathered, None
+
+
+def gather(data: DataConfig, plan: Plan, cache: Path, progress: Progress) -> Gathered:
     """List, label and digest the images."""
     source = read_source(data)
     return gather_labelled(source, labels_of(source, plan.classes, data.labels), cache, progress)
 
 
-def gather_labelled(
-    source: Source, labels: Sequence[int | None], cache: Path | None, progress: Progress = unheard
-) -> Gathered:
+def gather_labelled(source: Source, labels: Sequence[int | None], cache: Path | None, progress: Progress) -> Gathered:
     """Digest the items that have a label."""
     chosen = [(item, label) for item, label in zip(source.items, labels, strict=True) if label is not None]
     index = cache / f"{hashlib.sha256(bytes(source.path.absolute())).hexdigest()[:16]}.index" if cache else None
@@ -132,12 +142,6 @@ def gather_labelled(
             items.append(item)
             images.append(Image(sha256, label, key, item.split))
     return Gathered(source, tuple(items), tuple(images), tuple(unreadable))
-
-
-def decoded(gathered: Gathered, data: DataConfig, plan: Plan, cache: Path, progress: Progress = unheard) -> Array:
-    """The pixels, from the cache or decoded now. Raises Unreadable."""
-    ids = [image.sha256 for image in gathered.images]
-    return open_images(gathered.items, ids, Recipe(plan.image_size, window_of(data)), cache, progress)
 
 
 def window_of(data: DataConfig) -> Window | None:

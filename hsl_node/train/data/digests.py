@@ -21,7 +21,7 @@ from hsl_node.train.data.files import drop_old, replacing, used
 from hsl_node.train.data.images import UnreadableImage, dicom_patient
 from hsl_node.train.data.sources import Item, npz_array
 from hsl_node.train.data.splits import patient_key
-from hsl_node.train.progress import Progress, unheard
+from hsl_node.train.progress import Progress
 
 Array = NDArray[Any]
 _Out = TypeVar("_Out")
@@ -31,7 +31,7 @@ BATCH = 64  # images in flight at a time: bounds the memory, and is enough to ke
 
 
 def digest_items(
-    items: Sequence[Item], index: Path | None, progress: Progress = unheard
+    items: Sequence[Item], index: Path | None, progress: Progress
 ) -> list[tuple[str, str] | UnreadableImage]:
     """Of each item its sha256, and what groups the images of one patient: the hashed patient, or the sha256 itself.
 

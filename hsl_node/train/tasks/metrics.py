@@ -44,33 +44,31 @@ def measure(labels: Labels, probabilities: Floats) -> Metrics:
     if len(labels) != len(probabilities) or not np.isfinite(probabilities).all():
         raise ValueError("one finite probability per image (and class) is needed")
     if probabilities.ndim == 1:
-        predicted = (probabilities >= THRESHOLD).astype(np.int64)
-        classes, scores = 2, [probabilities]
-        positives = [1]
+        classes, predicted = 2, (probabilities >= THRESHOLD).astype(np.int64)
+        score_of = {1: probabilities}
     else:
-        predicted = probabilities.argmax(axis=1) if len(labels) else np.empty(0, np.int64)
-        classes, scores = probabilities.shape[1], list(probabilities.T)
-        positives = list(range(classes))
+        classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
+        score_of = dict(enumerate(probabilities.T))
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (labels, predicted), 1)
+    hits, labelled, called = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
 
     def macro(rate: Callable[[int], float | None]) -> float | None:
-        values = [rate(c) for c in positives]
-        known = [v for v in values if v is not None]
-        return float(np.mean(known)) if len(known) == len(values) else None
+        known = [value for c in score_of if (value := rate(c)) is not None]
+        return float(np.mean(known)) if len(known) == len(score_of) else None
 
-    recall = macro(lambda c: _ratio(table[c, c], table[c].sum()))
+    recall = macro(lambda c: _ratio(hits[c], labelled[c]))
     return Metrics(
         images=len(labels),
-        auc=macro(lambda c: auc(labels == c, scores[positives.index(c)])),
-        accuracy=_ratio(np.trace(table), table.sum()),
+        auc=macro(lambda c: auc(labels == c, score_of[c])),
+        accuracy=_ratio(hits.sum(), len(labels)),
         recall=recall,
-        precision=macro(lambda c: _ratio(table[c, c], table[:, c].sum())),
-        f1=macro(lambda c: _ratio(2 * table[c, c], table[c].sum() + table[:, c].sum())),
+        precision=macro(lambda c: _ratio(hits[c], called[c])),
+        f1=macro(lambda c: _ratio(2 * hits[c], labelled[c] + called[c])),
         sensitivity=recall,
-        specificity=macro(lambda c: _ratio(_true_negatives(table, c), table.sum() - table[c].sum())),
+        specificity=macro(lambda c: _ratio(len(labels) - labelled[c] - called[c] + hits[c], len(labels) - labelled[c])),
         confusion=tuple(tuple(int(n) for n in row) for row in table),
-        roc=tuple(roc(labels == c, scores[positives.index(c)]) for c in positives),
+        roc=tuple(roc(labels == c, score) for c, score in score_of.items()),
     )
 
 
@@ -101,10 +99,6 @@ def _counts(positive: NDArray[np.bool_], score: Floats) -> tuple[Labels, Labels]
     last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1) if len(order) else order
     hits = np.cumsum(positive[order])[last_of_tie]
     return np.append(0, hits), np.append(0, last_of_tie + 1 - hits)
-
-
-def _true_negatives(table: Labels, c: int) -> int:
-    return int(table.sum() - table[c].sum() - table[:, c].sum() + table[c, c])
 
 
 def _ratio(part: int | np.integer[Any], whole: int | np.integer[Any]) -> float | None:
