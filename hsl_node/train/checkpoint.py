@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from hsl_node.errors import LocalStateError
 from hsl_node.host.durable import Step, replacing
@@ -75,6 +76,9 @@ class RoundState:
     precision: str
 
 
+_STATE = TypeAdapter(RoundState)
+
+
 @dataclass(frozen=True)
 class Saved:
     state: RoundState
@@ -103,7 +107,7 @@ def save(folder: Path, saved: Saved) -> None:
 def load(folder: Path) -> Saved | None:
     """The last epoch checkpoint; None where there is none yet, or it is damaged: the round then begins anew.
 
-    A damaged one stays until the first epoch replaces it.
+    A damaged one, or one without its sha256, stays until the first epoch replaces it.
 
     Raises:
         LocalStateError: the disk gives an error; or the file is what was written, and can't be read here.
@@ -118,7 +122,7 @@ def load(folder: Path) -> Saved | None:
         content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         if content["version"] != VERSION:
             raise KeyError(f"version {content['version']}")
-        return Saved(_state(content["state"]), content["model"], content["optimizer"])
+        return Saved(_STATE.validate_python(content["state"]), content["model"], content["optimizer"])
     except FileNotFoundError:
         return None
     except Exception as exc:  # no memory left, say, or another version wrote it: nothing is wrong with the file
@@ -134,10 +138,3 @@ def best_path(folder: Path, round: int, epoch: int) -> Path:
 
 def _seal(archive: memoryview) -> bytes:
     return hashlib.sha256(archive).hexdigest().encode("ascii")
-
-
-def _state(raw: dict[str, Any]) -> RoundState:
-    best = raw["best"]
-    if best is not None:
-        best = Best(**{**best, "validation": Validation(**best["validation"])})
-    return RoundState(**{**raw, "base": Validation(**raw["base"]), "best": best})

@@ -322,7 +322,7 @@ def _read_npz(path: Path, data: DataConfig, asked: Asked) -> Source:
 
 
 def npz_array(path: Path, name: str) -> Array:
-    """One array of an .npz file.
+    """One array of an .npz file: read once to digest its images, and once more to decode them.
 
     Raises:
         DataUnavailable: it could be read a moment ago.

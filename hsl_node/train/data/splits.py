@@ -45,8 +45,8 @@ class SplitConflict(DataError):
 
 @dataclass(frozen=True)
 class _Group:
+    number: int
     rank: str  # hex hash: its place in the queue
-    stratum: tuple[int, tuple[int, ...]]  # label, splits it may go to
     size: int  # images
     place: int | None  # where it is already
 
@@ -77,21 +77,16 @@ def assign(
         members[number].append(position)
     pool = _train_pool(images)
     frequency = Counter(image.label for image in images)
-    groups = {}
+    strata: dict[tuple[int, tuple[int, ...]], list[_Group]] = defaultdict(list)  # by label, and splits it may go to
     for number, positions in members.items():
         inside = [images[p] for p in positions]
-        allowed, places = _placed(inside, pool, known or {}, tuple(positions))
+        allowed, already = _placed(inside, pool, known or {}, tuple(positions))
         label = min({m.label for m in inside}, key=lambda n: (frequency[n], -n))
         rank = hashlib.sha256(f"{seed}:{min(m.key for m in inside)}".encode("ascii")).hexdigest()
-        groups[number] = _Group(rank, (label, allowed), len(inside), places)
-    strata: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
-    for number, entry in groups.items():
-        strata[entry.stratum].append(number)
+        strata[label, allowed].append(_Group(number, rank, len(inside), already))
     place: dict[int, int] = {}
-    for stratum, numbers in strata.items():
-        numbers.sort(key=lambda n: groups[n].rank)
-        chosen = _fill([groups[n] for n in numbers], stratum[1], percent)
-        place.update(zip(numbers, chosen, strict=True))
+    for (_, allowed), groups in strata.items():
+        place |= _fill(sorted(groups, key=lambda g: g.rank), allowed, percent)
     return Assignment(
         split=tuple(place[n] for n in group),
         group=group,
@@ -100,29 +95,22 @@ def assign(
     )
 
 
-def _fill(groups: Sequence[_Group], allowed: tuple[int, ...], percent: tuple[int, int, int]) -> list[int]:
-    """A split for each group of one stratum, in the order given."""
-    total = sum(g.size for g in groups)
-    whole = sum(percent[s] for s in allowed)
+def _fill(groups: Sequence[_Group], allowed: tuple[int, ...], percent: tuple[int, int, int]) -> dict[int, int]:
+    """Group number -> split, for the groups of one stratum in their order."""
+    total, whole = sum(g.size for g in groups), sum(percent[s] for s in allowed)
     lacks = {s: total * percent[s] / whole for s in allowed}  # images
-    empty = set(allowed)
+    place = {g.number: g.place for g in groups if g.place is not None}
     for group in groups:
         if group.place is not None:
-            lacks[group.place] = lacks.get(group.place, 0.0) - group.size
-            empty.discard(group.place)
-    reach_all = len(groups) >= len(allowed)
-    waiting = sum(g.place is None for g in groups)
-    chosen = []
-    for group in groups:
-        split = group.place
-        if split is None:
-            candidates = empty if reach_all and waiting <= len(empty) else allowed
-            split = max(sorted(candidates), key=lambda s: lacks[s])  # of equals the first: train
-            lacks[split] -= group.size
-            empty.discard(split)
-            waiting -= 1
-        chosen.append(split)
-    return chosen
+            lacks[group.place] -= group.size
+    empty, waiting = set(allowed) - set(place.values()), [g for g in groups if g.place is None]
+    for done, group in enumerate(waiting):
+        last_chance = len(groups) >= len(allowed) and len(waiting) - done <= len(empty)
+        split = max(sorted(empty if last_chance else allowed), key=lambda s: lacks[s])  # of equals the first: train
+        lacks[split] -= group.size
+        empty.discard(split)
+        place[group.number] = split
+    return place
 
 
 def _placed(
