@@ -26,8 +26,8 @@ class Batch:
 
     primary: Tensor  # (B, 3, S, S)
     label: Tensor  # (B,) int64
-    anchor: Tensor | None  # (B, 3, S, S)
-    anchor_label: Tensor | None  # (B,) int64, 0 or 1
+    anchor: Tensor | None = None  # (B, 3, S, S)
+    anchor_label: Tensor | None = None  # (B,) int64, 0 or 1
 
 
 def epoch_pairs(rng: np.random.Generator, primary: int, anchor: int, batch_size: int) -> list[tuple[Indices, Indices]]:
@@ -67,10 +67,6 @@ def normalise(pixels: Tensor) -> Tensor:
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(-1)  # (B, S, S, 1)
     return torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std)).permute(0, 3, 1, 2)
-
-
-def upload_labels(labels: Indices, machine: Machine) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64)).to(machine.device)
 
 
 def _cycled(rng: np.random.Generator, count: int, length: int) -> Indices:

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hsl_node.errors import Altered, DataError, Diverged, LocalStateError
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
-from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload, upload_labels
+from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
+from hsl_node.train.data.anchor import AnchorSet
+from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.sources import TRAIN, VALIDATION
-from hsl_node.train.machine import derived_seed
+from hsl_node.train.machine import Machine, derived_seed
 from hsl_node.train.method import Site
 from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker
 from hsl_node.train.scoring import place, validate
@@ -252,13 +254,13 @@ def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
 
 
 def _batch(site: Site, p: Indices, a: Indices) -> Batch:
-    data, anchor, machine = site.dataset, site.anchor, site.machine
-    return Batch(
-        primary=upload(data.images[p], machine),  # (B, 3, S, S)
-        label=upload_labels(data.labels[p], machine),  # (B,)
-        anchor=upload(anchor.images[a], machine) if anchor and len(a) else None,  # (B, 3, S, S)
-        anchor_label=upload_labels(anchor.labels[a], machine) if anchor and len(a) else None,  # (B,)
-    )
+    primary = _uploaded(site.dataset, p, site.machine)
+    return Batch(*primary, *_uploaded(site.anchor, a, site.machine)) if site.anchor and len(a) else Batch(*primary)
+
+
+def _uploaded(those: Dataset | AnchorSet, where: Indices, machine: Machine) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S) and labels (B,) on the device."""
+    return upload(those.images[where], machine), torch.from_numpy(those.labels[where]).to(machine.device)
 
 
 def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Validation:

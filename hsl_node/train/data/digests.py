@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.host.durable import Step
 from hsl_node.train.data.files import drop_old, replacing, used
-from hsl_node.train.data.images import UnreadableImage, dicom_patient
+from hsl_node.train.data.images import UnreadableImage, content_of, dicom_patient
 from hsl_node.train.data.sources import Item, npz_array
 from hsl_node.train.data.splits import patient_key
 from hsl_node.train.progress import Progress
@@ -78,10 +78,7 @@ def _digest(item: Item, pixels: Array | None) -> tuple[str, str]:
     if pixels is not None:
         head = f"{pixels.dtype.str} {pixels.shape}\n".encode("ascii")
         return hashlib.sha256(head + pixels.tobytes()).hexdigest(), ""
-    try:
-        content = item.path.read_bytes()
-    except OSError as exc:
-        raise UnreadableImage(f"cannot be opened: {exc.strerror}") from None
+    content = content_of(item.path)
     patient = dicom_patient(content)
     return hashlib.sha256(content).hexdigest(), patient_key(patient) if patient else ""
 

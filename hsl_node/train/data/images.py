@@ -50,11 +50,15 @@ def decode_image(path: Path, size: int, window: Window | None = None) -> Array:
     Raises:
         UnreadableImage: missing, damaged, or of a kind we cannot read.
     """
+    return decode_bytes(content_of(path), size, window)
+
+
+def content_of(path: Path) -> bytes:
+    """Raises: UnreadableImage."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as exc:
         raise UnreadableImage(f"cannot be opened: {exc.strerror}") from None
-    return decode_bytes(content, size, window)
 
 
 def decode_bytes(content: bytes, size: int, window: Window | None = None) -> Array:
