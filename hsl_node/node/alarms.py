@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE, LogLimit
@@ -32,19 +32,12 @@ BY_PEERS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Alarm:
+@dataclass
+class _Alarm:
     code: str
     text: str
     fix: str
     since: float  # wall clock, for display
-
-
-@dataclass
-class _Known:
-    """An alarm, and what became of it."""
-
-    alarm: Alarm
     times: int = 1  # that it was raised
     settled: float | None = None  # when; monotonic
     held: bool = False  # shown though it is settled
@@ -53,12 +46,19 @@ class _Known:
     def shown(self) -> bool:
         return self.settled is None or self.held
 
+    def listed(self) -> dict[str, Any]:
+        """What `status` tells. First how often, as a long text is cut at its end."""
+        told = [f"raised {self.times} times"] if self.times > 1 else []
+        told += [f"over, shown until it was quiet for {QUIET_S / 60:.0f} minutes"] if self.settled is not None else []
+        text = f"{', '.join(told)}: {self.text}" if told else self.text
+        return {"code": self.code, "text": text, "fix": self.fix, "since": self.since}
+
 
 class Alarms:
     def __init__(self, clock: Callable[[], float] = lambda: time.monotonic()) -> None:
         self._clock = clock
         self._began = time.time()
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _Alarm] = {}
         self._lines = LogLimit(LOG_LINES_PER_MINUTE, self._clock)
 
     def __contains__(self, code: str) -> bool:
@@ -73,11 +73,11 @@ class Alarms:
         self.expire()
         known = self._known.get(code)
         if known is None:
-            known = self._known[code] = _Known(Alarm(code, text, fix, time.time() if since is None else since))
+            self._known[code] = _Alarm(code, text, fix, time.time() if since is None else since)
             told = since is not None and since < self._began
             self._log(*(logging.INFO, "warning, still") if told else (logging.WARNING, "warning"), code, text=text)
             return
-        known.alarm = replace(known.alarm, text=text, fix=fix)
+        known.text, known.fix = text, fix
         if not known.shown:
             self._log(logging.WARNING, "warning", code, text=text)
         if known.settled is not None:
@@ -113,15 +113,8 @@ class Alarms:
 
     def listing(self) -> list[dict[str, Any]]:
         self.expire()
-        return [asdict(_shown(known)) for known in self._known.values() if known.shown]
+        return [known.listed() for known in self._known.values() if known.shown]
 
     def _log(self, level: int, event: str, code: str, **fields: object) -> None:
         if self._lines.allows(f"alarm {code}"):
             log.log(level, event, extra={"code": code, **fields})
-
-
-def _shown(known: _Known) -> Alarm:
-    """What it shows. First how often, as a long text is cut at its end."""
-    told = [f"raised {known.times} times"] if known.times > 1 else []
-    told += [f"over, shown until it was quiet for {QUIET_S / 60:.0f} minutes"] if known.settled is not None else []
-    return replace(known.alarm, text=f"{', '.join(told)}: {known.alarm.text}") if told else known.alarm
