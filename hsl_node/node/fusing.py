@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.node import poisoning
@@ -20,16 +21,16 @@ log = logging.getLogger(__name__)
 NO_ROOM_RETRY_S = 30.0  # a fusion reads all checkpoints again
 
 
+@dataclass
 class Fusing:
-    def __init__(self, here: Here, alarms: Alarms, schema: Schema, state: Callable[[], State]) -> None:
-        self._here = here
-        self._alarms = alarms
-        self._schema = schema
-        self._state = state
-        self.share = 0.0  # done
+    here: Here
+    alarms: Alarms
+    schema: Schema
+    state: Callable[[], State]
+    share: float = 0.0  # done
 
     async def fuse(self, action: Fuse) -> Happened:
-        here, state, rule = self._here, self._state(), self._here.federation.plan.fusion
+        here, state, rule = self.here, self.state(), self.here.federation.plan.fusion
         samples = {p: c.samples for p, c in state.have.items()}
         paths = {p: here.layout.checkpoint(action.round, p, here.me) for p in state.peers}
 
@@ -43,7 +44,7 @@ class Fusing:
                     rule,
                     paths,
                     samples,
-                    self._schema,
+                    self.schema,
                     here.layout.fused(action.round - 1),
                     here.layout.fused(action.round),
                     progress,
@@ -54,9 +55,9 @@ class Fusing:
             except OSError as exc:
                 if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                self._alarms.sound("disk", f"no room for the fused model: {exc.strerror}", "free some space")
+                self.alarms.sound("disk", f"no room for the fused model: {exc.strerror}", "free some space")
                 await asyncio.sleep(NO_ROOM_RETRY_S)
-        self._alarms.settle("disk")
+        self.alarms.settle("disk")
         self.share = 0.0
         log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
         weighed = samples if FUSION_RULES[rule].by_images else {}

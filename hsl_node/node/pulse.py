@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hsl_node.host import systemd
 from hsl_node.host.units import size
@@ -17,52 +18,44 @@ PULSE_S = 5.0  # watchdog, systemd's status line
 STARTING_S = 60.0  # what a start that is alive may take from each pulse on
 
 
+@dataclass(frozen=True)
 class Pulse:
-    def __init__(
-        self,
-        here: Here,
-        alarms: Alarms,
-        trainer: Trainer,
-        state: Callable[[], State | None],
-        checkpoint_bytes: Callable[[], int],
-    ) -> None:
-        """`state`: None while this node starts, or recovers. `checkpoint_bytes`: 0 where that is not known yet."""
-        self._here = here
-        self._alarms = alarms
-        self._trainer = trainer
-        self._state = state
-        self._checkpoint_bytes = checkpoint_bytes
+    here: Here
+    alarms: Alarms
+    trainer: Trainer
+    state: Callable[[], State | None]  # None while this node starts, or recovers
+    checkpoint_bytes: Callable[[], int]  # 0 where that is not known yet
 
     async def beat(self) -> None:
         """Tell systemd that the loop lives, and what the node is doing."""
         while True:
             systemd.notify("WATCHDOG=1", f"STATUS={self._headline()}")
-            if self._state() is None:  # a first start decodes all images, however long that takes
+            if self.state() is None:  # a first start decodes all images, however long that takes
                 systemd.notify(systemd.extend(STARTING_S))
             self._watch_room()
-            self._alarms.expire()
+            self.alarms.expire()
             await asyncio.sleep(min(PULSE_S, systemd.watchdog_interval_s() or PULSE_S))
 
     def _watch_room(self) -> None:
         """Below its reserve our inbox takes nothing any more; the peers only learn that it failed, so say it here."""
-        here = self._here
-        found = here.store.room(self._checkpoint_bytes(), len(here.federation.peers), here.reserve_bytes)
+        here = self.here
+        found = here.store.room(self.checkpoint_bytes(), len(here.federation.peers), here.reserve_bytes)
         if found.free >= found.arrival:
-            return self._alarms.settle("room")
+            return self.alarms.settle("room")
         text = f"{size(found.free)} free: no checkpoint of a peer is taken in below {size(found.arrival)}"
         fix = "free some space; the node goes on by itself"
         if of := held(here.layout.homes):
             peer = max(sorted(of), key=lambda p: of[p])
             text += f"; most of what waits in the inbox is of {peer}, {size(of[peer])}"
             fix += f"; where that is more than two checkpoints, ask {peer} why"
-        self._alarms.sound("room", text, fix)
+        self.alarms.sound("room", text, fix)
 
     def _headline(self) -> str:
         """One line for `systemctl status`."""
-        state = self._state()
+        state = self.state()
         if state is None:
             return "starting"
-        trainer = self._trainer.status()["state"]
+        trainer = self.trainer.status()["state"]
         trouble = f"degraded: the trainer is {trainer}; " if trainer in ("silent", "restarting") else ""
         training = 0 < state.round <= state.rounds and state.phase is not Phase.FINISHED
         waiting = f", waiting for {', '.join(state.missing)}" if state.me in state.have and state.missing else ""

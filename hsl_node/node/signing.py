@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from hsl_node import __version__
 from hsl_node.federation import identity
@@ -17,37 +18,30 @@ from hsl_node.sync.store.journal import Journal
 from hsl_node.weights.checkpoint_file import Schema
 
 
+@dataclass(frozen=True)
 class Signing:
-    def __init__(
-        self,
-        here: Here,
-        keys: Keys,
-        schema: Schema,
-        state: Callable[[], State],
-        nobody_objects: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._here = here
-        self._keys = keys
-        self._schema = schema
-        self._state = state
-        self._nobody_objects = nobody_objects
+    here: Here
+    keys: Keys
+    schema: Schema
+    state: Callable[[], State]
+    nobody_objects: Callable[[], Awaitable[None]]  # see `BeforeSigning.check`
 
     async def declare(self, action: Declare) -> Happened:
         """A statement of the model that this node stands on."""
-        samples = int(self._here.journal.meta("samples") or 0)
+        samples = int(self.here.journal.meta("samples") or 0)
         if action.round > 0:  # the opening statement may be corrected
-            await self._nobody_objects()
+            await self.nobody_objects()
         return self._promise(self._manifest(action.round, Digest(action.base), 0, samples, None))
 
     async def trained(self, round: Round, event: Event) -> Happened:
         """The checkpoint in outbox/, by the trainer's word of it."""
-        await self._nobody_objects()
+        await self.nobody_objects()
         return self._promise(
             self._manifest(round, Digest(event["sha256"]), event["bytes"], event["samples"], event["auc"])
         )
 
     def _manifest(self, round: Round, sha256: Digest, size: int, samples: int, auc: float | None) -> Manifest:
-        here, state, plan = self._here, self._state(), self._here.federation.plan
+        here, state, plan = self.here, self.state(), self.here.federation.plan
         aucs = [*(found for r, found in here.journal.aucs_of(here.me).items() if r < round), auc]
         return Manifest(
             federation=here.federation.digest,
@@ -62,14 +56,14 @@ class Signing:
             plateau=plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
             halted=state.phase is Phase.HALTED,
             anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
-            schema=self._schema.digest,
+            schema=self.schema.digest,
             instance=here.journal.meta("instance") or "",
             software=software(here.journal),
         )
 
     def _promise(self, manifest: Manifest) -> Happened:
         """Once durable, this round has one checkpoint of mine. The pushes follow from the state."""
-        journal, me, ring = self._here.journal, self._here.me, self._keys.ring
+        journal, me, ring = self.here.journal, self.here.me, self.keys.ring
         sha256 = Digest(manifest.sha256)
         signed = journal.signed(manifest.round)
         if signed is not None and signed[0] == sha256 and manifest.round > 0:
@@ -78,7 +72,7 @@ class Signing:
             keys = ring.chain(me)  # the key may have been replaced since
             manifest = parse_manifest(identity.verify(document, keys, identity.MANIFEST_NAMESPACE))
         else:
-            document = self._keys.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
+            document = self.keys.identity.sign(manifest.content(), identity.MANIFEST_NAMESPACE)
         return Happened(
             Trained(claim_of(manifest)),
             (
