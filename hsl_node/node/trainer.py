@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,12 @@ class Trainer:
         silent_s = time.monotonic() - self._last_event
         if self._process is None:
             state = "idle" if not self._working else "restarting" if self.restarts else "starting"
+        elif self._working and silent_s > SILENT_S:
+            state = "silent"
         elif self.initialised is None:
             state = "starting"
         else:
             state = "working" if self._working else "idle"
-        if self._working and self._process is not None and silent_s > SILENT_S:
-            state = "silent"
         return {
             "pid": self._process.pid if self._process else None,
             "state": state,
@@ -157,38 +158,28 @@ class Trainer:
                 return event
 
     async def _next(self, stdout: asyncio.StreamReader) -> Event:
+        told = {"pid": self._process and self._process.pid, "restarted_after_min": f"{KILL_SILENT_S / 60:.0f}"}
+        silent = partial(log.warning, "the trainer is silent", extra=told)
+        late = asyncio.get_running_loop().call_later(SILENT_S, silent)
         try:
             async with asyncio.timeout(KILL_SILENT_S):
-                line = await self._line(stdout)
+                line = await stdout.readline()
                 code = await self._process.wait() if not line and self._process else None
         except TimeoutError as exc:
             raise TrainerError(f"no sign of life for {KILL_SILENT_S:.0f} s") from exc
         except ValueError as exc:
             raise TrainerError("a line without end on the trainer's output") from exc
+        finally:
+            late.cancel()
         self._last_event = time.monotonic()
         if not line:
             raise TrainerError(f"the trainer ended (exit status {code}); its last words are in {self._log_path.name}")
-        try:
+        event = None
+        with contextlib.suppress(ValueError):
             event = json.loads(line)
-        except ValueError as exc:
-            raise TrainerError(f"not an event: {line[:80]!r}") from exc
         if not isinstance(event, dict):
             raise TrainerError(f"not an event: {line[:80]!r}")
         return event
-
-    async def _line(self, stdout: asyncio.StreamReader) -> bytes:
-        """The next one, however late; that it is late is told once."""
-        reading = asyncio.ensure_future(stdout.readline())
-        try:
-            await asyncio.wait([reading], timeout=SILENT_S)
-            if not reading.done():
-                minutes = f"{KILL_SILENT_S / 60:.0f}"
-                log.warning(
-                    "the trainer is silent", extra={"pid": self.status()["pid"], "restarted_after_min": minutes}
-                )
-            return await reading
-        finally:
-            reading.cancel()
 
     async def _end(self, sign: signal.Signals) -> None:
         """Returns when the process is gone, and lets a cancellation go on only then: its successor needs its lock."""
