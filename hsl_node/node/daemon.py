@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hsl_node.errors import Altered, LocalStateError, escaped
@@ -268,11 +269,8 @@ class Daemon:
         if self.running:
             self.running.intake.wake(peer)
 
-    def seen(self, peer: Peer) -> None:
-        self.last_seen[peer] = time.time()
-
     def _connected(self, peer: Peer) -> None:
-        self.seen(peer)
+        self.last_seen[peer] = time.time()
         self.alarms.settle("ports")
         self.links.refused[peer].called()
         self.delivery.wake(peer)
@@ -364,7 +362,7 @@ class Running:
         self.signing = Signing(here, keys, schema, self._state, self.before_signing.check)
         self.fusing = Fusing(here, alarms, schema, self._state)
         self.equivocations = Equivocations(here, keys, alarms, links, machine)
-        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations, daemon.seen)
+        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations)
         self.set_back = SetBack(here, alarms, machine, self.ask_all, schema.file_bytes)
         self.missing = FetchMissing(
             here, keys, alarms, links, fetch, machine, self.set_back, self._incoming, self.intake.wake
@@ -394,6 +392,7 @@ class Running:
         return self._daemon.server.incoming(round) if self._daemon.server else ()
 
     def _taken(self, peer: Peer) -> None:
+        self._daemon.last_seen[peer] = time.time()
         self.equivocations.wake()
         self.missing.look()
 
@@ -405,17 +404,15 @@ class Running:
         for action in rounds.todo(state):
             match action:
                 case Train() if not daemon.paused:
-                    wanted[action] = lambda a=action: self._train(a)  # type: ignore[misc]
+                    wanted[action] = partial(self._train, action)
                 case Declare():
-                    wanted[action] = lambda a=action: self.signing.declare(a)  # type: ignore[misc]
+                    wanted[action] = partial(self.signing.declare, action)
                 case Fuse():
-                    wanted[f"fuse {action.round}"] = lambda a=action: self._fuse(a)  # type: ignore[misc]
+                    wanted[f"fuse {action.round}"] = partial(self._fuse, action)
                 case Push() if not daemon.keys.ring.is_revoked(action.peer):
-                    wanted[action] = lambda a=action: daemon.delivery.push(a)  # type: ignore[misc]
-                case _:
-                    pass
+                    wanted[action] = partial(daemon.delivery.push, action)
         if last_to_validate(daemon.here.journal, state) is not None and not daemon.paused:
-            wanted["validate"] = lambda: daemon.training.validate_last(self._state)
+            wanted["validate"] = partial(daemon.training.validate_last, self._state)
         return wanted
 
     async def _train(self, action: Train) -> Happened:

@@ -44,7 +44,6 @@ class Intake:
         machine: Machine,
         schema: Schema,
         equivocations: Equivocations,
-        seen: Callable[[Peer], None],
     ) -> None:
         self._here = here
         self._keys = keys
@@ -52,7 +51,6 @@ class Intake:
         self._machine = machine
         self._schema = schema
         self._equivocations = equivocations
-        self._seen = seen
         self.taken: list[Callable[[Peer], None]] = []  # whose checkpoint, or statement, was just taken
         self._wake = {p: asyncio.Event() for p in here.others}
         self._lines = LogLimit(LOG_LINES_PER_MINUTE)  # in log and journal
@@ -84,7 +82,14 @@ class Intake:
                 continue
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
-                await asyncio.to_thread(self._sweep, peer)
+                await asyncio.to_thread(
+                    receive.collect_parts,
+                    peer,
+                    homes=self._here.homes,
+                    claimed=self._here.layout.claimed,
+                    current=self._machine.state.round,
+                    now=time.time(),
+                )
             again = False
             for item in await asyncio.to_thread(self._scan, peer, software(self._here.journal), self._signed(peer)):
                 if self._keys.ring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
@@ -96,7 +101,8 @@ class Intake:
                         again |= self._refused(item)
                     case Repeat():
                         again = True
-                        self._repeated(item)
+                        if not receive.answered(peer, item.manifest, homes=self._here.homes):
+                            self._answer(item, "accepted", "")
             if again:
                 await asyncio.sleep(AGAIN_S)
             with contextlib.suppress(TimeoutError):
@@ -114,7 +120,7 @@ class Intake:
         here = self._here
         return receive.scan(
             peer,
-            homes=self._here.homes,
+            homes=here.homes,
             layout=here.layout,
             federation=here.federation,
             current=self._machine.state.round,
@@ -127,15 +133,6 @@ class Intake:
             software=software,
             foreign=not here.embedded,
             keyring=self._keys.ring,
-        )
-
-    def _sweep(self, peer: Peer) -> None:
-        receive.collect_parts(
-            peer,
-            homes=self._here.homes,
-            claimed=self._here.layout.claimed,
-            current=self._machine.state.round,
-            now=time.time(),
         )
 
     def _kept(self, manifest: Manifest) -> Path | None:
@@ -151,28 +148,24 @@ class Intake:
         passed = manifest.statement or manifest.round < self._machine.state.round
         return manifest if passed or self._kept(manifest) else None
 
-    def _repeated(self, repeat: Repeat) -> None:
-        if not receive.answered(repeat.sender, repeat.manifest, homes=self._here.homes):
-            self._answer(repeat, "accepted", "")
-
     async def _arrived(self, arrival: Arrival) -> bool:
         """Take it. Gives whether its sender had told us of this round before."""
-        here, peer, manifest = self._here, arrival.sender, arrival.manifest
-        self._seen(peer)
+        here, peer, manifest, state = self._here, arrival.sender, arrival.manifest, self._machine.state
         if self._starts_elsewhere(arrival):
             return False
-        if self._is_after_the_end(manifest):  # the closing statements are complete: whoever signs more goes on alone
-            if arrival.data is not None:
-                arrival.data.unlink(missing_ok=True)
-            self._answer(arrival, "ended", f"the run has ended with round {self._machine.state.round - 1}")
-            return True
         known = here.journal.manifest(manifest.round, peer)
+        # After the end the closing statements are complete: whoever signs more goes on alone.
+        ended = state.phase is Phase.FINISHED and manifest.round > state.round
+        second = known is not None and content_digest(known["content"]) != manifest.digest and manifest.round > 0
+        if (ended or second) and arrival.data is not None:
+            arrival.data.unlink(missing_ok=True)
+        if ended:
+            self._answer(arrival, "ended", f"the run has ended with round {state.round - 1}")
+            return True
         self._alarms.settle(f"setup {peer}")
         if known is None:  # what was taken before can be sent again as often as its sender likes
             self._alarms.settle(f"refused {peer}")
-        if known is not None and content_digest(known["content"]) != manifest.digest and manifest.round > 0:
-            if arrival.data is not None:
-                arrival.data.unlink(missing_ok=True)
+        elif second:
             self._prove(known["document"], arrival)
             return True
         if arrival.data is not None:
@@ -202,10 +195,6 @@ class Intake:
         self._answer(arrival, "initial", text)
         return True
 
-    def _is_after_the_end(self, manifest: Manifest) -> bool:
-        state = self._machine.state
-        return state.phase is Phase.FINISHED and manifest.round > state.round
-
     def _refused(self, refusal: Refusal) -> bool:
         """Say why to our operator, and to the sender where its signature held.
 
@@ -232,15 +221,16 @@ class Intake:
             here.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
         if isinstance(error, FederationMismatch):
             self._alarms.sound(f"setup {peer}", escaped(error.message), error.remedy)
+            told_why = f"{error.message}; {error.remedy}"  # to be mended together: the sender is told how
         else:
             fix = (
                 error.remedy or f"nothing here: the file was not taken; ask {peer} for its hsl-node logs if it goes on"
             )
             text = f"{peer} sent what fails a check ({refusal.code}): {escaped(error.message)}"
             self._alarms.sound(f"refused {peer}", text, fix)
+            told_why = error.message
         if refusal.about is not None:
-            both = isinstance(error, FederationMismatch)  # to be mended together: the sender is told how
-            self._answer(refusal, refusal.code, f"{error.message}; {error.remedy}" if both else error.message)
+            self._answer(refusal, refusal.code, told_why)
         return False
 
     def _answer(self, item: Arrival | Refusal | Repeat, code: str, text: str) -> None:
