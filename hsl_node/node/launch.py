@@ -15,8 +15,6 @@ from pathlib import Path
 
 from hsl_node.errors import AlreadyRunning, ConfigError, DataError, HslError, LocalStateError
 from hsl_node.federation import config, identity, keyring, node_toml
-from hsl_node.federation.config import Federation
-from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host import permissions
 from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
@@ -65,6 +63,7 @@ def _leave_word(state: Path, error: Exception) -> None:
 
 def _checked(state: Path, trainer_command: list[str] | None) -> int:
     node_config = node_toml.load_node(state)
+    images = node_config.data.path
     federation = config.load_federation(state)
     me = replace(identity.load(identity.find_key(Layout(state).key)), run=secrets.token_hex(8))
     keyring.require_mine(keyring.load(state, federation), node_config.name, me.public)
@@ -81,9 +80,11 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
     try:
         if node_config.inbox.kind == "embedded":
             require_port(node_config.listen)  # before the trainer: after it, this fault would cost minutes
-        _require_images_to_train_on(node_config, store)
-        with _share_named(node_config.data.path):
-            return asyncio.run(_run(node_config, federation, me, store, trainer_command))
+        saved = store.journal.state()
+        if images is not None and not (saved and saved["phase"] == Phase.FINISHED):
+            require_images(images)  # else it would show only when training is next due, and the others wait then
+        with _share_named(images):
+            return asyncio.run(Daemon(node_config, federation, me, store, snapshot, trainer_command).run())
     finally:
         store.close()
 
@@ -103,28 +104,11 @@ def _disk_named(state: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _share_named(path: Path | None) -> Iterator[None]:
+def _share_named(images: Path | None) -> Iterator[None]:
     """Images that cannot be used because their share has gone meanwhile: a later start may find it again."""
     try:
         yield
     except DataError:
-        if path is not None:
-            require_images(path)
+        if images is not None:
+            require_images(images)
         raise
-
-
-async def _run(
-    node_config: NodeConfig,
-    federation: Federation,
-    me: identity.Identity,
-    store: Store,
-    trainer_command: list[str] | None,
-) -> int:
-    return await Daemon(node_config, federation, me, store, snapshot, trainer_command).run()
-
-
-def _require_images_to_train_on(node_config: NodeConfig, store: Store) -> None:
-    """Else this fault would show only when training is next due: hours later, and the others wait then."""
-    path, saved = node_config.data.path, store.journal.state()
-    if path is not None and not (saved and saved["phase"] == Phase.FINISHED):
-        require_images(path)

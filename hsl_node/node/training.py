@@ -147,8 +147,6 @@ class Training:
                 log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
                 poisoning.record_validation(journal, here.me, event)
                 poisoning.renew(journal, self._alarms, here.me, here.federation.peers)
-            case _:
-                pass
 
 
 def last_to_validate(journal: Journal, state: State) -> Round | None:
