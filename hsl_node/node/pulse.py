@@ -10,7 +10,7 @@ from hsl_node.host import systemd
 from hsl_node.host.units import size
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
-from hsl_node.node.trainer import Trainer
+from hsl_node.node.trainer import TROUBLED, Trainer
 from hsl_node.sync.round import Phase, State
 from hsl_node.sync.store.holdings import held
 
@@ -56,7 +56,7 @@ class Pulse:
         if state is None:
             return "starting"
         trainer = self.trainer.status()["state"]
-        trouble = f"degraded: the trainer is {trainer}; " if trainer in ("silent", "restarting") else ""
+        trouble = f"degraded: the trainer is {trainer}; " if trainer in TROUBLED else ""
         training = 0 < state.round <= state.rounds and state.phase is not Phase.FINISHED
         waiting = f", waiting for {', '.join(state.missing)}" if state.me in state.have and state.missing else ""
         return trouble + str(state.phase) + (f", round {state.round} of {state.rounds}" if training else "") + waiting

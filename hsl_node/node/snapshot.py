@@ -9,7 +9,7 @@ import time
 from hsl_node.federation.names import Peer
 from hsl_node.federation.strings import fingerprint
 from hsl_node.node.daemon import Daemon
-from hsl_node.node.trainer import KILL_SILENT_S
+from hsl_node.node.trainer import KILL_SILENT_S, TROUBLED
 from hsl_node.status import snapshot as schema
 from hsl_node.status.recorded import HALTED_FIX, receipt_text, still_to_do, told_by
 from hsl_node.status.snapshot import Snapshot, StatusWarning
@@ -17,44 +17,40 @@ from hsl_node.sync.round import Phase
 
 
 def snapshot(daemon: Daemon) -> Snapshot:
-    state = daemon.state
+    here, state = daemon.here, daemon.state
+    federation, plan, journal = here.federation, here.federation.plan, here.journal
     trainer = schema.TrainerStatus(**daemon.training.trainer.status())
-    phases = {r["phase"]: r["started"] for r in daemon.here.journal.rows("phases", state.round)} if state else {}
+    phases = {r["phase"]: r["started"] for r in journal.rows("phases", state.round)} if state else {}
     since = phases.get(str(state.phase), daemon.started) if state else daemon.started
     waiting = list(state.missing) if state and state.me in state.have else []
     waiting = waiting or sorted(daemon.recovery.waiting if daemon.recovery else ()) or _held_by(daemon, trainer.state)
-    receipts = daemon.here.journal.last_receipts()
+    receipts = journal.last_receipts()
     word = _word(daemon, trainer.state)
     return Snapshot(
-        node=daemon.here.me,
+        node=here.me,
         fingerprint=daemon.keys.identity.fingerprint,
         pid=os.getpid(),
         state=word,
         since=max(since, daemon.paused_at) if word == "paused" else since,
         started=daemon.started,
         federation=schema.Agreed(
-            name=daemon.here.federation.name,
-            hash=daemon.here.federation.fed8,
-            peers=len(daemon.here.federation.peers),
-            rounds=daemon.here.federation.plan.rounds,
-            method=daemon.here.federation.plan.method,
-            task=daemon.here.federation.plan.task,
+            federation.name, federation.fed8, len(federation.peers), plan.rounds, plan.method, plan.task
         ),
         round=state.round if state else None,
-        rounds=daemon.here.federation.plan.rounds,
+        rounds=plan.rounds,
         phase=str(state.phase) if state else None,
         reason=state.reason if state else "",
         epoch=_epoch(daemon),
         busy=schema.Busy(**daemon.training.busy) if daemon.training.busy else None,
         fusing=(daemon.running and daemon.running.fusing.share) or None,
-        peers=tuple(_peer(daemon, p, receipts.get(p)) for p in daemon.here.others),
+        peers=tuple(_peer(daemon, p, receipts.get(p)) for p in here.others),
         waiting_for=tuple(waiting),
         waiting_since=since if waiting else None,
         still_to_do=_still_to_do(daemon),
         disk=_disk(daemon),
         trainer=trainer,
         warnings=_warnings(daemon, trainer, since),
-        **told_by(daemon.here.journal, daemon.here.me),
+        **told_by(journal, here.me),
     )
 
 
@@ -63,10 +59,10 @@ def _word(daemon: Daemon, trainer: str) -> str:
     if state is None:
         if "recovering" in daemon.alarms:  # until it is done, also when all have answered
             return "recovering"
-        return "degraded" if trainer in ("silent", "restarting") else "starting"
+        return "degraded" if trainer in TROUBLED else "starting"
     if state.phase is Phase.HALTED:
         return "halted"
-    if trainer in ("silent", "restarting") or state.reason or "diverged" in daemon.alarms:
+    if trainer in TROUBLED or state.reason or "diverged" in daemon.alarms:
         return "degraded"
     match state.phase:
         case Phase.TRAIN:
@@ -82,12 +78,10 @@ def _word(daemon: Daemon, trainer: str) -> str:
 
 
 def _still_to_do(daemon: Daemon) -> schema.StillToDo | None:
-    state = daemon.state
+    state, ring = daemon.state, daemon.keys.ring
     if state is None:
         return None
-    return still_to_do(
-        daemon.here.journal, state.phase, {p for _, p in state.owed if not daemon.keys.ring.is_revoked(p)}
-    )
+    return still_to_do(daemon.here.journal, state.phase, {p for _, p in state.owed if not ring.is_revoked(p)})
 
 
 def _held_by(daemon: Daemon, trainer: str) -> list[Peer]:
@@ -99,8 +93,8 @@ def _epoch(daemon: Daemon) -> schema.Epoch | None:
     progress = daemon.training.epoch
     if progress is None:
         return None
-    epoch, batch, batches, images_per_s = (progress.get(k) for k in ("epoch", "batch", "batches", "images_per_s"))
-    return schema.Epoch(epoch, daemon.here.federation.plan.epochs_per_round, batch, batches, images_per_s)
+    told = {key: progress.get(key) for key in ("epoch", "batch", "batches", "images_per_s")}
+    return schema.Epoch(of=daemon.here.federation.plan.epochs_per_round, **told)
 
 
 def _peer(daemon: Daemon, peer: Peer, receipt: sqlite3.Row | None) -> schema.PeerStatus:
@@ -131,46 +125,41 @@ def _peer(daemon: Daemon, peer: Peer, receipt: sqlite3.Row | None) -> schema.Pee
 
 def _received(daemon: Daemon, peer: Peer) -> schema.Received:
     round = daemon.state.round if daemon.state else 0
-    incoming = next((i for i in daemon.server.incoming(round) if i.name.peer == peer), None) if daemon.server else None
     total = daemon.schema.file_bytes if daemon.schema else 0
     claim = daemon.state.have.get(peer) if daemon.state else None
     if claim is not None:
         row = daemon.here.journal.manifest(claim.round, peer)
-        size = 0 if claim.statement else total
-        return schema.Received(
-            "verified", round, size, total, 0.0, claim.sha256, row["content"]["auc"] if row else None
-        )
-    if incoming is not None:
-        return schema.Received("receiving", round, incoming.bytes, incoming.total, incoming.rate_bytes_per_s)
+        auc = row["content"]["auc"] if row else None
+        return schema.Received("verified", round, 0 if claim.statement else total, total, 0.0, claim.sha256, auc)
+    for incoming in daemon.server.incoming(round) if daemon.server else ():
+        if incoming.name.peer == peer:
+            return schema.Received("receiving", round, incoming.bytes, incoming.total, incoming.rate_bytes_per_s)
     state = "refused" if f"refused {peer}" in daemon.alarms else "nothing"
     return schema.Received("revoked" if daemon.keys.ring.is_revoked(peer) else state, round, 0, total, 0.0)
 
 
 def _disk(daemon: Daemon) -> schema.Disk | None:
+    here = daemon.here
     if daemon.schema is None:
         return None
-    room = daemon.here.store.room(
-        daemon.schema.file_bytes, len(daemon.here.federation.peers), daemon.here.reserve_bytes
-    )
+    room = here.store.room(daemon.schema.file_bytes, len(here.federation.peers), here.reserve_bytes)
     return schema.Disk(room.free, room.round)
 
 
 def _warnings(daemon: Daemon, trainer: schema.TrainerStatus, since: float) -> tuple[StatusWarning, ...]:
-    warnings = [StatusWarning(**alarm) for alarm in daemon.alarms.listing()]
-    if trainer.state in ("silent", "restarting"):
-        text = (
-            f"the trainer gave no sign of life for {trainer.last_event_s:.0f} s"
-            if trainer.state == "silent"
-            else f"the trainer died and is started again ({trainer.restarts} so far): {trainer.last_error}"
-        )
+    state = daemon.state
+    warnings = [StatusWarning("halted", state.reason, since, HALTED_FIX)] if state and state.reason else []
+    warnings += [StatusWarning(**alarm) for alarm in daemon.alarms.listing()]
+    if trainer.state in TROUBLED:
+        text = f"the trainer gave no sign of life for {trainer.last_event_s:.0f} s"
+        if trainer.state == "restarting":
+            text = f"the trainer died and is started again ({trainer.restarts} so far): {trainer.last_error}"
         minutes = f"{KILL_SILENT_S / 60:.0f}"
         fix = f"see log/trainer.log; the node restarts it after {minutes} min of silence and loses at most one epoch"
         warnings.append(StatusWarning("trainer", text, time.time() - trainer.last_event_s, fix))
-    if daemon.paused and daemon.state is not None and not daemon.is_over():
+    if daemon.paused and state and not daemon.is_over():
         text = "training is paused here; the other hospitals will wait for this one"
-        if daemon.state.phase in (Phase.FINISHED, Phase.HALTED):
+        if state.phase in (Phase.FINISHED, Phase.HALTED):
             text = "this node is paused: its last fused model is not validated"
         warnings.append(StatusWarning("paused", text, daemon.paused_at, "`hsl-node resume`"))
-    if daemon.state is not None and daemon.state.reason:
-        warnings.insert(0, StatusWarning("halted", daemon.state.reason, since, HALTED_FIX))
     return tuple(warnings)

@@ -33,23 +33,14 @@ def from_journal(state: Path) -> Snapshot:
     with Journal.read_only(layout.journal) as journal:
         revoked = {w.code.removeprefix("revoked ") for w in keys}
         ended, found = find_ending(journal), _recorded(journal, revoked)
-        warnings = (*_of_the_end(ended), *found.warnings, *_of_the_models(layout), *keys)
-        return replace(found, ended=ended, disk=schema.Disk(shutil.disk_usage(state).free), warnings=warnings)
-
-
-def _of_the_end(ended: schema.Ended | None) -> tuple[StatusWarning, ...]:
-    if ended is None or ended.how == "stopped":
-        return ()
-    since = ended.at if ended.how == "failed" else None  # when it was killed nobody knows
-    return (StatusWarning("ended", ended.text, since, ended.fix),)
-
-
-def _of_the_models(layout: Layout) -> tuple[StatusWarning, ...]:
-    """A look at their names; their bytes are compared at the next start."""
-    return tuple(
-        StatusWarning(f"fused {h.model.round}", h.text(layout), None, h.fix(layout))
-        for h in harmed(layout, whole=False)
-    )
+    warnings = list(found.warnings)
+    if ended is not None and ended.how != "stopped":
+        since = ended.at if ended.how == "failed" else None  # when it was killed nobody knows
+        warnings.insert(0, StatusWarning("ended", ended.text, since, ended.fix))
+    for harm in harmed(layout, whole=False):  # a look at their names; their bytes are compared at the next start
+        warnings.append(StatusWarning(f"fused {harm.model.round}", harm.text(layout), None, harm.fix(layout)))
+    disk = schema.Disk(shutil.disk_usage(state).free)
+    return replace(found, ended=ended, disk=disk, warnings=(*warnings, *keys))
 
 
 def _of_the_keys(state: Path) -> tuple[StatusWarning, ...]:
@@ -82,14 +73,13 @@ def _recorded(journal: Journal, revoked: Collection[str]) -> Snapshot:
         return Snapshot()
     me, round = state["me"], state["round"]
     phases, receipts = journal.rows("phases", round), journal.last_receipts()
-    digest = journal.meta("federation")
     waiting = [p for p in state["peers"] if p not in state["have"]] if me in state["have"] else []
     since = max((r["started"] for r in phases), default=None)
     return Snapshot(
         node=me,
         since=journal.last_written() or since,
         federation=schema.Agreed(
-            hash=digest[:8] if digest else None, peers=len(state["peers"]), rounds=state["rounds"]
+            hash=(journal.meta("federation") or "")[:8] or None, peers=len(state["peers"]), rounds=state["rounds"]
         ),
         round=round,
         rounds=state["rounds"],
