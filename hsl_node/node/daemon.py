@@ -16,7 +16,6 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -362,14 +361,13 @@ class Running:
         self.signing = Signing(here, keys, schema, self._state, self.before_signing.check)
         self.fusing = Fusing(here, alarms, schema, self._state)
         self.equivocations = Equivocations(here, keys, alarms, links, machine)
-        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations)
+        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations, self._taken)
         self.set_back = SetBack(here, alarms, machine, self.ask_all, schema.file_bytes)
         self.missing = FetchMissing(
             here, keys, alarms, links, fetch, machine, self.set_back, self._incoming, self.intake.wake
         )
         self.models = FetchModels(here, keys, alarms, links, fetch, self._state, lambda: self.missing.at_work)
         links.heard.append(self.set_back.heard)
-        self.intake.taken.append(self._taken)
 
     def start(self) -> None:
         spawn = self._daemon.tasks.spawn
@@ -419,10 +417,8 @@ class Running:
         event = await self._daemon.training.train(action, self._schema.file_bytes)
         return await self.signing.trained(action.round, event)
 
-    async def _fuse(self, action: Fuse) -> Happened:
-        return replace(await self.fusing.fuse(action), then=self._fused)
-
-    async def _fused(self) -> None:
+    async def _fuse(self, action: Fuse) -> None:
+        self.machine.tell(await self.fusing.fuse(action))
         here, alarms, round = self._daemon.here, self._daemon.alarms, self.machine.state.round
         poisoning.renew(here.journal, alarms, here.me, here.federation.peers)
         damage.renew(here.journal, alarms, round)

@@ -7,11 +7,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from hsl_node.errors import FederationMismatch, escaped
-from hsl_node.federation.names import Digest, FileName, Peer, Round
+from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE, LogLimit
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.equivocation import Equivocations
@@ -19,9 +19,9 @@ from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened, Machine
 from hsl_node.node.signing import software
 from hsl_node.sync.inbox import receive
-from hsl_node.sync.inbox.receive import Arrival, Refusal, Repeat
-from hsl_node.sync.manifest import Manifest, claim_of, content_digest
-from hsl_node.sync.round import Arrived, Phase, State
+from hsl_node.sync.inbox.receive import Arrival, Refusal
+from hsl_node.sync.manifest import claim_of, content_digest
+from hsl_node.sync.round import Arrived, Phase
 from hsl_node.weights.checkpoint_file import Schema
 
 log = logging.getLogger(__name__)
@@ -29,41 +29,26 @@ log = logging.getLogger(__name__)
 RESCAN_S = 30.0  # the embedded inbox announces every arrival; this is the safety net
 RESCAN_DIRECTORY_S = 1.0  # an inbox that another server writes has to be looked at
 AGAIN_S = 1.0  # before the next look, where the last one found what is known; an honest sender seldom repeats itself
-ACCEPTED_MAX = 8  # documents remembered per sender, the newest
 SWEEP_S = 3600.0  # how often forgotten parts are collected
 
 
+@dataclass(eq=False)
 class Intake:
     """The inbox of one node, as a task per peer."""
 
-    def __init__(
-        self,
-        here: Here,
-        keys: Keys,
-        alarms: Alarms,
-        machine: Machine,
-        schema: Schema,
-        equivocations: Equivocations,
-    ) -> None:
-        self._here = here
-        self._keys = keys
-        self._alarms = alarms
-        self._machine = machine
-        self._schema = schema
-        self._equivocations = equivocations
-        self.taken: list[Callable[[Peer], None]] = []  # whose checkpoint, or statement, was just taken
-        self._wake = {p: asyncio.Event() for p in here.others}
+    here: Here
+    keys: Keys
+    alarms: Alarms
+    machine: Machine
+    schema: Schema
+    equivocations: Equivocations
+    taken: Callable[[Peer], None]  # told whose checkpoint, or statement, was just taken
+
+    def __post_init__(self) -> None:
+        self._wake = {p: asyncio.Event() for p in self.here.others}
         self._lines = LogLimit(LOG_LINES_PER_MINUTE)  # in log and journal
-        self._accepted: dict[Peer, dict[str, tuple[bytes, Manifest, str]]] = {p: {} for p in here.others}
-        keys.changed.append(self._keys_changed)
-        machine.changed.append(self._moved_on)
-
-    def _keys_changed(self, peers: Collection[Peer], ours: bool) -> None:
-        self.wake()
-
-    def _moved_on(self, before: State, after: State) -> None:
-        if (after.phase, after.round) != (before.phase, before.round):
-            self.wake()  # what waited one round ahead may be acceptable now
+        self.keys.changed.append(lambda peers, ours: self.wake())
+        self.machine.moved_on.append(self.wake)  # what waited one round ahead may be acceptable now
 
     def wake(self, *peers: Peer) -> None:
         """Look into these inboxes now; no peer named: all of them."""
@@ -77,7 +62,7 @@ class Intake:
         while True:
             wake.clear()
             self._lines.flush()
-            if self._keys.ring.is_revoked(peer):  # nothing of it is even looked at
+            if self.keys.ring.is_revoked(peer):  # nothing of it is even looked at
                 await wake.wait()
                 continue
             if time.monotonic() - swept > SWEEP_S:
@@ -85,72 +70,58 @@ class Intake:
                 await asyncio.to_thread(
                     receive.collect_parts,
                     peer,
-                    homes=self._here.homes,
-                    claimed=self._here.layout.claimed,
-                    current=self._machine.state.round,
+                    homes=self.here.homes,
+                    claimed=self.here.layout.claimed,
+                    current=self.machine.state.round,
                     now=time.time(),
                 )
             again = False
-            for item in await asyncio.to_thread(self._scan, peer, software(self._here.journal), self._signed(peer)):
-                if self._keys.ring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
+            for item in await asyncio.to_thread(self._scan, peer, software(self.here.journal), self._signed(peer)):
+                if self.keys.ring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
                     break
-                match item:
-                    case Arrival():
-                        again |= await self._arrived(item)
-                    case Refusal():
-                        again |= self._refused(item)
-                    case Repeat():
-                        again = True
-                        if not receive.answered(peer, item.manifest, homes=self._here.homes):
-                            self._answer(item, "accepted", "")
+                again |= await self._arrived(item) if isinstance(item, Arrival) else self._refused(item)
             if again:
                 await asyncio.sleep(AGAIN_S)
             with contextlib.suppress(TimeoutError):
                 # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with what it waits for.
-                async with asyncio.timeout(RESCAN_S if self._here.embedded else RESCAN_DIRECTORY_S):
+                async with asyncio.timeout(RESCAN_S if self.here.embedded else RESCAN_DIRECTORY_S):
                     await wake.wait()
 
     def _signed(self, peer: Peer) -> dict[Round, Digest]:
         """Its manifests of the open rounds that are here; the opening statement may be corrected."""
-        journal, current = self._here.journal, self._machine.state.round
+        journal, current = self.here.journal, self.machine.state.round
         known = {round: journal.manifest(round, peer) for round in (current, current + 1) if round > 0}
         return {round: content_digest(row["content"]) for round, row in known.items() if row}
 
-    def _scan(self, peer: Peer, software: str, signed: Mapping[Round, Digest]) -> list[Arrival | Refusal | Repeat]:
-        here = self._here
+    def _of_this_round(self) -> Collection[Digest]:
+        """Manifests that the round, or the next, has already, with their checkpoints."""
+        state = self.machine.state
+        return [claim.manifest for claim in (*state.have.values(), *state.early.values())]
+
+    def _scan(self, peer: Peer, software: str, signed: Mapping[Round, Digest]) -> list[Arrival | Refusal]:
+        here = self.here
         return receive.scan(
             peer,
             homes=here.homes,
             layout=here.layout,
             federation=here.federation,
-            current=self._machine.state.round,
-            schema=self._schema,
+            current=self.machine.state.round,
+            schema=self.schema,
             anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
             me=here.me,
-            kept=self._kept,
-            accepted=self._known,
             signed=signed,
+            taken=self._of_this_round(),
             software=software,
             foreign=not here.embedded,
-            keyring=self._keys.ring,
+            keyring=self.keys.ring,
         )
-
-    def _kept(self, manifest: Manifest) -> Path | None:
-        """Admitted just before a crash, not journalled yet."""
-        path = self._here.layout.inbox(manifest.round, Peer(manifest.peer))
-        return path if path.exists() else None
-
-    def _known(self, name: FileName, document: bytes) -> Manifest | None:
-        """What was accepted by these bytes and a receipt of our present key, if its checkpoint is still here."""
-        accepted, manifest, key = self._accepted[name.peer].get(str(name), (b"", None, ""))
-        if manifest is None or accepted != document or key != self._keys.identity.public:
-            return None
-        passed = manifest.statement or manifest.round < self._machine.state.round
-        return manifest if passed or self._kept(manifest) else None
 
     async def _arrived(self, arrival: Arrival) -> bool:
         """Take it. Gives whether its sender had told us of this round before."""
-        here, peer, manifest, state = self._here, arrival.sender, arrival.manifest, self._machine.state
+        here, peer, manifest, state = self.here, arrival.sender, arrival.manifest, self.machine.state
+        if manifest.digest in self._of_this_round():
+            self._answer(arrival, "accepted", "")
+            return True
         if self._starts_elsewhere(arrival):
             return False
         known = here.journal.manifest(manifest.round, peer)
@@ -162,9 +133,9 @@ class Intake:
         if ended:
             self._answer(arrival, "ended", f"the run has ended with round {state.round - 1}")
             return True
-        self._alarms.settle(f"setup {peer}")
+        self.alarms.settle(f"setup {peer}")
         if known is None:  # what was taken before can be sent again as often as its sender likes
-            self._alarms.settle(f"refused {peer}")
+            self.alarms.settle(f"refused {peer}")
         elif second:
             self._prove(known["document"], arrival)
             return True
@@ -176,22 +147,21 @@ class Intake:
         record = partial(
             here.journal.record_manifest, manifest.round, peer, manifest.sha256, arrival.document, manifest.content()
         )
-        self._machine.tell(Happened(Arrived(claim_of(manifest)), (record,)))
+        self.machine.tell(Happened(Arrived(claim_of(manifest)), (record,)))
         self._answer(arrival, "accepted", "")
-        for tell in self.taken:
-            tell(peer)
+        self.taken(peer)
         return known is not None
 
     def _starts_elsewhere(self, arrival: Arrival) -> bool:
         """Before round 1: a peer that would start from another model is refused, and both sides are told."""
-        peer, manifest, state = arrival.sender, arrival.manifest, self._machine.state
+        peer, manifest, state = arrival.sender, arrival.manifest, self.machine.state
         if manifest.round > 0 or state.round > 0 or manifest.base == state.base:
             return False
         text = (
             f"initial weights differ: {peer} {manifest.base[:12]} ({escaped(manifest.software)}), "
-            f"{self._here.me} {state.base[:12]} ({software(self._here.journal)})"
+            f"{self.here.me} {state.base[:12]} ({software(self.here.journal)})"
         )
-        self._alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
+        self.alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
         self._answer(arrival, "initial", text)
         return True
 
@@ -200,9 +170,9 @@ class Intake:
 
         Gives whether its sender had told us of this round before.
         """
-        here, peer, manifest, error = self._here, refusal.sender, refusal.manifest, refusal.error
+        here, peer, manifest, error = self.here, refusal.sender, refusal.manifest, refusal.error
         if manifest is not None and refusal.code in ("round", "equivocation"):
-            if refusal.code == "round" and manifest.round >= self._machine.state.round:
+            if refusal.code == "round" and manifest.round >= self.machine.state.round:
                 return False  # not yet ours: it stays, and the next scan after the window moved takes it
             known = here.journal.manifest(manifest.round, peer)
             if known is not None and content_digest(known["content"]) == manifest.digest:  # our receipt was lost
@@ -213,49 +183,42 @@ class Intake:
                 return True
             if known is not None:
                 fix = "restore its state directory from backup, or start a new federation: this one has begun"
-                self._alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
+                self.alarms.sound(f"setup {peer}", f"{peer} was set up anew after the run began", fix)
                 return False
         if self._lines.allows(peer):
             told = {"peer": peer, "file": refusal.name, "code": refusal.code, "reason": escaped(error.message)}
             log.warning("refused", extra=told)
             here.journal.note("warning", f"refused {refusal.code}", f"{peer}: {escaped(error.message)}")
         if isinstance(error, FederationMismatch):
-            self._alarms.sound(f"setup {peer}", escaped(error.message), error.remedy)
+            self.alarms.sound(f"setup {peer}", escaped(error.message), error.remedy)
             told_why = f"{error.message}; {error.remedy}"  # to be mended together: the sender is told how
         else:
             fix = (
                 error.remedy or f"nothing here: the file was not taken; ask {peer} for its hsl-node logs if it goes on"
             )
             text = f"{peer} sent what fails a check ({refusal.code}): {escaped(error.message)}"
-            self._alarms.sound(f"refused {peer}", text, fix)
+            self.alarms.sound(f"refused {peer}", text, fix)
             told_why = error.message
         if refusal.about is not None:
             self._answer(refusal, refusal.code, told_why)
         return False
 
-    def _answer(self, item: Arrival | Refusal | Repeat, code: str, text: str) -> None:
+    def _answer(self, item: Arrival | Refusal, code: str, text: str) -> None:
         about = item.about if isinstance(item, Refusal) else item.manifest
         assert about is not None
         receive.answer(
             item.sender,
             about,
-            homes=self._here.homes,
-            me=self._here.me,
-            identity=self._keys.identity,
+            homes=self.here.homes,
+            me=self.here.me,
+            identity=self.keys.identity,
             accepted=code == "accepted",
             code=code,
             text=text,
         )
-        accepted, name = self._accepted[item.sender], str(about.file_name())
-        if code != "accepted":
-            accepted.pop(name, None)  # its receipt says something else now
-        elif isinstance(item, Arrival):
-            accepted[name] = (item.document, item.manifest, self._keys.identity.public)
-            for oldest in list(accepted)[:-ACCEPTED_MAX]:
-                del accepted[oldest]
 
     def _prove(self, first: bytes, second: Arrival | Refusal) -> None:
         """Two signed, different manifests of one round: keep both, act on it, then let go of the second."""
         assert second.manifest is not None and second.document is not None
-        self._equivocations.keep(first, second.manifest, second.document)
+        self.equivocations.keep(first, second.manifest, second.document)
         self._answer(second, "equivocation", "two different manifests were signed for this round")

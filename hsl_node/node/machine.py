@@ -39,7 +39,6 @@ class Happened:
 
     event: Event
     records: tuple[Callable[[], None], ...] = ()
-    then: Callable[[], Coroutine[Any, Any, None]] | None = None  # to tidy up, by whoever performed it
 
 
 Perform = Callable[[], Coroutine[Any, Any, Happened | None]]
@@ -54,7 +53,7 @@ class Machine:
         self._wanted = wanted
         self._mine: set[Hashable] = set()  # names of what was started here
         self.state = state
-        self.changed: list[Callable[[State, State], None]] = []  # (before, after)
+        self.moved_on: list[Callable[[], None]] = []  # told of another phase, or round
 
     def tell(self, happened: Happened) -> None:
         before = self.state
@@ -67,11 +66,11 @@ class Machine:
         self.state = after
         if (after.phase, after.round) != (before.phase, before.round):
             log.info("phase", extra={"phase": str(after.phase), "round": after.round, "base": after.base[:12]})
+            for act in self.moved_on:
+                act()
         if after.reason != before.reason:
             log.error("peers disagree", extra={"phase": str(after.phase), "reason": after.reason})
             self._journal.note("error", "disagreement", after.reason)
-        for act in self.changed:
-            act(before, after)
         self.reconcile()
 
     def reconcile(self) -> None:
@@ -95,8 +94,6 @@ class Machine:
     async def _do(self, perform: Perform) -> None:
         if (happened := await perform()) is not None:
             self.tell(happened)
-            if happened.then is not None:
-                await happened.then()
 
     @staticmethod
     def _cancel(task: asyncio.Task[None]) -> None:

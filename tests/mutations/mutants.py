@@ -198,12 +198,12 @@ TEN_MUTANTS = (
         "the receipt is written before the journal knows",
         "node/intake.py",
         """\
-        self._machine.tell(Happened(Arrived(claim_of(manifest)), (record,)))
+        self.machine.tell(Happened(Arrived(claim_of(manifest)), (record,)))
         self._answer(arrival, "accepted", "")
 """,
         """\
         self._answer(arrival, "accepted", "")
-        self._machine.tell(Happened(Arrived(claim_of(manifest)), (record,)))
+        self.machine.tell(Happened(Arrived(claim_of(manifest)), (record,)))
 """,
         "node/test_promise_first.py::test_threat_22_a_receipt_is_given_only_for_what_the_journal_on_disk_holds",
         ORDER,

@@ -45,9 +45,7 @@ def test_threat_04_what_was_accepted_is_not_checked_again_and_not_told_again(tmp
 
 def test_threat_20_what_was_accepted_before_ends_no_alarm(tmp_path: Path) -> None:
     """cedar sent rubbish and its accepted manifest by turns: the alarm was gone whenever somebody looked."""
-    # As a signature may be made in many ways, the same can come in other bytes.
-    anew = "import hsl_node.node.intake as i; i.Intake._known = lambda self, name, document: None"
-    with Cluster(tmp_path, ("ash", "birch", "cedar"), PLAN, prelude=anew) as cluster:
+    with Cluster(tmp_path, ("ash", "birch", "cedar"), PLAN) as cluster:
         cluster.hold("birch")  # all of it in round 1
         begin(cluster)
         manifest, data = face(cluster, 1.0)

@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from hsl_node.sync.manifest import (
     require_same_setup,
     require_same_version,
 )
-from hsl_node.sync.store.plain_files import exists, is_in_motion, open_folder, open_plain, unlink
+from hsl_node.sync.store.plain_files import is_in_motion, open_folder, open_plain, unlink
 from hsl_node.weights.checkpoint_file import Schema, check_file
 
 log = logging.getLogger(__name__)
@@ -84,14 +84,6 @@ class Refusal:
         return self.error.code if isinstance(self.error, PeerDataError) else "setup"
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """A manifest that was accepted before, byte for byte; its checkpoint is kept. Not looked at again."""
-
-    sender: Peer
-    manifest: Manifest
-
-
 def scan(
     sender: Peer,
     *,
@@ -102,21 +94,20 @@ def scan(
     schema: Schema,
     anchor: str | None,
     me: Peer,
-    kept: Callable[[Manifest], Path | None] = lambda manifest: None,
-    accepted: Callable[[FileName, bytes], Manifest | None] = lambda name, document: None,
     signed: Mapping[Round, Digest] = {},
+    taken: Collection[Digest] = (),
     software: str = "",
     foreign: bool = True,
     keyring: Keyring | None = None,
-) -> list[Arrival | Refusal | Repeat]:
+) -> list[Arrival | Refusal]:
     """Everything in the sender's inbox/ that is complete, checked.
 
     A manifest whose data is not there yet waits, and so does data without manifest. A manifest one round beyond the
     window is reported but stays: it becomes acceptable. One that differs from `signed`, the sender's manifests of the
     open rounds that are known, is refused without a look at its data (code `equivocation`). That, and a manifest of a
     past round, may be proof: it stays until it is answered. Everything else that is refused is removed.
-    `accepted` knows documents that need no second look: checking a large checkpoint costs its receiver more than its
-    sender.
+    What comes with a manifest of `taken` is removed without a look: checking a large checkpoint costs its receiver more
+    than its sender.
 
     Raises:
         LocalStateError: our own disk or permissions.
@@ -124,9 +115,9 @@ def scan(
     assert sender != me
     keys = (keyring or Keyring.of(federation)).keys(sender)
     context = _Context(
-        sender, me, layout, federation, current, schema, anchor, kept, accepted, signed, software, foreign, keys,
+        sender, me, layout, federation, current, schema, anchor, signed, taken, software, foreign, keys,
     )  # fmt: skip
-    found: list[Arrival | Refusal | Repeat] = []
+    found: list[Arrival | Refusal] = []
     with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
         (layout.claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
         manifests, junk = [], 0
@@ -195,17 +186,6 @@ def answer(
             durable.disk.unlink(str(name), folder=inbox)
 
 
-def answered(sender: Peer, manifest: Manifest, *, homes: Path) -> bool:
-    """Let go of a manifest whose receipt still lies there. False: it has to be answered anew."""
-    name = manifest.file_name()
-    with _ours(f"receipts of {sender}"), open_folder(homes, sender, RECEIPTS) as folder:
-        if not exists(str(name.of(Kind.RECEIPT)), folder):
-            return False
-        with open_folder(homes, sender, INBOX) as inbox:
-            unlink(str(name), inbox)
-    return True
-
-
 def collect_parts(
     sender: Peer, *, homes: Path, claimed: Path, current: Round, now: float, max_age_s: float = PART_MAX_AGE_S
 ) -> int:
@@ -245,15 +225,14 @@ class _Context:
     current: Round
     schema: Schema
     anchor: str | None
-    kept: Callable[[Manifest], Path | None]
-    accepted: Callable[[FileName, bytes], Manifest | None]
     signed: Mapping[Round, Digest]
+    taken: Collection[Digest]
     software: str
     foreign: bool
     keys: tuple[str, ...]  # that may sign for the sender
 
 
-def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | Repeat | None:
+def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | None:
     """Check one manifest and its data. None: the data is not there yet."""
     document: bytes | None = None
     about: About | None = None
@@ -263,9 +242,6 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
         return None
     try:
         document = _read_document(inbox, name)
-        if (repeated := context.accepted(name, document)) is not None:
-            unlink(str(name.of(Kind.DATA)), inbox)
-            return Repeat(context.sender, repeated)
         line = verify(document, context.keys, MANIFEST_NAMESPACE)
         heading = find_heading(line)
         if heading and heading.file_name() == name and heading.federation == context.federation.digest:
@@ -276,13 +252,15 @@ def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | 
             raise PeerDataError("another manifest of this round was signed before", code="equivocation")
         check(manifest, name, context.federation, context.sender, context.current)
         require_same_setup(manifest, anchor=context.anchor, schema=context.schema.digest, software=context.software)
-        if manifest.statement:
+        data_name = name.of(Kind.DATA)
+        if manifest.digest in context.taken:
+            unlink(str(data_name), inbox)
+        if manifest.statement or manifest.digest in context.taken:
             return Arrival(context.sender, manifest, document, None)
         if manifest.bytes != context.schema.file_bytes:
             raise PeerDataError(
                 f"announces {manifest.bytes} bytes, this model has {context.schema.file_bytes}", code="size"
             )
-        data_name = name.of(Kind.DATA)
         target = context.layout.claimed / context.sender / str(data_name)
         if not claim(data_name, inbox, target, context.schema.file_bytes, foreign=context.foreign):
             if _is_kept(context, manifest):
@@ -336,9 +314,7 @@ def _contradicts(context: _Context, manifest: Manifest, name: FileName) -> bool:
 
 def _is_kept(context: _Context, manifest: Manifest) -> bool:
     """Did this checkpoint reach the store before a crash? Its bytes are checked there again, and made durable."""
-    path = context.kept(manifest)
-    if path is None:
-        return False
+    path = context.layout.inbox(manifest.round, context.sender)
     try:
         check_file(path, context.schema, sha256=manifest.sha256)
         durable.accept(path)
