@@ -296,8 +296,7 @@ class Daemon:
                 self.server.show(self.keys.identity)
         self._tell_keys()
         if self.running:
-            self.running.machine.begin_again(lambda key: isinstance(key, Push) and (ours or key.peer in peers))
-            self.running.machine.reconcile()
+            self.running.machine.reconcile(lambda key: isinstance(key, Push) and (ours or key.peer in peers))
 
     def _tell_keys(self) -> None:
         for peer in self.here.federation.peers:

@@ -73,29 +73,19 @@ class Machine:
             self._journal.note("error", "disagreement", after.reason)
         self.reconcile()
 
-    def reconcile(self) -> None:
-        """Start what is to do and not under way; cancel what is under way and not to do any more."""
+    def reconcile(self, anew: Callable[[Hashable], bool] = lambda key: False) -> None:
+        """Start what is to do and not under way; cancel what is under way and not to do any more, or to do `anew`."""
         wanted = self._wanted(self.state)
         for key, task in self._tasks.items():
-            if key in self._mine and key not in wanted and not task.done() and task is not asyncio.current_task():
-                self._cancel(task)
+            stays = task.done() or task.cancelling() or task is asyncio.current_task()
+            if key in self._mine and (key not in wanted or anew(key)) and not stays:
+                task.cancel()
         for key, perform in wanted.items():
             if key not in self._tasks:
                 self._mine.add(key)
                 self._tasks.spawn(key, self._do(perform), self.reconcile)  # cancelled, it may be wanted again by now
         self._mine = {key for key in self._mine if key in self._tasks}
 
-    def begin_again(self, which: Callable[[Hashable], bool]) -> None:
-        """What is under way under such a name is cancelled, and begun again where it is still to do."""
-        for key, task in self._tasks.items():
-            if key in self._mine and which(key):
-                self._cancel(task)
-
     async def _do(self, perform: Perform) -> None:
         if (happened := await perform()) is not None:
             self.tell(happened)
-
-    @staticmethod
-    def _cancel(task: asyncio.Task[None]) -> None:
-        if not task.cancelling():
-            task.cancel()

@@ -48,7 +48,6 @@ class Trainer:
         self._on_event = on_event
         self._process: asyncio.subprocess.Process | None = None
         self._one_job = asyncio.Lock()
-        self._working = False
         self._last_event = time.monotonic()
         self.initialised: Event | None = None
         self.initial: Digest | None = None  # of the initial weights, where it is known: any others are made anew
@@ -62,11 +61,7 @@ class Trainer:
             HslError: the trainer says that the job can't be done (data, configuration): trying again is no help.
         """
         async with self._one_job:
-            self._working = True
-            try:
-                return await self._persist(job)
-            finally:
-                self._working = False
+            return await self._persist(job)
 
     async def _persist(self, job: dict[str, Any]) -> Event:
         attempt = 0
@@ -99,15 +94,15 @@ class Trainer:
         await self._end(signal.SIGTERM)
 
     def status(self) -> dict[str, Any]:
-        silent_s = time.monotonic() - self._last_event
+        silent_s, working = time.monotonic() - self._last_event, self._one_job.locked()
         if self._process is None:
-            state = "idle" if not self._working else "restarting" if self.restarts else "starting"
-        elif self._working and silent_s > SILENT_S:
+            state = "idle" if not working else "restarting" if self.restarts else "starting"
+        elif working and silent_s > SILENT_S:
             state = "silent"
         elif self.initialised is None:
             state = "starting"
         else:
-            state = "working" if self._working else "idle"
+            state = "working" if working else "idle"
         return {
             "pid": self._process.pid if self._process else None,
             "state": state,

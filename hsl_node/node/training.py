@@ -116,37 +116,34 @@ class Training:
     # ------------------------------------------------------------------ the trainer's word
 
     def _heard(self, event: Event) -> None:
-        with self._here.journal.transaction():
-            self._record(event)
-
-    def _record(self, event: Event) -> None:
         here, journal = self._here, self._here.journal
-        match event.get("event"):
-            case "initialised":
-                self.busy = None  # images are decoded, and this may be followed by a long wait for the peers
-                journal.set_meta("samples", str(event["images"]["train"]))
-                journal.set_meta("torch", str(event["versions"]["torch"]))
-                journal.set_meta("device", str(event["device"]))
-                warnings = event.get("warnings", ())
-                for number, text in enumerate(warnings):
-                    self._alarms.sound(f"data {number}", text, "look at `hsl-node data check`")
-                number = len(warnings)
-                while f"data {number}" in self._alarms:  # of the images as an earlier trainer found them
-                    self._alarms.settle(f"data {number}")
-                    number += 1
-            case "progress":
-                self.epoch = event
-                self.busy = None
-            case "busy":
-                self.busy = event
-            case "epoch":
-                journal.record_epoch(event["round"], event["epoch"], event)
-                log.info("epoch", extra={k: event.get(k) for k in ("round", "epoch", "auc", "validation_loss")})
-            case "validated":
-                journal.record_validation(event["round"], event["auc"], event.get("loss"))
-                log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
-                poisoning.record_validation(journal, here.me, event)
-                poisoning.renew(journal, self._alarms, here.me, here.federation.peers)
+        with journal.transaction():
+            match event.get("event"):
+                case "initialised":
+                    self.busy = None  # images are decoded, and this may be followed by a long wait for the peers
+                    journal.set_meta("samples", str(event["images"]["train"]))
+                    journal.set_meta("torch", str(event["versions"]["torch"]))
+                    journal.set_meta("device", str(event["device"]))
+                    warnings = event.get("warnings", ())
+                    for number, text in enumerate(warnings):
+                        self._alarms.sound(f"data {number}", text, "look at `hsl-node data check`")
+                    number = len(warnings)
+                    while f"data {number}" in self._alarms:  # of the images as an earlier trainer found them
+                        self._alarms.settle(f"data {number}")
+                        number += 1
+                case "progress":
+                    self.epoch = event
+                    self.busy = None
+                case "busy":
+                    self.busy = event
+                case "epoch":
+                    journal.record_epoch(event["round"], event["epoch"], event)
+                    log.info("epoch", extra={k: event.get(k) for k in ("round", "epoch", "auc", "validation_loss")})
+                case "validated":
+                    journal.record_validation(event["round"], event["auc"], event.get("loss"))
+                    log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
+                    poisoning.record_validation(journal, here.me, event)
+                    poisoning.renew(journal, self._alarms, here.me, here.federation.peers)
 
 
 def last_to_validate(journal: Journal, state: State) -> Round | None:
