@@ -91,12 +91,12 @@ SHA = Digest(hashlib.sha256(DATA).hexdigest())
 
 
 class Giver:
-    """A peer that gives what is in `files`; after `stalls` blocks of a connection it hangs."""
+    """A peer that gives what is in `files`; after `stalls` blocks of a connection it hangs, or the link `breaks`."""
 
     def __init__(self, stalls: int | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.documents: dict[str, bytes] = {}  # in one read
-        self.stalls, self.turns, self.given = stalls, 0, 0
+        self.stalls, self.turns, self.given, self.breaks = stalls, 0, 0, False
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[Giver]:
@@ -105,6 +105,8 @@ class Giver:
 
     async def read(self, path: str, offset: int, count: int) -> bytes:
         if self.given == self.stalls:
+            if self.breaks:
+                raise TransportError("the line is dead")
             await asyncio.Event().wait()
         self.given += 1
         name = path.rpartition("/")[2]
@@ -112,12 +114,12 @@ class Giver:
 
 
 class Several(Fetch):
-    """Links and fetch in one."""
+    """Links and fetch in one. Who hangs has a short turn, in which an honest one gives a file a hundred times."""
 
     def __init__(self, here: Any, site: Site, givers: Mapping[Peer, Giver]) -> None:
         super().__init__(here, Alarms(), cast(Any, self), site.schema.file_bytes)
         self.givers = givers
-        self.hurry: dict[Peer, float] = {}  # part of a turn that it really gets
+        self._turn_s = 1.0
         self.offers: dict[Peer, Offer] = {}
 
     def connected(self, peer: Peer, patience: Any = None) -> Any:
@@ -126,24 +128,21 @@ class Several(Fetch):
     async def offer_of(self, peer: Peer, patience: Any = None) -> Offer:
         return self.offers[peer]
 
-    def _turn_s(self, giver: Peer, size: int) -> float:
-        return super()._turn_s(giver, size) * self.hurry.get(giver, 1.0)
-
 
 def asking_of(site: Site, birch: Giver, cedar: Giver) -> tuple[Several, list[bytes]]:
-    """Both list two files, which both have. A turn is long for who does not stall."""
+    """Both list two files, which both have."""
     files = [site.good_data(), site.good_data(2.0)]
     for giver in (birch, cedar):
         giver.files |= {hashlib.sha256(data).hexdigest(): data for data in files}
     return Several(here_of(site), site, {BIRCH: birch, CEDAR: cedar}), files
 
 
-async def got(asks: Several, site: Site, data: bytes, *givers: Peer, **how: Any) -> bytes:
+async def got(asks: Several, site: Site, data: bytes, *givers: Peer) -> bytes:
     """The file that is fetched; a giver that hangs for ever is given up after a while by the test, too."""
     sha256 = Digest(hashlib.sha256(data).hexdigest())
     target = site.root / "here" / sha256[:8]
     async with asyncio.timeout(60):
-        assert await asks.get(sha256, target, {p: offer_by(site, p, sha256) for p in givers or (BIRCH, CEDAR)}, **how)
+        assert await asks.get(sha256, target, {p: offer_by(site, p, sha256) for p in givers or (BIRCH, CEDAR)})
     return target.read_bytes()
 
 

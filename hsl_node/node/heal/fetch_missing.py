@@ -177,7 +177,6 @@ class FetchMissing:
 
     async def _fetch(self, giver: Peer, offers: Mapping[str, Offer]) -> None:
         here, round = self._here, self._machine.state.round
-        others_may = len(here.others) > 1  # one that is down now may have it, and be faster
         placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
         for listed in lacking(offers[giver], round, self._lost):
             if listed.peer in self._lost and listed.peer not in placed:  # some may have come meanwhile
@@ -185,7 +184,7 @@ class FetchMissing:
                 [(manifest, document)] = await read_documents(link, giver, [listed], here.federation, keys)
                 self._shown[Peer(listed.peer)] = Digest(manifest.sha256)
                 self._tell(())
-                if await place(here, self._get, manifest, document, offers, patient=not others_may):
+                if await place(here, self._get, manifest, document, offers):
                     placed.add(listed.peer)
                     self._placed(Peer(listed.peer))
 

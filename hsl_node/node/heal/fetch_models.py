@@ -88,7 +88,7 @@ class FetchModels:
     async def _fetch(self, harm: Harm, offers: dict[str, Offer]) -> None:
         model = harm.model
         try:
-            if not await self._get.get(model.sha256, self._here.layout.fused(model.round), offers, patient=False):
+            if not await self._get.get(model.sha256, self._here.layout.fused(model.round), offers):
                 return
         except (HslError, OSError) as exc:  # a link that broke, no room; a disk that fails in a sync ends the process
             log.warning("not taken", extra={"round": model.round, "reason": escaped(str(exc))})

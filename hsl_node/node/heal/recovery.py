@@ -40,7 +40,7 @@ from hsl_node.node.heal.counting import Held, counting, forged
 from hsl_node.node.heal.counting import held as held_of
 from hsl_node.node.heal.mark import Mark, machine_id
 from hsl_node.node.here import Here, Keys
-from hsl_node.node.peers.fetch import Fetch, HeldUp
+from hsl_node.node.peers.fetch import Fetch, HeldUp, Slow
 from hsl_node.node.peers.links import Links
 from hsl_node.node.peers.place import place
 from hsl_node.sync import evidence
@@ -167,11 +167,13 @@ class Recovery:
         self._tell()
 
     async def _get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
-        """See `Fetch.get`."""
-        try:
-            return await self._fetch.get(sha256, target, offers, self._show)
-        finally:
-            self._show_none()
+        """See `Fetch.get`. All who may have it have answered: nobody else is to be hoped for, however slow they are."""
+        while True:
+            with contextlib.suppress(Slow):
+                try:
+                    return await self._fetch.get(sha256, target, offers, self._show)
+                finally:
+                    self._show_none()
 
     async def _answer_of(self, peer: Peer) -> Offer:
         """Asked until it answers."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 from hsl_node.errors import KeyRefused, PeerDataError, TransportError, escaped
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.host import durable
-from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.peers.links import Links
@@ -24,8 +22,7 @@ from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 
-LONGEST_TURN = 8  # times a fair one; what a turn brought is kept, so short ones cost a slow line nothing
-FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; else the next has its turn
+FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; then the next has its turn
 
 Tell = Callable[[Peer, str], None]  # (giver, how far it is)
 
@@ -38,14 +35,18 @@ class HeldUp(TransportError):
         self.peer = Peer(peer)
 
 
+class Slow(TransportError):
+    """The turns of all who have the file are over; what each gave is kept, and gone on with by the next call."""
+
+
 class Fetch:
     def __init__(self, here: Here, alarms: Alarms, links: Links, file_bytes: int) -> None:
         self._here = here
         self._alarms = alarms
         self._links = links
         self._file_bytes = file_bytes  # of any checkpoint or fused model
-        self._slow: Counter[Peer] = Counter()  # how often a giver took longer than is fair
-        self._wrong: set[Peer] = set()  # whose bytes were not what it listed
+        self._turn_s = FAIR_S + file_bytes / FAIR_BYTES_PER_S
+        self._last: set[Peer] = set()  # who took longer than that, or gave wrong bytes: asked after the others
 
     async def get(
         self,
@@ -53,67 +54,48 @@ class Fetch:
         target: Path,
         offers: Mapping[str, Offer],
         tell: Tell = lambda giver, how_far: None,
-        *,
-        patient: bool = True,
     ) -> bool:
         """A file that is here already, or that a peer has. False: nobody has it.
 
-        Who was slow, or gave wrong bytes, is asked after the others from then on. While there is another giver, one has
-        its turn for as long as is fair for the size, then twice as long; what it gave is gone on with. The last one
-        may take as long as its line needs. Not `patient`: it has a turn too, the caller asks again.
-        `tell(giver, how far)`: with each block.
+        Each giver has one turn, as long as is fair for the size. Who needs longer, or gives wrong bytes, is asked after
+        the others from then on. `tell(giver, how far)`: with each block.
 
-        Raises: HeldUp: nobody else has it, and the link to one that has broke; or its turn is over.
+        Raises:
+            HeldUp: nobody else gave it, and the link to one that has it broke.
+            Slow: nobody gave it in its turn.
         """
         if await asyncio.to_thread(holds, target, sha256):
             await asyncio.to_thread(durable.accept, target)
             return True
-        size = self._file_bytes
-        givers = sorted(givers_of_file(sha256, offers), key=self._last)
-        broke: HeldUp | None = None
-        while givers:
-            giver = givers.pop(0)
-            fair_s = self._turn_s(giver, size)
-            alone = not givers and broke is None and patient
+        failed: TransportError | None = None
+        for giver in sorted(givers_of_file(sha256, offers), key=lambda giver: (giver in self._last, giver)):
             try:
-                async with asyncio.timeout(None if alone else fair_s), self._links.connected(giver) as link:
+                async with asyncio.timeout(self._turn_s), self._links.connected(giver) as link:
                     folder = self._here.layout.fetched / giver
-                    progress = partial(_tell_progress, tell, giver, sha256, size)
-                    await fetch_file(link, sha256, size, folder, target, progress)
+                    progress = partial(_tell_progress, tell, giver, sha256, self._file_bytes)
+                    await fetch_file(link, sha256, self._file_bytes, folder, target, progress)
                 log.info("taken from a peer", extra={"peer": giver, "sha256": sha256[:12]})
                 self._excuse(giver)
                 return True
             except TimeoutError:
-                self._slow[giver] += 1
-                why = f"it took longer than {fair_s:.0f} s to give {sha256[:12]}"
-                log.warning("not taken", extra={"peer": giver, "reason": why})
-                if givers:
-                    givers.append(giver)
-                else:
-                    broke = HeldUp(giver, f"{giver}: {why}")
+                self._last.add(giver)
+                why = f"it took longer than {self._turn_s:.0f} s to give {sha256[:12]}"
+                failed = failed or Slow(f"{giver}: {why}")
             except (OperationFailed, PeerDataError, KeyRefused) as exc:  # gone by now, or not what it should be
-                log.warning("not taken", extra={"peer": giver, "reason": escaped(exc.message)})
+                why = escaped(exc.message)
                 if isinstance(exc, PeerDataError):
                     self._name_wrong(giver, exc)
             except TransportError as exc:
                 why = escaped(exc.message)
-                log.warning("not taken", extra={"peer": giver, "reason": why})
-                broke = HeldUp(giver, f"the link broke while it gave {sha256[:12]}, which it lists: {why}")
-        if broke is not None:
-            raise broke
+                failed = HeldUp(giver, f"the link broke while it gave {sha256[:12]}, which it lists: {why}")
+            log.warning("not taken", extra={"peer": giver, "reason": why})
+        if failed is not None:
+            raise failed
         return False
-
-    def _turn_s(self, giver: Peer, size: int) -> float:
-        fair_s = FAIR_S + size / FAIR_BYTES_PER_S
-        return Pace(fair_s, LONGEST_TURN * fair_s).after(self._slow[giver] + 1)
-
-    def _last(self, giver: Peer) -> tuple[bool, int, Peer]:
-        return giver in self._wrong, self._slow[giver], giver
 
     def _excuse(self, giver: Peer) -> None:
         """It gave what it listed."""
-        self._slow.pop(giver, None)
-        self._wrong.discard(giver)
+        self._last.discard(giver)
         self._alarms.settle(f"wrong bytes {giver}")
 
     def forget(self) -> None:
@@ -122,7 +104,7 @@ class Fetch:
             self._excuse(giver)
 
     def _name_wrong(self, giver: Peer, error: PeerDataError) -> None:
-        self._wrong.add(giver)
+        self._last.add(giver)
         self._alarms.sound(
             f"wrong bytes {giver}",
             f"{giver} listed a file and gave other bytes ({escaped(error.message)}): it is asked after all others now",

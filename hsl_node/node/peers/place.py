@@ -23,17 +23,15 @@ async def place(
     document: bytes,
     offers: Mapping[str, Offer],
     tell: Tell = lambda giver, how_far: None,
-    *,
-    patient: bool = True,
 ) -> bool:
     """Put a peer's manifest into its inbox here, and its checkpoint where the intake would bring it, as if just come.
 
     The usual intake checks, admits and answers it; it may look at any moment and removes what it does not know.
-    `tell`, `patient`: see `Fetch.get`. False: nobody has the checkpoint.
+    `tell`: see `Fetch.get`. False: nobody has the checkpoint.
     """
     peer, name = Peer(manifest.peer), manifest.file_name()
     data = here.layout.claimed / peer / str(name.of(Kind.DATA))
-    if not manifest.statement and not await fetch.get(name.sha256, data, offers, tell, patient=patient):
+    if not manifest.statement and not await fetch.get(name.sha256, data, offers, tell):
         return False
     await asyncio.to_thread(_put, here.homes, peer, name, document)
     return True

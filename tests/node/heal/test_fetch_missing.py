@@ -132,7 +132,7 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
             giver.documents[digest] = document
             update = {"manifests": [listed]}
             asks.offers[peer] = offer_by(site, peer, manifest.sha256).model_copy(update=update)
-        birch.stalls, asks.hurry = 1, {BIRCH: 0.001}
+        birch.stalls = 1
         state = replace(START, phase=Phase.COLLECT, round=ROUND, have={ASH: checkpoint(ASH), CEDAR: checkpoint(CEDAR)})
         keys = SimpleNamespace(ring=Keyring.of(site.members.federation))
         watch, alarms = missing_of(lambda: state, here=asks._here, keys=keys, links=asks, fetch=asks)

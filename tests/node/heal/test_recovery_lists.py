@@ -28,7 +28,7 @@ from hsl_node.node.heal import recovery as recovery_module
 from hsl_node.node.heal.counting import Held
 from hsl_node.node.heal.mark import Mark
 from hsl_node.node.heal.recovery import LOOK_AGAIN
-from hsl_node.node.peers.fetch import HeldUp
+from hsl_node.node.peers.fetch import HeldUp, Slow
 from hsl_node.sync import evidence
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Phase, State, to_json
@@ -115,6 +115,24 @@ def test_threat_05_while_a_file_is_fetched_the_status_says_from_whom_and_leaves_
         assert "Now fetching from: birch (it gives abc: 1.0 of 3.0 MiB)" in alarm["text"]
         assert "--without" not in alarm["fix"]
         assert not site.recovery.waiting and "fetching" not in site.alarms.listing()[0]["text"]
+
+    run(story)
+
+
+def test_threat_25_a_line_that_is_too_slow_for_a_turn_does_not_begin_a_recovery_again(site: Site) -> None:
+    """All who may have the file have answered; what a turn brought is kept."""
+
+    async def story() -> None:
+        turns = iter([Slow("birch: it took longer than 60 s"), Slow("again"), None])
+
+        async def get(*arguments: object) -> bool:
+            if slow := next(turns):
+                raise slow
+            return True
+
+        site.fetch.get = get  # type: ignore[assignment]
+        assert await site.recovery._get(Digest("a" * 64), site.evidence / "file", {})
+        assert not list(turns)
 
     run(story)
 
