@@ -20,6 +20,7 @@ from parts import Parts
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, Identity
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer
+from hsl_node.node.heal.mark import Mark
 from hsl_node.node.heal.recovery import Recovery
 from hsl_node.node.peers.fetch import Fetch
 from hsl_node.sync.manifest import Manifest
@@ -95,7 +96,11 @@ class Site:
         self.here, self.alarms = parts.here, parts.alarms
         self.journal, self.evidence = parts.here.journal, parts.here.layout.state / "evidence"
         self.fetch = Fetch(parts.here, parts.alarms, parts.links, 1000)
-        self.recovery = Recovery(*parts.all, self.fetch, lambda peer: asyncio.Event())
+        mark = Mark("its disk was lost")
+        self.recovery = Recovery(*parts.all, self.fetch, lambda peer: asyncio.Event(), mark)
+        for peer in self.givers:
+            self.recovery.waiting.go_on(peer)  # has answered
+        self.alarms.settle("recovering")
 
     def manifest(self, peer: Peer, round: int, inputs: Mapping[str, str] = {}, samples: int = 10) -> Manifest:
         return Manifest(
@@ -107,7 +112,7 @@ class Site:
     async def asked(self) -> Mapping[str, Any]:
         offers = {str(p): g.offer() for p, g in self.givers.items()}
         async with self.givers[BIRCH].serving(), self.givers[CEDAR].serving():
-            return await self.recovery.manifests(offers)
+            return await self.recovery._gather.manifests(offers)
 
 
 def run(story: Callable[[], Awaitable[None]]) -> None:

@@ -429,7 +429,7 @@ MORE_MUTANTS = (
     Mutant(
         "replaced key",
         "two rounds that it signed are proof against their owner",
-        "node/heal/recovery.py",
+        "node/heal/gather.py",
         "                if doubtful.doubtful:",
         "                if False:",
         "node/heal/test_counting.py::test_threat_17_two_of_the_last_round_that_a_replaced_key_signed_hold_up_by_name_and_prove_nothing",

@@ -16,7 +16,6 @@ from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import Accepted, Keyring, KeyringFile, sign_update
 from hsl_node.federation.names import Digest
 from hsl_node.node.before_signing import BeforeSigning
-from hsl_node.node.heal.mark import Mark
 from hsl_node.node.peers.fetch import HeldUp
 from hsl_node.sync.round import Phase
 
@@ -242,7 +241,7 @@ def test_threat_17_what_was_brought_by_hand_and_does_not_count_is_forgotten(repl
         held = await site.asked()
         assert now in [h.manifest for h in held.values()] and forged not in [h.manifest for h in held.values()]
         state = replace(START, me=ME, phase=Phase.COLLECT, round=4)
-        site.recovery._write(state, Digest("a" * 64), held, Mark(""))
+        site.recovery._write(state, Digest("a" * 64), held)
         assert journal.manifest(9, ME) is None and journal.last_signed() == 4
 
     run(story)

@@ -26,8 +26,6 @@ from hsl_node.host.pace import Pace
 from hsl_node.node.equivocation import Equivocations
 from hsl_node.node.heal import recovery as recovery_module
 from hsl_node.node.heal.counting import Held
-from hsl_node.node.heal.mark import Mark
-from hsl_node.node.heal.recovery import LOOK_AGAIN
 from hsl_node.node.peers.fetch import HeldUp, Slow
 from hsl_node.sync import evidence
 from hsl_node.sync.offer import Offer
@@ -84,14 +82,14 @@ def test_while_a_long_list_is_read_the_status_says_whose_it_is(site: Site) -> No
         read = site.givers[CEDAR].read
 
         def watched(name: str, connection: asyncssh.SSHServerConnection) -> bytes:
-            seen.append(site.recovery.waiting.get(CEDAR, ""))
+            seen.append(site.recovery.waiting.peers.get(CEDAR, ""))
             assert any(CEDAR in a["text"] for a in site.alarms.listing())
             return read(name, connection)
 
         site.givers[CEDAR].read = watched  # type: ignore[method-assign]
         await site.asked()
         assert seen == [f"its list is being read: {n} of 3" for n in range(3)]
-        assert not site.recovery.waiting
+        assert not site.recovery.waiting.peers
         (alarm,) = site.alarms.listing()
         assert "Still to answer: nobody" in alarm["text"] and "being read" not in alarm["text"]
         assert "--without" not in alarm["fix"], "whoever leaves out a peer that has answered loses what it knows"
@@ -105,7 +103,7 @@ def test_threat_05_while_a_file_is_fetched_the_status_says_from_whom_and_leaves_
 
         async def get(sha256: Digest, target: Path, offers: object, tell: Callable[[Peer, str], None]) -> bool:
             tell(BIRCH, "it gives abc: 1.0 of 3.0 MiB")
-            seen.append((site.recovery.waiting, site.alarms.listing()[0]))
+            seen.append((site.recovery.waiting.peers, site.alarms.listing()[0]))
             return True
 
         site.fetch.get = get  # type: ignore[assignment]
@@ -114,7 +112,7 @@ def test_threat_05_while_a_file_is_fetched_the_status_says_from_whom_and_leaves_
         assert waiting == {BIRCH: "it gives abc: 1.0 of 3.0 MiB"}
         assert "Now fetching from: birch (it gives abc: 1.0 of 3.0 MiB)" in alarm["text"]
         assert "--without" not in alarm["fix"]
-        assert not site.recovery.waiting and "fetching" not in site.alarms.listing()[0]["text"]
+        assert not site.recovery.waiting.peers and "fetching" not in site.alarms.listing()[0]["text"]
 
     run(story)
 
@@ -302,22 +300,20 @@ def test_threat_12_who_breaks_off_what_it_lists_is_named_until_it_is_over(
         breaks = iter([True] * 5)
 
         async def answer_of(peer: Peer) -> Offer:
-            recovery._unanswered.pop(peer, None)
-            seen.append((dict(recovery.waiting), site.alarms.listing()[0]))
+            recovery.waiting.go_on(peer)
+            seen.append((recovery.waiting.peers, site.alarms.listing()[0]))
             return site.givers[peer].offer()
 
         async def state_of(*arguments: object) -> tuple[object, bool]:
-            return SimpleNamespace(round=4, phase="collect", base="b" * 64), False
-
-        async def bring(*arguments: object) -> None:
             if next(breaks, False):
                 raise HeldUp(CEDAR, "the link broke while it gave abababababab, which it lists")
+            return SimpleNamespace(round=4, phase="collect", base="b" * 64, have={}, early={}), False
 
-        for name, stub in (("_answer_of", answer_of), ("_state", state_of), ("_bring", bring)):
+        for name, stub in (("_answer_of", answer_of), ("_state", state_of)):
             monkeypatch.setattr(recovery, name, stub)
         monkeypatch.setattr(recovery, "_write", lambda *arguments: None)
         async with site.givers[BIRCH].serving(), site.givers[CEDAR].serving():
-            await recovery.run(Digest("a" * 64), Mark("its disk was lost"))
+            await recovery.run(Digest("a" * 64))
         again = seen[2:]  # both are asked each time
         assert len(again) == 10
         for waiting, alarm in again:
@@ -344,11 +340,8 @@ def test_threat_12_a_peers_checkpoint_that_is_listed_and_never_given_does_not_ho
             raise HeldUp(CEDAR, "the link broke")
 
         site.fetch.get = get  # type: ignore[assignment]
-        for _ in range(LOOK_AGAIN - 1):
-            with pytest.raises(HeldUp):
-                await site.recovery._bring(cast(Any, state), {}, held)
         await site.recovery._bring(cast(Any, state), {}, held)
-        assert asked == [listed.sha256] * LOOK_AGAIN
+        assert asked == [listed.sha256]
         (told,) = [r.__dict__ for r in caplog.records if r.getMessage() == "left for later"]
         assert (told["peer"], told["round"]) == (CEDAR, 4)
 
