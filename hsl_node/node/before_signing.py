@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hsl_node.errors import HslError, KeyRefused, LocalStateError, PeerDataError, TransportError, escaped
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, verify
@@ -29,12 +30,14 @@ SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
 READ_S = 60.0  # for all that one list has of ours: one document settles it, where the peer is honest
 
 
+@dataclass
 class BeforeSigning:
-    def __init__(self, here: Here, keys: Keys, alarms: Alarms, links: Links) -> None:
-        self._here = here
-        self._keys = keys
-        self._alarms = alarms
-        self._links = links
+    here: Here
+    keys: Keys
+    alarms: Alarms
+    links: Links
+
+    def __post_init__(self) -> None:
         self._one_at_a_time = asyncio.Lock()  # a third connection to a peer would cut the first, and its answer
         self._saying: dict[Peer, float] = {}  # who says that our key is at work twice, since when
         self._unread: dict[Peer, Round] = {}  # who lists a signature of ours that we don't know, and has not shown it
@@ -59,7 +62,7 @@ class BeforeSigning:
         self._unread = {}
         for pause_s in RETRY.waits():
             offers = await self._answers()
-            self._unread = {p: r for p, r in self._unread.items() if not self._keys.ring.is_revoked(p)}
+            self._unread = {p: r for p, r in self._unread.items() if not self.keys.ring.is_revoked(p)}
             self._tell_unread()
             self.waiting_for = tuple(sorted({*self._twice(offers), *self._unread}))
             if not self.waiting_for:
@@ -71,7 +74,7 @@ class BeforeSigning:
 
         Raises: LocalStateError: see `check`.
         """
-        questions = {p: asyncio.create_task(self._answer_of(p)) for p in self._here.others}
+        questions = {p: asyncio.create_task(self._answer_of(p)) for p in self.here.others}
         try:
             _, slow = await asyncio.wait(questions.values(), timeout=SOON_S)
             self.waiting_for = tuple(sorted({*self.waiting_for, *(p for p, q in questions.items() if q in slow)}))
@@ -94,8 +97,8 @@ class BeforeSigning:
             LocalStateError: see `check`.
             TransportError, PeerDataError, KeyRefused: it gives no list.
         """
-        here = self._here
-        offer = await self._links.offer_of(peer, BEFORE_SIGNING)
+        here = self.here
+        offer = await self.links.offer_of(peer, BEFORE_SIGNING)
         if newer := newer_of_mine(offer, here.me, here.journal.last_signed()):
             self._unread[peer] = last = Round(max(m.round for m in newer))
             self._tell_unread()  # before it is read: that takes as long as the peer likes
@@ -116,7 +119,7 @@ class BeforeSigning:
         before = {p: since for p, since in self._saying.items() if p not in denying}  # silence takes nothing back
         self._saying = before | {peer: before.get(peer, now) for peer in saying}
         if not saying:
-            self._alarms.settle("twice")
+            self.alarms.settle("twice")
             return ()
         who, others = ", ".join(saying), ", ".join(denying)
         text = f"another process with this node's key is at work, says {who}: a clone, or a copy of the state directory"
@@ -128,12 +131,12 @@ class BeforeSigning:
                 text += f" for {ALONE_S / 60:.0f} minutes; {others}, asked as well, so far saw one process only"
         else:
             text += f". Not believed any more: {others}, asked as often, saw one process only. This node signs"
-        self._alarms.sound("twice", text, f"{fix}. If there is no second one, call {who}: its word holds the round up")
+        self.alarms.sound("twice", text, f"{fix}. If there is no second one, call {who}: its word holds the round up")
         return saying if held else ()
 
     def _tell_unread(self) -> None:
         """Who lists a signature of ours that we don't know, and has not shown it."""
-        alarms = self._alarms
+        alarms = self.alarms
         if self._unread:
             what = "; ".join(f"{peer} (round {round})" for peer, round in sorted(self._unread.items()))
             alarms.sound(
@@ -153,7 +156,7 @@ class BeforeSigning:
             PeerDataError: what is given is not what is listed; or more is listed than is read.
         """
         peer = Peer(offer.peer)
-        link, federation = self._links.connected(peer, BEFORE_SIGNING), self._here.federation
+        link, federation = self.links.connected(peer, BEFORE_SIGNING), self.here.federation
         try:
             async with asyncio.timeout(READ_S):
                 shown = await read_documents(
@@ -169,7 +172,7 @@ class BeforeSigning:
 
     def _my_keys(self, me: str) -> tuple[str, ...]:
         """Those that can have signed what is newer than the journal. Whoever finds a replaced key may sign anything."""
-        journal, ring = self._here.journal, self._keys.ring
+        journal, ring = self.here.journal, self.keys.ring
         last = journal.last_signed()
         document = None if last is None else journal.signed(last)
         with contextlib.suppress(PeerDataError):
@@ -180,7 +183,7 @@ class BeforeSigning:
 
     def _set_back(self, peer: Peer, last: Round) -> None:
         why = f"{peer} holds its signed round {last}, of which its own journal knows nothing"
-        set_mark(self._here.journal, Mark(why))
+        set_mark(self.here.journal, Mark(why))
         raise LocalStateError(
             f"this node was set back: {why}",
             remedy="start it again: it asks all peers and goes on. If a second copy of it runs, stop that one first",

@@ -21,14 +21,14 @@ import logging
 import time
 from dataclasses import dataclass
 
-from hsl_node.errors import HslError, PeerDataError, escaped
+from hsl_node.errors import PeerDataError, escaped
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host import durable
 from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened, Machine
-from hsl_node.node.peers.links import BEFORE_SIGNING, Links, is_away
+from hsl_node.node.peers.links import BEFORE_SIGNING, Links, answer
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.sync import evidence
 from hsl_node.sync.ask import READ_MAX, read_documents
@@ -57,13 +57,15 @@ class Dispute:
     digest: Digest
 
 
+@dataclass
 class Equivocations:
-    def __init__(self, here: Here, keys: Keys, alarms: Alarms, links: Links, machine: Machine) -> None:
-        self._here = here
-        self._keys = keys
-        self._alarms = alarms
-        self._links = links
-        self._machine = machine
+    here: Here
+    keys: Keys
+    alarms: Alarms
+    links: Links
+    machine: Machine
+
+    def __post_init__(self) -> None:
         self._wake = asyncio.Event()
         self._turns = Turns(PAUSE, AFTER_CONNECT_S)
         self._disputes: frozenset[Dispute] = frozenset()
@@ -81,7 +83,7 @@ class Equivocations:
 
     async def watch(self) -> None:
         """For ever."""
-        for proof in evidence.kept(self._here.layout.evidence):
+        for proof in evidence.kept(self.here.layout.evidence):
             self._remember(proof)
         while True:
             self._wake.clear()
@@ -97,11 +99,11 @@ class Equivocations:
 
     def _remember(self, proof: evidence.Proof) -> None:
         """From before a restart, which may have come before the journal had the word of it."""
-        ring, peer, round = self._keys.ring, proof.peer, proof.round
+        ring, peer, round = self.keys.ring, proof.peer, proof.round
         # What was kept while its key counted is proof for good. A recovery reads more: see `_compare`.
         keys = ring.keys(peer) if proof.own else ring.chain(peer)
         try:
-            evidence.require_proof(proof, keys, self._here.federation)
+            evidence.require_proof(proof, keys, self.here.federation)
         except PeerDataError as exc:
             log.warning("proves nothing", extra={"peer": peer, "round": round, "reason": escaped(exc.message)})
             return
@@ -111,7 +113,7 @@ class Equivocations:
 
     def _look(self, now: float) -> None:
         """Whom to ask, and when."""
-        here, state = self._here, self._machine.state
+        here, state = self.here, self.machine.state
         disputes = frozenset(self._disputed())
         at_once = {d.holder for d in disputes - self._disputes}
         self._disputes = disputes
@@ -120,7 +122,7 @@ class Equivocations:
             concerned |= set(here.others)
         elif state.me in state.have:
             concerned |= set(state.missing)
-        concerned = {p for p in concerned if not self._keys.ring.is_revoked(p)} - {here.me}
+        concerned = {p for p in concerned if not self.keys.ring.is_revoked(p)} - {here.me}
         self._turns.keep(concerned)
         for peer in concerned:
             if peer in at_once or (peer not in self._turns and state.phase is Phase.HALTED):
@@ -129,15 +131,15 @@ class Equivocations:
                 self._turns.ask(peer, now + PATIENCE_S)
         for peer in here.others:
             if not any(d.holder == peer for d in disputes):
-                self._alarms.settle(f"unproven {peer}")
+                self.alarms.settle(f"unproven {peer}")
 
     def _disputed(self) -> list[Dispute]:
         """From the journal alone, so a restart forgets none."""
-        journal, state, found = self._here.journal, self._machine.state, []
+        journal, state, found = self.here.journal, self.machine.state, []
         for round in range(max(2, state.round - 1), state.round + 2):
             known = {p: journal.manifest(round - 1, p) for p in state.peers}
             here = {p: content_digest(row["content"]) for p, row in known.items() if row}
-            for holder in self._here.others:
+            for holder in self.here.others:
                 row = journal.manifest(round, holder)
                 for peer, ours in here.items():
                     named = row["content"]["inputs"].get(peer) if row else None
@@ -147,19 +149,14 @@ class Equivocations:
 
     async def _ask(self, holder: Peer) -> bool:
         """False: it could not be reached."""
-        try:
-            offer = await self._compare(holder)
-        except HslError as exc:  # down, or another program's server: what is disputed stays so
-            log.info("not compared", extra={"peer": holder, "reason": escaped(exc.message)})
-            return not is_away(exc)
-        except Exception:  # whatever a peer's link does, it is no answer
-            log.exception("comparing broke", extra={"peer": holder})
-            return True
+        reached, offer = await answer(holder, self._compare(holder))
+        if offer is None:  # down, or another program's server: what is disputed stays so
+            return reached
         open_ = [d for d in self._disputes if d.holder == holder and (d.round, d.peer) not in self._proven]
         if open_ and not self._excused(holder, offer):
             one = min(open_, key=lambda d: (d.round, d.peer))
             lost = " It says that it has lost its documents." if offer.recovering else ""
-            self._alarms.sound(
+            self.alarms.sound(
                 f"unproven {holder}",
                 f"{holder} says that it fused another manifest of {one.peer} for round {one.round} than the one here, "
                 f"and shows none that {one.peer} signed: nothing is proven against {one.peer}.{lost}",
@@ -172,7 +169,7 @@ class Equivocations:
         if not offer.recovering:
             self._recovering.pop(holder, None)
             return False
-        journal, round = self._here.journal, self._machine.state.round
+        journal, round = self.here.journal, self.machine.state.round
         signed = max((r for r in range(max(0, round - 1), round + 2) if journal.manifest(r, holder)), default=0)
         since, before = self._recovering.setdefault(holder, (time.monotonic(), signed))
         return signed <= before and time.monotonic() - since < RECOVERING_S
@@ -184,8 +181,8 @@ class Equivocations:
             TransportError: it cannot be asked now; `OperationFailed`: not at all.
             PeerDataError: its answer is not its own.
         """
-        here, ring = self._here, self._keys.ring
-        offer = await self._links.offer_of(holder, BEFORE_SIGNING)
+        here, ring = self.here, self.keys.ring
+        offer = await self.links.offer_of(holder, BEFORE_SIGNING)
         # Not of the opening statement, which may be corrected.
         listed = {(m.round, Peer(m.peer)) for m in offer.manifests if m.round > 0 and m.peer in here.federation.peers}
         ours = {of: row for of in listed if (row := here.journal.manifest(*of))}
@@ -202,7 +199,7 @@ class Equivocations:
             elif len(self._same) < SAME_MAX:
                 self._same.add(listed.document)
 
-        link = self._links.connected(holder, BEFORE_SIGNING)
+        link = self.links.connected(holder, BEFORE_SIGNING)
         unproven = (m for m in wanted[:READ_MAX] if (m.round, m.peer) not in self._proven)
         # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
         await read_documents(link, holder, unproven, here.federation, ring.keys, take=take, passes=lambda *_: True)
@@ -213,7 +210,7 @@ class Equivocations:
         round, peer = manifest.round, Peer(manifest.peer)
         if (round, peer) in self._proven:
             return
-        evidence.keep(self._here.store, self._keys.ring, round, peer, (first, second))
+        evidence.keep(self.here.store, self.keys.ring, round, peer, (first, second))
         log.error("equivocation", extra={"peer": peer, "round": round})
         self._proves(peer, round)
 
@@ -225,10 +222,10 @@ class Equivocations:
         """
         self._proven.add((round, peer))
         self._name(peer, round)
-        self._machine.tell(Happened(Proven(peer, round)))
+        self.machine.tell(Happened(Proven(peer, round)))
 
     def _name(self, peer: Peer, round: Round) -> None:
-        here = self._here
+        here = self.here
         text = f"{peer} signed two different manifests for round {round}; proof in {here.layout.evidence}"
         remedy = "call that hospital: its node was cloned, restored from an old backup, or taken over"
         if peer == here.me and (left_out := evidence.left_out(here.journal, here.others, peer, round)):
@@ -239,4 +236,4 @@ class Equivocations:
                 "`hsl-node verify --export DIR` writes what each signed"
             )
             log.error("left out at the recovery", extra={"round": round, "peers": ", ".join(sorted(left_out))})
-        self._alarms.sound(f"equivocation {peer}", text, remedy)
+        self.alarms.sound(f"equivocation {peer}", text, remedy)

@@ -44,9 +44,9 @@ def forgotten(offer: Offer, me: Peer, acknowledged: Collection[Round]) -> frozen
     return frozenset(r for r in acknowledged if r in needed and r not in listed)
 
 
-def givers_of_document(document: str, offers: Mapping[str, Offer]) -> list[Peer]:
+def givers_of_document(document: str, offers: Mapping[Peer, Offer]) -> list[Peer]:
     return sorted(Peer(o.peer) for o in offers.values() if any(m.document == document for m in o.manifests))
 
 
-def givers_of_file(sha256: Digest, offers: Mapping[str, Offer]) -> list[Peer]:
+def givers_of_file(sha256: Digest, offers: Mapping[Peer, Offer]) -> list[Peer]:
     return sorted(Peer(o.peer) for o in offers.values() if sha256 in o.files)

@@ -17,6 +17,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.heal.fetch_missing import FetchMissing
 from hsl_node.node.peers.fetch import Fetch
+from hsl_node.node.peers.links import Links
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import State
 
@@ -127,6 +128,8 @@ class Several(Fetch):
 
     async def offer_of(self, peer: Peer, patience: Any = None) -> Offer:
         return self.offers[peer]
+
+    offers_of: Any = Links.offers_of
 
 
 def asking_of(site: Site, birch: Giver, cedar: Giver) -> tuple[Several, list[bytes]]:

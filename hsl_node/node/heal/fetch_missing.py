@@ -12,13 +12,12 @@ could not be asked.
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from hsl_node.errors import HslError, escaped
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
@@ -26,7 +25,7 @@ from hsl_node.node.heal.set_back import SetBack
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Machine
 from hsl_node.node.peers.fetch import Fetch
-from hsl_node.node.peers.links import Links, is_away
+from hsl_node.node.peers.links import Links, answer
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.node.peers.place import place
 from hsl_node.sync.ask import read_documents
@@ -34,8 +33,6 @@ from hsl_node.sync.findings import lacking
 from hsl_node.sync.inbox.server import Incoming
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.round import Phase
-
-log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 PATIENCE_S = 60.0  # a checkpoint that is being checked, or between two attempts, comes by itself
@@ -46,33 +43,22 @@ PAUSE = Pace(4, 600)  # between two questions to one peer
 AFTER_CONNECT_S = 5.0  # a peer that was down is there again
 
 
+@dataclass
 class FetchMissing:
-    def __init__(
-        self,
-        here: Here,
-        keys: Keys,
-        alarms: Alarms,
-        links: Links,
-        fetch: Fetch,
-        machine: Machine,
-        set_back: SetBack,
-        incoming: Callable[[Round], Sequence[Incoming]],
-        placed: Callable[[Peer], None],
-        clock: Callable[[], float] = lambda: time.monotonic(),
-    ) -> None:
-        """`incoming`: what arrives of a round just now. `placed`: something lies in this peer's inbox here."""
-        self._here = here
-        self._keys = keys
-        self._alarms = alarms
-        self._links = links
-        self._get = fetch
-        self._machine = machine
-        self._set_back = set_back
-        self._incoming = incoming
-        self._placed = placed
-        self._clock = clock
+    here: Here
+    keys: Keys
+    alarms: Alarms
+    links: Links
+    fetch: Fetch
+    machine: Machine
+    set_back: SetBack
+    incoming: Callable[[Round], Sequence[Incoming]]  # what arrives of a round just now
+    placed: Callable[[Peer], None]  # something lies in this peer's inbox here
+    clock: Callable[[], float] = lambda: time.monotonic()  # the simulation has its own
+
+    def __post_init__(self) -> None:
         self._turns = Turns(PAUSE, AFTER_CONNECT_S)
-        self._since: dict[Peer, float] = {}  # who is waited for though others have fused it; monotonic
+        self._since: dict[Peer, float] = {}  # who is waited for though others have fused it
         self._lost: tuple[Peer, ...] = ()
         self._shown: dict[Peer, Digest] = {}  # of these, another peer has shown the manifest: what it names
         self._grown: dict[tuple[Round, Peer], tuple[float, int]] = {}  # when it grew, the longest that it was
@@ -81,7 +67,7 @@ class FetchMissing:
 
     def connected(self, peer: Peer) -> None:
         """A peer that could not be asked may be asked now."""
-        self._turns.connected(peer, self._clock())
+        self._turns.connected(peer, self.clock())
 
     @property
     def at_work(self) -> bool:
@@ -94,18 +80,18 @@ class FetchMissing:
             self.look()
             if self._left and not self._lost:
                 await self._clear()
-            due = [g for g in self._turns.due(self._clock()) if not self._keys.ring.is_revoked(g)]
+            due = [g for g in self._turns.due(self.clock()) if not self.keys.ring.is_revoked(g)]
             if self._lost and due:
                 await self._ask(due)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
         """Who is lost now, and whom to ask. Also where something has arrived: an alarm ends with its cause."""
-        others, now = self._here.others, self._clock()
+        others, now = self.here.others, self.clock()
         elsewhere = self._elsewhere(self._coming(now))
         self._since = {p: self._since.get(p, now) for p in elsewhere}
         lost = tuple(p for p, certain in elsewhere.items() if certain or now - self._since[p] >= PATIENCE_S)
-        have_fused = frozenset(self._machine.state.early)
+        have_fused = frozenset(self.machine.state.early)
         self._turns.keep(others if lost else ())
         for giver in others:
             # Only what is new counts: a peer that has fused since has all that we lack.
@@ -117,14 +103,14 @@ class FetchMissing:
         self._shown = {p: digest for p, digest in self._shown.items() if p in lost}
         for peer in others:
             if peer not in lost:
-                self._alarms.settle(f"lost {peer}")
+                self.alarms.settle(f"lost {peer}")
         self._tell({p for p in lost if elsewhere[p]})
 
     def _coming(self, now: float) -> frozenset[Peer]:
         """Whose checkpoint of this round arrives and grew lately: beyond what ever lay here of one."""
-        round, coming = self._machine.state.round, set()
+        round, coming = self.machine.state.round, set()
         self._grown = {key: grown for key, grown in self._grown.items() if key[0] == round}
-        for part in self._incoming(round):
+        for part in self.incoming(round):
             peer = part.name.peer
             if part.name.sha256 != self._shown.get(peer, part.name.sha256):
                 continue  # its sender has signed another one
@@ -139,7 +125,7 @@ class FetchMissing:
     def _tell(self, certain: Collection[Peer]) -> None:
         """Only what is certain: that somebody says it has fused a checkpoint does not mean that there is one."""
         for peer in sorted({*certain, *self._shown}):
-            self._alarms.sound(
+            self.alarms.sound(
                 f"lost {peer}",
                 f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it",
                 "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
@@ -150,65 +136,48 @@ class FetchMissing:
         self._left = True
         for giver in givers:
             self._turns.begin(giver)
-        offers: dict[str, Offer] = {}
-        reached = await asyncio.gather(*(self._try(giver, self._list(giver, offers)) for giver in givers))
-        at_hand = {giver for giver, answered in zip(givers, reached, strict=True) if answered}
-        for giver in sorted(at_hand & offers.keys()):
-            if not await self._try(giver, self._fetch(giver, offers)):
+        offers, at_hand = await self.links.offers_of(givers)
+        for giver in sorted(offers):
+            reached, _ = await answer(giver, self._fetch(giver, offers))
+            if not reached:
                 at_hand.discard(giver)
         for giver in givers:
-            self._turns.asked(giver, self._clock(), reached=giver in at_hand)
+            self._turns.asked(giver, self.clock(), reached=giver in at_hand)
 
-    async def _try(self, giver: Peer, question: Awaitable[None]) -> bool:
-        """False: it could not be reached, or the link broke."""
-        try:
-            await question
-        except HslError as exc:
-            log.info("not asked", extra={"peer": giver, "reason": escaped(exc.message)})
-            return not is_away(exc)
-        except OSError as exc:  # no room, say; a disk that fails in a sync ends the process (`durable.py`)
-            log.warning("not taken", extra={"peer": giver, "reason": str(exc)})
-        except Exception:  # whatever a peer's link does, it is no answer
-            log.exception("asking broke", extra={"peer": giver})
-        return True
-
-    async def _list(self, giver: Peer, offers: dict[str, Offer]) -> None:
-        offers[giver] = await self._links.offer_of(giver)
-
-    async def _fetch(self, giver: Peer, offers: Mapping[str, Offer]) -> None:
-        here, round = self._here, self._machine.state.round
+    async def _fetch(self, giver: Peer, offers: Mapping[Peer, Offer]) -> None:
+        here, round = self.here, self.machine.state.round
         placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
         for listed in lacking(offers[giver], round, self._lost):
             if listed.peer in self._lost and listed.peer not in placed:  # some may have come meanwhile
-                link, keys = self._links.connected(giver), self._keys.ring.keys
+                link, keys = self.links.connected(giver), self.keys.ring.keys
                 [(manifest, document)] = await read_documents(link, giver, [listed], here.federation, keys)
                 self._shown[Peer(listed.peer)] = Digest(manifest.sha256)
                 self._tell(())
-                if await place(here, self._get, manifest, document, offers):
+                if await place(here, self.fetch, manifest, document, offers):
                     placed.add(listed.peer)
-                    self._placed(Peer(listed.peer))
+                    self.placed(Peer(listed.peer))
 
     def _elsewhere(self, coming: Collection[Peer]) -> dict[Peer, bool]:
         """Whom this node waits for though others have its checkpoint; True: it will not be sent again."""
-        state, listed = self._machine.state, self._set_back.listed()
+        state, listed = self.machine.state, self.set_back.listed()
         if state.phase is Phase.HALTED or state.me not in state.have or not (state.early or listed):
             return {}
         # Who says that it has fused other manifests than those here has not fused what we wait for; but a peer that is
         # in the next round itself sends older rounds first.
         here = {p: claim.manifest for p, claim in state.have.items()}
         fused = any(all(c.inputs.get(p, d) == d for p, d in here.items()) for c in state.early.values())
-        missing = (p for p in state.missing if p not in coming and not self._keys.ring.is_revoked(p))
+        missing = (p for p in state.missing if p not in coming and not self.keys.ring.is_revoked(p))
         return {p: p in state.early for p in missing if fused or p in state.early or p in listed}
 
     async def _clear(self) -> None:
         """What was half fetched and nobody lacks any more. What cannot be removed is told, and tried again."""
-        failed = await asyncio.to_thread(_emptied, self._here.layout.fetched)
+        failed = await asyncio.to_thread(_emptied, self.here.layout.fetched)
         self._left = failed is not None
         if failed is None:
-            self._alarms.settle("fetched")
+            self.alarms.settle("fetched")
         else:
-            text = f"{failed.filename or self._here.layout.fetched} cannot be removed: {failed.strerror or failed}"
-            self._alarms.sound("fetched", text, "it only takes room: remove it, or mend its owner and rights")
+            text = f"{failed.filename or self.here.layout.fetched} cannot be removed: {failed.strerror or failed}"
+            self.alarms.sound("fetched", text, "it only takes room: remove it, or mend its owner and rights")
 
 
 def _emptied(folder: Path) -> OSError | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from hsl_node.errors import HslError, escaped
 from hsl_node.federation.names import Peer
@@ -24,71 +25,47 @@ log = logging.getLogger(__name__)
 RETRY = Pace(4, 600)  # nobody may have it, and then a person must act
 
 
+@dataclass
 class FetchModels:
-    def __init__(
-        self,
-        here: Here,
-        keys: Keys,
-        alarms: Alarms,
-        links: Links,
-        fetch: Fetch,
-        state: Callable[[], State],
-        round_lacks: Callable[[], bool],
-    ) -> None:
-        """`round_lacks`: something that the round needs is being fetched, and comes first."""
-        self._here = here
-        self._keys = keys
-        self._alarms = alarms
-        self._links = links
-        self._get = fetch
-        self._state = state
-        self._round_lacks = round_lacks
+    here: Here
+    keys: Keys
+    alarms: Alarms
+    links: Links
+    fetch: Fetch
+    state: Callable[[], State]
+    round_lacks: Callable[[], bool]  # something that the round needs is being fetched, and comes first
 
     async def watch(self) -> None:
         """Until all are there, with an alarm for each that is not; a person may put it back meanwhile."""
-        layout, told = self._here.layout, set[str]()
+        layout, told = self.here.layout, set[str]()
         for pause_s in RETRY.waits():
             harmed = [h for m in self._models() if (h := await asyncio.to_thread(models.harm_of, layout, m))]
             harmed = [h for h in harmed if h.model in self._models()]  # another one may be the best by now
             for code in told - {_code(harm) for harm in harmed}:
-                self._alarms.settle(code)
+                self.alarms.settle(code)
             for harm in harmed:
                 fix = f"the peers are asked for it, again and again. {harm.otherwise(layout)}"
-                self._alarms.sound(_code(harm), harm.text(layout), fix)
+                self.alarms.sound(_code(harm), harm.text(layout), fix)
             told = {_code(harm) for harm in harmed}
             if not harmed:
                 return
-            if not self._round_lacks():  # they would clear each other's half files
-                offers = await self._offers()
+            if not self.round_lacks():  # they would clear each other's half files
+                offers, _ = await self.links.offers_of(p for p in self.here.others if not self.keys.ring.is_revoked(p))
                 for harm in harmed:
                     await self._fetch(harm, offers)
             await asyncio.sleep(pause_s)
 
     def _models(self) -> list[Model]:
         """Without what the round itself reads, and checks, now: that is for `damage.py`, until a halt."""
-        journal, state = self._here.journal, self._state()
+        journal, state = self.here.journal, self.state()
         validated = last_to_validate(journal, state) is None
         over = str(state.phase) in models.OVER and (validated or state.phase is Phase.HALTED)
         return [m for m in models.models(journal) if over or m.round < state.round - 1]
 
-    async def _offers(self) -> dict[str, Offer]:
-        asked = [p for p in self._here.others if not self._keys.ring.is_revoked(p)]
-        answers = await asyncio.gather(*(self._offer(p) for p in asked))
-        return {offer.peer: offer for offer in answers if offer is not None}
-
-    async def _offer(self, peer: Peer) -> Offer | None:
-        try:
-            return await self._links.offer_of(peer)
-        except HslError as exc:
-            log.info("not asked", extra={"peer": peer, "reason": escaped(exc.message)})
-        except Exception:  # whatever a peer's link does, it is no answer
-            log.exception("asking broke", extra={"peer": peer})
-        return None
-
-    async def _fetch(self, harm: Harm, offers: dict[str, Offer]) -> None:
+    async def _fetch(self, harm: Harm, offers: Mapping[Peer, Offer]) -> None:
         model = harm.model
         try:
-            if not await self._get.get(model.sha256, self._here.layout.fused(model.round), offers):
+            if not await self.fetch.get(model.sha256, self.here.layout.fused(model.round), offers):
                 return
         except (HslError, OSError) as exc:  # a link that broke, no room; a disk that fails in a sync ends the process
             log.warning("not taken", extra={"round": model.round, "reason": escaped(str(exc))})

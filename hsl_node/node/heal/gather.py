@@ -39,7 +39,7 @@ class Gather:
     links: Links
     waiting: Waiting
 
-    async def manifests(self, offers: Mapping[str, Offer]) -> dict[str, Held]:
+    async def manifests(self, offers: Mapping[Peer, Offer]) -> dict[str, Held]:
         """Every verified manifest that the answers name, by the sha256 of the document; those of the journal too.
 
         Raises:
@@ -104,7 +104,7 @@ class Gather:
         with Journal.read_only(self.here.layout.journal) as journal:  # in a thread
             return counting(held, self.keys.ring, me, known)
 
-    def _tell_forged(self, held: Mapping[str, Held], counts: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
+    def _tell_forged(self, held: Mapping[str, Held], counts: Mapping[str, Held], offers: Mapping[Peer, Offer]) -> None:
         """It is not taken, and holds nothing up; but somebody signs with a key that was replaced."""
         found: dict[Peer, set[str]] = {}
         for one in forged(held, counts):
@@ -119,7 +119,7 @@ class Gather:
                 f"somebody has that old key and uses it: call {whom}",
             )
 
-    def _require_fitting(self, mine: Held, held: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
+    def _require_fitting(self, mine: Held, held: Mapping[str, Held], offers: Mapping[Peer, Offer]) -> None:
         """Whoever finds a replaced key on an old disk can sign anything. What I signed fits what the others signed.
 
         Raises:
@@ -142,7 +142,7 @@ class Gather:
                     "been replaced since: one of them is wrong, or somebody has that key",
                 )
 
-    def _require_one_signature(self, held: Mapping[str, Held], offers: Mapping[str, Offer]) -> None:
+    def _require_one_signature(self, held: Mapping[str, Held], offers: Mapping[Peer, Offer]) -> None:
         """
         Raises:
             Equivocation: two different ones of one round carry this node's signature.
@@ -197,5 +197,5 @@ def _known(path: Path, ring: Keyring, me: Peer, named: Collection[tuple[Round, P
     return {hashlib.sha256(h.document).hexdigest(): h for h in found}
 
 
-def _givers(one: Held, offers: Mapping[str, Offer]) -> list[Peer]:
+def _givers(one: Held, offers: Mapping[Peer, Offer]) -> list[Peer]:
     return givers_of_document(hashlib.sha256(one.document).hexdigest(), offers)

@@ -78,7 +78,7 @@ class Recovery:
         self.waiting.tell()
         looks, failures, lists_broke = 0, 0, False
         while True:
-            offers = {o.peer: o for o in await asyncio.gather(*(self._answer_of(p) for p in self._asked))}
+            offers = {Peer(o.peer): o for o in await asyncio.gather(*(self._answer_of(p) for p in self._asked))}
             in_lists = True
             try:
                 held = await self._gather.manifests(offers)
@@ -105,7 +105,7 @@ class Recovery:
         self.alarms.settle("disk")
         log.warning("recovered", extra={"round": state.round, "phase": str(state.phase), "base": state.base[:12]})
 
-    async def _get(self, sha256: Digest, target: Path, offers: Mapping[str, Offer]) -> bool:
+    async def _get(self, sha256: Digest, target: Path, offers: Mapping[Peer, Offer]) -> bool:
         """See `Fetch.get`. All who may have it have answered: nobody else is to be hoped for, however slow they are."""
         while True:
             with contextlib.suppress(Slow):
@@ -143,7 +143,7 @@ class Recovery:
         raise AssertionError("it waits without end")
 
     async def _state(
-        self, initial: Digest, offers: Mapping[str, Offer], held: Mapping[str, Held]
+        self, initial: Digest, offers: Mapping[Peer, Offer], held: Mapping[str, Held]
     ) -> tuple[machine.State, bool]:
         """The state to go on from, its own files in place; and whether a checkpoint of mine is nowhere to be had."""
         here = self.here
@@ -192,7 +192,7 @@ class Recovery:
             files[here.layout.fused(state.round - 1)] = state.base
         return await asyncio.to_thread(lambda: all(holds(path, sha256) for path, sha256 in files.items()))
 
-    async def _bring(self, state: machine.State, offers: Mapping[str, Offer], held: Mapping[str, Held]) -> None:
+    async def _bring(self, state: machine.State, offers: Mapping[Peer, Offer], held: Mapping[str, Held]) -> None:
         """What the others signed for this round and the next, into their inboxes here, as if they had just sent it.
 
         They may have our receipt for it and not send it again. The usual intake checks, admits and answers it. What

@@ -16,6 +16,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hsl_node.federation.names import Peer, Round
 from hsl_node.node.alarms import Alarms
@@ -31,24 +32,24 @@ log = logging.getLogger(__name__)
 AGAIN_MAX = 3  # times that a checkpoint is sent again to a peer that says it has lost it; then after a restart
 
 
+@dataclass
 class SetBack:
-    def __init__(
-        self, here: Here, alarms: Alarms, machine: Machine, ask_all: Callable[[], None], checkpoint_bytes: int
-    ) -> None:
-        self._here = here
-        self._alarms = alarms
-        self._machine = machine
-        self._ask_all = ask_all
-        self._checkpoint_bytes = checkpoint_bytes
+    here: Here
+    alarms: Alarms
+    machine: Machine
+    ask_all: Callable[[], None]
+    checkpoint_bytes: int
+
+    def __post_init__(self) -> None:
         self._listed: dict[tuple[Round, Peer], float] = {}  # what this node waits for, since when anybody lists it
         self._lacks: dict[Peer, frozenset[Round]] = {}  # what a peer's last list lacked though it has acknowledged it
         self._again: Counter[tuple[Round, Peer]] = Counter()
 
     def heard(self, offer: Offer) -> None:
         """A list that a peer gave."""
-        here, state = self._here, self._machine.state
+        here, state = self.here, self.machine.state
         if newer_of_mine(offer, here.me, here.journal.last_signed()):
-            self._ask_all()
+            self.ask_all()
         for m in lacking(offer, state.round, state.missing):
             self._listed.setdefault((m.round, Peer(m.peer)), time.monotonic())
         self._compare(offer)
@@ -58,28 +59,28 @@ class SetBack:
 
         Not what was refused here, and not what may still be on its way to an inbox that this node cannot look into.
         """
-        here, state, now = self._here, self._machine.state, time.monotonic()
+        here, state, now = self.here, self.machine.state, time.monotonic()
         for peer in here.others:
             if peer not in state.missing:
-                self._alarms.settle(f"set back {peer}")
+                self.alarms.settle(f"set back {peer}")
         self._listed = {(r, p): at for (r, p), at in self._listed.items() if r == state.round and p in state.missing}
-        refused = {p for p in here.others if f"refused {p}" in self._alarms or f"setup {p}" in self._alarms}
-        unseen_s = 0.0 if here.embedded or not self._listed else self._checkpoint_bytes / FAIR_BYTES_PER_S
+        refused = {p for p in here.others if f"refused {p}" in self.alarms or f"setup {p}" in self.alarms}
+        unseen_s = 0.0 if here.embedded or not self._listed else self.checkpoint_bytes / FAIR_BYTES_PER_S
         return frozenset(p for (_, p), at in self._listed.items() if p not in refused and now - at >= unseen_s)
 
     def _compare(self, offer: Offer) -> None:
         """Does it lack what it acknowledged? Twice in a row: the first list may have crossed our delivery."""
-        here, state, peer = self._here, self._machine.state, Peer(offer.peer)
+        here, state, peer = self.here, self.machine.state, Peer(offer.peer)
         recent = map(Round, range(state.round - 1, state.round + 2))
         acknowledged = {r for r in recent if here.journal.signed(r) is not None and (r, peer) not in state.owed}
         lacks = forgotten(offer, here.me, acknowledged)
         lost, self._lacks[peer] = lacks & self._lacks.get(peer, frozenset()), lacks
         if not lacks:
-            self._alarms.settle(f"set back {peer}")
+            self.alarms.settle(f"set back {peer}")
         if not lost:
             return
         rounds = " and ".join(map(str, sorted(lost)))
-        self._alarms.sound(
+        self.alarms.sound(
             f"set back {peer}",
             f"{peer} was set back: its receipt says that it has this node's round {rounds}, its signed list that it "
             f"has not. It {'fetches' if here.embedded else 'is sent'} what it lacks",
@@ -89,4 +90,4 @@ class SetBack:
             if not here.embedded and self._again[round, peer] < AGAIN_MAX:
                 self._again[round, peer] += 1
                 log.warning("sent again", extra={"peer": peer, "round": round})
-                self._machine.tell(Happened(Forgotten(peer, round)))
+                self.machine.tell(Happened(Forgotten(peer, round)))

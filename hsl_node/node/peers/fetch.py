@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -39,20 +40,22 @@ class Slow(TransportError):
     """The turns of all who have the file are over; what each gave is kept, and gone on with by the next call."""
 
 
+@dataclass
 class Fetch:
-    def __init__(self, here: Here, alarms: Alarms, links: Links, file_bytes: int) -> None:
-        self._here = here
-        self._alarms = alarms
-        self._links = links
-        self._file_bytes = file_bytes  # of any checkpoint or fused model
-        self._turn_s = FAIR_S + file_bytes / FAIR_BYTES_PER_S
+    here: Here
+    alarms: Alarms
+    links: Links
+    file_bytes: int  # of any checkpoint or fused model
+
+    def __post_init__(self) -> None:
+        self._turn_s = FAIR_S + self.file_bytes / FAIR_BYTES_PER_S
         self._last: set[Peer] = set()  # who took longer than that, or gave wrong bytes: asked after the others
 
     async def get(
         self,
         sha256: Digest,
         target: Path,
-        offers: Mapping[str, Offer],
+        offers: Mapping[Peer, Offer],
         tell: Tell = lambda giver, how_far: None,
     ) -> bool:
         """A file that is here already, or that a peer has. False: nobody has it.
@@ -70,10 +73,10 @@ class Fetch:
         failed: TransportError | None = None
         for giver in sorted(givers_of_file(sha256, offers), key=lambda giver: (giver in self._last, giver)):
             try:
-                async with asyncio.timeout(self._turn_s), self._links.connected(giver) as link:
-                    folder = self._here.layout.fetched / giver
-                    progress = partial(_tell_progress, tell, giver, sha256, self._file_bytes)
-                    await fetch_file(link, sha256, self._file_bytes, folder, target, progress)
+                async with asyncio.timeout(self._turn_s), self.links.connected(giver) as link:
+                    folder = self.here.layout.fetched / giver
+                    progress = partial(_tell_progress, tell, giver, sha256, self.file_bytes)
+                    await fetch_file(link, sha256, self.file_bytes, folder, target, progress)
                 log.info("taken from a peer", extra={"peer": giver, "sha256": sha256[:12]})
                 self._excuse(giver)
                 return True
@@ -96,16 +99,16 @@ class Fetch:
     def _excuse(self, giver: Peer) -> None:
         """It gave what it listed."""
         self._last.discard(giver)
-        self._alarms.settle(f"wrong bytes {giver}")
+        self.alarms.settle(f"wrong bytes {giver}")
 
     def forget(self) -> None:
         """Another round is fused: whoever was slow, or gave wrong bytes, is asked like the others again."""
-        for giver in self._here.others:
+        for giver in self.here.others:
             self._excuse(giver)
 
     def _name_wrong(self, giver: Peer, error: PeerDataError) -> None:
         self._last.add(giver)
-        self._alarms.sound(
+        self.alarms.sound(
             f"wrong bytes {giver}",
             f"{giver} listed a file and gave other bytes ({escaped(error.message)}): it is asked after all others now",
             f"call {giver}: its disk may fail, or somebody changes what its node sends",

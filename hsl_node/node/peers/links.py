@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
+from typing import TypeVar
 
-from hsl_node.errors import HslError, KeyRefused, TransportError
+from hsl_node.errors import HslError, KeyRefused, TransportError, escaped
 from hsl_node.federation.names import Peer
 from hsl_node.node.here import Here, Keys
 from hsl_node.sync.ask import ask
@@ -21,6 +23,9 @@ from hsl_node.sync.wire.connect import connect
 from hsl_node.sync.wire.login import RefusedKey
 from hsl_node.sync.wire.toll import Toll
 from hsl_node.sync.wire.transport import OperationFailed, Patience, Transport
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 AT_ONCE = 8  # peers asked at a time
 BEFORE_SIGNING = Patience(connect_s=10, answer_s=10)  # a peer that hangs must not hold up what the others wait for
@@ -48,6 +53,14 @@ class Links:
             hear(offer)
         return offer
 
+    async def offers_of(self, peers: Iterable[Peer]) -> tuple[dict[Peer, Offer], set[Peer]]:
+        """The lists of those that give one, and who was reached at all."""
+        asked = list(peers)
+        answers = await asyncio.gather(*(answer(peer, self.offer_of(peer)) for peer in asked))
+        found = dict(zip(asked, answers, strict=True))
+        offers = {peer: offer for peer, (_, offer) in found.items() if offer is not None}
+        return offers, {peer for peer, (reached, _) in found.items() if reached}
+
     async def signed_offer_of(self, peer: Peer, patience: Patience = Patience()) -> tuple[Offer, bytes]:
         """Its list, and the document that it signed."""
         here = self._here
@@ -72,6 +85,15 @@ class Links:
         return self.refused[peer].login(login, patience.connect_s)
 
 
-def is_away(error: HslError) -> bool:
-    """It gave no answer, or lets us in no more; who says "no" is there."""
-    return isinstance(error, TransportError | KeyRefused) and not isinstance(error, OperationFailed)
+async def answer(peer: Peer, question: Awaitable[T]) -> tuple[bool, T | None]:
+    """Was it reached, and did its link hold; and what came of the question, if anything. Raises nothing of a peer's."""
+    try:
+        return True, await question
+    except HslError as exc:  # who says "no" is there
+        log.info("not asked", extra={"peer": peer, "reason": escaped(exc.message)})
+        return not isinstance(exc, TransportError | KeyRefused) or isinstance(exc, OperationFailed), None
+    except OSError as exc:  # no room, say; a disk that fails in a sync ends the process (`durable.py`)
+        log.warning("not taken", extra={"peer": peer, "reason": str(exc)})
+    except Exception:  # whatever a peer's link does, it is no answer
+        log.exception("asking broke", extra={"peer": peer})
+    return True, None

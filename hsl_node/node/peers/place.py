@@ -21,7 +21,7 @@ async def place(
     fetch: Fetch,
     manifest: Manifest,
     document: bytes,
-    offers: Mapping[str, Offer],
+    offers: Mapping[Peer, Offer],
     tell: Tell = lambda giver, how_far: None,
 ) -> bool:
     """Put a peer's manifest into its inbox here, and its checkpoint where the intake would bring it, as if just come.

@@ -135,7 +135,7 @@ def test_threat_05_a_lost_checkpoint_comes_from_whoever_gives_it_in_good_time(si
         birch.stalls = 1
         state = replace(START, phase=Phase.COLLECT, round=ROUND, have={ASH: checkpoint(ASH), CEDAR: checkpoint(CEDAR)})
         keys = SimpleNamespace(ring=Keyring.of(site.members.federation))
-        watch, alarms = missing_of(lambda: state, here=asks._here, keys=keys, links=asks, fetch=asks)
+        watch, alarms = missing_of(lambda: state, here=asks.here, keys=keys, links=asks, fetch=asks)
         watch._lost = (BIRCH,)
         async with asyncio.timeout(60):
             await watch._ask([BIRCH, CEDAR])
@@ -163,12 +163,12 @@ def test_threat_03_of_one_peer_one_checkpoint_is_fetched_however_many_manifests_
         offer = offer_by(site, CEDAR, *(m.sha256 for m in listed)).model_copy(update={"manifests": listed})
         state = replace(START, phase=Phase.COLLECT, round=ROUND, have={ASH: checkpoint(ASH), CEDAR: checkpoint(CEDAR)})
         keys = SimpleNamespace(ring=Keyring.of(site.members.federation))
-        watch, _ = missing_of(lambda: state, here=asks._here, keys=keys, links=asks, fetch=asks)
+        watch, _ = missing_of(lambda: state, here=asks.here, keys=keys, links=asks, fetch=asks)
         watch._lost = (BIRCH,)
         await watch._fetch(CEDAR, {CEDAR: offer})
         (placed,) = site.inbox.iterdir()
         assert listed[0].sha256 in placed.name
-        assert len([p for p in asks._here.layout.claimed.rglob("*") if p.is_file()]) == 1
+        assert len([p for p in asks.here.layout.claimed.rglob("*") if p.is_file()]) == 1
 
     asyncio.run(story())
 

@@ -85,7 +85,7 @@ def test_threat_18_whose_bytes_are_wrong_is_named_and_asked_last_from_then_on(si
         asks, files = asking_of(site, birch, cedar)
         birch.files = {name: data[:-1] + bytes([data[-1] ^ 1]) for name, data in birch.files.items()}
         assert await got(asks, site, files[0]) == files[0]
-        assert [a["code"] for a in asks._alarms.listing()] == ["wrong bytes birch"]
+        assert [a["code"] for a in asks.alarms.listing()] == ["wrong bytes birch"]
         assert await got(asks, site, files[1]) == files[1]
         assert (birch.turns, cedar.turns) == (1, 2)
 
@@ -96,12 +96,12 @@ def test_threat_23_what_the_own_disk_spoilt_of_a_fetch_is_fetched_again_and_its_
     async def story() -> None:
         asks, files = asking_of(site, Giver(), Giver())
         sha256 = hashlib.sha256(files[0]).hexdigest()
-        part = asks._here.layout.fetched / CEDAR / sha256
+        part = asks.here.layout.fetched / CEDAR / sha256
         part.parent.mkdir(parents=True)
         for content in (b"x" * BLOCK, b"x" * len(files[0])):
             part.write_bytes(content)
             assert await got(asks, site, files[0], CEDAR) == files[0]
-            assert not asks._alarms.listing() and not part.exists()
+            assert not asks.alarms.listing() and not part.exists()
             (site.root / "here" / sha256[:8]).unlink()
 
     asyncio.run(story())
@@ -113,10 +113,10 @@ def test_threat_18_who_gives_what_it_lists_or_after_another_round_is_asked_like_
         right = dict(birch.files)
         birch.files = {name: b"rubbish" for name in right}
         assert await got(asks, site, files[0]) == files[0]
-        assert asks._alarms.listing()
+        assert asks.alarms.listing()
         birch.files = right
         assert await got(asks, site, files[1], BIRCH) == files[1]
-        assert not asks._alarms.listing()
+        assert not asks.alarms.listing()
         birch.files = {name: b"rubbish" for name in right}
         for file in (site.root / "here").iterdir():
             file.unlink()
