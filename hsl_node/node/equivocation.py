@@ -43,8 +43,6 @@ PATIENCE_S = 60.0  # a peer that is waited for this long is asked; usually it tr
 AFTER_CONNECT_S = 5.0  # it is there, and still nothing arrived
 PAUSE = Pace(15, 600)  # between two questions to one peer
 LOOK_S = 5.0
-SAME_MAX = 1000
-RECOVERING_S = 3600.0  # so long a peer may say that it has lost its documents, and be excused for showing none
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,6 @@ class Equivocations:
         self._turns = Turns(PAUSE, AFTER_CONNECT_S)
         self._disputes: frozenset[Dispute] = frozenset()
         self._proven: set[tuple[Round, Peer]] = set()
-        self._recovering: dict[Peer, tuple[float, Round]] = {}  # since when it says so; what it had signed by then
-        self._same: set[str] = set()  # documents that differ from ours in nothing but the signature
 
     def wake(self) -> None:
         """Something has arrived that may contradict what is here."""
@@ -153,7 +149,7 @@ class Equivocations:
         if offer is None:  # down, or another program's server: what is disputed stays so
             return reached
         open_ = [d for d in self._disputes if d.holder == holder and (d.round, d.peer) not in self._proven]
-        if open_ and not self._excused(holder, offer):
+        if open_:
             one = min(open_, key=lambda d: (d.round, d.peer))
             lost = " It says that it has lost its documents." if offer.recovering else ""
             self.alarms.sound(
@@ -163,16 +159,6 @@ class Equivocations:
                 f"call {holder} and {one.peer}: compare `hsl-node round show {one.round}` at the three sites",
             )
         return True
-
-    def _excused(self, holder: Peer, offer: Offer) -> bool:
-        """It recovers, and has nothing to show yet. Not for ever, and who signs has recovered."""
-        if not offer.recovering:
-            self._recovering.pop(holder, None)
-            return False
-        journal, round = self.here.journal, self.machine.state.round
-        signed = max((r for r in range(max(0, round - 1), round + 2) if journal.manifest(r, holder)), default=0)
-        since, before = self._recovering.setdefault(holder, (time.monotonic(), signed))
-        return signed <= before and time.monotonic() - since < RECOVERING_S
 
     async def _compare(self, holder: Peer) -> Offer:
         """Read what the peer holds otherwise than this node.
@@ -188,7 +174,7 @@ class Equivocations:
         ours = {of: row for of in listed if (row := here.journal.manifest(*of))}
         documents = {of: hashlib.sha256(row["document"]).hexdigest() for of, row in ours.items()}
         disputed = {(d.round, d.peer) for d in self._disputes}
-        wanted = [m for m in differing(offer, documents, disputed) if m.document not in self._same]
+        wanted = differing(offer, documents, disputed)
         if not wanted:
             return offer
 
@@ -196,8 +182,6 @@ class Equivocations:
             row = ours[listed.round, Peer(listed.peer)]
             if manifest.digest != content_digest(row["content"]):
                 self.keep(row["document"], manifest, document)
-            elif len(self._same) < SAME_MAX:
-                self._same.add(listed.document)
 
         link = self.links.connected(holder, BEFORE_SIGNING)
         unproven = (m for m in wanted[:READ_MAX] if (m.round, m.peer) not in self._proven)

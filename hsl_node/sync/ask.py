@@ -29,10 +29,9 @@ assert OFFER_MAX_BYTES <= BLOCK_BYTES  # one request, so one list
 
 
 async def ask(
-    link: Transport, federation: Federation, *, peer: Peer, me: Peer, keys: Sequence[str] | None = None
+    link: Transport, federation: Federation, *, peer: Peer, me: Peer, keys: Sequence[str]
 ) -> tuple[Offer, bytes]:
-    """What the peer at the other end keeps for us, signed with one of `keys`; None: the federation file's. And the
-    signed document itself.
+    """What the peer at the other end keeps for us, signed with one of `keys`; and the signed document itself.
 
     Raises:
         TransportError: the link broke; `OperationFailed`: its server offers nothing, as another program's does.
@@ -127,7 +126,9 @@ async def fetch_file(
                 for digest in (await asyncio.to_thread(_digest_of, file), hashlib.sha256()):
                     resumed = file.tell() > 0
                     progress(file.tell())
-                    while (at := file.tell()) < size and (block := await _read(link, sha256, at, size)):
+                    while (at := file.tell()) < size and (
+                        block := await link.read(file_path(sha256), at, min(BLOCK_BYTES, size - at))
+                    ):
                         digest.update(block)
                         await asyncio.to_thread(file.write, block)
                         progress(at + len(block))
@@ -158,7 +159,3 @@ def _digest_of(file: BinaryIO) -> hashlib._Hash:
     while block := file.read(BLOCK_BYTES):
         digest.update(block)
     return digest
-
-
-async def _read(link: Transport, sha256: Digest, offset: int, size: int) -> bytes:
-    return await link.read(file_path(sha256), offset, min(BLOCK_BYTES, size - offset))

@@ -87,15 +87,14 @@ def parse_offer(
     peer: Peer,
     asker: Peer,
     nonce: str,
-    keys: Sequence[str] | None = None,
+    keys: Sequence[str],
 ) -> Offer:
-    """Check a list that came from `peer`'s server. `keys`: one of these signed it; None: the federation file's.
+    """Check a list that came from `peer`'s server. `keys`: one of these signed it.
 
     Raises:
         PeerDataError: not signed by `peer`, or not the answer to this question.
     """
-    trusted = (federation.get(peer).key,) if keys is None else keys
-    offer = parse_signed(verify(document, trusted, OFFER_NAMESPACE), Offer)
+    offer = parse_signed(verify(document, keys, OFFER_NAMESPACE), Offer)
     says = (offer.federation, offer.peer, offer.asker, offer.nonce)
     if says != (federation.digest, peer, asker, nonce):
         raise PeerDataError(f"{peer} answers something else than was asked", code="offer")

@@ -11,13 +11,15 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import PeerDataError
 from hsl_node.federation.identity import OFFER_NAMESPACE
-from hsl_node.federation.names import INBOX, Kind, Peer, Round, is_digest, parse_file_name
+from hsl_node.federation.names import INBOX, FileName, Kind, Peer, Round, is_digest, parse_file_name
 from hsl_node.node.here import Here, Keys
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
 from hsl_node.sync.offer import ROUNDS_MAX, Listed, Offer
@@ -27,30 +29,19 @@ from hsl_node.sync.store.plain_files import open_folder, open_plain
 UNSEEN_MAX = 8  # delivered and not looked at yet; an honest sender has two
 
 
-@dataclass(frozen=True)
-class InJournal:
-    round: Round
-    peer: Peer
+Open = Callable[[], int]  # gives a descriptor to read
 
 
-@dataclass(frozen=True)
-class InInbox:
-    sender: Peer
-    name: str
-
-
-Place = Path | InJournal | InInbox
-
-
+@dataclass
 class Serve:
     """Keeps the last list of every peer, to open what it names."""
 
-    def __init__(self, here: Here, keys: Keys, state: Callable[[], State | None]) -> None:
-        """`state`: None while this node recovers, or starts."""
-        self._here = here
-        self._keys = keys
-        self._state = state
-        self._named: dict[Peer, dict[str, Place]] = {}
+    here: Here
+    keys: Keys
+    state: Callable[[], State | None]  # None while this node recovers, or starts
+
+    def __post_init__(self) -> None:
+        self._named: dict[Peer, dict[str, Open]] = {}
 
     def open(self, peer: Peer, name: str, twice: bool) -> int:
         """A descriptor to read `name` below offer/: see `sync/offer.py`.
@@ -60,38 +51,32 @@ class Serve:
         """
         if not is_digest(name):
             return _in_memory(self._list(peer, name, twice))
-        match self._named.get(peer, {}).get(name):
-            case None:
-                raise FileNotFoundError(errno.ENOENT, "not on the list")
-            case InJournal(round, whose):
-                row = self._here.journal.manifest(round, whose)
-                return _in_memory(row["document"] if row else b"")
-            case InInbox(sender, file):
-                with open_folder(self._here.homes, sender, INBOX) as folder:
-                    return open_plain(file, os.O_RDONLY, folder)
-            case Path() as path:
-                return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        found = self._named.get(peer, {}).get(name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "not on the list")
+        return found()
 
     def _list(self, asker: Peer, nonce: str, twice: bool) -> bytes:
         """The signed list; remembers where everything on it lies."""
-        here, state = self._here, self._state()
+        here, state = self.here, self.state()
         round = state.round if state else 0
         listed: dict[str, Listed] = {}
-        places: dict[str, Place] = {}
+        places: dict[str, Open] = {}
         for row in here.journal.offered((asker, here.me), max(0, round - 2), ROUNDS_MAX):
             digest = _add(listed, row, row["document"])
-            places[digest] = InJournal(row["round"], Peer(row["peer"]))
+            places[digest] = partial(self._in_journal, row["round"], Peer(row["peer"]))
             if row["round"] >= round - 1:
                 path = here.layout.checkpoint(row["round"], Peer(row["peer"]), here.me)
                 if path.exists():
-                    places[row["sha256"]] = path
+                    places[row["sha256"]] = partial(_on_disk, path)
         kept = here.layout.fused_files()  # few, however many rounds there were
         for fused, sha256 in here.journal.fused_digests([r for r in kept if r > 0]).items():
-            places[sha256] = kept[fused]
-        for row, document, manifest, data in self._unseen(asker):
-            places.setdefault(_add(listed, row, document), manifest)
-            if data is not None:
-                places.setdefault(row["sha256"], data)
+            places[sha256] = partial(_on_disk, kept[fused])
+        for name, document, has_data in self._unseen(asker):
+            row = {"peer": asker, "round": name.round, "sha256": name.sha256}
+            places.setdefault(_add(listed, row, document), partial(self._in_inbox, asker, name))
+            if has_data:
+                places.setdefault(name.sha256, partial(self._in_inbox, asker, name.of(Kind.DATA)))
         self._named[asker] = places
         offer = Offer(
             federation=here.federation.digest,
@@ -105,32 +90,37 @@ class Serve:
             manifests=list(listed.values()),
             files=sorted(places.keys() - listed.keys()),
         )
-        return self._keys.identity.sign(offer.content(), OFFER_NAMESPACE)
+        return self.keys.identity.sign(offer.content(), OFFER_NAMESPACE)
 
-    def _unseen(self, asker: Peer) -> list[tuple[dict[str, Any], bytes, InInbox, InInbox | None]]:
-        """What lies in the asker's inbox/: delivered, but not checked. The asker knows its own signature."""
-        found: list[tuple[dict[str, Any], bytes, InInbox, InInbox | None]] = []
-        try:
-            with open_folder(self._here.homes, asker, INBOX) as folder:
-                present = set(os.listdir(folder))
-                for text in sorted(present, reverse=True):
-                    try:
-                        name = parse_file_name(text)
-                        if name.kind is not Kind.MANIFEST or name.part or name.peer != asker:
-                            continue
+    def _unseen(self, asker: Peer) -> list[tuple[FileName, bytes, bool]]:
+        """What lies in the asker's inbox/: delivered, but not checked. The asker knows its own signature.
+
+        Name and content of each manifest, and whether its checkpoint lies there.
+        """
+        found: list[tuple[FileName, bytes, bool]] = []
+        with suppress(FileNotFoundError), open_folder(self.here.homes, asker, INBOX) as folder:  # not made yet
+            present = set(os.listdir(folder))
+            for text in sorted(present, reverse=True):
+                with suppress(PeerDataError, FileNotFoundError):
+                    name = parse_file_name(text)
+                    if name.kind is Kind.MANIFEST and not name.part and name.peer == asker:
                         with os.fdopen(open_plain(text, os.O_RDONLY, folder), "rb") as file:
-                            document = file.read(MANIFEST_MAX_BYTES)
-                    except (PeerDataError, FileNotFoundError):
-                        continue
-                    data = str(name.of(Kind.DATA))
-                    row = {"peer": asker, "round": name.round, "sha256": name.sha256}
-                    there = InInbox(asker, data) if data in present else None
-                    found.append((row, document, InInbox(asker, text), there))
-                    if len(found) == UNSEEN_MAX:
-                        break
-        except FileNotFoundError:
-            pass  # another server's folders, not made yet
+                            found.append((name, file.read(MANIFEST_MAX_BYTES), str(name.of(Kind.DATA)) in present))
+                if len(found) == UNSEEN_MAX:
+                    break
         return found
+
+    def _in_journal(self, round: Round, peer: Peer) -> int:
+        row = self.here.journal.manifest(round, peer)
+        return _in_memory(row["document"] if row else b"")
+
+    def _in_inbox(self, sender: Peer, name: FileName) -> int:
+        with open_folder(self.here.homes, sender, INBOX) as folder:
+            return open_plain(str(name), os.O_RDONLY, folder)
+
+
+def _on_disk(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _add(listed: dict[str, Listed], row: dict[str, Any], document: bytes) -> str:

@@ -153,16 +153,17 @@ async def test_an_answer_counts_only_for_its_question_its_asker_and_with_its_pee
             twice=False, manifests=[], files=[],
         )  # fmt: skip
         document = ash.sign(offer.content(), identity.OFFER_NAMESPACE)
-        assert parse_offer(document, federation, peer=ASH, asker=BIRCH, nonce=NONCE) == offer
+        right = {"peer": ASH, "asker": BIRCH, "nonce": NONCE, "keys": [federation.get(ASH).key]}
+        assert parse_offer(document, federation, **right) == offer  # type: ignore[arg-type]
         for other in ({"nonce": "f" * 16}, {"asker": CEDAR}, {"peer": CEDAR}):
             with pytest.raises(PeerDataError):
-                parse_offer(document, federation, **{"peer": ASH, "asker": BIRCH, "nonce": NONCE, **other})  # type: ignore[arg-type]
+                parse_offer(document, federation, **{**right, **other})  # type: ignore[arg-type]
         with pytest.raises(PeerDataError):
             forged = box.members.identities[CEDAR].sign(offer.content(), identity.OFFER_NAMESPACE)
-            parse_offer(forged, federation, peer=ASH, asker=BIRCH, nonce=NONCE)
+            parse_offer(forged, federation, **right)  # type: ignore[arg-type]
         with pytest.raises(PeerDataError):
             as_manifest = ash.sign(offer.content(), identity.MANIFEST_NAMESPACE)
-            parse_offer(as_manifest, federation, peer=ASH, asker=BIRCH, nonce=NONCE)
+            parse_offer(as_manifest, federation, **right)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,8 @@ def calls_of_a_list(folder: Path, rounds: int) -> int:
         descriptor = profile.runcall(offers.open, BIRCH, NONCE, False)
         with os.fdopen(descriptor, "rb") as file:
             file.seek(0)
-            offer = parse_offer(file.read(), members.federation, peer=ASH, asker=BIRCH, nonce=NONCE)
+            keys = [members.federation.get(ASH).key]
+            offer = parse_offer(file.read(), members.federation, peer=ASH, asker=BIRCH, nonce=NONCE, keys=keys)
         assert {f"{kept:064x}" for kept in (rounds - 2, rounds - 1)} <= set(offer.files)
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
@@ -303,7 +305,8 @@ def test_threat_12_a_real_list_names_what_every_peer_was_sent_and_nothing_of_ano
         async def look() -> None:
             me = identity.load(cluster.layout("birch").key)
             async with connect(cluster.federation.get("ash"), BIRCH, me) as link:
-                offer, _ = await ask(link, cluster.federation, peer=ASH, me=BIRCH)
+                keys = [cluster.federation.get(ASH).key]
+                offer, _ = await ask(link, cluster.federation, peer=ASH, me=BIRCH, keys=keys)
                 listed = {(m.peer, m.round) for m in offer.manifests}
                 assert {("birch", r) for r in (0, 1, 2, 3)} <= listed
                 assert {("ash", r) for r in (0, 1, 2)} <= listed
