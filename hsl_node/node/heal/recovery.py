@@ -62,7 +62,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         self._asked = tuple(p for p in self.here.others if p not in self.mark.without)
-        self.waiting = Waiting(self.alarms, self.mark.why, self._asked)
+        self.waiting = Waiting(self.alarms, self.mark.why, self._asked, self.fetch.file_bytes)
         self._gather = Gather(self.here, self.keys, self.alarms, self.links, self.waiting)
         self._lists: dict[Peer, bytes] = {}  # what each answered, signed
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hsl_node.federation.names import Peer
+from hsl_node.federation.names import Digest, Peer
 from hsl_node.node.alarms import Alarms
 
 
 class Waiting:
-    def __init__(self, alarms: Alarms, reason: str, asked: Iterable[Peer]) -> None:
-        """`reason`: of the recovery."""
+    def __init__(self, alarms: Alarms, reason: str, asked: Iterable[Peer], file_bytes: int) -> None:
+        """`reason`: of the recovery. `file_bytes`: of any file that is fetched."""
         self._alarms = alarms
         self._reason = reason
+        self._file_bytes = file_bytes
         self._held_up = dict.fromkeys(asked, "not asked yet")  # by whom, and why
         self._fixes: dict[Peer, str] = {}  # of these, where a key is the reason: what to do about it
         self._begun_again: dict[Peer, str] = {}  # because of whom, and why: until it is over, or something else breaks
@@ -38,8 +39,9 @@ class Waiting:
         self._begun_again = dict(because)
         self.tell()
 
-    def fetch(self, giver: Peer, how_far: str) -> None:
-        self._fetching = {giver: how_far}
+    def fetch(self, giver: Peer, sha256: Digest, at: int) -> None:
+        """So many bytes of this file are here."""
+        self._fetching = {giver: f"it gives {sha256[:12]}: {at / 2**20:.1f} of {self._file_bytes / 2**20:.1f} MiB"}
         self.tell()
 
     def fetched(self) -> None:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 FAIR_S, FAIR_BYTES_PER_S = 60.0, 256 * 1024  # a file takes no longer from a fair giver; then the next has its turn
 
-Tell = Callable[[Peer, str], None]  # (giver, how far it is)
+Tell = Callable[[Peer, Digest, int], None]  # (giver, which file, bytes of it that are here)
 
 
 class HeldUp(TransportError):
@@ -56,12 +56,12 @@ class Fetch:
         sha256: Digest,
         target: Path,
         offers: Mapping[Peer, Offer],
-        tell: Tell = lambda giver, how_far: None,
+        tell: Tell = lambda giver, sha256, at: None,
     ) -> bool:
         """A file that is here already, or that a peer has. False: nobody has it.
 
         Each giver has one turn, as long as is fair for the size. Who needs longer, or gives wrong bytes, is asked after
-        the others from then on. `tell(giver, how far)`: with each block.
+        the others from then on. `tell`: with each block.
 
         Raises:
             HeldUp: nobody else gave it, and the link to one that has it broke.
@@ -75,8 +75,7 @@ class Fetch:
             try:
                 async with asyncio.timeout(self._turn_s), self.links.connected(giver) as link:
                     folder = self.here.layout.fetched / giver
-                    progress = partial(_tell_progress, tell, giver, sha256, self.file_bytes)
-                    await fetch_file(link, sha256, self.file_bytes, folder, target, progress)
+                    await fetch_file(link, sha256, self.file_bytes, folder, target, partial(tell, giver, sha256))
                 log.info("taken from a peer", extra={"peer": giver, "sha256": sha256[:12]})
                 self._excuse(giver)
                 return True
@@ -113,7 +112,3 @@ class Fetch:
             f"{giver} listed a file and gave other bytes ({escaped(error.message)}): it is asked after all others now",
             f"call {giver}: its disk may fail, or somebody changes what its node sends",
         )
-
-
-def _tell_progress(tell: Tell, giver: Peer, sha256: Digest, size: int, at: int) -> None:
-    tell(giver, f"it gives {sha256[:12]}: {at / 2**20:.1f} of {size / 2**20:.1f} MiB")

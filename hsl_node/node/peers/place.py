@@ -22,7 +22,7 @@ async def place(
     manifest: Manifest,
     document: bytes,
     offers: Mapping[Peer, Offer],
-    tell: Tell = lambda giver, how_far: None,
+    tell: Tell = lambda giver, sha256, at: None,
 ) -> bool:
     """Put a peer's manifest into its inbox here, and its checkpoint where the intake would bring it, as if just come.
 

@@ -101,12 +101,13 @@ def test_threat_05_while_a_file_is_fetched_the_status_says_from_whom_and_leaves_
     async def story() -> None:
         seen = []
 
-        async def get(sha256: Digest, target: Path, offers: object, tell: Callable[[Peer, str], None]) -> bool:
-            tell(BIRCH, "it gives abc: 1.0 of 3.0 MiB")
+        async def get(sha256: Digest, target: Path, offers: object, tell: Callable[[Peer, Digest, int], None]) -> bool:
+            tell(BIRCH, Digest("abc"), 2**20)
             seen.append((site.recovery.waiting.peers, site.alarms.listing()[0]))
             return True
 
         site.fetch.get = get  # type: ignore[assignment]
+        site.recovery.waiting._file_bytes = 3 * 2**20
         assert await site.recovery._get(Digest("a" * 64), site.evidence / "file", {})
         ((waiting, alarm),) = seen
         assert waiting == {BIRCH: "it gives abc: 1.0 of 3.0 MiB"}
