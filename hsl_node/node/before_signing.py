@@ -53,21 +53,18 @@ class BeforeSigning:
             LocalStateError: this node was set back. The journal is marked: the next start asks everybody.
         """
         async with self._one_at_a_time:
+            self._unread = {}
             try:
-                await self._until_nobody_objects()
+                for pause_s in RETRY.waits():
+                    offers = await self._answers()
+                    self._unread = {p: r for p, r in self._unread.items() if not self.keys.ring.is_revoked(p)}
+                    self._tell_unread()
+                    self.waiting_for = tuple(sorted({*self._twice(offers), *self._unread}))
+                    if not self.waiting_for:
+                        return
+                    await asyncio.sleep(pause_s)
             finally:
                 self.waiting_for = ()
-
-    async def _until_nobody_objects(self) -> None:
-        self._unread = {}
-        for pause_s in RETRY.waits():
-            offers = await self._answers()
-            self._unread = {p: r for p, r in self._unread.items() if not self.keys.ring.is_revoked(p)}
-            self._tell_unread()
-            self.waiting_for = tuple(sorted({*self._twice(offers), *self._unread}))
-            if not self.waiting_for:
-                return
-            await asyncio.sleep(pause_s)
 
     async def _answers(self) -> Sequence[Offer]:
         """All are asked at once, so that a slow one costs no more time than its own; who is slow is named meanwhile.

@@ -31,7 +31,7 @@ from hsl_node.node.machine import Happened, Machine
 from hsl_node.node.peers.links import BEFORE_SIGNING, Links, answer
 from hsl_node.node.peers.pacing import Turns
 from hsl_node.sync import evidence
-from hsl_node.sync.ask import READ_MAX, read_documents
+from hsl_node.sync.ask import read_documents
 from hsl_node.sync.findings import differing
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
@@ -184,7 +184,7 @@ class Equivocations:
                 self.keep(row["document"], manifest, document)
 
         link = self.links.connected(holder, BEFORE_SIGNING)
-        unproven = (m for m in wanted[:READ_MAX] if (m.round, m.peer) not in self._proven)
+        unproven = (m for m in wanted if (m.round, m.peer) not in self._proven)
         # Who has a key that was revoked or replaced can sign a second manifest at any time: it proves nothing.
         await read_documents(link, holder, unproven, here.federation, ring.keys, take=take, passes=lambda *_: True)
         return offer

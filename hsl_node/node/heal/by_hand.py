@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from hsl_node.errors import Equivocation, FederationMismatch, PeerDataError, UsageError
+from hsl_node.errors import FederationMismatch, PeerDataError, UsageError
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, verify
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
 from hsl_node.node.heal.counting import Held, counting, forged
 from hsl_node.node.heal.counting import held as held_of
-from hsl_node.sync import evidence
+from hsl_node.node.heal.gather import signed_twice
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES, Manifest, content_digest, parse_manifest
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.store import Store
@@ -53,7 +54,11 @@ def take(folder: Path, store: Store, ring: Keyring, me: Peer) -> int:
         held[path.name] = held_of(manifest, document, ring)
     counts = _counting(held, store.journal, ring, me)
     for one in counts:
-        _record(store, ring, me, one)
+        known = store.journal.manifest(one.round, me)
+        if known is None:
+            store.journal.record_manifest(one.round, me, one.sha256, one.document, one.manifest.content())
+        elif one.round > 0 and content_digest(known["content"]) != one.manifest.digest:
+            raise signed_twice(store, ring, _of_journal(known, ring), one)
     return len(counts)
 
 
@@ -64,9 +69,7 @@ def _counting(held: Mapping[str, Held], journal: Journal, ring: Keyring, me: Pee
         PeerDataError: somebody else has signed it with that key: see `counting.py`.
     """
     rows = [journal.last_manifest(me), *(journal.manifest(round, me) for round in {h.round for h in held.values()})]
-    here = [
-        held_of(Manifest.model_validate(row["content"]), row["document"], ring, certain=True) for row in rows if row
-    ]
+    here = [_of_journal(row, ring) for row in rows if row]
     found = {**held, **{f"round {one.round} of the journal": one for one in here}}
     counts = counting(found, ring, me, journal.manifest)
     if wrong := {id(one) for one in forged(found, counts)}:
@@ -79,17 +82,8 @@ def _counting(held: Mapping[str, Held], journal: Journal, ring: Keyring, me: Pee
     return [counts[name] for name in held if name in counts]
 
 
-def _record(store: Store, ring: Keyring, me: Peer, one: Held) -> None:
-    manifest, document = one.manifest, one.document
-    known = store.journal.manifest(one.round, me)
-    if known is None:
-        store.journal.record_manifest(one.round, me, manifest.sha256, document, manifest.content())
-    elif manifest.round > 0 and content_digest(known["content"]) != manifest.digest:
-        evidence.keep(store, ring, one.round, me, (known["document"], document), own=True)
-        raise Equivocation(
-            f"two different manifests of round {manifest.round} carry this node's signature: both are in evidence/",
-            remedy="find and stop the other copy of this node; then agree with the other hospitals on a new federation",
-        )
+def _of_journal(row: Mapping[str, Any], ring: Keyring) -> Held:
+    return held_of(Manifest.model_validate(row["content"]), row["document"], ring, certain=True)
 
 
 def _read(path: Path) -> bytes:

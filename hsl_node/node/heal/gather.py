@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import Equivocation, HslError, PeerDataError, escaped
@@ -28,6 +27,7 @@ from hsl_node.sync.findings import givers_of_document, unread
 from hsl_node.sync.manifest import Manifest, content_digest
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.store import Store
 from hsl_node.sync.wire.transport import OperationFailed
 
 
@@ -47,7 +47,7 @@ class Gather:
             HeldUp: a peer does not give what it lists, or what it gives does not fit what another one signed.
         """
         named = {(m.round, Peer(m.peer)) for offer in offers.values() for m in offer.manifests}
-        held = await asyncio.to_thread(_known, self.here.layout.journal, self.keys.ring, self.here.me, named)
+        held = await asyncio.to_thread(self._known, named)
         for offer in offers.values():
             await self._read(offer, held)
         counts = await asyncio.to_thread(self._counting, held)
@@ -56,6 +56,29 @@ class Gather:
         for one in counts.values():
             self._require_fitting(one, counts, offers)
         return counts
+
+    def _known(self, named: Collection[tuple[Round, Peer]]) -> dict[str, Held]:
+        """What the journal holds of what matters, however many rounds there were, by the sha256 of the document.
+
+        The rounds since my last but one, what `signed` lacks of mine, and the rounds and peers that are `named`: what
+        an answer lists and is here is not asked for, and what it says otherwise is seen.
+        """
+        me, ring, found = self.here.me, self.keys.ring, []
+        with Journal.read_only(self.here.layout.journal) as journal:  # in a thread: parsing takes a while
+            since = (journal.last_signed() or 1) - 1
+            rows = journal.documents(since, me)
+            rows += [row for round, peer in sorted(named) if round < since and (row := journal.manifest(round, peer))]
+            for row in rows:
+                manifest = Manifest.model_validate(row["content"])
+                if manifest.federation != ring.federation.digest:
+                    continue
+                # What was brought by hand (`by_hand.py`) is worth as much as what a peer lists.
+                certain = manifest.peer != me or journal.signed(Round(manifest.round)) is not None
+                try:
+                    found.append(held_of(manifest, row["document"], ring, certain=certain))
+                except PeerDataError:  # with a key that an older keyring.toml, put back, does not know
+                    found.append(Held(manifest, row["document"], certain=True))
+        return {hashlib.sha256(h.document).hexdigest(): h for h in found}
 
     async def _read(self, offer: Offer, held: dict[str, Held]) -> None:
         """Raises: HeldUp: this peer's link broke, or it does not give a signature of this node that it lists."""
@@ -164,38 +187,18 @@ class Gather:
                         f"{' and '.join(givers)} keep two different manifests of this node's round {round}, made with "
                         "a key that has been replaced since: somebody has that key, and one of them is forged",
                     )
-            both = (before.document, one.document)
-            evidence.keep(self.here.store, self.keys.ring, round, one.peer, both, own=True)
-            raise Equivocation(
-                f"two different manifests of round {round} carry this node's signature: a clone or an old copy of "
-                "it has signed one of them; both are in evidence/",
-                remedy="find and stop the other copy; then agree with the other hospitals on a new federation",
-            )
-
-
-def _known(path: Path, ring: Keyring, me: Peer, named: Collection[tuple[Round, Peer]]) -> dict[str, Held]:
-    """What the journal holds of what matters, however many rounds there were, by the sha256 of the document.
-
-    The rounds since my last but one, what `signed` lacks of mine, and the rounds and peers that are `named`: what an
-    answer lists and is here is not asked for, and what it says otherwise is seen.
-    """
-    found = []
-    with Journal.read_only(path) as journal:  # in a thread: parsing takes a while
-        since = (journal.last_signed() or 1) - 1
-        rows = journal.documents(since, me)
-        rows += [row for round, peer in sorted(named) if round < since and (row := journal.manifest(round, peer))]
-        for row in rows:
-            manifest = Manifest.model_validate(row["content"])
-            if manifest.federation != ring.federation.digest:
-                continue
-            # What was brought by hand (`by_hand.py`) is worth as much as what a peer lists.
-            certain = manifest.peer != me or journal.signed(Round(manifest.round)) is not None
-            try:
-                found.append(held_of(manifest, row["document"], ring, certain=certain))
-            except PeerDataError:  # with a key that an older keyring.toml, put back, does not know
-                found.append(Held(manifest, row["document"], certain=True))
-    return {hashlib.sha256(h.document).hexdigest(): h for h in found}
+            raise signed_twice(self.here.store, self.keys.ring, before, one)
 
 
 def _givers(one: Held, offers: Mapping[Peer, Offer]) -> list[Peer]:
     return givers_of_document(hashlib.sha256(one.document).hexdigest(), offers)
+
+
+def signed_twice(store: Store, ring: Keyring, first: Held, second: Held) -> Equivocation:
+    """Two different manifests of one round carry this node's signature: both are kept. Gives what is to be raised."""
+    evidence.keep(store, ring, first.round, first.peer, (first.document, second.document), own=True)
+    return Equivocation(
+        f"two different manifests of round {first.round} carry this node's signature: a clone or an old copy of it has "
+        "signed one of them; both are in evidence/",
+        remedy="find and stop the other copy; then agree with the other hospitals on a new federation",
+    )

@@ -108,11 +108,12 @@ class Recovery:
     async def _get(self, sha256: Digest, target: Path, offers: Mapping[Peer, Offer]) -> bool:
         """See `Fetch.get`. All who may have it have answered: nobody else is to be hoped for, however slow they are."""
         while True:
-            with contextlib.suppress(Slow):
-                try:
-                    return await self.fetch.get(sha256, target, offers, self.waiting.fetch)
-                finally:
-                    self.waiting.fetched()
+            try:
+                return await self.fetch.get(sha256, target, offers, self.waiting.fetch)
+            except Slow:
+                await asyncio.sleep(RETRY.first_s)
+            finally:
+                self.waiting.fetched()
 
     async def _answer_of(self, peer: Peer) -> Offer:
         """Asked until it answers."""

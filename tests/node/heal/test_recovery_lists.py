@@ -118,8 +118,11 @@ def test_threat_05_while_a_file_is_fetched_the_status_says_from_whom_and_leaves_
     run(story)
 
 
-def test_threat_25_a_line_that_is_too_slow_for_a_turn_does_not_begin_a_recovery_again(site: Site) -> None:
+def test_threat_25_a_line_that_is_too_slow_for_a_turn_does_not_begin_a_recovery_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All who may have the file have answered; what a turn brought is kept."""
+    monkeypatch.setattr(recovery_module, "RETRY", Pace(0.01, 0.02))
 
     async def story() -> None:
         turns = iter([Slow("birch: it took longer than 60 s"), Slow("again"), None])
