@@ -156,7 +156,7 @@ class Daemon:
             require_same_federation(here.journal, here.federation)
             await self._open_inbox(schema)  # whoever lost its state too is answered meanwhile
             await self._let_the_disk_rest()
-            self.recovery = Recovery(here, self.keys, self.alarms, self.links, fetch, self.delivery.awaited, due)
+            self.recovery = Recovery(here, self.keys, self.alarms, self.links, fetch, due)
             await self.recovery.run(initial)
         state = self._load_state(initial)
         poisoning.renew(here.journal, self.alarms, here.me, here.federation.peers)

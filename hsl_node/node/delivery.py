@@ -49,10 +49,6 @@ class Delivery:
         """The peer is there: whatever waits for it goes now."""
         self._wake[peer].set()
 
-    def awaited(self, peer: Peer) -> asyncio.Event:
-        """Set when the peer connects to us."""
-        return self._wake[peer]
-
     async def push(self, action: Push) -> Happened:
         """Deliver one round's checkpoint (or statement) to one peer, however long that takes."""
         peer, journal = action.peer, self._here.journal

@@ -96,8 +96,7 @@ class Site:
         self.here, self.alarms = parts.here, parts.alarms
         self.journal, self.evidence = parts.here.journal, parts.here.layout.state / "evidence"
         self.fetch = Fetch(parts.here, parts.alarms, parts.links, 1000)
-        mark = Mark("its disk was lost")
-        self.recovery = Recovery(*parts.all, self.fetch, lambda peer: asyncio.Event(), mark)
+        self.recovery = Recovery(*parts.all, self.fetch, Mark("its disk was lost"))
         for peer in self.givers:
             self.recovery.waiting.go_on(peer)  # has answered
         self.alarms.settle("recovering")

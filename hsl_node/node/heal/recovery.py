@@ -10,12 +10,11 @@ noticed shows there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +44,7 @@ from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 
-RETRY = Pace(1, 30)  # a peer that comes back and connects is asked at once
+RETRY = Pace(1, 30)
 LOOK_AGAIN = 3  # times, where a checkpoint of ours is promised to nobody: a peer may just be looking at it
 LOOK_AGAIN_PACE = Pace(2, 30)  # after the first LOOK_AGAIN failures
 
@@ -57,7 +56,6 @@ class Recovery:
     alarms: Alarms
     links: Links
     fetch: Fetch
-    called: Callable[[Peer], asyncio.Event]  # set when this peer connects to us
     mark: Mark
 
     def __post_init__(self) -> None:
@@ -117,9 +115,7 @@ class Recovery:
 
     async def _answer_of(self, peer: Peer) -> Offer:
         """Asked until it answers."""
-        wake = self.called(peer)
         for pause_s in RETRY.waits():
-            wake.clear()
             fix = ""
             try:
                 offer, self._lists[peer] = await self.links.signed_offer_of(peer)
@@ -136,11 +132,7 @@ class Recovery:
                 log.exception("asking broke", extra={"peer": peer})
                 why = f"{type(exc).__name__}: {escaped(str(exc))}"
             self.waiting.hold_up(peer, why, fix)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await wake.wait()
-            if wake.is_set():
-                await asyncio.sleep(RETRY.first_s)  # two nodes must not wake each other at the speed of the network
+            await asyncio.sleep(pause_s)
         raise AssertionError("it waits without end")
 
     async def _state(
