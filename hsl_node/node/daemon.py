@@ -390,7 +390,6 @@ class Running:
 
     def _taken(self, peer: Peer) -> None:
         self._daemon.last_seen[peer] = time.time()
-        self.equivocations.wake()
         self.missing.look()
 
     # ------------------------------------------------------------------ who performs what

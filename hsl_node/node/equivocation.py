@@ -15,7 +15,6 @@ itself. A peer whose inbox is another program's server cannot be asked: it asks 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import time
@@ -64,14 +63,9 @@ class Equivocations:
     machine: Machine
 
     def __post_init__(self) -> None:
-        self._wake = asyncio.Event()
         self._turns = Turns(PAUSE, AFTER_CONNECT_S)
         self._disputes: frozenset[Dispute] = frozenset()
         self._proven: set[tuple[Round, Peer]] = set()
-
-    def wake(self) -> None:
-        """Something has arrived that may contradict what is here."""
-        self._wake.set()
 
     def connected(self, peer: Peer) -> None:
         """A peer that is waited for is there: ask it soon, if nothing arrives."""
@@ -82,16 +76,13 @@ class Equivocations:
         for proof in evidence.kept(self.here.layout.evidence):
             self._remember(proof)
         while True:
-            self._wake.clear()
             now = time.monotonic()
             self._look(now)
             for peer in self._turns.due(now):
                 self._turns.begin(peer)
                 reached = await self._ask(peer)
                 self._turns.asked(peer, time.monotonic(), reached=reached)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self._wake.wait()
+            await asyncio.sleep(LOOK_S)
 
     def _remember(self, proof: evidence.Proof) -> None:
         """From before a restart, which may have come before the journal had the word of it."""
