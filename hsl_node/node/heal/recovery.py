@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 
 RETRY = Pace(1, 30)
 LOOK_AGAIN = 3  # times, where a checkpoint of ours is promised to nobody: a peer may just be looking at it
-LOOK_AGAIN_PACE = Pace(2, 30)  # after the first LOOK_AGAIN failures
 
 
 @dataclass
@@ -74,8 +73,8 @@ class Recovery:
         log.warning("recovering", extra={"reason": self.mark.why})
         systemd.notify("READY=1", "STATUS=asking the peers what this node has signed")
         self.waiting.tell()
-        looks, failures, lists_broke = 0, 0, False
-        while True:
+        looks, lists_broke = 0, False
+        for pause_s in RETRY.waits():
             offers = {Peer(o.peer): o for o in await asyncio.gather(*(self._answer_of(p) for p in self._asked))}
             in_lists = True
             try:
@@ -94,10 +93,10 @@ class Recovery:
                 self.alarms.sound("disk", f"no room for what the peers keep for this node: {exc}", "free some space")
             except TransportError as exc:
                 log.warning("a recovery is begun again", extra={"reason": escaped(exc.message)})
-                failures, lists_broke = failures + 1, in_lists
+                lists_broke = in_lists
                 if isinstance(exc, HeldUp):  # named until this is over, or something else breaks
                     self.waiting.begin_again({exc.peer: exc.message})
-            await asyncio.sleep(LOOK_AGAIN_PACE.after(1 + max(failures - LOOK_AGAIN, 0)))
+            await asyncio.sleep(pause_s)
         self._write(state, initial, held)
         self.alarms.settle("recovering")
         self.alarms.settle("disk")

@@ -300,7 +300,7 @@ def test_threat_12_who_breaks_off_what_it_lists_is_named_until_it_is_over(
 
     async def story() -> None:
         recovery, seen = site.recovery, []
-        monkeypatch.setattr("hsl_node.node.heal.recovery.LOOK_AGAIN_PACE", Pace(0, 0))
+        monkeypatch.setattr(recovery_module, "RETRY", Pace(0, 0))
         breaks = iter([True] * 5)
 
         async def answer_of(peer: Peer) -> Offer:
