@@ -85,7 +85,9 @@ def run(
         settings["task"] = f"{data.name}: {' or '.join(settings['classes'])}"[:120]
     else:
         settings["classes"] = phantoms.CLASSES
-    agreed_plan = _plan(settings)
+    # One cosine over the whole short run, since the published period is longer than it.
+    settings["cosine_period_epochs"] = settings["rounds"] * settings["epochs_per_round"]
+    agreed_plan = check(settings, Plan, "hsl-node demo")
     lines = view.Lines()
     processes.interruptible()
     if setup.prepare_folder(target, lambda state: control.stop(state, processes.STOP_S)):
@@ -118,12 +120,6 @@ def run(
     agreed = agreement(nodes)
     print(closing(nodes, agreed, page, time.monotonic() - began, warned))
     return exit_code(agreed)
-
-
-def _plan(settings: dict[str, Any]) -> Plan:
-    """The checked plan; one cosine over the whole short run, since the published period is longer than it."""
-    epochs = settings["rounds"] * settings["epochs_per_round"]
-    return check({"cosine_period_epochs": epochs, **settings}, Plan, "hsl-node demo")
 
 
 def _opening(sites: Sequence[Hospital], federation: Federation, threads: int, note: str) -> str:

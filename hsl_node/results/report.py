@@ -45,14 +45,6 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
     nodes = sorted((read(state) for state in states), key=lambda n: n.name)
     if len({n.federation.digest for n in nodes}) != 1:
         raise UsageError("these nodes are of different federations", remedy="make a report of each")
-    write_new(out, render(nodes, note=note, now=time.time()), replace=True)
-    return out
-
-
-# ------------------------------------------------------------------ the page
-
-
-def render(nodes: Sequence[NodeFacts], *, note: str, now: float) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -69,13 +61,11 @@ def render(nodes: Sequence[NodeFacts], *, note: str, now: float) -> str:
         title=federation.name if len(nodes) > 1 else f"{nodes[0].name} · {federation.name}",
         federation=federation,
         plan=federation.plan,
-        nodes=nodes,
         note=note,
         tiles=_tiles(nodes, agreed),
         state=_state(nodes),
         tests=_tests(nodes),
         figures=FIGURES,
-        models=MODELS,
         panels=_auc_panels(nodes),
         rocs=_rocs(nodes),
         gantt=_gantt(nodes),
@@ -86,12 +76,16 @@ def render(nodes: Sequence[NodeFacts], *, note: str, now: float) -> str:
         influence=_influence(nodes),
         software=_software(nodes),
         settings=_settings(federation),
-        notes=_notes(nodes, now),
-        made=time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(now)),
+        notes=_notes(nodes, time.time()),
+        made=time.strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
         python=platform.python_version(),
     )
-    return page + "\n"
+    write_new(out, page + "\n", replace=True)
+    return out
+
+
+# ------------------------------------------------------------------ the page
 
 
 def _state(nodes: Sequence[NodeFacts]) -> dict[str, str]:
@@ -169,14 +163,13 @@ def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
         if not mine and not after:
             continue
         known = [{r: a for r, a in m.items() if a is not None} for m in (mine, after)]
-        undefined = (mine or after) and not any(known)
         panels.append(
             {
                 "name": name,
                 "svg": auc_panel(name, known[0], known[1], rounds, low),
                 "rows": [{"round": r, "local": mine.get(r), "fused": after.get(r)} for r in sorted({*mine, *after})],
                 "best": best.get(name),
-                "undefined": bool(undefined),
+                "undefined": not any(known),
             }
         )
     return panels
@@ -282,9 +275,6 @@ def _settings(federation: Federation) -> list[tuple[str, str]]:
     return rows
 
 
-def _notes(nodes: Sequence[NodeFacts], now: float) -> list[dict[str, str]]:
+def _notes(nodes: Sequence[NodeFacts], now: float) -> list[dict[str, Any]]:
     found = sorted(({**row, "node": n.name} for n in nodes for row in n.notes), key=lambda r: r["at"])
-    return [
-        {"at": clock(r["at"], now), "node": r["node"], "level": r["level"], "code": r["code"], "text": r["text"]}
-        for r in found[-NOTES_MAX:]
-    ]
+    return [{**row, "at": clock(row["at"], now)} for row in found[-NOTES_MAX:]]

@@ -241,8 +241,7 @@ def _smooth(field: NDArray[Any], sigma_y: float, sigma_x: float) -> NDArray[np.c
     """Gaussian smoothing by Fourier transform; the border wraps, which speckle and clouds don't mind."""
     fy, fx = np.fft.fftfreq(field.shape[0])[:, None], np.fft.fftfreq(field.shape[1])[None, :]
     kernel = np.exp(-2 * np.pi**2 * ((sigma_y * fy) ** 2 + (sigma_x * fx) ** 2))
-    result: NDArray[np.complex128] = np.fft.ifft2(np.fft.fft2(field) * kernel)
-    return result
+    return np.fft.ifft2(np.fft.fft2(field) * kernel)
 
 
 def _unit(field: Array) -> Array:
