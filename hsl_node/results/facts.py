@@ -21,7 +21,7 @@ class NodeFacts:
 
     name: str
     federation: Federation
-    meta: Mapping[str, str]  # torch, device, samples
+    device: str
     phase: str
     reason: str
     rounds_fused: int
@@ -64,7 +64,7 @@ def read(state: Path) -> NodeFacts:
         return NodeFacts(
             name=node.name,
             federation=federation,
-            meta={k: journal.meta(k) or "unknown" for k in ("torch", "device", "samples")},
+            device=journal.meta("device") or "unknown",
             phase=str(saved.get("phase", "not started")),
             reason=str(saved.get("reason", "")),
             rounds_fused=max((r["round"] for r in fused), default=0),

@@ -261,7 +261,7 @@ def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
 def _software(nodes: Sequence[NodeFacts]) -> list[dict[str, str]]:
     """What every hospital says it runs, from its newest manifest; the device of those whose journal we have."""
     said = {m.peer: m.software for n in nodes for m in n.manifests}
-    devices = {n.name: n.meta["device"] for n in nodes}
+    devices = {n.name: n.device for n in nodes}
     return [{"name": p, "software": s, "device": devices.get(p, "")} for p, s in sorted(said.items())]
 
 
