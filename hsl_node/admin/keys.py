@@ -43,17 +43,19 @@ class Outcome:
 
 
 def change(state: Path, made: Callable[[Keyring], Keyring]) -> Outcome:
-    """Apply one change to this node's keyring.
+    """Apply one change to this node's keyring, one at a time.
 
     Raises:
         HslError: of `made`; nothing was changed. Or of the daemon, which has the file but could not act on it.
     """
-    federation = config.load_federation(state)
-    with told_again(state), _one_at_a_time(state):
+    federation, layout = config.load_federation(state), Layout(state)
+    layout.make()
+    with told_again(state), open(layout.keys_lock, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         after = made(keyring.load(state, federation))
         content = after.file.model_dump(mode="json")
         text = HEAD + tomli_w.dumps(content, multiline_strings=True)
-        write_new(Layout(state).keyring_toml, text, mode=0o600, replace=True, step=Step.KEYS_RING)
+        write_new(layout.keyring_toml, text, mode=0o600, replace=True, step=Step.KEYS_RING)
     return Outcome(after, tell(state))
 
 
@@ -131,12 +133,3 @@ def _other(state: Path, name: str) -> Peer:
     if name == me:
         raise UsageError(f"{name} is this node", remedy="`hsl-node key rotate` changes its key")
     return Peer(federation.get(name).name)
-
-
-@contextmanager
-def _one_at_a_time(state: Path) -> Iterator[None]:
-    layout = Layout(state)
-    layout.make()
-    with open(layout.keys_lock, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

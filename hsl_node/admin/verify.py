@@ -269,13 +269,12 @@ def _files(
     """
     number = report.round
     paths = {p: layout.checkpoint(number, p, me) for p in federation.peers}
-    samples, sound = {}, True
+    samples: dict[Peer, int] = {}  # of those whose file is as signed
     for peer, path in paths.items():
         manifest, digest = manifests.get(peer), _sha256(path)
         if digest is None or manifest is None or manifest.statement:
-            sound = False
-        elif digest != manifest.sha256:
-            sound = False
+            continue
+        if digest != manifest.sha256:
             text = f"the file of {peer} has sha256 {digest[:12]}, signed was {manifest.sha256[:12]}"
             yield f"round {number}: {text}"
         else:
@@ -286,7 +285,7 @@ def _files(
         text = f"the fused model has sha256 {here[:12]}, the journal says {report.fused[:12]}"
         fix = f". What to do: {_fix(models.Harm(model, 'altered'), layout)}" if model else ""
         yield f"round {number}: {text}{fix}"
-    if sound and report.fused is not None and number > 0:
+    if len(samples) == len(paths) and report.fused is not None and number > 0:
         again = _fused_again(layout, paths, samples, federation)
         report.recomputed = again == report.fused
         if again is not None and again != report.fused:
