@@ -12,7 +12,7 @@ from hsl_node.errors import HslError, escaped
 
 log = logging.getLogger(__name__)
 
-LOG_LINES_PER_MINUTE = 20  # enough to see what is going on; the counters count on
+LOG_LINES_PER_MINUTE = 20  # enough to see what is going on
 
 
 class LogLimit:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import logging
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,6 +40,38 @@ def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
+class Counted:
+    """What an inbox told of strangers and peers, also beyond its budget of log lines."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.rejected: Counter[tuple[str, str]] = Counter()  # (peer, code)
+        self._events: Counter[str] = Counter()
+        self._admission, self._note = admission, admission.note
+        admission.note = self._count  # type: ignore[method-assign]
+
+    def _count(self, who: str, event: str, level: int = logging.WARNING, **fields: Any) -> None:
+        self._events[event] += 1
+        if event == "request refused":
+            self.rejected[who, fields["code"]] += 1
+        self._note(who, event, level, **fields)
+
+    @property
+    def evicted(self) -> int:
+        return self._events["unauthenticated connection closed to make room"]
+
+    @property
+    def flooded(self) -> int:
+        return self._events["unauthenticated connection cut: it sends too much"]
+
+    @property
+    def auth_failures(self) -> int:
+        return self._events["login refused"]
+
+    @property
+    def unauthenticated(self) -> int:
+        return sum(link.peer is None for link in self._admission.links)
+
+
 @dataclass
 class Box:
     """A running inbox and how to log in to it."""
@@ -48,6 +82,7 @@ class Box:
     homes: Path
     commits: list[Peer] = field(default_factory=list)
     connects: list[Peer] = field(default_factory=list)
+    counted: Counted = field(init=False)
 
     def connect(self, user: Peer = BIRCH, key: asyncssh.SSHKey | None = None, **options: Any) -> Any:
         host_key = self.members.identities[ASH].key.convert_to_public()
@@ -87,7 +122,7 @@ class Box:
         return hashlib.sha256((self.homes / peer / "inbox" / str(self.name(peer))).read_bytes()).hexdigest()
 
     def rejected(self, code: str) -> int:
-        return self.admission.counters.rejected[BIRCH, code]
+        return self.counted.rejected[BIRCH, code]
 
 
 @asynccontextmanager
@@ -113,6 +148,7 @@ async def inbox(
         limits=Limits(**limits),
         lot=lot,
     )
+    box.counted = Counted(admission)
     box.server = InboxServer(admission, identity=members.identities[ASH], homes=homes)
     box.port = await box.server.start("127.0.0.1", 0)
     try:

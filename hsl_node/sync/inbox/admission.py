@@ -1,4 +1,4 @@
-"""Who may come into the embedded inbox, how often, and what it may take there; what is told and counted of it.
+"""Who may come into the embedded inbox, how often, and what it may take there; what is told of it.
 
 A peer is recognised by its verified key alone; the user name must then be that peer's name. Unauthenticated
 connections are cheap to open, so they are capped by making room: one of the busiest sources' goes, drawn by lot. The
@@ -24,7 +24,7 @@ from hsl_node.federation.names import Peer, is_digest
 from hsl_node.federation.strings import fingerprint, split_address
 from hsl_node.host.log_limit import LogLimit
 from hsl_node.sync.clones import Runs
-from hsl_node.sync.inbox.limits import Counters, Limits, Sources, source_of
+from hsl_node.sync.inbox.limits import Limits, Sources, source_of
 from hsl_node.sync.inbox.part import OpenFile
 from hsl_node.sync.wire.allowance import Allowance
 from hsl_node.sync.wire.toll import Toll
@@ -105,7 +105,6 @@ class Admission:
         self.federation, self.data_bytes, self.limits = federation, data_bytes, limits
         self.on_commit, self.on_connect, self.on_twice = on_commit, on_connect, on_twice
         self.offer, self._lot = offer, lot
-        self.counters = Counters()
         self.lines = LogLimit(limits.log_lines_per_minute)
         self.members = {peer: Member(peer, limits, data_bytes) for peer in federation.peers if peer != me}
         self.links: list[Connection] = []  # oldest first
@@ -148,10 +147,8 @@ class Admission:
             crowd = [link for link in strangers if sources[link.source] == max(sources.values())]
         if crowd:
             drawn = self._lot.choice(crowd)
-            self.counters.evicted += 1
             self.note_stranger("unauthenticated connection closed to make room", drawn.source)
             drawn.abort()
-        self._count_strangers()
 
     def welcome(self, link: Connection, peer: Peer) -> Member:
         """A peer logged in. Its third connection ends its first: that is the one the network has forgotten."""
@@ -160,7 +157,6 @@ class Admission:
             self.note(peer, "older connection closed for a newer one", peer=peer)
             oldest.abort()
         self._sources.add(peer, link.source)
-        self._count_strangers()
         self.note(peer, "peer connected", logging.INFO, peer=peer, source=link.source)
         link.login = self.members[peer].runs.login()
         self.on_connect(peer)
@@ -174,7 +170,6 @@ class Admission:
     def leave(self, link: Connection) -> None:
         if link in self.links:
             self.links.remove(link)
-        self._count_strangers()
 
     def sessions_of(self, peer: Peer) -> int:
         return sum(link.sessions for link in self.links if link.peer == peer)
@@ -193,15 +188,13 @@ class Admission:
             raise PeerDataError("asks too often", code="rate")
         return OpenFile(self.offer(member.peer, name, link.run in member.runs.contested), offered=True)
 
-    # ------------------------------------------------------------ what is told and counted
+    # ------------------------------------------------------------ what is told
 
     def flooded(self, link: Connection) -> None:
-        self.counters.flooded += 1
         self.note_stranger("unauthenticated connection cut: it sends too much", link.source)
         link.abort()
 
     def refused(self, peer: Peer, operation: str, path: str, error: PeerDataError) -> None:
-        self.counters.rejected[peer, error.code] += 1
         self.note(
             peer,
             "request refused",
@@ -213,7 +206,6 @@ class Admission:
         )
 
     def login_failed(self, source: str, user: str, key: asyncssh.SSHKey | None, reason: str) -> None:
-        self.counters.auth_failures += 1
         shown = fingerprint(key.export_public_key("openssh").decode("ascii")) if key else ""
         self.note_stranger("login refused", source, user=escaped(user, 64), key=shown, reason=reason)
 
@@ -227,9 +219,6 @@ class Admission:
         budget = who if level > logging.INFO else f"{who} (routine)"  # coming and going must not hide refusals
         if self.lines.allows(budget):
             log.log(level, event, extra=fields)
-
-    def _count_strangers(self) -> None:
-        self.counters.unauthenticated = sum(link.peer is None for link in self.links)
 
 
 def _wire(public_key: str) -> bytes:

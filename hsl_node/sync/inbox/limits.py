@@ -1,9 +1,8 @@
-"""What strangers and peers may take of the embedded inbox, and the counts of what they tried."""
+"""What strangers and peers may take of the embedded inbox."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from dataclasses import dataclass, field
 
 from hsl_node.federation.names import Peer
@@ -35,7 +34,7 @@ class Limits:
     read_back_bytes_per_minute: int = 16 * 1024 * 1024
     packets_per_minute: int = PACKETS_PER_MINUTE
     requests_per_minute: int = REQUESTS_PER_MINUTE
-    log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer, and for all strangers together; the counters count on
+    log_lines_per_minute: int = LOG_LINES_PER_MINUTE  # per peer, and for all strangers together
     quota: Quota = field(default_factory=Quota)
 
 
@@ -64,14 +63,3 @@ def source_of(address: str) -> str:
     if parsed.version == 4:
         return str(parsed)
     return str(ipaddress.ip_network((parsed, 64), strict=False))
-
-
-@dataclass
-class Counters:
-    """For metrics. Only ever grow, except `unauthenticated`."""
-
-    rejected: Counter[tuple[Peer, str]] = field(default_factory=Counter)  # (peer, code) -> times
-    auth_failures: int = 0
-    evicted: int = 0  # unauthenticated connections closed to make room
-    flooded: int = 0  # unauthenticated connections cut for what they sent
-    unauthenticated: int = 0  # now

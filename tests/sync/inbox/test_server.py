@@ -64,7 +64,7 @@ async def test_threat_14_the_right_key_after_wrong_ones_is_the_one_that_counts(t
             await put(client, box.name(BIRCH), DATA)
             with pytest.raises(SFTPError):
                 await client.open(f"parts/{box.name(CEDAR).as_part()}", "xb")
-        assert box.connects == [BIRCH] and box.admission.counters.auth_failures == 1
+        assert box.connects == [BIRCH] and box.counted.auth_failures == 1
 
 
 @on_loop
@@ -73,7 +73,7 @@ async def test_threat_14_so_many_wrong_keys_and_no_more(tmp_path: Path) -> None:
         keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(8)]
         with pytest.raises(asyncssh.PermissionDenied):
             await box.connect(BIRCH, client_keys=keys)
-        assert box.admission.counters.auth_failures == 3
+        assert box.counted.auth_failures == 3
         await box.honest()
 
 

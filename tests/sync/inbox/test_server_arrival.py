@@ -24,7 +24,7 @@ async def test_a_delivery_is_announced(tmp_path: Path) -> None:
     async with inbox(tmp_path) as box:
         await box.honest()
         assert box.connects == [CEDAR]
-        assert not box.admission.counters.rejected and not box.admission.counters.auth_failures
+        assert not box.counted.rejected and not box.counted.auth_failures
 
 
 @on_loop

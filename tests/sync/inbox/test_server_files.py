@@ -106,7 +106,7 @@ async def test_threat_01_no_name_leads_out_of_the_three_folders(tmp_path: Path, 
             with pytest.raises(SFTPError):
                 await OPERATIONS[operation](client, path)
         assert tree(tmp_path) == before
-        counted = sum(n for (peer, _), n in box.admission.counters.rejected.items() if peer == BIRCH)
+        counted = sum(n for (peer, _), n in box.counted.rejected.items() if peer == BIRCH)
         offered = operation not in ("statvfs", "link")  # of these the client itself knows that we have none
         assert counted == (len(paths) if offered else 0)
         await box.honest()

@@ -33,11 +33,11 @@ async def test_threat_05_silent_strangers_make_room_for_an_honest_peer(tmp_path:
     async with inbox(tmp_path) as box:
         silent = [await asyncio.open_connection("127.0.0.1", box.port) for _ in range(200)]
         await box.honest()
-        assert box.admission.counters.unauthenticated <= box.admission.limits.strangers_per_source
-        assert box.admission.counters.evicted >= 200 - box.admission.limits.strangers_per_source
+        assert box.counted.unauthenticated <= box.admission.limits.strangers_per_source
+        assert box.counted.evicted >= 200 - box.admission.limits.strangers_per_source
         for _, writer in silent:
             writer.close()
-        await until(lambda: box.admission.counters.unauthenticated == 0)
+        await until(lambda: box.counted.unauthenticated == 0)
 
 
 @on_loop
@@ -49,11 +49,11 @@ async def test_threat_05_a_burst_of_strangers_is_capped_at_once(tmp_path: Path) 
         def admit(link: Any) -> None:
             nonlocal most
             real(link)
-            most = max(most, box.admission.counters.unauthenticated)
+            most = max(most, box.counted.unauthenticated)
 
         box.admission.admit = admit  # type: ignore[method-assign]
         burst = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", box.port) for _ in range(90)))
-        await until(lambda: box.admission.counters.evicted == 90 - box.admission.limits.strangers_per_source)
+        await until(lambda: box.counted.evicted == 90 - box.admission.limits.strangers_per_source)
         assert most == box.admission.limits.strangers_per_source
         await box.honest()
         for _, writer in burst:
@@ -64,9 +64,9 @@ async def test_threat_05_a_burst_of_strangers_is_capped_at_once(tmp_path: Path) 
 async def test_threat_05_strangers_are_capped_in_total_as_well(tmp_path: Path) -> None:
     async with inbox(tmp_path, strangers=5, strangers_per_source=100) as box:
         silent = [await asyncio.open_connection("127.0.0.1", box.port) for _ in range(20)]
-        await until(lambda: box.admission.counters.evicted == 15)
+        await until(lambda: box.counted.evicted == 15)
         await box.honest()
-        assert box.admission.counters.unauthenticated <= 5
+        assert box.counted.unauthenticated <= 5
         for _, writer in silent:
             writer.close()
 
@@ -92,7 +92,7 @@ async def test_threat_05_a_source_that_a_peer_logged_in_from_has_places_of_its_o
     async with inbox(tmp_path, addresses=ELSEWHERE, strangers=8, sweep_s=3600) as box:
         await box.honest()
         async with slow_login(box) as login, flood(box, 100):
-            await until(lambda: box.admission.counters.evicted == 92)
+            await until(lambda: box.counted.evicted == 92)
             assert await login() == "logged in"
 
 
@@ -105,7 +105,7 @@ async def test_threat_05_the_address_of_the_federation_file_has_them_from_the_st
         slow_login(box) as login,
         flood(box, 100),
     ):
-        await until(lambda: box.admission.counters.evicted == 92)
+        await until(lambda: box.counted.evicted == 92)
         assert await login() == "logged in"
 
 
@@ -119,7 +119,7 @@ async def test_threat_05_who_makes_room_is_drawn_by_lot_among_the_busiest_source
         flood(box, 4, "127.0.9.1"),
         flood(box, 10),
     ):
-        await until(lambda: box.admission.counters.evicted == 7)
+        await until(lambda: box.counted.evicted == 7)
         assert lot.crowds == [4, 3, 2, 9, 9, 9, 9]
         assert await login() == "logged in"
 
@@ -137,7 +137,7 @@ async def slow_login(box: Box) -> AsyncIterator[Callable[[], Awaitable[str]]]:
 
     async def held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ours, theirs = await asyncio.open_connection("127.0.0.1", box.port)
-        await until(lambda: box.admission.counters.unauthenticated == 1)
+        await until(lambda: box.counted.unauthenticated == 1)
         there.set()
         await go.wait()
         await asyncio.gather(carry(reader, theirs), carry(ours, writer))
@@ -184,7 +184,7 @@ async def test_threat_05_a_stranger_has_so_long_to_log_in(tmp_path: Path) -> Non
         reader, writer = await asyncio.open_connection("127.0.0.1", box.port)
         await reader.read()  # ends when the server closes it
         writer.close()
-        await until(lambda: box.admission.counters.unauthenticated == 0)
+        await until(lambda: box.counted.unauthenticated == 0)
 
 
 @on_loop
@@ -203,7 +203,7 @@ async def test_threat_20_strangers_of_many_addresses_share_one_budget_of_log_lin
                 await box.connect(key=key)
         refused = [r.__dict__["source"] for r in caplog.records if r.getMessage() == "login refused"]
         assert refused == [f"127.0.9.{1 + number}" for number in range(5)] + ["127.0.0.1"] * 2
-        assert box.admission.counters.auth_failures == 14
+        assert box.counted.auth_failures == 14
         box.admission.lines._until = 0.0  # the minute is over
         box.admission.lines.flush()
         (told,) = [r for r in caplog.records if r.getMessage() == "and more like these"]

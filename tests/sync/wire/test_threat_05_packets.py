@@ -61,7 +61,7 @@ async def test_threat_05_a_stranger_that_sends_more_than_a_login_takes_is_cut(
                     writer.write(IGNORE * 64)
                     await writer.drain()
             writer.close()
-            await until(lambda number=number: box.admission.counters.flooded == number + 1)
+            await until(lambda number=number: box.counted.flooded == number + 1)
         assert parsed <= 5 * LOGIN_MAX_BYTES / len(IGNORE)
         told = [r for r in caplog.records if r.getMessage() == "unauthenticated connection cut: it sends too much"]
         assert len(told) == 3 and told[0].__dict__["source"] == "127.0.0.1"
@@ -383,7 +383,7 @@ async def test_threat_05_an_honest_client_is_never_cut_for_its_packets(
         box.admission.admit = lambda link: (links.append(link), admit(link))[1]  # type: ignore[method-assign,func-returns-value]
         await HONEST[client](box, tmp_path)
         assert box.delivered() == SHA
-        assert not box.admission.counters.rejected and not box.admission.counters.flooded
+        assert not box.counted.rejected and not box.counted.flooded
         login_bytes = links[-1].turnstile.login_bytes
         assert 1000 < login_bytes < LOGIN_MAX_BYTES / 4
         toll = box.admission.members[BIRCH].toll
@@ -405,4 +405,4 @@ async def test_threat_05_data_pays_for_the_packets_and_requests_that_it_takes(tm
                     assert await file.read() == DATA
                 else:
                     await file.write(DATA)
-        assert not box.admission.counters.rejected
+        assert not box.counted.rejected
