@@ -101,19 +101,21 @@ class Intake:
     def _scan(self, peer: Peer, software: str, signed: Mapping[Round, Digest]) -> list[Arrival | Refusal]:
         here = self.here
         return receive.scan(
-            peer,
-            homes=here.homes,
-            layout=here.layout,
-            federation=here.federation,
-            current=self.machine.state.round,
-            schema=self.schema,
-            anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
-            me=here.me,
-            signed=signed,
-            taken=self._of_this_round(),
-            software=software,
-            foreign=not here.embedded,
-            keyring=self.keys.ring,
+            receive.Search(
+                sender=peer,
+                me=here.me,
+                homes=here.homes,
+                layout=here.layout,
+                federation=here.federation,
+                keyring=self.keys.ring,
+                current=self.machine.state.round,
+                schema=self.schema,
+                anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
+                foreign=not here.embedded,
+                software=software,
+                signed=signed,
+                taken=self._of_this_round(),
+            )
         )
 
     async def _arrived(self, arrival: Arrival) -> bool:

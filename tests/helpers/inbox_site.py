@@ -11,6 +11,7 @@ from federations import Members, make_federation
 from weights import weights
 
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
+from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import FileName, Kind, Peer
 from hsl_node.host.layout import Layout
 from hsl_node.sync.inbox import receive
@@ -80,6 +81,8 @@ class Site:
 
     def scan(self, **options: Any) -> list[Arrival | Refusal]:
         arguments: dict[str, Any] = {
+            "sender": BIRCH,
+            "keyring": Keyring.of(self.members.federation),
             "homes": self.homes,
             "layout": Layout(self.root),
             "federation": self.members.federation,
@@ -89,7 +92,7 @@ class Site:
             "me": ASH,
             "foreign": self.foreign,
         }
-        return receive.scan(BIRCH, **(arguments | options))
+        return receive.scan(receive.Search(**(arguments | options)))
 
     def answer(self, manifest: Manifest, *, accepted: bool = True, code: str = "accepted", text: str = "") -> None:
         receive.answer(

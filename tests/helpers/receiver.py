@@ -22,10 +22,11 @@ from sshd import Sshd
 
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
+from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import INBOX, PARTS, RECEIPTS, Digest, Kind, Peer
 from hsl_node.host.layout import Layout
 from hsl_node.sync.inbox.admission import Admission
-from hsl_node.sync.inbox.receive import Arrival, answer, scan
+from hsl_node.sync.inbox.receive import Arrival, Search, answer, scan
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.manifest import Manifest
 from hsl_node.sync.send.deliver import Parcel
@@ -117,17 +118,19 @@ class Receiver:
             await asyncio.sleep(LOOK_S)
 
     def _answer(self) -> None:
-        found = scan(
-            ASH,
+        search = Search(
+            sender=ASH,
+            me=BIRCH,
             homes=self.homes,
             layout=self._layout,
             federation=MEMBERS.federation,
+            keyring=Keyring.of(MEMBERS.federation),
             current=1,
             schema=self._schema,
             anchor=None,
-            me=BIRCH,
             foreign=self.kind == "sshd",
         )
+        found = scan(search)
         for item in found:
             if isinstance(item, Arrival):
                 assert item.data is not None

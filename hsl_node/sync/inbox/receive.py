@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsl_node.errors import FederationMismatch, LocalStateError, PeerDataError, escaped
@@ -84,22 +84,26 @@ class Refusal:
         return self.error.code if isinstance(self.error, PeerDataError) else "setup"
 
 
-def scan(
-    sender: Peer,
-    *,
-    homes: Path,
-    layout: Layout,
-    federation: Federation,
-    current: Round,
-    schema: Schema,
-    anchor: str | None,
-    me: Peer,
-    signed: Mapping[Round, Digest] = {},
-    taken: Collection[Digest] = (),
-    software: str = "",
-    foreign: bool = True,
-    keyring: Keyring | None = None,
-) -> list[Arrival | Refusal]:
+@dataclass(frozen=True)
+class Search:
+    """What is looked for, and what it is compared with."""
+
+    sender: Peer
+    me: Peer
+    homes: Path
+    layout: Layout
+    federation: Federation
+    keyring: Keyring
+    current: Round
+    schema: Schema
+    anchor: str | None
+    foreign: bool  # another server writes the inbox
+    software: str = ""
+    signed: Mapping[Round, Digest] = field(default_factory=dict)
+    taken: Collection[Digest] = ()
+
+
+def scan(search: Search) -> list[Arrival | Refusal]:
     """Everything in the sender's inbox/ that is complete, checked.
 
     A manifest whose data is not there yet waits, and so does data without manifest. A manifest one round beyond the
@@ -112,27 +116,22 @@ def scan(
     Raises:
         LocalStateError: our own disk or permissions.
     """
-    assert sender != me
-    keys = (keyring or Keyring.of(federation)).keys(sender)
-    context = _Context(
-        sender, me, layout, federation, current, schema, anchor, signed, taken, software, foreign, keys,
-    )  # fmt: skip
+    sender = search.sender
+    assert sender != search.me
     found: list[Arrival | Refusal] = []
-    with _ours(f"inbox of {sender}"), open_folder(homes, sender, INBOX) as inbox:
-        (layout.claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _ours(f"inbox of {sender}"), open_folder(search.homes, sender, INBOX) as inbox:
+        (search.layout.claimed / sender).mkdir(mode=0o700, parents=True, exist_ok=True)
         manifests, junk = [], 0
         with os.scandir(inbox) as entries:
-            listing = [(e.name, e.is_dir(follow_symlinks=False)) for e in itertools.islice(entries, ENTRIES_MAX)]
-        for text, is_folder in listing:
-            if is_folder:
-                continue
+            files = [e.name for e in itertools.islice(entries, ENTRIES_MAX) if not e.is_dir(follow_symlinks=False)]
+        for text in files:
             try:
                 name = _deliverable(text, sender)
             except PeerDataError as exc:
                 unlink(text, inbox)
                 junk += 1
                 if junk <= JUNK_REPORTED_MAX:
-                    found.append(_refusal(context, escaped(text), exc))
+                    found.append(_refusal(search, escaped(text), exc))
             else:
                 if name.kind is Kind.MANIFEST:
                     manifests.append(name)
@@ -140,7 +139,7 @@ def scan(
             log.warning("more files of other names removed", extra={"peer": sender, "files": junk})
         for name in sorted(manifests)[:MANIFESTS_MAX]:
             with suppress(FileNotFoundError):  # taken back by its sender, as another server may allow
-                item = _take(context, name, inbox)
+                item = _take(search, name, inbox)
                 if item is not None:
                     found.append(item)
     return found
@@ -186,9 +185,7 @@ def answer(
             durable.disk.unlink(str(name), folder=inbox)
 
 
-def collect_parts(
-    sender: Peer, *, homes: Path, claimed: Path, current: Round, now: float, max_age_s: float = PART_MAX_AGE_S
-) -> int:
+def collect_parts(sender: Peer, *, homes: Path, claimed: Path, current: Round, now: float) -> int:
     """Delete what nobody will finish: old parts, old data without manifest. `now` is wall clock. Gives the count.
 
     Data of the current or a later round may still get its manifest and stays.
@@ -197,17 +194,16 @@ def collect_parts(
     with _ours(f"home of {sender}"):
         with open_folder(homes, sender, INBOX) as inbox:
             present = set(os.listdir(inbox))
-            orphans = [n for n in present if _is_orphan(n, present, current)]
-            removed += _remove_old(orphans, inbox, now, max_age_s)
+            removed += _remove_old((n for n in present if _is_orphan(n, present, current)), inbox, now)
         with open_folder(homes, sender, PARTS) as parts:
-            removed += _remove_old(os.listdir(parts), parts, now, max_age_s)
+            removed += _remove_old(os.listdir(parts), parts, now)
         with open_folder(homes, sender, RECEIPTS) as receipts:
             torn = [n for n in os.listdir(receipts) if n.startswith(".")]  # a kill left them half written
-            removed += _remove_old(torn, receipts, now, max_age_s)
+            removed += _remove_old(torn, receipts, now)
         if (claimed / sender).is_dir():
             with open_folder(claimed, sender, ".") as private:
                 left = [n for n in os.listdir(private) if _is_orphan(n, present, current + 2)]
-                removed += _remove_old(left, private, now, max_age_s)
+                removed += _remove_old(left, private, now)
     if removed:
         log.info("old parts deleted", extra={"peer": sender, "files": removed})
     return removed
@@ -216,71 +212,55 @@ def collect_parts(
 # ---------------------------------------------------------------- one manifest and its data
 
 
-@dataclass(frozen=True)
-class _Context:
-    sender: Peer
-    me: Peer
-    layout: Layout
-    federation: Federation
-    current: Round
-    schema: Schema
-    anchor: str | None
-    signed: Mapping[Round, Digest]
-    taken: Collection[Digest]
-    software: str
-    foreign: bool
-    keys: tuple[str, ...]  # that may sign for the sender
-
-
-def _take(context: _Context, name: FileName, inbox: int) -> Arrival | Refusal | None:
+def _take(search: Search, name: FileName, inbox: int) -> Arrival | Refusal | None:
     """Check one manifest and its data. None: the data is not there yet."""
     document: bytes | None = None
     about: About | None = None
     manifest: Manifest | None = None
     data: Path | None = None
-    if context.foreign and is_in_motion(os.stat(str(name), dir_fd=inbox, follow_symlinks=False)):
+    if search.foreign and is_in_motion(os.stat(str(name), dir_fd=inbox, follow_symlinks=False)):
         return None
     try:
         document = _read_document(inbox, name)
-        line = verify(document, context.keys, MANIFEST_NAMESPACE)
+        line = verify(document, search.keyring.keys(search.sender), MANIFEST_NAMESPACE)
         heading = find_heading(line)
-        if heading and heading.file_name() == name and heading.federation == context.federation.digest:
+        if heading and heading.file_name() == name and heading.federation == search.federation.digest:
             about = heading
-            require_same_version(heading, context.me)
+            require_same_version(heading, search.me)
         about = manifest = parse_manifest(line)
-        if _contradicts(context, manifest, name):
+        if _contradicts(search, manifest, name):
             raise PeerDataError("another manifest of this round was signed before", code="equivocation")
-        check(manifest, name, context.federation, context.sender, context.current)
-        require_same_setup(manifest, anchor=context.anchor, schema=context.schema.digest, software=context.software)
+        check(manifest, name, search.federation, search.sender, search.current)
+        require_same_setup(manifest, anchor=search.anchor, schema=search.schema.digest, software=search.software)
         data_name = name.of(Kind.DATA)
-        if manifest.digest in context.taken:
+        if manifest.digest in search.taken:
             unlink(str(data_name), inbox)
-        if manifest.statement or manifest.digest in context.taken:
-            return Arrival(context.sender, manifest, document, None)
-        if manifest.bytes != context.schema.file_bytes:
+        if manifest.statement or manifest.digest in search.taken:
+            return Arrival(search.sender, manifest, document, None)
+        if manifest.bytes != search.schema.file_bytes:
             raise PeerDataError(
-                f"announces {manifest.bytes} bytes, this model has {context.schema.file_bytes}", code="size"
+                f"announces {manifest.bytes} bytes, this model has {search.schema.file_bytes}", code="size"
             )
-        target = context.layout.claimed / context.sender / str(data_name)
-        if not claim(data_name, inbox, target, context.schema.file_bytes, foreign=context.foreign):
-            if _is_kept(context, manifest):
-                return Arrival(context.sender, manifest, document, None)
+        target = search.layout.claimed / search.sender / str(data_name)
+        if not claim(data_name, inbox, target, search.schema.file_bytes, foreign=search.foreign):
+            if _is_kept(search, manifest):
+                return Arrival(search.sender, manifest, document, None)
             return None
         data = target
-        check_file(data, context.schema, sha256=manifest.sha256)
+        check_file(data, search.schema, sha256=manifest.sha256)
         _make_durable(data)
-        return Arrival(context.sender, manifest, document, data)
+        return Arrival(search.sender, manifest, document, data)
     except (PeerDataError, FederationMismatch) as exc:
         code = getattr(exc, "code", "")
-        if manifest is not None and manifest.round == context.current + 2 and code == "round":
-            return Refusal(context.sender, str(name), exc, manifest, manifest, document)
-        if code != "equivocation" and not (code == "round" and manifest and 0 < manifest.round < context.current):
+        if manifest is not None and manifest.round == search.current + 2 and code == "round":
+            return Refusal(search.sender, str(name), exc, manifest, manifest, document)
+        if code != "equivocation" and not (code == "round" and manifest and 0 < manifest.round < search.current):
             unlink(str(name), inbox)
         if about is not None:  # signed, so the data is its sender's too; else it may still get a good manifest
             unlink(str(name.of(Kind.DATA)), inbox)
         if data is not None:
             data.unlink(missing_ok=True)
-        return _refusal(context, str(name), exc, manifest, about, document)
+        return _refusal(search, str(name), exc, manifest, about, document)
 
 
 def _deliverable(text: str, sender: Peer) -> FileName:
@@ -307,16 +287,16 @@ def _read_document(folder: int, name: FileName) -> bytes:
     return document
 
 
-def _contradicts(context: _Context, manifest: Manifest, name: FileName) -> bool:
-    ours = (manifest.federation, manifest.file_name()) == (context.federation.digest, name)
-    return ours and context.signed.get(manifest.round, manifest.digest) != manifest.digest
+def _contradicts(search: Search, manifest: Manifest, name: FileName) -> bool:
+    ours = (manifest.federation, manifest.file_name()) == (search.federation.digest, name)
+    return ours and search.signed.get(manifest.round, manifest.digest) != manifest.digest
 
 
-def _is_kept(context: _Context, manifest: Manifest) -> bool:
+def _is_kept(search: Search, manifest: Manifest) -> bool:
     """Did this checkpoint reach the store before a crash? Its bytes are checked there again, and made durable."""
-    path = context.layout.inbox(manifest.round, context.sender)
+    path = search.layout.inbox(manifest.round, search.sender)
     try:
-        check_file(path, context.schema, sha256=manifest.sha256)
+        check_file(path, search.schema, sha256=manifest.sha256)
         durable.accept(path)
     except (PeerDataError, FileNotFoundError):
         return False
@@ -331,7 +311,7 @@ def _is_kept(context: _Context, manifest: Manifest) -> bool:
 
 
 def _refusal(
-    context: _Context,
+    search: Search,
     name: str,
     error: PeerDataError | FederationMismatch,
     manifest: Manifest | None = None,
@@ -340,13 +320,13 @@ def _refusal(
 ) -> Refusal:
     kept = None
     if document:
-        folder = context.layout.refused / context.sender
+        folder = search.layout.refused / search.sender
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept = folder / f"{hashlib.sha256(document).hexdigest()[:32]}.manifest"  # our name, not the sender's
         durable.write(kept, document, Step.RECEIVER_REFUSED)
-        with open_folder(folder.parent, context.sender, ".") as descriptor:
+        with open_folder(folder.parent, search.sender, ".") as descriptor:
             _drop_oldest(descriptor, REFUSED_MAX + 1)
-    return Refusal(context.sender, name, error, manifest, about, document, kept)
+    return Refusal(search.sender, name, error, manifest, about, document, kept)
 
 
 def _write_document(folder: int, name: str, document: bytes) -> None:
@@ -374,14 +354,14 @@ def _is_orphan(text: str, present: Iterable[str], current: Round) -> bool:
     return name.kind is Kind.DATA and name.round < current and str(name.of(Kind.MANIFEST)) not in present
 
 
-def _remove_old(names: Iterable[str], folder: int, now: float, max_age_s: float) -> int:
+def _remove_old(names: Iterable[str], folder: int, now: float) -> int:
     removed = 0
     for name in names:
         with suppress(FileNotFoundError):
             age_s = now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
-            if max_age_s < age_s <= AGE_BELIEVED_S:
+            if PART_MAX_AGE_S < age_s <= AGE_BELIEVED_S:
                 removed += unlink(name, folder)
-            elif not -max_age_s <= age_s <= AGE_BELIEVED_S:  # its day begins anew, by the new clock
+            elif not -PART_MAX_AGE_S <= age_s <= AGE_BELIEVED_S:  # its day begins anew, by the new clock
                 with suppress(PermissionError):  # another server's account owns it: it stays until the clock is right
                     os.utime(name, (now, now), dir_fd=folder, follow_symlinks=False)
     return removed
