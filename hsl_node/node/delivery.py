@@ -18,7 +18,8 @@ from hsl_node.node.machine import Happened
 from hsl_node.node.peers.links import Links
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.round import Delivered, Push
-from hsl_node.sync.send.push import Parcel, Transfer, push
+from hsl_node.sync.send.deliver import Parcel, Transfer
+from hsl_node.sync.send.push import push
 from hsl_node.weights.whole import state_of
 
 log = logging.getLogger(__name__)

@@ -58,7 +58,7 @@ MORE_MUTANTS = (
         "receipt check",
         "a receipt about anything ends the delivery",
         "sync/send/receipts.py",
-        "        if says != (self._federation.digest, name.round, name.peer, name.sha256, self._card.name):",
+        "        if says != (self.federation.digest, name.round, name.peer, name.sha256, self.card.name):",
         "        if False:",
         "sync/send/test_what_a_server_says.py::test_threat_18_a_receipt_that_is_not_the_peers_about_this_parcel_counts_for_nothing[sha256]",
         RECEIPTS,

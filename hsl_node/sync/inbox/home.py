@@ -109,19 +109,16 @@ class Home:
     async def open_part(self, name: FileName, *, create: bool) -> OpenFile:
         """Open a part for writing. A sender that comes back after a broken link takes its part over."""
         async with self._structure:
+            if not create:
+                await self._close_writer(name)
             with open_folder(self.homes, self.peer, PARTS) as folder:
                 if create:
                     self._require_room(name)
                 flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
                 descriptor = open_plain(str(name), flags, folder)
-            file = OpenFile(descriptor)
-            try:
-                await self._close_writer(name)
-                size = os.fstat(descriptor).st_size
-            except BaseException:
-                await file.close()
-                raise
-            file.part, file.reached = Part(name, self.limit_of(name), size), max(0, size - REWIND_MAX_BYTES)
+            size = os.fstat(descriptor).st_size
+            part, reached = Part(name, self.limit_of(name), size), max(0, size - REWIND_MAX_BYTES)
+            file = OpenFile(descriptor, part, reached=reached)
             self._writers[str(name)] = file
             return file
 

@@ -85,14 +85,14 @@ class Link(asyncssh.SSHServer):
 
     # ------------------------------------------------------------ who is it
 
-    def begin_auth(self, username: str) -> bool:
-        return True
-
     def public_key_auth_supported(self) -> bool:
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Is this key pinned, and the user name its peer's? asyncssh checks the signature right after this."""
+        """Is this key pinned, and the user name its peer's? asyncssh checks the signature right after this.
+
+        Certificates, which would bring a second way to become a peer, it refuses where `validate_ca_key` is not ours.
+        """
         self._offered = key
         peer = self._admission.identify(key)
         if peer is not None and username == peer:
@@ -103,9 +103,6 @@ class Link(asyncssh.SSHServer):
         if self._attempts >= self._admission.limits.login_attempts:
             raise asyncssh.PermissionDenied("too many attempts")
         return False
-
-    def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return False  # certificates would bring a second way to become a peer
 
     def auth_completed(self) -> None:
         """The signature is verified. User name and key were compared above; compared again, this time for good."""
@@ -202,9 +199,6 @@ class Session(SSHServerStreamSession[bytes]):
 
     def exec_requested(self, command: str) -> bool:
         return self._refuse("exec", command)
-
-    def pty_requested(self, *args: object) -> bool:
-        return self._refuse("pty")
 
     def session_started(self) -> None:
         channel = self._chan

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
-from asyncssh.kex import get_kex_algs
 
 from hsl_node.errors import LocalStateError
 from hsl_node.federation.identity import Identity
@@ -23,7 +22,7 @@ from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.home import Home
 from hsl_node.sync.inbox.link import Link
 from hsl_node.sync.inbox.part import OpenFile
-from hsl_node.sync.wire.algorithms import CIPHERS, KEY_EXCHANGES, MACS
+from hsl_node.sync.wire.algorithms import ASYNCSSH
 
 log = logging.getLogger(__name__)
 
@@ -70,18 +69,11 @@ class InboxServer:
                 port,
                 server_factory=lambda: Link(here, self.home),
                 server_host_keys=[self._identity.key],
-                config=None,
                 server_version="hsl1",
-                kex_algs=[k for k in KEY_EXCHANGES if k.encode() in get_kex_algs()],
-                encryption_algs=CIPHERS,
-                mac_algs=MACS,
-                compression_algs=["none"],
-                signature_algs=["ssh-ed25519"],
                 public_key_auth=True,
                 password_auth=False,
                 kbdint_auth=False,
                 host_based_auth=False,
-                gss_host=None,
                 login_timeout=limits.login_timeout_s,
                 keepalive_interval=15,
                 keepalive_count_max=4,
@@ -90,9 +82,9 @@ class InboxServer:
                 x11_forwarding=False,
                 agent_forwarding=False,
                 rdns_lookup=False,
-                encoding=None,
                 window=WINDOW_BYTES,
                 max_pktsize=PACKET_BYTES,
+                **ASYNCSSH,
             )
         except OSError as exc:
             what = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be listened on: {exc.strerror or exc}"

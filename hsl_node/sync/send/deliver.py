@@ -10,7 +10,7 @@ import asyncio
 import builtins
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -224,7 +224,7 @@ async def _bring_manifest(link: Transport, parcel: Parcel) -> None:
     name, size = parcel.name.of(Kind.MANIFEST), len(parcel.manifest)
     there = await link.size(_inbox(parcel, Kind.MANIFEST))
     if there != size:
-        await _place(link, name, parcel.manifest, size, in_the_way=there, transfer=None)
+        await _place(link, name, parcel.manifest, size, in_the_way=there, transfer=Transfer(name.peer))
 
 
 async def _place(
@@ -234,18 +234,16 @@ async def _place(
     size: int,
     *,
     in_the_way: int | None,
-    transfer: Transfer | None,
+    transfer: Transfer,
 ) -> None:
     """One file into inbox/ by way of parts/, going on where an earlier attempt ended."""
     part, final = f"{PARTS}/{name.as_part()}", f"{INBOX}/{name}"
     if in_the_way is not None:
         await link.remove(final)  # of another size: no rename of ours put it there
     offset, create = await _resume_point(link, part, content, size, transfer)
-    if transfer is not None:
-        transfer.sent = transfer.resumed_from = offset
-        transfer.enter("sending")
-    progress: Callable[[int], None] = transfer.progress if transfer else lambda end: None
-    await link.write(part, content, offset, create=create, progress=progress)
+    transfer.sent = transfer.resumed_from = offset
+    transfer.enter("sending")
+    await link.write(part, content, offset, create=create, progress=transfer.progress)
     arrived = await link.size(part)
     if arrived != size:  # a full disk may show here only
         raise TransportError(f"the server kept {arrived} of the {size} bytes of {name.kind}")
@@ -258,21 +256,19 @@ async def _place(
 
 
 async def _resume_point(
-    link: Transport, part: str, content: Path | bytes, size: int, transfer: Transfer | None
+    link: Transport, part: str, content: Path | bytes, size: int, transfer: Transfer
 ) -> tuple[int, bool]:
     """Where to go on in a part, and whether to create it. A part that is no prefix of ours is removed."""
     present = await link.size(part)
-    if transfer is not None:
-        lost = max(0, transfer.sent - (present or 0))
-        transfer.lost_bytes += lost
-        transfer.resent_bytes += lost
+    lost = max(0, transfer.sent - (present or 0))
+    transfer.lost_bytes += lost
+    transfer.resent_bytes += lost
     if present is None:
         return 0, True
     offset = max(0, present // BLOCK_BYTES - REWIND_BLOCKS) * BLOCK_BYTES
     usable = present <= size and (not offset or await _same_block(link, part, content, offset - BLOCK_BYTES))
-    if transfer is not None:
-        transfer.resent_bytes += present - offset if usable else present
-        transfer.lost_bytes += 0 if usable else min(present, transfer.sent)
+    transfer.resent_bytes += present - offset if usable else present
+    transfer.lost_bytes += 0 if usable else min(present, transfer.sent)
     if usable:
         return offset, False
     await link.remove(part)

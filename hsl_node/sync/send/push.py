@@ -22,8 +22,6 @@ from hsl_node.sync.wire.transport import Client, Patience
 
 Wait = Callable[..., Awaitable[None]]  # (seconds, wake, *, at_least)
 
-__all__ = ["Known", "Parcel", "Transfer", "deliver", "push"]
-
 log = logging.getLogger(__name__)
 
 # A peer that comes back is found within a minute, half a minute on average.

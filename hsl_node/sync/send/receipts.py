@@ -19,29 +19,27 @@ class Answer:
     document: bytes  # as signed
 
 
+@dataclass
 class Receipts:
     """Looks for the receipt about `name` (of the data) by the peer of `card`, signed with one of `keys`."""
 
-    def __init__(
-        self, link: Transport, name: FileName, card: PeerCard, federation: Federation, keys: Sequence[str]
-    ) -> None:
-        self._link = link
-        self._name = name
-        self._card = card
-        self._federation = federation
-        self._keys = keys
-        self._path = f"{RECEIPTS}/{name.of(Kind.RECEIPT)}"
-        self.problem = ""  # why the document that lies there does not count
+    link: Transport
+    name: FileName
+    card: PeerCard
+    federation: Federation
+    keys: Sequence[str]
+    problem: str = ""  # why the document that lies there does not count
 
     async def find(self, *, other_than: bytes | None = None) -> Answer | None:
         """The receipt, if one is there that verifies and is not `other_than`."""
-        size = await self._link.size(self._path)
+        path = f"{RECEIPTS}/{self.name.of(Kind.RECEIPT)}"
+        size = await self.link.size(path)
         if size is None:
             return None
         if not 0 < size <= RECEIPT_MAX_BYTES:
             self.problem = f"the server shows a receipt of {size} bytes"
             return None
-        document = await self._link.read(self._path, 0, RECEIPT_MAX_BYTES)
+        document = await self.link.read(path, 0, RECEIPT_MAX_BYTES)
         if document == other_than:
             return None
         try:
@@ -52,9 +50,9 @@ class Receipts:
 
     def _check(self, document: bytes) -> Receipt:
         """Raises: PeerDataError: not signed by this peer, or about something else."""
-        receipt = parse_receipt(verify(document, self._keys, RECEIPT_NAMESPACE))
+        receipt = parse_receipt(verify(document, self.keys, RECEIPT_NAMESPACE))
         says = (receipt.federation, receipt.round, receipt.peer, receipt.sha256, receipt.receiver)
-        name = self._name
-        if says != (self._federation.digest, name.round, name.peer, name.sha256, self._card.name):
+        name = self.name
+        if says != (self.federation.digest, name.round, name.peer, name.sha256, self.card.name):
             raise PeerDataError("the server shows a receipt for something else", code="receipt")
         return receipt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,11 +27,6 @@ def held(homes: Path, folders: tuple[str, ...] = (PARTS, INBOX)) -> dict[Peer, i
     return {peer: count for peer, count in found.items() if count}
 
 
-def free(path: Path) -> int:
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize
-
-
 def drop_parts(homes: Path, least: int) -> None:
     """Below `least` bytes free: delete unfinished files, of the sender that holds most of them first, until it is met.
 
@@ -38,7 +34,7 @@ def drop_parts(homes: Path, least: int) -> None:
     """
     of = held(homes, (PARTS,))
     for peer in sorted(of, key=lambda p: (-of[p], p)):
-        if free(homes) >= least:
+        if shutil.disk_usage(homes).free >= least:
             return
         with open_folder(homes, peer, PARTS) as parts:
             files = sum(unlink(name, parts) for name in os.listdir(parts))

@@ -6,23 +6,22 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import asyncssh
 from asyncssh.constants import FXF_CREAT, FXF_EXCL, FXF_READ, FXF_WRITE
-from asyncssh.kex import get_kex_algs
 
 from hsl_node.errors import HslError, TransportError
 from hsl_node.federation.identity import Identity
-from hsl_node.sync.wire.algorithms import CIPHERS, KEY_EXCHANGES, MACS
+from hsl_node.sync.wire.algorithms import ASYNCSSH
 from hsl_node.sync.wire.toll import Toll, Turnstile
 from hsl_node.sync.wire.transport import (
     BLOCK_BYTES,
     BLOCKS_IN_FLIGHT,
     READ_AHEAD_BLOCKS,
     Login,
-    OperationFailed,
     Patience,
     Source,
     Transport,
@@ -70,23 +69,16 @@ async def _log_in(
                 known_hosts=([asyncssh.import_public_key(key) for key in login.host_keys], [], []),
                 server_host_key_algs=["ssh-ed25519"],
                 client_keys=[identity.key],
-                signature_algs=["ssh-ed25519"],
                 preferred_auth="publickey",
                 disable_trivial_auth=True,
-                config=None,
                 agent_path=None,
                 x509_trusted_certs=None,
                 x509_trusted_cert_paths=[],
-                gss_host=None,
-                kex_algs=[k for k in KEY_EXCHANGES if k.encode() in get_kex_algs()],
-                encryption_algs=CIPHERS,
-                mac_algs=MACS,
-                compression_algs=["none"],
                 client_version=identity.client_version,
                 login_timeout=patience.connect_s,
                 keepalive_interval=patience.keepalive_s,
                 keepalive_count_max=patience.keepalives,
-                encoding=None,
+                **ASYNCSSH,
             )
     except TimeoutError as exc:
         raise login.silent("logging in", patience.connect_s) from exc
@@ -124,16 +116,13 @@ class _Doorman(asyncssh.SSHClient):
         return False
 
 
+@dataclass
 class _Link:
-    sftp: asyncssh.SFTPClient
-
-    def __init__(
-        self, login: Login, connection: asyncssh.SSHClientConnection, patience: Patience, doorman: _Doorman
-    ) -> None:
-        self._login = login
-        self._connection = connection
-        self._patience = patience
-        self._doorman = doorman
+    _login: Login
+    _connection: asyncssh.SSHClientConnection
+    _patience: Patience
+    _doorman: _Doorman
+    sftp: asyncssh.SFTPClient = field(init=False)
 
     @asynccontextmanager
     async def answer(self, what: str, seconds: float) -> AsyncIterator[None]:
@@ -173,12 +162,10 @@ class _Link:
             file = await self.sftp.open(self._login.root + path, FXF_READ, encoding=None, block_size=0)
             try:
                 while len(result) < count:  # a server may answer with less than it was asked for
-                    block = cast(
-                        bytes, await file.read(count - len(result), offset + len(result))
-                    )  # no encoding was set
+                    block = await file.read(count - len(result), offset + len(result))
                     if not block:
                         break
-                    result += block
+                    result += cast(bytes, block)  # no encoding was set
             finally:
                 with suppress(asyncssh.SFTPError):
                     await file.close()
@@ -192,16 +179,10 @@ class _Link:
         try:
             async with self.answer("opening the part", self._patience.answer_s):
                 file = await self.sftp.open(self._login.root + path, flags, encoding=None, block_size=0)
-            try:
-                await self._send(file, content, offset, progress)
-                async with self.answer("making the part durable", self._patience.for_disk(content.size)):
-                    with suppress(*_NOT_OFFERED):
-                        await file.fsync()
-            except OperationFailed:
-                with suppress(TransportError):
-                    async with self.answer("closing the part", self._patience.answer_s):
-                        await file.close()
-                raise
+            await self._send(file, content, offset, progress)
+            async with self.answer("making the part durable", self._patience.for_disk(content.size)):
+                with suppress(*_NOT_OFFERED):
+                    await file.fsync()
             async with self.answer("closing the part", self._patience.for_disk(content.size)):
                 await file.close()
         finally:

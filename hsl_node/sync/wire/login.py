@@ -45,8 +45,16 @@ class RefusedKey:
             KeyRefused: the peer refuses, or has refused and the wait is not over.
             TransportError: it cannot be reached, or another login is under way for too long.
         """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._one_at_a_time.acquire()
+        except TimeoutError as exc:
+            raise TransportError(
+                f"{self._peer}: another login there has not come to an end in {seconds:.0f} s",
+                remedy="it is tried again; check network and peer",
+            ) from exc
         async with AsyncExitStack() as stack:
-            async with self._turn(seconds):
+            try:
                 if self._why is not None and self.left_s > 0:
                     raise KeyRefused(self._why.message, remedy=self._why.remedy)
                 try:
@@ -55,6 +63,8 @@ class RefusedKey:
                     self._refuse(exc)
                     raise
                 self._why = None
+            finally:
+                self._one_at_a_time.release()
             yield link
 
     @property
@@ -88,18 +98,3 @@ class RefusedKey:
             self._since = now
         self._why = error
         self._not_before = now + KEY_REFUSED_WAIT_S * self._rng.uniform(1, KEY_REFUSED_JITTER)
-
-    @asynccontextmanager
-    async def _turn(self, seconds: float) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._one_at_a_time.acquire()
-        except TimeoutError as exc:
-            raise TransportError(
-                f"{self._peer}: another login there has not come to an end in {seconds:.0f} s",
-                remedy="it is tried again; check network and peer",
-            ) from exc
-        try:
-            yield
-        finally:
-            self._one_at_a_time.release()

@@ -48,7 +48,6 @@ from hsl_node.sync.wire.transport import (
     BLOCKS_IN_FLIGHT,
     READ_AHEAD_BLOCKS,
     Login,
-    OperationFailed,
     Patience,
     Source,
     Transport,
@@ -130,14 +129,9 @@ class _Link:
         try:
             disk_s = self._patience.for_disk(content.size)
             handle = await self._run("opening the part", self._patience.answer_s, self._blocking_open, path, flags)
-            try:
-                block_s = self._patience.for_bytes(BLOCK_BYTES)
-                await self._run("sending", block_s, self._blocking_send, handle, content, offset, report)
-                await self._run("making the part durable", disk_s, self._blocking_fsync, handle)
-            except OperationFailed:
-                with suppress(HslError):
-                    await self._run("closing the part", self._patience.answer_s, self._blocking_end, handle)
-                raise
+            block_s = self._patience.for_bytes(BLOCK_BYTES)
+            await self._run("sending", block_s, self._blocking_send, handle, content, offset, report)
+            await self._run("making the part durable", disk_s, self._blocking_fsync, handle)
             await self._run("closing the part", disk_s, self._blocking_end, handle)
         finally:
             content.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -72,6 +73,8 @@ class Transport(Protocol):
         self, path: str, source: Path | bytes, offset: int, *, create: bool, progress: Callable[[int], None]
     ) -> None:
         """Send `source` from `offset` to its end, make it durable where the server offers that, and close the file.
+
+        After an error it stays open at the server for as long as the connection does.
 
         `create`: the file must not exist yet. Else it must exist and is neither truncated nor appended to.
         `progress(n)`: all bytes up to `n` are acknowledged.
@@ -170,13 +173,10 @@ async def open_socket(login: Login, seconds: float) -> socket.socket:
                     async with asyncio.timeout(each_s):
                         await loop.sock_connect(sock, address)
                     return sock
-                except OSError:  # TimeoutError is one
+                except BaseException as exc:
                     sock.close()
-                    if number == len(found) - 1:
+                    if not isinstance(exc, OSError) or number == len(found) - 1:  # TimeoutError is one
                         raise
-                except BaseException:
-                    sock.close()
-                    raise
     except TimeoutError as exc:
         raise login.silent(doing, seconds) from exc
     except OSError as exc:
@@ -189,17 +189,14 @@ class Source:
 
     def __init__(self, source: Path | bytes) -> None:
         """Raises: Altered: it is gone. LocalStateError: it cannot be opened."""
-        self._content = source if isinstance(source, bytes) else b""
-        self._file, self._path = None, source
-        self.size = len(self._content)
-        if isinstance(source, Path):
-            try:
-                self._file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed in `close`)
-                self.size = os.fstat(self._file.fileno()).st_size
-            except FileNotFoundError as exc:
-                raise Altered(f"{source}, which is to be sent, is gone from this disk") from exc
-            except OSError as exc:
-                raise _unreadable(source, exc) from exc
+        self._name = "a document" if isinstance(source, bytes) else str(source)
+        try:
+            self._file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", 0)  # noqa: SIM115
+            self.size = self._file.seek(0, os.SEEK_END)
+        except FileNotFoundError as exc:
+            raise Altered(f"{source!s}, which is to be sent, is gone from this disk") from exc
+        except OSError as exc:
+            raise self._unreadable(exc) from exc
 
     def read(self, offset: int) -> Sequence[bytes]:
         """The next READ_AHEAD_BLOCKS blocks; fewer at the end.
@@ -208,26 +205,20 @@ class Source:
             Altered: the file became shorter, or the disk does not give it any more.
             LocalStateError: it may not be read.
         """
-        starts = range(offset, min(offset + READ_AHEAD_BLOCKS * BLOCK_BYTES, self.size), BLOCK_BYTES)
-        return [self._block(start, min(BLOCK_BYTES, self.size - start)) for start in starts]
-
-    def _block(self, start: int, count: int) -> bytes:
-        if self._file is None:
-            return self._content[start : start + count]
+        end = min(offset + READ_AHEAD_BLOCKS * BLOCK_BYTES, self.size)
         try:
-            block = os.pread(self._file.fileno(), count, start)
+            self._file.seek(offset)
+            blocks = [self._file.read(min(BLOCK_BYTES, end - start)) for start in range(offset, end, BLOCK_BYTES)]
         except OSError as exc:
-            raise _unreadable(self._path, exc) from exc
-        if len(block) != count:
-            raise Altered(f"{self._path!s} became shorter while it was sent")
-        return block
+            raise self._unreadable(exc) from exc
+        if sum(map(len, blocks)) < end - offset:
+            raise Altered(f"{self._name} became shorter while it was sent")
+        return blocks
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
-
-def _unreadable(path: Path | bytes, reason: OSError) -> LocalStateError:
-    if reason.errno == errno.EIO:
-        return Altered(f"{path!s}, which is to be sent, cannot be read any more from this disk")
-    return LocalStateError(f"{path!s} cannot be read: {reason}", remedy="check the disk of the state directory")
+    def _unreadable(self, reason: OSError) -> LocalStateError:
+        if reason.errno == errno.EIO:
+            return Altered(f"{self._name}, which is to be sent, cannot be read any more from this disk")
+        return LocalStateError(f"{self._name} cannot be read: {reason}", remedy="check the disk of the state directory")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import json
 import os
 import sqlite3
@@ -35,6 +36,7 @@ from hsl_node.node.poisoning import fuse_watched
 from hsl_node.node.tasks import Tasks
 from hsl_node.status import page
 from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.wire import transport
 from hsl_node.sync.wire.transport import Source
 from hsl_node.weights import fuse_files as fuse_module
 from hsl_node.weights import whole
@@ -144,6 +146,10 @@ def unreadable(*args: object) -> Any:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+class Unreadable(io.FileIO):
+    read = unreadable
+
+
 def test_threat_23_a_sector_that_cannot_be_read_is_as_good_as_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +159,7 @@ def test_threat_23_a_sector_that_cannot_be_read_is_as_good_as_gone(
     with pytest.raises(Altered, match="not readable any more on this disk"):
         fuse_files("mean", paths, dict.fromkeys(paths, 1), schema_of(weights()), out)
     with monkeypatch.context() as one:
-        one.setattr(os, "pread", unreadable)
+        one.setattr(transport, "open", lambda *args, **more: Unreadable(paths[BIRCH]), raising=False)
         with pytest.raises(Altered, match="cannot be read any more"):
             Source(paths[BIRCH]).read(0)
     monkeypatch.setattr(whole, "sha256_of", unreadable)

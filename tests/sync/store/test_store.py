@@ -316,11 +316,11 @@ def test_threat_21_a_start_on_a_full_disk_drops_unfinished_files_of_the_biggest_
     before = held(layout.homes)
     assert max(before, key=before.get) == "dogwood"
 
-    def statvfs(path):
+    def disk_usage(path):
         gone = sum(before.values()) - sum(held(layout.homes).values())
-        return SimpleNamespace(f_bavail=Quota.reserve_bytes - 10 * mega + gone, f_frsize=1)
+        return SimpleNamespace(free=Quota.reserve_bytes - 10 * mega + gone)
 
-    monkeypatch.setattr("hsl_node.sync.store.holdings.os.statvfs", statvfs)
+    monkeypatch.setattr("hsl_node.sync.store.holdings.shutil.disk_usage", disk_usage)
     Store(layout).close()
     assert held(layout.homes) == {p: n for p, n in before.items() if p != CEDAR}
     (line,) = [r for r in caplog.records if "dropped" in r.message]
@@ -331,8 +331,8 @@ def test_a_start_with_room_keeps_every_unfinished_file(tmp_path, monkeypatch):
     layout = Layout(tmp_path / "state")
     layout.make()
     lay(layout, CEDAR, "parts", 10**6)
-    roomy = SimpleNamespace(f_bavail=Quota.reserve_bytes, f_frsize=1)
-    monkeypatch.setattr("hsl_node.sync.store.holdings.os.statvfs", lambda path: roomy)
+    roomy = SimpleNamespace(free=Quota.reserve_bytes)
+    monkeypatch.setattr("hsl_node.sync.store.holdings.shutil.disk_usage", lambda path: roomy)
     Store(layout).close()
     assert set(held(layout.homes)) == {CEDAR}
 
