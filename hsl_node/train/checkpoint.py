@@ -6,7 +6,7 @@
 
 The best file is on disk before the epoch checkpoint that names it, so every state found after a kill is a true one.
 Randomness is not in it: it is derived from (seed, peer, round, epoch) before each epoch. It is put together in memory,
-which must hold model and moments once more: 300 MB for the published form.
+which must hold model and moments once more: 285 MB for the published form.
 """
 
 from __future__ import annotations
