@@ -121,11 +121,12 @@ class Intake:
     async def _arrived(self, arrival: Arrival) -> bool:
         """Take it. Gives whether its sender had told us of this round before."""
         here, peer, manifest, state = self.here, arrival.sender, arrival.manifest, self.machine.state
-        if manifest.digest in self._of_this_round():
-            self._answer(arrival, "accepted", "")
-            return True
         if self._starts_elsewhere(arrival):
             return False
+        if manifest.digest in self._of_this_round():
+            self.alarms.settle(f"setup {peer}")
+            self._answer(arrival, "accepted", "")
+            return True
         known = here.journal.manifest(manifest.round, peer)
         # After the end the closing statements are complete: whoever signs more goes on alone.
         ended = state.phase is Phase.FINISHED and manifest.round > state.round
