@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from hsl_node.errors import FederationMismatch, KeyRefused, PeerDataError, UsageError
 from hsl_node.federation.canonical import canonical_json
@@ -30,6 +30,7 @@ from hsl_node.federation.strings import (
     Frozen,
     PeerName,
     PublicKey,
+    Sha256,
     Text,
     fingerprint,
     is_fingerprint_of,
@@ -43,13 +44,11 @@ UPDATE_MAX_BYTES = 8 * 1024  # two keys, a name, a digest, a signature: under 1 
 UPDATES_MAX = 4096  # of all peers; a key a week for a year, from 64 peers
 
 
-class KeyUpdate(BaseModel):
+class KeyUpdate(Frozen, strict=True):
     """What the old key signs: the new one takes its place."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     version: Literal[1] = 1
-    federation: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    federation: Sha256
     peer: PeerName
     number: int = Field(ge=1, le=UPDATES_MAX)  # 1: signed by the key of the federation file; 2: by that one's successor
     old: PublicKey

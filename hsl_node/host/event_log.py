@@ -12,6 +12,7 @@ import json
 import logging
 import logging.handlers
 import os
+import subprocess
 import sys
 import time
 from collections import deque
@@ -25,7 +26,6 @@ from hsl_node.host.layout import Layout
 FILE_MAX_BYTES = 10 * 1024 * 1024  # about 50,000 events: weeks of a federation
 FILES_KEPT = 5
 TEXT_MAX = 2000  # of one field; a traceback gets ten times as much
-FOLLOW_EVERY_S = 0.3
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}  # of syslog, for the journal of systemd
@@ -123,41 +123,24 @@ def tail(state: Path, count: int) -> list[dict[str, Any]]:
     path = Layout(state).event_log
     if not path.exists():
         raise NotInitialised(f"no log at {path}", remedy="the daemon has not been started on this state directory yet")
-    files = [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, FILES_KEPT + 1))]
-    events: deque[dict[str, Any]] = deque()
-    for file in files:
-        if len(events) >= count or not file.exists():
-            break
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            last = deque(lines, maxlen=count - len(events))
-        events.extendleft(reversed([parsed(line) for line in last]))
-    return list(events)
+    last: deque[str] = deque(maxlen=count)
+    for file in (*(path.with_name(f"{path.name}.{n}") for n in range(FILES_KEPT, 0, -1)), path):
+        with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as lines:
+            last.extend(lines)
+    return [parsed(line) for line in last]
 
 
 def follow(state: Path) -> Iterator[dict[str, Any]]:
     """New events as they are written, for ever, also across a rotation."""
-    path = Layout(state).event_log
-    file = path.open(encoding="utf-8", errors="replace")
-    file.seek(0, os.SEEK_END)
-    pending = ""
-    while True:
-        rotated = _rotated(file, path)  # asked before reading: what was written until then is still read
-        while line := file.readline():
-            pending += line
-            if pending.endswith("\n"):
-                yield parsed(pending)
-                pending = ""
-        if rotated:
-            file.close()
-            file = path.open(encoding="utf-8", errors="replace")
-        else:
-            time.sleep(FOLLOW_EVERY_S)
-
-
-def _rotated(file: TextIO, path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):  # between the two renames of a rotation
-        return os.fstat(file.fileno()).st_ino != path.stat().st_ino
-    return False
+    command = ["tail", "-n", "0", "-F", str(Layout(state).event_log)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace"
+    ) as tail:
+        assert tail.stdout is not None
+        try:
+            yield from map(parsed, tail.stdout)
+        finally:
+            tail.kill()
 
 
 def parsed(line: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def record_fusion(
     found = unusual(figures, [{Peer(p): Figures(**f) for p, f in b["peers"].items()} for b in before])
     known = {p: row["content"]["samples"] for p in images if round > 1 and (row := journal.manifest(round - 1, p))}
     changed, share = changed_counts(images, known, round), largest_share(images)
-    peers = {p: f.content() for p, f in figures.items()}
+    peers = {p: asdict(f) for p, f in figures.items()}
     journal.record_influence(round, {"peers": peers, "unusual": found, "images": changed, "share": share})
     told = before[-1].get("share", {}) if before else {}  # it may be true, and then for the whole run
     new = {p: text for p, text in share.items() if text != told.get(p)}

@@ -10,9 +10,10 @@ the other way round. The limits were measured on HSL federations of phantoms, 2 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +53,6 @@ class Figures:
     agreement: float  # the smallest such cosine between two of the others; 1 where there is only one other
     opposed: tuple[tuple[str, float], ...]  # parts against the others, who agree there, and the cosine
 
-    def content(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Influence:
     """Watches one fusion. BatchNorm's running statistics are kept apart, and only their norm is judged: they say how
@@ -64,7 +62,9 @@ class Influence:
     def __init__(self, peers: Sequence[Peer]) -> None:
         """`peers` sorted."""
         self.peers = tuple(peers)
-        self._tables: dict[str, Table] = {}
+        nothing = np.zeros((len(peers), len(peers)))
+        self._statistics: Table = nothing
+        self._parts: defaultdict[str, Table] = defaultdict(nothing.copy)
 
     def see(self, tensor: str, base: Array, chunks: Sequence[Array]) -> None:
         """The same chunk of a tensor: in the model that the round began with, and of every peer."""
@@ -74,22 +74,20 @@ class Influence:
         for at in range(0, len(base), BLOCK):
             products += _products([chunk[at : at + BLOCK] for chunk in chunks], base[at : at + BLOCK])
         part, _, name = tensor.partition(".")
-        part = "statistics" if name.rpartition(".")[2] in STATISTICS else f"part {part}"
-        before = self._tables.get(part)
-        self._tables[part] = products if before is None else before + products
+        if name.rpartition(".")[2] in STATISTICS:
+            self._statistics = self._statistics + products
+        else:
+            self._parts[part] += products
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def figures(self) -> dict[Peer, Figures]:
-        parts = {k.removeprefix("part "): t for k, t in self._tables.items() if k != "statistics"}
-        nothing = np.zeros((len(self.peers), len(self.peers)))
-        whole = sum(parts.values(), nothing)
-        statistics = self._tables.get("statistics", nothing)
+        whole = sum(self._parts.values(), np.zeros_like(self._statistics))
         found = {}
         for i, peer in enumerate(self.peers):
-            cosines = {name: _cosine(t, i) for name, t in parts.items() if _agreement(t, i) > AGREEING_COSINE}
+            cosines = {name: _cosine(t, i) for name, t in self._parts.items() if _agreement(t, i) > AGREEING_COSINE}
             found[peer] = Figures(
                 norm=_norm(whole, i),
-                statistics=_norm(statistics, i),
+                statistics=_norm(self._statistics, i),
                 cosine=_cosine(whole, i),
                 agreement=_agreement(whole, i),
                 opposed=tuple((n, c) for n, c in sorted(cosines.items()) if c is not None and c < 0),

@@ -131,7 +131,6 @@ def test_without_a_log_it_says_that_nothing_ran_here(tmp_path: Path) -> None:
 def test_following_loses_no_event_over_rotations(
     tmp_path: Path, human: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_log, "FOLLOW_EVERY_S", 0.01)
     monkeypatch.setattr(event_log, "FILE_MAX_BYTES", 2000)
     event_log.setup(tmp_path)
     got: list[int] = []
