@@ -36,11 +36,8 @@ def state_directory(given: Path | None) -> Path:
 
 def default_state() -> Path:
     """Where a service installed by the systemd unit keeps its state; for everybody else a folder of their own."""
-    try:
-        if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
-            return SYSTEM_STATE
-    except PermissionError:
-        pass
+    if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
+        return SYSTEM_STATE
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "hsl-node"
 

@@ -22,12 +22,15 @@ class Layout:
         self.outbox_folder = state / "outbox"
         self.inbox_folder = state / "inbox"
         self.fused_folder = state / "fused"
-        quarantine = state / "quarantine"
-        self.quarantine = quarantine
-        self.homes = quarantine / "homes"  # of the senders, where the inbox is the embedded one
-        self.claimed = quarantine / "claimed"  # taken from a sender's inbox, being checked: nobody else can reach it
-        self.fetched = quarantine / "fetched"  # on its way here because this node asked for it: a folder for each giver
-        self.refused = quarantine / "refused"  # signed manifests that failed a check
+        self.quarantine = state / "quarantine"
+        self.homes = self.quarantine / "homes"  # of the senders, where the inbox is the embedded one
+        self.claimed = (
+            self.quarantine / "claimed"
+        )  # taken from a sender's inbox, being checked: nobody else can reach it
+        self.fetched = (
+            self.quarantine / "fetched"
+        )  # on its way here because this node asked for it: a folder for each giver
+        self.refused = self.quarantine / "refused"  # signed manifests that failed a check
         self.trainer = state / "trainer"
         self.alone = self.trainer / "alone"
         self.evidence = state / "evidence"

@@ -16,25 +16,23 @@ from hsl_node.host.layout import Layout
 
 NAMED = 3  # of what cannot be used; one command mends them all
 _FOLDER = os.R_OK | os.W_OK | os.X_OK
-_HERE = Layout(Path())
-_READ_ONLY = _HERE.keys.name  # the daemon writes nothing there
-_WRITTEN = (_HERE.log.name, _HERE.run.name, _HERE.trainer.name)  # others are replaced whole
-_JOURNAL = _HERE.journal.name  # and -wal, -shm
-_NOT_NEEDED = (_HERE.past.name, "lost+found")  # runs of an earlier federation; what every new ext4 volume has, of root
+_READ_ONLY = Layout(Path()).keys.name  # the daemon writes nothing there
+_NOT_NEEDED = (Layout(Path()).past.name, "lost+found")  # earlier runs; what every new ext4 volume has, of root
 
 
 def unusable(state: Path) -> list[Path]:
-    """All that the daemon needs below `state` and that this user may not read, or write where it must."""
+    """All that the daemon needs below `state` and that this user may not read; folders also that it may not write.
+
+    A file of somebody else, made as our files are, with mode 0600, can't be read either.
+    """
     found = [] if os.access(state, _FOLDER) else [state]
     for where, folders, names in os.walk(state):
-        top = os.path.relpath(where, state).split(os.sep)[0]
-        if top == ".":
+        if Path(where) == state:
             folders[:] = [f for f in folders if f not in _NOT_NEEDED]
         for name in folders:
             found += _unless(Path(where, name), _FOLDER & ~os.W_OK if name == _READ_ONLY else _FOLDER)
         for name in names:
-            written = top in _WRITTEN or name.startswith(_JOURNAL)
-            found += _unless(Path(where, name), os.R_OK | (os.W_OK if written else 0))
+            found += _unless(Path(where, name), os.R_OK)
     return found
 
 

@@ -28,16 +28,13 @@ def wants_unicode() -> bool:
 def progress_bar(what: str) -> Callable[[int, int], None]:
     """A `(done, total)` callback that draws one line on a terminal, and nothing elsewhere."""
 
-    def silent(done: int, total: int) -> None:
-        pass
-
     def draw(done: int, total: int) -> None:
         if total and (done == total or done * 100 // total != (done - 1) * 100 // total):
             cells = 30 * done // total
             bar = ("█" * cells + "░" * (30 - cells)) if wants_unicode() else ("#" * cells + "." * (30 - cells))
             print(f"\r{what}  {bar}  {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    return draw if sys.stderr.isatty() else silent
+    return draw if sys.stderr.isatty() else lambda done, total: None
 
 
 def progress_lines() -> Callable[[dict[str, Any]], None]:
