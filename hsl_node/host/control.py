@@ -143,8 +143,9 @@ async def serve(path: Path, handler: Handler) -> AsyncIterator[None]:
         finally:
             writer.close()
 
-    listening = _bind(path)
-    server = await asyncio.start_unix_server(answer, sock=listening, limit=REQUEST_MAX_BYTES)
+    with _short(path) as name:
+        server = await asyncio.start_unix_server(answer, name, limit=REQUEST_MAX_BYTES)
+    path.chmod(0o600)  # nobody can come in between: the folder is 0700
     try:
         yield
     finally:
@@ -167,19 +168,6 @@ async def _handled(line: bytes, handler: Handler) -> dict[str, Any]:
     except Exception:
         log.exception("control request failed", extra={"op": op})
         return {"ok": False, "error": f"{op} failed inside the daemon", "remedy": "`hsl-node logs` shows the traceback"}
-
-
-def _bind(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX)
-    try:
-        with _short(path) as name:
-            listening.bind(name)
-        path.chmod(0o600)  # nobody can come in between: the folder is 0700
-    except OSError:
-        listening.close()
-        raise
-    return listening
 
 
 @contextmanager
