@@ -14,7 +14,6 @@ from two_faces import at, deliver, signed
 from typer.testing import CliRunner
 
 from hsl_node.commands.app import app
-from hsl_node.demo import processes
 from hsl_node.errors import UsageError
 from hsl_node.federation.plan import Plan
 from hsl_node.host import control
@@ -83,7 +82,6 @@ def test_a_finished_node_says_what_it_must_stay_up_for_and_gives_no_earlier_mode
         both = "deliver this node's last statement to birch; validate the last fused model (round 1)."
         assert line(status) == both
         require_no_model_yet(state)
-        assert not processes.is_complete(state)
 
         assert pause(state).startswith("paused: the last fused model is not validated until")
         (warning,) = [w for w in cluster.status("ash")["warnings"] if w["code"] == "paused"]
@@ -104,7 +102,6 @@ def test_a_finished_node_says_what_it_must_stay_up_for_and_gives_no_earlier_mode
         late.unlink()
         status = cluster.wait_until("ash", lambda s: s["still_to_do"] is None, "delivered")
         assert status["state"] == "finished" and line(status) == ""
-        assert processes.is_complete(state)
 
 
 def halted_before_its_last_model_is_validated(cluster: Cluster) -> dict[str, Any]:

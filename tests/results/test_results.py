@@ -242,6 +242,17 @@ def test_colour_and_grey_copies_of_an_image_get_the_same_prediction(state: Path,
     assert first["probabilities"] == second["probabilities"]
 
 
+def test_an_image_in_colour_is_predicted_beside_a_grey_one_as_alone(state: Path, tmp_path: Path) -> None:
+    grey, stained = next((tmp_path / "images").rglob("*.png")), tmp_path / "stained.png"
+    with Image.open(grey) as image:
+        Image.merge("RGB", (image.convert("L"), image.convert("L").point(lambda v: 255 - v), image.convert("L"))).save(
+            stained
+        )
+    beside = predict.predict(state, [grey, stained])["images"]
+    (alone,) = predict.predict(state, [stained])["images"]
+    assert alone["probabilities"] == beside[1]["probabilities"] != beside[0]["probabilities"]
+
+
 def test_export_holds_the_weights_and_says_where_they_come_from(state: Path, tmp_path: Path) -> None:
     evaluate.evaluate(state)
     files, missing = predict.export(state, tmp_path / "model")

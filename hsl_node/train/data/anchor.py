@@ -213,7 +213,7 @@ def _decode(gathered: Gathered, chosen: list[int], recipe: Recipe, progress: Pro
         reasons = {chosen[place]: reason for place, reason in exc.reasons.items()}
         raise unreadable_error(gathered.without(reasons)) from None
     if any(image.ndim == 3 for image in images):
-        images = [as_colour(image) if image.ndim == 2 else image for image in images]
+        images = [as_colour(image) for image in images]
     return np.stack(images)
 
 

@@ -100,9 +100,9 @@ def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress) -> Ite
         raise Unreadable(reasons)
 
 
-def as_colour(images: Array) -> Array:
-    """(..., S, S) grey -> (..., S, S, 3)."""
-    return np.repeat(images[..., None], 3, axis=-1)
+def as_colour(image: Array) -> Array:
+    """(S, S) grey -> (S, S, 3); one in colour stays as it is."""
+    return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
 
 
 def _build(file: BinaryIO, items: Sequence[Item], recipe: Recipe, key: str, progress: Progress) -> None:
@@ -123,7 +123,7 @@ def _written(file: BinaryIO, images: Iterator[Array], colour: bool) -> bool:
     for image in images:
         if image.ndim == 3 and not colour:
             return False
-        file.write(as_colour(image).tobytes() if colour and image.ndim == 2 else image.tobytes())
+        file.write((as_colour(image) if colour else image).tobytes())
     return True
 
 
