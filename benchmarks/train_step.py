@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsl_node.train.machine import Machine, prepare  # first: it settles OpenMP before torch is loaded
+from hsl_node.train.hardware import Hardware, prepare  # first: it settles OpenMP before torch is loaded
 
 # isort: split
 import numpy as np
@@ -79,22 +79,22 @@ def main() -> None:
 
 
 def compare(folder: Path, files: list[Path], size: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    machine = prepare(device=arguments.device, threads=arguments.threads, image_size=size)
+    hardware = prepare(device=arguments.device, threads=arguments.threads, image_size=size)
     decoded = np.stack([decode(f, size) for f in files])
     labels = np.arange(len(files), dtype=np.int64) % 2
-    site = site_of(folder / f"{size}.u8", decoded, labels, arguments.batch, machine)
+    site = site_of(folder / f"{size}.u8", decoded, labels, arguments.batch, hardware)
     ours = Ours(site)
-    plain = Plain(machine.device)
+    plain = Plain(hardware.device)
     jpeg = Loop(plain, lambda i: decode(files[i], size), labels, arguments.batch)
     memory = Loop(plain, lambda i: decoded[i], labels, arguments.batch)
     loops: list[Callable[[], int]] = [jpeg.epoch, memory.epoch, ours.epoch]
     for loop in loops:
         loop()  # the first steps choose kernels and fill caches
     window_s = arguments.seconds / arguments.windows
-    rates = [[rate(loop, window_s, machine) for loop in loops] for _ in range(arguments.windows)]
+    rates = [[rate(loop, window_s, hardware) for loop in loops] for _ in range(arguments.windows)]
     ratios = [o / j for j, _, o in rates]
     plain_jpeg, plain_decoded, our_rate = (statistics.median(column) for column in zip(*rates, strict=True))
-    layout = "channels-last" if machine.memory_format == torch.channels_last else "contiguous"
+    layout = "channels-last" if hardware.memory_format == torch.channels_last else "contiguous"
     return {
         "px": size,
         "plain_jpeg": plain_jpeg,
@@ -103,17 +103,17 @@ def compare(folder: Path, files: list[Path], size: int, arguments: argparse.Name
         "ratio": statistics.median(ratios),
         "ratio_lowest": min(ratios),
         "ratio_highest": max(ratios),
-        "ours_is": f"{machine.precision}, {layout}",
-        "threads": machine.threads,
+        "ours_is": f"{hardware.precision}, {layout}",
+        "threads": hardware.threads,
     }
 
 
-def rate(epoch: Callable[[], int], seconds: float, machine: Machine) -> float:
+def rate(epoch: Callable[[], int], seconds: float, hardware: Hardware) -> float:
     """Pairs per second over whole epochs, at least `seconds` long."""
     done, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds or done == 0:
         done += epoch()
-        if machine.device.type == "cuda":
+        if hardware.device.type == "cuda":
             torch.cuda.synchronize()
     return done / spent
 
@@ -134,13 +134,13 @@ class Ours:
         return len(self.site.dataset.labels)
 
 
-def site_of(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], batch: int, machine: Machine) -> Site:
+def site_of(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], batch: int, hardware: Hardware) -> Site:
     images.tofile(path)
     mapped = np.memmap(path, np.uint8, "r", shape=images.shape)
     dataset = Dataset(mapped, labels, np.zeros(len(labels), np.int8), tuple(map(str, range(len(labels)))))
     anchor = AnchorSet("benchmark", ("a", "b"), mapped, labels)
     plan = Plan(batch_size=batch, image_size=images.shape[1])
-    return Site("bench", "", plan, METHODS["hsl"], dataset, anchor, machine)
+    return Site("bench", "", plan, METHODS["hsl"], dataset, anchor, hardware)
 
 
 # ---------------------------------------------------------------- the plain loop

@@ -31,7 +31,7 @@ def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) 
     from hsl_node.train.data.cache import as_colour
     from hsl_node.train.data.dataset import window_of
     from hsl_node.train.data.images import UnreadableImage, decode_image
-    from hsl_node.train.site import open_anchor, open_machine
+    from hsl_node.train.site import open_anchor, open_hardware
 
     plan = load_federation(state).plan
     window = window_of(load_node(state).data)
@@ -44,9 +44,9 @@ def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) 
             unreadable.append(f"{path}: {exc.message}")
     if unreadable:
         raise DataError("\n".join(unreadable), remedy="mend or leave out these files; nothing was predicted")
-    machine, anchor = open_machine(state, plan), open_anchor(state)
+    hardware, anchor = open_hardware(state, plan), open_anchor(state)
     weights = Layout(state).fused(model.round)
-    found = scoring.predict(weights, np.stack(pixels), plan, machine, anchor=anchor)
+    found = scoring.predict(weights, np.stack(pixels), plan, hardware, anchor=anchor)
     rows = np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
     return {
         "round": model.round,
@@ -80,7 +80,7 @@ def write_csv(found: Mapping[str, Any], out: Path | None) -> None:
 def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = False) -> tuple[tuple[Path, ...], str]:
     """Write the model into the folder `out`: its files, and why there is no ONNX file ("" where there is one)."""
     from hsl_node.train.export import export_model
-    from hsl_node.train.site import open_anchor, open_machine
+    from hsl_node.train.site import open_anchor, open_hardware
 
     federation = load_federation(state)
     model = find_model(state, round)
@@ -96,6 +96,6 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
         "anchor": federation.anchor.model_dump(mode="json") if federation.anchor else None,
         "test": {k: v for k, v in record["test"]["fused"].items() if k != "roc"} if record and scored else None,
     }
-    machine, anchor, plan = open_machine(state, federation.plan), open_anchor(state), federation.plan
+    hardware, anchor, plan = open_hardware(state, federation.plan), open_anchor(state), federation.plan
     weights = Layout(state).fused(model.round)
-    return export_model(weights, out, plan=plan, machine=machine, anchor=anchor, facts=facts, onnx=onnx)
+    return export_model(weights, out, plan=plan, hardware=hardware, anchor=anchor, facts=facts, onnx=onnx)

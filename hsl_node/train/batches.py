@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hsl_node.train.machine import Machine
+from hsl_node.train.hardware import Hardware
 
 Indices = NDArray[np.int64]
 
@@ -48,16 +48,16 @@ def epoch_pairs(rng: np.random.Generator, primary: int, anchor: int, batch_size:
     return [(p[s:e], a[s:e]) for s, e in zip(starts, ends, strict=True)]
 
 
-def upload(images: NDArray[np.uint8], machine: Machine) -> Tensor:
+def upload(images: NDArray[np.uint8], hardware: Hardware) -> Tensor:
     """(B, S, S[, 3]) uint8 -> (B, 3, S, S) float32, normalised, on the device.
 
     The bytes travel, a quarter to a twelfth of the floats. Grey becomes three channels in the one pass that normalises,
     and the result is born channels-last, so neither costs a copy.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(images))
-    if machine.device.type == "cuda":
-        pixels = pixels.pin_memory().to(machine.device, non_blocking=True)
-    return normalise(pixels).contiguous(memory_format=machine.memory_format)
+    if hardware.device.type == "cuda":
+        pixels = pixels.pin_memory().to(hardware.device, non_blocking=True)
+    return normalise(pixels).contiguous(memory_format=hardware.memory_format)
 
 
 def normalise(pixels: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class RoundState:
     stale: int = 0  # finished epochs in a row that were no better than the best before them, the base included
     best: Best | None = None  # of the finished epochs, never the base
     finished: bool = False
-    threads: int  # these three, Machine.facts, decide the bytes of the result
+    threads: int  # these three, Hardware.facts, decide the bytes of the result
     device: str
     precision: str
 

@@ -23,7 +23,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, normalise
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.files import replacing
-from hsl_node.train.machine import Machine
+from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Method
 from hsl_node.train.scoring import anchor_embedding, open_model
 from hsl_node.train.site import versions
@@ -41,7 +41,7 @@ def export_model(
     folder: Path,
     *,
     plan: Plan,
-    machine: Machine,
+    hardware: Hardware,
     anchor: AnchorSet | None,
     facts: Mapping[str, Any],
     onnx: bool,
@@ -50,15 +50,15 @@ def export_model(
 
     `facts` (federation, round, anchor fingerprint, metrics, ...) go into the card.
     """
-    method, model = open_model(weights, plan, machine)
-    reference = anchor_embedding(method, model, anchor, machine)
+    method, model = open_model(weights, plan, hardware)
+    reference = anchor_embedding(method, model, anchor, hardware)
     tensors: dict[str, Array] = dict(read_weights(weights))
     if reference is not None:
         tensors[REFERENCE] = reference.numpy()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     digests = {WEIGHTS_FILE: write_weights(folder / WEIGHTS_FILE, tensors)}
     (folder / WEIGHTS_FILE).chmod(0o600)  # as all that comes of the images: its owner decides who gets it
-    missing = _export_onnx(weights, plan, machine, reference, folder / ONNX_FILE) if onnx else ""
+    missing = _export_onnx(weights, plan, hardware, reference, folder / ONNX_FILE) if onnx else ""
     if onnx and not missing:
         digests[ONNX_FILE] = sha256_of(folder / ONNX_FILE)
     card = {
@@ -97,12 +97,12 @@ class _Portable(nn.Module):
         return probabilities(self.method.logits(self.model, image, self.reference))
 
 
-def _export_onnx(weights: Path, plan: Plan, machine: Machine, reference: Tensor | None, path: Path) -> str:
+def _export_onnx(weights: Path, plan: Plan, hardware: Hardware, reference: Tensor | None, path: Path) -> str:
     """Write the ONNX file; the reason in words where it can't be done."""
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed: pip install 'hsl-node[onnx]', then export again with --onnx"
-    plain = replace(machine, device=torch.device("cpu"), precision="float32", memory_format=torch.contiguous_format)
+    plain = replace(hardware, device=torch.device("cpu"), precision="float32", memory_format=torch.contiguous_format)
     portable = _Portable(*open_model(weights, plan, plain), reference).eval()
     example = torch.rand(2, 3, plan.image_size, plan.image_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -25,7 +25,7 @@ from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.sources import TRAIN, VALIDATION
-from hsl_node.train.machine import Machine, derived_seed
+from hsl_node.train.hardware import Hardware, derived_seed
 from hsl_node.train.method import Site
 from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker
 from hsl_node.train.scoring import place, validate
@@ -99,7 +99,7 @@ def train_epoch(
 
     Everything random in it follows from (plan.seed, peer, round, epoch).
     """
-    model, optimizer, machine = learner.model, learner.optimizer, site.machine
+    model, optimizer, hardware = learner.model, learner.optimizer, site.hardware
     seed = derived_seed(site.plan.seed, site.peer, round, epoch)
     torch.manual_seed(seed)
     train = site.indices(TRAIN)
@@ -109,7 +109,7 @@ def train_epoch(
         group["lr"] = rate
 
     model.train()
-    total = torch.zeros(2, device=machine.device)
+    total = torch.zeros(2, device=hardware.device)
     images, mark = 0, time.monotonic()
     for number, (p, a) in enumerate(pairs, 1):
         batch = _batch(site, train[p], a)
@@ -155,7 +155,7 @@ def learning_rate(site: Site, epoch: int) -> float:
 
 def new_learner(site: Site) -> Learner:
     """Model and optimiser on the device; the values come from a weights file or an epoch checkpoint."""
-    model = place(site.method.build(site.plan), site.machine)
+    model = place(site.method.build(site.plan), site.hardware)
     optimizer = torch.optim.Adam(
         model.parameters(), lr=site.plan.learning_rate, weight_decay=site.plan.weight_decay, fused=True
     )
@@ -193,7 +193,7 @@ def _open_round(
         log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
     load_weights(learner.model, read_weights(base), site.method.shared(learner.model))
     worth = worth_of(site, learner.model, round - 1, report)
-    state = RoundState(run=site.run, round=round, base_sha256=base_sha256, base=worth, **site.machine.facts)
+    state = RoundState(run=site.run, round=round, base_sha256=base_sha256, base=worth, **site.hardware.facts)
     return learner, state
 
 
@@ -241,7 +241,7 @@ def require_model(path: Path, sha256: str) -> None:
 
 
 def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
-    for what, now in site.machine.facts.items():
+    for what, now in site.hardware.facts.items():
         if (was := getattr(state, what)) != now:
             log.warning(
                 "%s changed from %s to %s within the run: the result will differ in its last digits from an "
@@ -254,13 +254,13 @@ def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
 
 
 def _batch(site: Site, p: Indices, a: Indices) -> Batch:
-    primary = _uploaded(site.dataset, p, site.machine)
-    return Batch(*primary, *_uploaded(site.anchor, a, site.machine)) if site.anchor and len(a) else Batch(*primary)
+    primary = _uploaded(site.dataset, p, site.hardware)
+    return Batch(*primary, *_uploaded(site.anchor, a, site.hardware)) if site.anchor and len(a) else Batch(*primary)
 
 
-def _uploaded(those: Dataset | AnchorSet, where: Indices, machine: Machine) -> tuple[Tensor, Tensor]:
+def _uploaded(those: Dataset | AnchorSet, where: Indices, hardware: Hardware) -> tuple[Tensor, Tensor]:
     """Images (B, 3, S, S) and labels (B,) on the device."""
-    return upload(those.images[where], machine), torch.from_numpy(those.labels[where]).to(machine.device)
+    return upload(those.images[where], hardware), torch.from_numpy(those.labels[where]).to(hardware.device)
 
 
 def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Validation:

@@ -16,7 +16,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch, Indices
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
-from hsl_node.train.machine import Machine
+from hsl_node.train.hardware import Hardware
 from hsl_node.train.state_dict import all_tensors
 
 
@@ -43,7 +43,7 @@ class Site:
     method: Method
     dataset: Dataset
     anchor: AnchorSet | None
-    machine: Machine
+    hardware: Hardware
 
     def indices(self, split: int) -> Indices:
         return np.flatnonzero(self.dataset.split == split)

@@ -23,7 +23,7 @@ from hsl_node.train.batches import Indices, upload
 from hsl_node.train.checkpoint import Validation
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.sources import VALIDATION
-from hsl_node.train.machine import Machine, derived_seed
+from hsl_node.train.hardware import Hardware, derived_seed
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import use_precision
@@ -40,7 +40,7 @@ Pairing = Literal["fixed", "random"]
 
 def score(site: Site, weights: Path, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard) -> Metrics:
     """Score a weights file on one part of the site's images (0 train, 1 validation, 2 test)."""
-    _, model = open_model(weights, site.plan, site.machine)
+    _, model = open_model(weights, site.plan, site.hardware)
     logits = answers(site, model, split, pairing=pairing, tick=tick)
     return measure(site.dataset.labels[site.indices(split)], as_probabilities(logits))
 
@@ -58,25 +58,25 @@ def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validati
 
 
 def predict(
-    weights: Path, images: NDArray[np.uint8], plan: Plan, machine: Machine, *, anchor: AnchorSet | None
+    weights: Path, images: NDArray[np.uint8], plan: Plan, hardware: Hardware, *, anchor: AnchorSet | None
 ) -> NDArray[np.float32]:
     """Probabilities of decoded images (N, S, S[, 3]) uint8: (N,) of class 1, or (N, C)."""
-    method, model = open_model(weights, plan, machine)
-    embedding = anchor_embedding(method, model, anchor, machine)
-    return as_probabilities(forward(method, model, images, np.arange(len(images)), embedding, machine))
+    method, model = open_model(weights, plan, hardware)
+    embedding = anchor_embedding(method, model, anchor, hardware)
+    return as_probabilities(forward(method, model, images, np.arange(len(images)), embedding, hardware))
 
 
-def open_model(weights: Path, plan: Plan, machine: Machine) -> tuple[Method, nn.Module]:
+def open_model(weights: Path, plan: Plan, hardware: Hardware) -> tuple[Method, nn.Module]:
     """The plan's model with a checkpoint file's weights, ready to score."""
     method = METHODS[plan.method]
-    model = place(method.build(plan), machine)
+    model = place(method.build(plan), hardware)
     load_weights(model, read_weights(weights), method.shared(model))
     return method, model.eval()
 
 
-def place(model: nn.Module, machine: Machine) -> nn.Module:
-    use_precision(model, machine.dtype)
-    return model.to(device=machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload, no-any-return]
+def place(model: nn.Module, hardware: Hardware) -> nn.Module:
+    use_precision(model, hardware.dtype)
+    return model.to(device=hardware.device, memory_format=hardware.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
 def answers(
@@ -87,15 +87,15 @@ def answers(
     if pairing == "random" and site.anchor is not None:
         rng = np.random.default_rng(derived_seed(site.plan.seed, "anchor pairing"))
         pairs = rng.integers(len(site.anchor.images), size=len(where))
-    embedding = anchor_embedding(site.method, model, site.anchor, site.machine, pairs, tick)
-    return forward(site.method, model, site.dataset.images, where, embedding, site.machine, tick)
+    embedding = anchor_embedding(site.method, model, site.anchor, site.hardware, pairs, tick)
+    return forward(site.method, model, site.dataset.images, where, embedding, site.hardware, tick)
 
 
 def anchor_embedding(
     method: Method,
     model: nn.Module,
     anchor: AnchorSet | None,
-    machine: Machine,
+    hardware: Hardware,
     pairs: Indices | None = None,
     tick: Progress = unheard,
 ) -> Tensor | None:
@@ -109,7 +109,7 @@ def anchor_embedding(
         )
     embed = method.embed_anchor
     everything = np.arange(len(anchor.images))
-    feature = _run(model, lambda x, _: embed(model, x), anchor.images, everything, machine, tick)  # (M, 512)
+    feature = _run(model, lambda x, _: embed(model, x), anchor.images, everything, hardware, tick)  # (M, 512)
     return feature.double().mean(dim=0).float() if pairs is None else feature[torch.from_numpy(pairs)]
 
 
@@ -119,7 +119,7 @@ def forward(
     images: NDArray[np.uint8],
     where: Indices,
     embedding: Tensor | None,
-    machine: Machine,
+    hardware: Hardware,
     tick: Progress = unheard,
 ) -> Tensor:
     """Primary logits (N, C) of the images at `where`, beside one anchor embedding or one for each; on the CPU.
@@ -127,13 +127,13 @@ def forward(
     Raises:
         Diverged: a logit is not a finite number: the weights are spoilt.
     """
-    reference = None if embedding is None else embedding.to(machine.device)
+    reference = None if embedding is None else embedding.to(hardware.device)
 
     def logits(image_BCHW: Tensor, at: slice) -> Tensor:
         beside = reference[at] if reference is not None and reference.ndim == 2 else reference
         return method.logits(model, image_BCHW, beside)
 
-    found = _run(model, logits, images, where, machine, tick)
+    found = _run(model, logits, images, where, hardware, tick)
     if not bool(torch.isfinite(found).all()):
         raise _spoilt("output")
     return found
@@ -157,7 +157,7 @@ def _run(
     function: Callable[[Tensor, slice], Tensor],
     images: NDArray[Any],
     where: Indices,
-    machine: Machine,
+    hardware: Hardware,
     tick: Progress,
 ) -> Tensor:
     """Apply a function of (images, position) batch by batch in evaluation mode; rows stacked, on the CPU."""
@@ -166,7 +166,7 @@ def _run(
     rows = []
     for start in range(0, len(where), EVAL_BATCH):
         at = slice(start, start + EVAL_BATCH)
-        rows.append(function(upload(images[where[at]], machine), at).cpu())
+        rows.append(function(upload(images[where[at]], hardware), at).cpu())
         tick(start + len(rows[-1]), len(where))
     model.train(was_training)
     return torch.cat(rows) if rows else torch.empty(0, 1)

@@ -19,7 +19,7 @@ from hsl_node.host.durable import Step
 from hsl_node.host.layout import Layout
 from hsl_node.train.data import anchor
 from hsl_node.train.data.dataset import open_dataset
-from hsl_node.train.machine import Machine, prepare
+from hsl_node.train.hardware import Hardware, prepare
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import METHODS
 from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
@@ -38,9 +38,9 @@ def open_site(state: Path, progress: Progress = unheard) -> Site:
     """
     node, federation = load_node(state), load_federation(state)
     plan, layout = federation.plan, Layout(state)
-    machine = open_machine(state, plan)
+    hardware = open_hardware(state, plan)
     dataset = open_dataset(node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress)
-    return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, open_anchor(state), machine)
+    return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, open_anchor(state), hardware)
 
 
 def open_anchor(state: Path) -> anchor.AnchorSet | None:
@@ -48,7 +48,7 @@ def open_anchor(state: Path) -> anchor.AnchorSet | None:
     return anchor.load(node.anchor or Layout(state).anchor, card.fingerprint) if card else None
 
 
-def open_machine(state: Path, plan: Plan) -> Machine:
+def open_hardware(state: Path, plan: Plan) -> Hardware:
     train = load_node(state).train
     return prepare(device=train.device, threads=train.threads, precision=plan.precision, image_size=plan.image_size)
 

@@ -74,7 +74,7 @@ class Worker:
                 "event": "initialised",
                 "sha256": digest,
                 "bytes": out.stat().st_size,
-                **site.machine.facts,
+                **site.hardware.facts,
                 "versions": opening.versions(),
                 "images": {name: len(site.indices(split)) for split, name in enumerate(SPLIT_NAMES)},
                 "parameters": parameters,
@@ -108,7 +108,7 @@ class Worker:
 
     def _validate(self, round: int, base: Path, base_sha256: str) -> None:
         require_model(base, base_sha256)
-        _, model = open_model(base, self.site.plan, self.site.machine)
+        _, model = open_model(base, self.site.plan, self.site.hardware)
         worth_of(self.site, model, round, self.report)
 
 

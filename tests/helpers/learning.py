@@ -11,13 +11,13 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train import checkpoint
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
-from hsl_node.train.machine import Machine
+from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Site
 from hsl_node.train.methods import METHODS
 
 SIZE = 32
 
-CPU = Machine(torch.device("cpu"), torch.get_num_threads(), "float32", torch.contiguous_format)
+CPU = Hardware(torch.device("cpu"), torch.get_num_threads(), "float32", torch.contiguous_format)
 
 
 def small_plan(**changes: object) -> Plan:
@@ -66,7 +66,7 @@ def site(plan: Plan | None = None, data: Dataset | None = None, peer: str = "mer
         method=method,
         dataset=data or dataset(classes=len(plan.classes)),
         anchor=anchor() if method.embed_anchor else None,
-        machine=CPU,
+        hardware=CPU,
     )
 
 

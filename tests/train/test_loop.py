@@ -18,8 +18,8 @@ from hsl_node.errors import Altered, ConfigError, DataError, Diverged, LocalStat
 from hsl_node.train import checkpoint, loop
 from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, epoch_pairs, normalise, upload
 from hsl_node.train.checkpoint import RoundState, Validation
+from hsl_node.train.hardware import derived_seed, prepare
 from hsl_node.train.loop import learning_rate, train_round
-from hsl_node.train.machine import derived_seed, prepare
 from hsl_node.train.method import Site
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.checkpoint_file import MAGNITUDE_MAX, check_file, read_weights, schema_of, write_weights
@@ -92,8 +92,8 @@ def test_grey_pixels_become_three_normalised_channels() -> None:
 def test_colour_keeps_its_channels_and_uploads_channels_last_where_asked() -> None:
     images = np.zeros((2, 4, 4, 3), np.uint8)
     images[..., 1] = 255
-    machine = replace(learning.CPU, memory_format=torch.channels_last)
-    found = upload(images, machine)
+    hardware = replace(learning.CPU, memory_format=torch.channels_last)
+    found = upload(images, hardware)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert found[0, 1, 0, 0].item() == pytest.approx((1 - IMAGENET_MEAN[1]) / IMAGENET_STD[1])
     assert found[0, 2, 0, 0].item() == pytest.approx(-IMAGENET_MEAN[2] / IMAGENET_STD[2])
@@ -210,7 +210,7 @@ def test_training_learns_what_can_be_learned(tmp_path: Path, settings: dict[str,
 def test_bfloat16_training_learns_too(tmp_path: Path) -> None:
     site = learning.site(learning.small_plan(epochs_per_round=4))
     events: list[dict[str, Any]] = []
-    run(replace(site, machine=replace(site.machine, precision="bfloat16")), tmp_path, events)
+    run(replace(site, hardware=replace(site.hardware, precision="bfloat16")), tmp_path, events)
     losses = [e["loss_primary"] for e in events if e["event"] == "epoch"]
     assert losses[-1] < losses[0]
 
@@ -383,7 +383,7 @@ def test_a_changed_thread_count_within_a_run_is_warned_about(tmp_path: Path, cap
     with pytest.raises(Killed):
         run(site, tmp_path, report=kill_at([], "epoch", 1))
     with caplog.at_level(logging.WARNING):
-        run(replace(site, machine=replace(site.machine, threads=site.machine.threads + 1)), tmp_path)
+        run(replace(site, hardware=replace(site.hardware, threads=site.hardware.threads + 1)), tmp_path)
     assert "threads changed from" in caplog.text and "train.threads" in caplog.text
 
 

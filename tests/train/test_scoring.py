@@ -16,7 +16,7 @@ from hsl_node.errors import ConfigError
 from hsl_node.federation.plan import Plan
 from hsl_node.train import alone, export, scoring
 from hsl_node.train.data.sources import TEST, VALIDATION
-from hsl_node.train.machine import Machine, derived_seed, prepare
+from hsl_node.train.hardware import Hardware, derived_seed, prepare
 from hsl_node.train.method import Site
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
@@ -39,20 +39,20 @@ def weights_of(folder: Path, plan: Any) -> Path:
 
 def probabilities_of(path: Path, site: Site, split: int = TEST, **changes: Any) -> Any:
     """What `scoring.score` measures."""
-    _, model = scoring.open_model(path, site.plan, site.machine)
+    _, model = scoring.open_model(path, site.plan, site.hardware)
     return scoring.as_probabilities(scoring.answers(site, model, split, **changes))
 
 
-def predict_exported(folder: Path, images: Any, machine: Machine) -> Any:
+def predict_exported(folder: Path, images: Any, hardware: Hardware) -> Any:
     """Probabilities of decoded images (N, S, S[, 3]) uint8 from an exported folder alone: no anchor set, no state."""
     plan = Plan.model_validate(json.loads((folder / export.CARD_FILE).read_text(encoding="utf-8"))["plan"])
     method = METHODS[plan.method]
     tensors = read_weights(folder / export.WEIGHTS_FILE)
     reference = tensors.pop(export.REFERENCE, None)
-    model = scoring.place(method.build(plan), machine)
+    model = scoring.place(method.build(plan), hardware)
     load_weights(model, tensors, method.shared(model))
     embedding = None if reference is None else torch.tensor(reference)
-    return scoring.as_probabilities(scoring.forward(method, model, images, np.arange(len(images)), embedding, machine))
+    return scoring.as_probabilities(scoring.forward(method, model, images, np.arange(len(images)), embedding, hardware))
 
 
 def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None
     found = probabilities_of(path, site)
     where = np.flatnonzero(data.split == 2)
     assert found.shape == (16,) and ((found > 0) & (found < 1)).all()
-    in_order = scoring.predict(path, data.images[where], site.plan, site.machine, anchor=site.anchor)
+    in_order = scoring.predict(path, data.images[where], site.plan, site.hardware, anchor=site.anchor)
     assert np.array_equal(found, in_order)
     assert scoring.score(site, path, TEST) == measure(data.labels[where], found)
 
@@ -159,7 +159,7 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
     path, anchor = weights_of(tmp_path, plan), learning.anchor() if plan.method == "hsl" else None
     facts = {"federation": "f" * 64}
     files, onnx_missing = export.export_model(
-        path, tmp_path / "out", plan=plan, machine=learning.CPU, anchor=anchor, facts=facts, onnx=True
+        path, tmp_path / "out", plan=plan, hardware=learning.CPU, anchor=anchor, facts=facts, onnx=True
     )
     assert onnx_missing == ""
     assert {oct(f.stat().st_mode & 0o777) for f in files} == {"0o600"}
@@ -189,7 +189,7 @@ def test_an_export_without_the_onnx_packages_says_what_to_install(
         weights_of(tmp_path, plan),
         tmp_path / "out",
         plan=plan,
-        machine=learning.CPU,
+        hardware=learning.CPU,
         anchor=learning.anchor(),
         facts={},
         onnx=True,

@@ -18,7 +18,7 @@ CHANNELS_LAST_FLOAT32_FROM_PX = 128
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     device: torch.device
     threads: int  # results depend on it, so it stays the same for a whole run
     precision: str  # of the trunks: float32 | bfloat16
@@ -34,7 +34,7 @@ class Machine:
         return {"threads": self.threads, "device": str(self.device), "precision": self.precision}
 
 
-def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", image_size: int = 224) -> Machine:
+def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", image_size: int = 224) -> Hardware:
     """Choose and set up device, threads, precision and deterministic algorithms, for the whole process.
 
     Raises:
@@ -53,7 +53,7 @@ def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", 
         pays = cuda or image_size >= BFLOAT16_FROM_PX
         precision = "bfloat16" if pays and has_bfloat16(chosen) else "float32"
     last = cuda or precision == "bfloat16" or image_size >= CHANNELS_LAST_FLOAT32_FROM_PX
-    return Machine(
+    return Hardware(
         device=chosen,
         threads=torch.get_num_threads(),
         precision=precision,
