@@ -44,7 +44,7 @@ class Lines:
             epoch = re.fullmatch(r"epoch (\d+)( trained)?", what)
             if word == "done":
                 self._once(f"{name}: evaluated")
-            elif epoch is None and not what.startswith("("):
+            elif epoch is None and not what.startswith(("(", "validating")):
                 self._once(f"{name}: {what}")
             elif epoch and int(epoch[1]) % EPOCHS_A_LINE == 0:
                 self._once(f"{name}: alone, epoch {epoch[1]}")
