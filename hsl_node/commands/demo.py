@@ -43,7 +43,8 @@ def demo(
 ) -> None:
     """Train a small federation on this machine.
 
-    Real daemons, real SFTP on the loopback; synthetic ultrasound-like images unless --data is given. About 3 minutes.
+    Real daemons, real SFTP on the loopback; synthetic ultrasound-like images unless --data is given. About 3 minutes;
+    with real images and a large backbone hours.
     """
     from hsl_node.demo import demo
 
