@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hsl_node.errors import HslError, PeerDataError
+from hsl_node.errors import Altered, HslError, PeerDataError
 from hsl_node.federation import config, keyring, node_toml
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, verify
 from hsl_node.federation.keyring import Keyring
@@ -302,7 +302,7 @@ def _fused_again(
 ) -> str | None:
     try:
         return fuse_files(federation.plan.fusion, paths, samples, read_schema(layout.fused(0)), None)
-    except FileNotFoundError:  # pruned by the running daemon meanwhile
+    except Altered:  # pruned by the running daemon meanwhile; what was altered before was told of
         return None
 
 

@@ -83,6 +83,11 @@ class Federation(Frozen):
             twice = {v for v in values if values.count(v) > 1}
             if twice:
                 raise ValueError(f"two peers have the same {what}: {', '.join(sorted(twice))}")
+        if self.plan.method == "local":
+            raise ValueError(
+                'plan.method: "local" never fuses, so there is nothing to exchange: agree on hsl or fedavg; for each '
+                "hospital's model without the others: `hsl-node evaluate --alone`"
+            )
         if self.plan.method == "hsl" and self.anchor is None:
             raise ValueError("anchor: the method hsl needs an anchor set (hsl-node anchor build)")
         if self.plan.method == "hsl" and self.anchor and self.anchor.image_size != self.plan.image_size:

@@ -25,7 +25,7 @@ FusionName = Annotated[str, AfterValidator(_fusion)]
 
 
 class Plan(Frozen):
-    """What all peers agreed to train. Defaults are the published HSL form (METHODS, section 1)."""
+    """What all peers agreed to train. Defaults are the published form of HeteroSync Learning."""
 
     method: Literal["hsl", "fedavg", "local"] = "hsl"
     task: Name = "primary task"

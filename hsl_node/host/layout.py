@@ -1,4 +1,4 @@
-"""Every path of a state directory: the only file that spells one. Loads fast."""
+"""Every path of a state directory but for a few names that one writer has for itself. Loads fast."""
 
 from __future__ import annotations
 

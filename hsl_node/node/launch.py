@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hsl_node.errors import AlreadyRunning, ConfigError, DataError, HslError, LocalStateError
+from hsl_node.errors import AlreadyRunning, DataError, HslError, LocalStateError
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.host import permissions
 from hsl_node.host.layout import Layout
@@ -68,11 +68,6 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
     me = replace(identity.load(identity.find_key(Layout(state).key)), run=secrets.token_hex(8))
     keyring.require_mine(keyring.load(state, federation), node_config.name, me.public)
     checks.require_own_anchor(state, node_config, federation)
-    if federation.plan.method == "local":
-        raise ConfigError(
-            'the plan says method = "local", which never fuses: there is nothing to exchange',
-            remedy="agree on hsl or fedavg; for each hospital's model without the others: `hsl-node evaluate --alone`",
-        )
     os.umask(0o077)
     keep_freed_memory()
     store = Store(Layout(state))

@@ -47,7 +47,7 @@ class Offer(Signed):
     recovering: bool  # lost its own state, and asks too: what is listed is all it has
     round: int = Field(ge=0, le=ROUND_MAX)
     phase: str = Field(max_length=20)
-    twice: bool  # two processes with the asker's key take turns in connecting: see `server.py`
+    twice: bool  # two processes with the asker's key take turns in connecting: see `clones.py`
     manifests: list[Listed]
     files: list[Sha256]  # checkpoints and fused models that can be read
 

@@ -1,4 +1,4 @@
-"""The round on one screen. `step(state, event) -> (state, actions)`. Pure.
+"""The whole round. `step(state, event) -> (state, actions)`. Pure.
 
     AGREE ──► TRAIN ──► COLLECT ──► FUSE ──► TRAIN ... ──► AGREE ──► FINISHED        (any) ──► HALTED
     round 0    1          1          1        2            last + 1

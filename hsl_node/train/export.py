@@ -66,7 +66,7 @@ def export_model(
         "classes": list(plan.classes),
         "input": {
             "pixels": [plan.image_size, plan.image_size],
-            "range": "0..1, grey in all three channels; the ONNX file normalises by itself",
+            "range": "0..1, red, green, blue; grey in all three; the ONNX file normalises by itself",
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
         },

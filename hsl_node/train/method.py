@@ -28,7 +28,7 @@ class Method:
     build: Callable[[Plan], nn.Module]  # the architecture; values come from networks/initial.py
     losses: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]  # (primary, anchor), their sum is minimised
     logits: Callable[[nn.Module, Tensor, Tensor | None], Tensor]  # (B, 3, S, S), anchor embedding -> (B, C)
-    fusion: str  # the rule its authors use: mean | weighted_mean | own (never fuses)
+    fusion: str  # the rule its authors use (federation/fusion_rules.py), or "own": it never fuses
     embed_anchor: Callable[[nn.Module, Tensor], Tensor] | None = None  # (B, 3, S, S) -> (B, 512); None: no anchor task
     shared: Callable[[nn.Module], frozenset[str]] = all_tensors  # names of the tensors that may leave the hospital
 

@@ -2,7 +2,7 @@
 
     python -m hsl_node.train.worker --state DIR
 
-    job init      {"out"}                                  seeded initial weights    -> initialised
+    job init      {"out", "sha256"}                        seeded initial weights    -> initialised
     job train     {"round", "base", "base_sha256", "out"}  one round, or its rest    -> validated, epoch ..., trained
     job validate  {"round", "base", "base_sha256"}         a fused model, on its own -> validated
     job quit

@@ -134,6 +134,16 @@ def test_each_kind_of_damage_is_named_and_exits_14(state: Path, kind: str) -> No
     assert not json.loads(run("--state", str(state), "verify", "--json").stdout)["ok"]
 
 
+def test_a_checkpoint_that_is_pruned_while_it_is_fused_again_is_no_defect(state: Path) -> None:
+    """The hashing of a whole round takes long enough for the daemon to finish the next one."""
+    layout, federation = Layout(state), config.load_federation(state)
+    peers = {peer: layout.checkpoint(Round(3), peer, Peer("ash")) for peer in federation.peers}
+    samples = dict.fromkeys(peers, 1)
+    assert verify._fused_again(layout, peers, samples, federation) is not None
+    peers[Peer("birch")].unlink()
+    assert verify._fused_again(layout, peers, samples, federation) is None
+
+
 def test_a_document_that_was_lost_is_named_with_what_it_would_show_and_is_no_defect(state: Path) -> None:
     """As after a loss of two disks: nobody had birch's manifest of round 2 any more. The models agree."""
     sql(state, "DELETE FROM manifests WHERE round = 2 AND peer = 'birch'")

@@ -235,7 +235,7 @@ NAMES = st.text(st.characters().filter(str.isprintable), min_size=1, max_size=30
 )
 plans = st.builds(
     Plan,
-    method=st.sampled_from(["fedavg", "local"]),
+    method=st.just("fedavg"),
     task=NAMES,
     classes=st.lists(NAMES, min_size=2, max_size=4, unique=True),
     rounds=st.integers(1, 10_000),
@@ -244,6 +244,13 @@ plans = st.builds(
     weight_decay=st.floats(0, 1),
     backbone_weights=st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
 )
+
+
+def test_a_plan_that_never_fuses_is_refused_wherever_a_federation_is_made_or_read(tmp_path, members):
+    federation = Federation(name="alone", plan=Plan(method="fedavg"), peer=members.federation.peer)
+    write(tmp_path / "federation.toml", federation_text(federation).replace('method = "fedavg"', 'method = "local"'))
+    with pytest.raises(ConfigError, match="evaluate --alone"):
+        load_federation(tmp_path)
 
 
 @given(plans, NAMES)

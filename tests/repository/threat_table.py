@@ -57,10 +57,10 @@ HEAD = """\
 
 `make test` runs a sample of each campaign, `make test-all` all there is: the table at the end says what. Names are
 sentences; parts are real (SFTP on port 0, processes, SQLite). In `helpers/`: `federations.py` with keys, `boxes.py` a
-running inbox, `cluster.py` daemons,
-`proxy.py` a bad network, `receiver.py` and `sender.py` its two ends, which can be killed, `hostile.py` hostile peers
-and servers, `fuzz/` documents a little wrong (`make fuzz` searches longer), `simulation.py` a federation on paper,
-`chaos_sim.py` one of real nodes on a simulated network, clock and disk, `chaos_daemons.py` one of real processes.
+running inbox, `cluster.py` daemons, `proxy.py` a bad network, `receiver.py` and `sender.py` its two ends, which can be
+killed, `hostile.py` hostile peers and servers, `simulation.py` a federation on paper. `fuzz/` has documents a little
+wrong (`make fuzz` searches longer); `chaos/` federations of real nodes on a simulated network, clock and disk
+(`chaos_sim.py`), and of real processes (`chaos_daemons.py`).
 
 ## Threats
 

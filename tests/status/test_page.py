@@ -12,7 +12,8 @@ import pytest
 from snapshots import NOW, line_of, peer, snapshot
 
 from hsl_node.host.units import age, duration, progress, size, table
-from hsl_node.status.page import Look, fetch, render
+from hsl_node.node.poisoning import SIGNS
+from hsl_node.status.page import _SIGNS, Look, fetch, render
 from hsl_node.status.snapshot import Snapshot, from_json, leaving
 
 
@@ -28,6 +29,10 @@ def test_warnings_come_first_with_what_to_do() -> None:
     assert lines[0].startswith("! kyoto sent what fails a check (sha256)")
     assert lines[2] == "  what to do: kept in quarantine; the peer is asked for it again"
     assert lines.index("") < next(i for i, line in enumerate(lines) if line.startswith("mercy"))
+
+
+def test_signs_are_the_alarms_that_only_may_mean_something() -> None:
+    assert {*_SIGNS} == {*SIGNS, "validation"}
 
 
 def test_a_run_that_ended_early_says_why() -> None:

@@ -169,12 +169,6 @@ def test_threat_28_wrong_anchor_file_stops_before_anything_is_sent(tmp_path: Pat
         assert "anchor" in cluster.output("ash")
 
 
-def test_a_plan_that_never_fuses_is_refused_before_the_start(tmp_path: Path) -> None:
-    with Cluster(tmp_path, NAMES[:2], PLAN.model_copy(update={"method": "local"})) as cluster:
-        assert cluster.start("ash").wait(60) == 78
-        assert "evaluate --alone" in cluster.output("ash")
-
-
 def test_threat_28_other_initial_weights_are_named_on_both_sides_and_no_round_starts(tmp_path: Path) -> None:
     """The plan is the same, the model that a peer starts from is not: nobody trains, both say why."""
     with Cluster(tmp_path, NAMES[:2], PLAN) as cluster:

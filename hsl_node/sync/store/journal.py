@@ -212,7 +212,8 @@ class Journal:
             raise LocalStateError(
                 f"round {round} was signed with checkpoint {before[0][:12]} before; refusing to sign {sha256[:12]}"
                 + (" with another manifest" if before[0] == sha256 else ""),
-                remedy="the trainer did not reproduce its checkpoint: restore trainer/ and outbox/ from backup",
+                remedy="the trainer did not reproduce its checkpoint; another hospital may have the signed one: "
+                "`hsl-node recover --from-peers`, then start again",
             )
         if not same:
             self._write("REPLACE INTO signed VALUES (?, ?, ?)", (round, sha256, document))

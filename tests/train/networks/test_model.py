@@ -1,4 +1,4 @@
-"""The MMoE of METHODS, section 1: its size, its algebra, its variants, its first values, and what of it is shared."""
+"""The MMoE of HeteroSync Learning: its size, its algebra, its variants, its first values, and what of it is shared."""
 
 from __future__ import annotations
 
