@@ -119,4 +119,4 @@ def test_the_map_has_every_file_and_what_it_promises() -> None:
     files = [left.strip() for left, _ in rows if left.endswith(".py")]
     assert len(files) == sum(p.name != "__init__.py" for p in PACKAGE.rglob("*.py"))
     assert max(len(left) for left, _ in rows) < COLUMN
-    assert f"{'    round.py':<{COLUMN}}The round on one screen." in show(200)
+    assert f"{'    round.py':<{COLUMN}}The whole round." in show(200)
