@@ -90,9 +90,9 @@ class LocalStateError(HslError):
 class Altered(LocalStateError):
     """Found before anything was made of it. A daemon marks the journal, so that its next start asks (`damage.py`)."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, remedy: str = "") -> None:  # `remedy`: the trainer's, over its pipe
         self_heals = "start it again, where systemd does not: it fetches the right bytes from its peers and goes on; "
-        super().__init__(message, remedy=self_heals + "then look at disk and memory of this machine")
+        super().__init__(message, remedy=remedy or self_heals + "then look at disk and memory of this machine")
 
 
 class DiskFailed(LocalStateError):

@@ -103,11 +103,10 @@ def write(file: IO[bytes], index: Index, sources: Mapping[str, IO[bytes]]) -> No
                 _add_member(tar, name, source)
 
 
-def measured_file(name: str, source: io.BufferedReader | io.BytesIO) -> Measured:
+def measured_file(name: str, source: io.BufferedReader) -> Measured:
     with _readable(name):
         source.seek(0)
-        sha256 = hashlib.file_digest(source, "sha256").hexdigest()
-        return Measured(sha256=sha256, bytes=source.seek(0, io.SEEK_END))
+        return Measured(sha256=hashlib.file_digest(source, "sha256").hexdigest(), bytes=source.tell())
 
 
 @contextmanager
@@ -118,10 +117,14 @@ def _readable(name: str) -> Iterator[None]:
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
-        raise LocalStateError(
-            f"{name} cannot be read: {exc.strerror}; the backup is not made",
-            remedy="the disk under the state directory fails there: look at it (`smartctl`, `dmesg`)",
-        ) from exc
+        raise unreadable(name, str(exc.strerror)) from exc
+
+
+def unreadable(name: str, why: str) -> LocalStateError:
+    return LocalStateError(
+        f"{name} cannot be read: {why}; the backup is not made",
+        remedy="the disk under the state directory fails there: look at it (`smartctl`, `dmesg`)",
+    )
 
 
 def _add_member(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> None:

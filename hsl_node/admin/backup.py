@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hsl_node import __version__
 from hsl_node.admin import archive
@@ -63,7 +64,7 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
     layout, node = Layout(state), node_toml.load_node(state)
     left_out: list[str] = []
     with ExitStack() as stack:
-        sources: dict[str, io.BufferedReader | io.BytesIO] = {}
+        sources: dict[str, io.BufferedReader] = {}
 
         def add(name: str, path: Path) -> bool:
             with suppress(FileNotFoundError):
@@ -79,11 +80,17 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
                 left_out.append(f"the private key: it is not at {layout.key}")
         fused: list[models.Model] = []
         if layout.journal.exists():
-            with Journal.read_only(layout.journal) as journal, journal.copy() as copy:
-                fused = _models_needed(copy)
-                sources[layout.journal.name] = io.BytesIO(copy.content())
+            folder = stack.enter_context(TemporaryDirectory(dir=target.parent, prefix=".hsl-node-backup-"))
+            copy = Path(folder) / layout.journal.name
+            with Journal.read_only(layout.journal) as journal:
+                journal.copy(copy)
+            with Journal.read_only(copy) as journal:
+                fused = _models_needed(journal)
+            add(copy.name, copy)
         for model in fused:
             harm = models.harm_of(layout, model)
+            if harm and harm.how == "unreadable":
+                raise archive.unreadable(Layout(Path()).fused(model.round).as_posix(), "it is on a failing disk")
             if harm or not add(Layout(Path()).fused(model.round).as_posix(), layout.fused(model.round)):
                 harm = harm or models.Harm(model, "gone")
                 left_out.append(f"{harm.text(layout)}. What to do: {addressed(harm.fix(layout), layout.state)}")
@@ -104,7 +111,7 @@ def _models_needed(journal: Journal) -> list[models.Model]:
     return [found[round] for round in sorted(found)]
 
 
-def _index(state: Path, node: NodeConfig, sources: dict[str, io.BufferedReader | io.BytesIO]) -> Index:
+def _index(state: Path, node: NodeConfig, sources: dict[str, io.BufferedReader]) -> Index:
     federation = config.load_federation(state) if Layout(state).federation_toml.exists() else None
     anchor = federation.anchor.fingerprint if federation and federation.anchor else None
     return Index(
@@ -193,7 +200,8 @@ def _require_free(state: Path, index: Index) -> None:
 
     def expected(path: Path) -> bool:
         name = path.relative_to(state).as_posix()
-        if path == layout.lock or name.startswith("lost+found/") or name in {KEY, NEXT} - index.files.keys():
+        brought_by_hand = {KEY, NEXT} - index.files.keys() if not index.has_key else ()
+        if path == layout.lock or name.startswith("lost+found/") or name in brought_by_hand:
             return True
         return unfinished and (layout.restoring in path.parents or archive.MEMBER.fullmatch(name) is not None)
 

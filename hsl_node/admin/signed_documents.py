@@ -46,6 +46,7 @@ class Export:
                 stem = f"{peer}_{update.number}.update"
                 self.add(Document(Peer(peer), UPDATE_NAMESPACE, stem, accepted.document.encode("ascii")))
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # where there was nothing to check
+        (self.folder / "index").touch()
         spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
         signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
         (self.folder / "allowed_signers").write_text("".join(signers), encoding="ascii")

@@ -302,8 +302,10 @@ def _fused_again(
 ) -> str | None:
     try:
         return fuse_files(federation.plan.fusion, paths, samples, read_schema(layout.fused(0)), None)
-    except Altered:  # pruned by the running daemon meanwhile; what was altered before was told of
-        return None
+    except (Altered, FileNotFoundError):
+        if all(path.exists() for path in (*paths.values(), layout.fused(0))):
+            raise
+        return None  # pruned by the running daemon meanwhile
 
 
 def _sha256(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,8 +45,12 @@ def verify(
         found = audit.examine(state, progress_bar("rounds"))
     else:
         documents = signed_documents.Export(export)
-        found = audit.examine(state, progress_bar("rounds"), documents.add)
-        documents.finish(found.keyring)
+        try:
+            found = audit.examine(state, progress_bar("rounds"), documents.add)
+            documents.finish(found.keyring)
+        except BaseException:
+            shutil.rmtree(export, ignore_errors=True)  # half an export would be in the way of the next
+            raise
     if json:
         print_json(found.as_json())
     else:

@@ -97,7 +97,8 @@ class Keyring:
     def links(self) -> tuple[tuple[KeyUpdate, Accepted], ...]:
         """The updates of this federation, in their order, each with what was signed."""
         updates = ((parse_update(accepted.document), accepted) for accepted in self.file.update)
-        return tuple((u, accepted) for u, accepted in updates if u.federation == self.federation.digest)
+        digest = self.federation.digest
+        return tuple((u, accepted) for u, accepted in updates if u.federation == digest)
 
     # -------------------------------------------------------------- who may
 

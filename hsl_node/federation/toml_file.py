@@ -20,9 +20,21 @@ from hsl_node.host import permissions
 FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; federations are far smaller
 PROBLEMS_MAX = 25  # shown of one file: each is looked for in the whole text, and nobody reads more
 PROBLEM_MAX_CHARS = 500  # of one of them
-LINE_MAX_CHARS = (
-    64 * 1024
-)  # tomllib's time grows with the square of a key's parts: 10 s for a line of "a.a.a..." as long
+# Our longest key has three parts. tomllib's time grows with the square of the parts: 64 KB of "a.a.a..." take it 10 s.
+KEY_PARTS_MAX = 64
+# The words of TOML, in one pass: nothing is taken back ("*+"), and a text that does not end takes all that it may.
+_WORDS = re.compile(
+    r"""
+      ["]{3} (?: [^"\\] | \\. | "{1,2}(?!") )*+ "{0,5}   # a text of many lines; quotes stand before its end, up to two
+    | [']{3} (?: [^'] | '{1,2}(?!') )*+ '{0,5}
+    | "(?: [^"\\\n] | \\[^\n] )*+ "?
+    | '[^'\n]*+ '?
+    | \#[^\n]*+
+    | [^"'\#\n=,\[\]{}]++
+    | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -63,16 +75,26 @@ def read_text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str:
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:
-    if max(map(len, text.split("\n"))) > LINE_MAX_CHARS:
-        raise ConfigError(
-            f"{path}: a line is longer than {LINE_MAX_CHARS // 1024} KiB", remedy="write a long list on several lines"
-        )
     try:
+        _require_short_keys(text)
         return tomllib.loads(text)
     except ValueError as exc:  # TOMLDecodeError is one; a number of 5000 digits gives a bare one
         raise ConfigError(f"{path}: not valid TOML: {escaped(str(exc))}", remedy="mend that line") from exc
     except RecursionError as exc:
         raise ConfigError(f"{path}: nested too deeply", remedy="no setting here is a list of lists") from exc
+
+
+def _require_short_keys(text: str) -> None:
+    """Raises: RecursionError: a dotted key of more parts than any parser of TOML should be given."""
+    parts = 0
+    for found in _WORDS.finditer(text):
+        word = found[0]
+        if word in "\n=,[]{}":
+            parts = 0
+        elif word[0] not in "\"'#":
+            parts += word.count(".")
+            if parts > KEY_PARTS_MAX:
+                raise RecursionError
 
 
 def validate(path: Path, text: str, raw: Mapping[str, Any], model: type[Model]) -> Model:

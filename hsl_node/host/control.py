@@ -80,15 +80,16 @@ def _connected(state: Path, timeout_s: float) -> Iterator[socket.socket]:
     connection.settimeout(timeout_s)
     with connection:
         try:
-            with _short(Layout(state).socket) as name:
-                connection.connect(name)
+            try:
+                with _short(Layout(state).socket) as name:
+                    connection.connect(name)
+            except PermissionError as exc:
+                raise permissions.denied(Layout(state).socket, state) from exc
             yield connection
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise NotRunning(
                 f"no hsl-node is running on {state}", remedy="`hsl-node start`, or `systemctl start hsl-node`"
             ) from exc
-        except PermissionError as exc:
-            raise permissions.denied(Layout(state).socket, state) from exc
         except TimeoutError as exc:
             raise WaitTimeout(
                 f"the daemon of {state} runs but has not answered for {timeout_s:.0f} s",

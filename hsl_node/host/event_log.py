@@ -123,10 +123,13 @@ def tail(state: Path, count: int) -> list[dict[str, Any]]:
     path = Layout(state).event_log
     if not path.exists():
         raise NotInitialised(f"no log at {path}", remedy="the daemon has not been started on this state directory yet")
-    last: deque[str] = deque(maxlen=count)
-    for file in (*(path.with_name(f"{path.name}.{n}") for n in range(FILES_KEPT, 0, -1)), path):
+    last: list[str] = []
+    for file in (path, *(path.with_name(f"{path.name}.{n}") for n in range(1, FILES_KEPT + 1))):  # a file that the
+        # daemon turns over meanwhile is at worst read twice, never missed
         with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as lines:
-            last.extend(lines)
+            last = [*deque(lines, maxlen=count - len(last)), *last]
+        if len(last) == count:
+            break
     return [parsed(line) for line in last]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -36,8 +37,9 @@ def state_directory(given: Path | None) -> Path:
 
 def default_state() -> Path:
     """Where a service installed by the systemd unit keeps its state; for everybody else a folder of their own."""
-    if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
-        return SYSTEM_STATE
+    with contextlib.suppress(PermissionError):  # a mount that another user made, say
+        if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
+            return SYSTEM_STATE
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "hsl-node"
 

@@ -362,8 +362,9 @@ class Running:
         self.equivocations = Equivocations(here, keys, alarms, links, machine)
         self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations, self._taken)
         self.set_back = SetBack(here, alarms, machine, self.ask_all, schema.file_bytes)
+        recovered = daemon.recovery is not None
         self.missing = FetchMissing(
-            here, keys, alarms, links, fetch, machine, self.set_back, self._incoming, self.intake.wake
+            here, keys, alarms, links, fetch, machine, self.set_back, self._incoming, self.intake.wake, recovered
         )
         self.models = FetchModels(here, keys, alarms, links, fetch, self._state, lambda: self.missing.at_work)
         links.heard.append(self.set_back.heard)

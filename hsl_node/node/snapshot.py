@@ -23,7 +23,7 @@ def snapshot(daemon: Daemon) -> Snapshot:
     phases = {r["phase"]: r["started"] for r in journal.rows("phases", state.round)} if state else {}
     since = phases.get(str(state.phase), daemon.started) if state else daemon.started
     waiting = list(state.missing) if state and state.me in state.have else []
-    recovering_from = sorted(daemon.recovery.waiting.peers) if daemon.recovery else []
+    recovering_from = sorted(daemon.recovery.waiting.peers) if daemon.recovery and not daemon.running else []
     waiting = waiting or recovering_from or _held_by(daemon, trainer.state)
     receipts = journal.last_receipts()
     word = _word(daemon, trainer.state)

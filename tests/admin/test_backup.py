@@ -31,10 +31,12 @@ from hsl_node.errors import (
 )
 from hsl_node.federation import identity, node_toml
 from hsl_node.federation.config import AnchorCard
+from hsl_node.federation.names import Digest, Round
 from hsl_node.host import durable
 from hsl_node.host.layout import Layout
 from hsl_node.node.heal import mark as recover_mark
 from hsl_node.status import last_words
+from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.store import Store
 
@@ -388,3 +390,17 @@ def test_a_file_that_cannot_be_read_is_named_and_not_the_folder_of_the_backup(
     with pytest.raises(LocalStateError, match=r"node\.toml cannot be read: Input/output error; the backup is not made"):
         backup.backup(tmp_path / "state", tmp_path / "backups" / "b.tar")
     assert told == [] and not list((tmp_path / "backups").iterdir())
+
+
+def test_a_model_on_a_failing_disk_is_no_backup_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer that runs `backup` must not be told that all is well."""
+    state = tmp_path / "state"
+    enrol.init(state, name="ash", address="127.0.0.1:9001", listen=None, data=None)
+    Journal.create(Layout(state).journal).close()
+    model = models.Model(Round(1), Digest("0" * 64), "the last one")
+    monkeypatch.setattr(backup, "_models_needed", lambda journal: [model])
+    Layout(state).fused(1).parent.mkdir(exist_ok=True)
+    Layout(state).fused(1).symlink_to("/proc/self/mem")  # opens, and reads fail with EIO
+    with pytest.raises(LocalStateError, match=r"fused/r000001\.safetensors cannot be read: .*the backup is not made"):
+        backup.backup(state, tmp_path / "b.tar")
+    assert not (tmp_path / "b.tar").exists()

@@ -35,6 +35,21 @@ def test_the_default_is_the_services_directory_if_it_is_ours_else_ones_own(
     assert default_state() == own
 
 
+def test_a_services_directory_that_may_not_be_looked_at_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that another user mounted denies even that to everybody else."""
+
+    class Closed:
+        def is_dir(self) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("hsl_node.host.hints.SYSTEM_STATE", Closed())
+    assert default_state() == tmp_path / ".local" / "state" / "hsl-node"
+
+
 def test_hints_name_the_state_directory_only_where_it_is_not_the_usual_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,26 @@ def test_the_last_events_reach_back_across_rotated_files(
     assert [event["n"] for event in event_log.tail(tmp_path, 12)] == list(range(8, 20))
 
 
+def test_a_file_that_is_turned_over_meanwhile_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Layout(tmp_path).event_log
+    path.parent.mkdir()
+    path.write_text('{"n": 2}\n')
+    path.with_name("hsl-node.log.1").write_text('{"n": 1}\n')
+    really = Path.open
+
+    def turned_over(self: Path, *args: Any, **options: Any) -> Any:
+        file = really(self, *args, **options)
+        if self.name.endswith(".1") and self.stat().st_size and path.stat().st_size:
+            self.rename(path.with_name("hsl-node.log.2"))
+            path.rename(self)
+            path.touch()
+        return file
+
+    monkeypatch.setattr(Path, "open", turned_over)
+    assert event_log.tail(tmp_path, 2)[-1] == {"n": 2}
+    assert path.with_name("hsl-node.log.2").exists(), "it was turned over"
+
+
 def test_a_line_torn_by_a_power_cut_is_shown_as_it_is(tmp_path: Path) -> None:
     Layout(tmp_path).event_log.parent.mkdir()
     Layout(tmp_path).event_log.write_text('{"event": "whole"}\n{"event": "to\x1brn')

@@ -78,7 +78,7 @@ def federation(folder: Path, flipped: Peer | None = None) -> Journal:
         digest, figures = fuse_watched(plan.fusion, paths, SIZES, schema, base, out)
         journal.record_fused(round, Digest(digest))
         record_fusion(journal, round, figures)
-        event = validated(sites[ASH], round, validate(sites[ASH], open_model(out, plan, sites[ASH].machine)[1]))
+        event = validated(sites[ASH], round, validate(sites[ASH], open_model(out, plan, sites[ASH].hardware)[1]))
         journal.record_validation(round, event["auc"], event["loss"])
         record_validation(journal, ASH, event)
     return journal

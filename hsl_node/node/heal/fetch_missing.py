@@ -54,6 +54,7 @@ class FetchMissing:
     set_back: SetBack
     incoming: Callable[[Round], Sequence[Incoming]]  # what arrives of a round just now
     placed: Callable[[Peer], None]  # something lies in this peer's inbox here
+    recovered: bool = False  # before this; what a recovery half fetched is gone on with
     clock: Callable[[], float] = lambda: time.monotonic()  # the simulation has its own
 
     def __post_init__(self) -> None:
@@ -64,6 +65,7 @@ class FetchMissing:
         self._grown: dict[tuple[Round, Peer], tuple[float, int]] = {}  # when it grew, the longest that it was
         self._have_fused: frozenset[Peer] = frozenset()
         self._left = True  # something half fetched, by an earlier process perhaps, or a recovery
+        self._clears_from = self.clock() + (PATIENCE_S if self.recovered else 0)
 
     def connected(self, peer: Peer) -> None:
         """A peer that could not be asked may be asked now."""
@@ -78,7 +80,7 @@ class FetchMissing:
         """For ever: fetch what is not on its way from whoever has it."""
         while True:
             self.look()
-            if self._left and not self._lost:
+            if self._left and not self._lost and self.clock() >= self._clears_from:
                 await self._clear()
             due = [g for g in self._turns.due(self.clock()) if not self.keys.ring.is_revoked(g)]
             if self._lost and due:
@@ -147,7 +149,8 @@ class FetchMissing:
     async def _fetch(self, giver: Peer, offers: Mapping[Peer, Offer]) -> None:
         here, round = self.here, self.machine.state.round
         placed: set[str] = set()  # one of each peer: whoever lists a hundred more must not fill this disk
-        for listed in lacking(offers[giver], round, self._lost):
+        # By name, whoever is asked: a giver's next turn goes on with the file that its last one was not enough for.
+        for listed in sorted(lacking(offers[giver], round, self._lost), key=lambda listed: listed.peer):
             if listed.peer in self._lost and listed.peer not in placed:  # some may have come meanwhile
                 link, keys = self.links.connected(giver), self.keys.ring.keys
                 [(manifest, document)] = await read_documents(link, giver, [listed], here.federation, keys)

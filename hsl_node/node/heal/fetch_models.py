@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hsl_node.errors import HslError, escaped
@@ -12,7 +12,7 @@ from hsl_node.federation.names import Peer
 from hsl_node.host.pace import Pace
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
-from hsl_node.node.peers.fetch import Fetch
+from hsl_node.node.peers.fetch import Fetch, Slow
 from hsl_node.node.peers.links import Links
 from hsl_node.node.training import last_to_validate
 from hsl_node.sync.offer import Offer
@@ -51,8 +51,7 @@ class FetchModels:
                 return
             if not self.round_lacks():  # they would clear each other's half files
                 offers, _ = await self.links.offers_of(p for p in self.here.others if not self.keys.ring.is_revoked(p))
-                for harm in harmed:
-                    await self._fetch(harm, offers)
+                await self.fetch_all(harmed, offers)
             await asyncio.sleep(pause_s)
 
     def _models(self) -> list[Model]:
@@ -62,15 +61,23 @@ class FetchModels:
         over = str(state.phase) in models.OVER and (validated or state.phase is Phase.HALTED)
         return [m for m in models.models(journal) if over or m.round < state.round - 1]
 
-    async def _fetch(self, harm: Harm, offers: Mapping[Peer, Offer]) -> None:
+    async def fetch_all(self, harmed: Iterable[Harm], offers: Mapping[Peer, Offer]) -> None:
+        """One after the other, up to one of which half came: that would make way for the next one's half."""
+        for harm in harmed:
+            if not await self._fetch(harm, offers):
+                return
+
+    async def _fetch(self, harm: Harm, offers: Mapping[Peer, Offer]) -> bool:
+        """False: half of it is here."""
         model = harm.model
         try:
             if not await self.fetch.get(model.sha256, self.here.layout.fused(model.round), offers):
-                return
+                return True
         except (HslError, OSError) as exc:  # a link that broke, no room; a disk that fails in a sync ends the process
             log.warning("not taken", extra={"round": model.round, "reason": escaped(str(exc))})
-            return
+            return not isinstance(exc, Slow)
         log.warning("a fused model was fetched again", extra={"round": model.round, "sha256": model.sha256[:12]})
+        return True
 
 
 def _code(harm: Harm) -> str:

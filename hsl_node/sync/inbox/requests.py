@@ -204,14 +204,14 @@ class InboxFS(asyncssh.SFTPServer):
 
     @contextmanager
     def _answering(self, operation: str, path: bytes = b"") -> Iterator[None]:
-        """Count and log what is refused. The process knows already that its disk fails, or its journal is malformed."""
+        """Log what is refused, and that this disk fails, within the link's budget."""
         try:
             yield
         except PeerDataError as exc:
             self._link.refused(operation, path.decode("latin-1"), exc)
             raise asyncssh.SFTPPermissionDenied(f"{exc.code}: {exc.message}") from exc
         except LocalStateError as exc:
-            log.critical("disk failed", extra={"reason": exc.message})
+            self._link.note("disk failed", logging.CRITICAL, reason=exc.message)
             raise asyncssh.SFTPFailure("the disk failed") from exc
 
 

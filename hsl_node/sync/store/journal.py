@@ -7,12 +7,13 @@ status`, `report` and `round history` only read, also while the daemon is down.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -130,19 +131,21 @@ class Journal:
         if problem != "ok":
             raise _broken(path, sqlite3.DatabaseError(problem))
 
-    def copy(self) -> Journal:
-        """As of one moment, in memory. Raises: DiskFailed, LocalStateError."""
-        try:
-            copy = sqlite3.connect(":memory:")
-            self._db.backup(copy)
-            copy.execute("VACUUM")  # else the file that is made of it wants a write-ahead log beside it
-        except sqlite3.Error as exc:
-            raise _failed("copied", exc) from exc
-        return Journal(copy)
+    def copy(self, target: Path) -> None:
+        """Into one file, as of one moment.
 
-    def content(self) -> bytes:
-        """As a file."""
-        return self._db.serialize()
+        Raises:
+            OSError: ENOSPC: no room for the copy.
+            DiskFailed, LocalStateError: of either.
+        """
+        try:
+            with closing(sqlite3.connect(target)) as theirs:
+                self._db.backup(theirs)
+                theirs.execute("PRAGMA journal_mode = DELETE")  # without a write-ahead log beside it
+        except sqlite3.Error as exc:
+            if _code(exc) == sqlite3.SQLITE_FULL:  # only the copy is written
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from exc
+            raise _failed("copied", exc) from exc
 
     def close(self) -> None:
         self._db.close()

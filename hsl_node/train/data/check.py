@@ -59,7 +59,7 @@ def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: 
         DataError: the source itself cannot be used (no such folder, a missing column, a label that is no class, a
             patient on two sides).
     """
-    gathered, pixels = read_images(data, plan, cache, progress)
+    gathered, pixels = read_images(data, plan, cache, progress, tells_all=True)
     assignment = split(gathered, plan, read_ledger(ledger).get(title_of(plan), {}), gathered.source.name)
     problems, warnings = judge(gathered.images, assignment, plan)
     if gathered.unreadable:

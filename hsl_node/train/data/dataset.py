@@ -83,7 +83,7 @@ def open_dataset(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, pro
         DataError: a label that is no class, an image that cannot be read, a class or a split that lacks images.
         LocalStateError: the disk is full, or the split ledger is damaged.
     """
-    gathered, pixels = read_images(data, plan, cache, progress)
+    gathered, pixels = read_images(data, plan, cache, progress, tells_all=False)
     if gathered.unreadable:
         raise unreadable_error(gathered)
     pages, title = read_ledger(ledger), title_of(plan)
@@ -108,13 +108,16 @@ _TOO_FEW = (
 )
 
 
-def read_images(data: DataConfig, plan: Plan, cache: Path, progress: Progress) -> tuple[Gathered, Array | None]:
+def read_images(
+    data: DataConfig, plan: Plan, cache: Path, progress: Progress, *, tells_all: bool
+) -> tuple[Gathered, Array | None]:
     """List, label, digest and decode the images; the pixels, from the cache or decoded now, None where there are none.
 
-    Once more without those that cannot be decoded: rare, and all that is wrong is told at once.
+    Once more without those that cannot be decoded, so that all of them are told at once. Unless it `tells_all`, none is
+    decoded where one cannot even be opened: that takes hours, for a set that has to change.
     """
     gathered, recipe = gather(data, plan, cache, progress), Recipe(plan.image_size, window_of(data))
-    while gathered.items:
+    while gathered.items and (tells_all or not gathered.unreadable):
         try:
             ids = [image.sha256 for image in gathered.images]
             return gathered, open_images(gathered.items, ids, recipe, cache, progress)

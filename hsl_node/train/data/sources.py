@@ -191,7 +191,7 @@ Rows = list[tuple[int, dict[str, str]]]  # each with its line
 
 
 def read_rows(path: Path) -> tuple[list[str], Rows]:
-    """The header of a table, and its rows with their lines; cells stripped, rows without any left out.
+    """The header of a table, and its rows with their lines; cells stripped, empty rows left out.
 
     Raises:
         DataError: not a table, or not in UTF-8.
@@ -201,8 +201,12 @@ def read_rows(path: Path) -> tuple[list[str], Rows]:
             header = file.readline()
             file.seek(0)
             rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True, restval="")
-            cells = [(rows.line_num, {k: v.strip() for k, v in row.items() if k is not None}) for row in rows]
-            return list(rows.fieldnames or ()), [(line, row) for line, row in cells if any(row.values())]
+            cells = [
+                (rows.line_num, {k: v.strip() for k, v in row.items() if k is not None})
+                for row in rows
+                if any(row.values())
+            ]
+            return list(rows.fieldnames or ()), cells
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"{path.name}: cannot be read as a table: {exc}", remedy="save it as CSV in UTF-8") from exc
 

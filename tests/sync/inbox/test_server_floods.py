@@ -16,7 +16,9 @@ from asyncssh.packet import Byte, String, UInt32, UInt64
 from asyncssh.sftp import SFTPError, SFTPPermissionDenied
 from boxes import BIRCH, CEDAR, DATA, DATA_BYTES, SHA, inbox, on_loop, put, until
 
+from hsl_node.errors import LocalStateError
 from hsl_node.federation.names import Kind
+from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE
 from hsl_node.sync.inbox.link import UNSENT_MAX_BYTES
 
 
@@ -30,6 +32,24 @@ async def raw_sftp(connection: asyncssh.SSHClientConnection, **options: Any) -> 
 
 def packet(payload: bytes) -> bytes:
     return UInt32(len(payload)) + payload
+
+
+@on_loop
+async def test_threat_20_a_journal_that_cannot_be_read_does_not_turn_the_log_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable(peer: str, name: str, twice: bool) -> bytes:
+        raise LocalStateError("the journal cannot be read", remedy="check the disk")
+
+    async with inbox(tmp_path) as box:
+        box.admission.offer = unreadable
+        async with box.sftp() as client:
+            for _ in range(100):
+                with pytest.raises(SFTPError):
+                    await client.open(f"offer/{SHA}", "rb")
+    told = [record for record in caplog.records if record.getMessage() == "disk failed"]
+    assert 0 < len(told) <= LOG_LINES_PER_MINUTE
+    assert {vars(record)["peer"] for record in told} == {BIRCH}
 
 
 @on_loop

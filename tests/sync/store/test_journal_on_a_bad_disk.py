@@ -212,10 +212,10 @@ def test_a_command_that_reads_a_malformed_journal_says_so_in_one_line(tmp_path: 
 
 
 def test_a_journal_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "j")
-    journal.close()
-    with pytest.raises(LocalStateError, match="the journal cannot be copied"):
-        journal.copy()
+    path = tmp_path / "j"
+    Journal.create(path).close()
+    with Journal.read_only(path) as journal, pytest.raises(LocalStateError, match="the journal cannot be copied"):
+        journal.copy(tmp_path / "absent" / "copy")
 
 
 def test_a_command_beside_the_daemon_writes_and_never_makes_a_journal(tmp_path: Path) -> None:
