@@ -80,13 +80,13 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
                 left_out.append(f"the private key: it is not at {layout.key}")
         fused: list[models.Model] = []
         if layout.journal.exists():
-            folder = stack.enter_context(TemporaryDirectory(dir=target.parent, prefix=".hsl-node-backup-"))
-            copy = Path(folder) / layout.journal.name
-            with Journal.read_only(layout.journal) as journal:
-                journal.copy(copy)
-            with Journal.read_only(copy) as journal:
-                fused = _models_needed(journal)
-            add(copy.name, copy)
+            with TemporaryDirectory(dir=target.parent, prefix=".hsl-node-backup-") as folder:
+                copy = Path(folder) / layout.journal.name
+                with Journal.read_only(layout.journal) as journal:
+                    journal.copy(copy)
+                with Journal.read_only(copy) as journal:
+                    fused = _models_needed(journal)
+                add(copy.name, copy)  # held open, and gone: whoever is killed from here on leaves nothing
         for model in fused:
             harm = models.harm_of(layout, model)
             if harm and harm.how == "unreadable":
