@@ -16,7 +16,7 @@ from cluster import Cluster
 from command_line import code, run
 
 from hsl_node.admin import archive, doctor, enrol, rotate, verify
-from hsl_node.errors import NotInitialised
+from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.federation import config
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, load
 from hsl_node.federation.names import Peer, Round
@@ -142,6 +142,22 @@ def test_a_checkpoint_that_is_pruned_while_it_is_fused_again_is_no_defect(state:
     assert verify._fused_again(layout, peers, samples, federation) is not None
     peers[Peer("birch")].unlink()
     assert verify._fused_again(layout, peers, samples, federation) is None
+
+
+def test_an_export_that_is_cut_short_is_not_in_the_way_of_the_next(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "audit"
+
+    def failing(*_: object) -> None:
+        assert list(out.iterdir()), "documents were written before"
+        raise LocalStateError("the disk fails", remedy="look at it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "_files", failing)
+        assert code(run("--state", str(state), "verify", "--export", str(out))) == 15
+    assert not out.exists()
+    assert code(run("--state", str(state), "verify", "--export", str(out))) == 0
 
 
 def test_a_document_that_was_lost_is_named_with_what_it_would_show_and_is_no_defect(state: Path) -> None:

@@ -191,6 +191,7 @@ class Source:
         """Raises: Altered: it is gone. LocalStateError: it cannot be opened."""
         self._name = "a document" if isinstance(source, bytes) else str(source)
         try:
+            # Open until `close`.
             self._file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", 0)  # noqa: SIM115
             self.size = self._file.seek(0, os.SEEK_END)
         except FileNotFoundError as exc:

@@ -68,7 +68,8 @@ def test_two_fused_models_arrive_from_one_giver(site: Site) -> None:
         shas = [Digest(hashlib.sha256(data).hexdigest()) for data in files]
         harmed = [Harm(Model(Round(r), sha, "best"), "gone") for r, sha in enumerate(shas, 1)]
         keys: Any = SimpleNamespace(ring=None)
-        fetcher = FetchModels(asks.here, keys, Alarms(), asks, asks, lambda: None, lambda: False)  # type: ignore[arg-type, return-value]
+        unused: Any = None
+        fetcher = FetchModels(asks.here, keys, Alarms(), asks, asks, unused, unused)
         targets = [asks.here.layout.fused(harm.model.round) for harm in harmed]
         for _ in range(ENOUGH):
             await fetcher.fetch_all(

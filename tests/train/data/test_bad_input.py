@@ -46,6 +46,17 @@ def test_every_unknown_label_is_named_at_once_with_line_and_nearest_class(tmp_pa
     assert "t.csv:7: label 'Benign' is no class; did you mean 'benign'?" in caught.value.message
 
 
+def test_a_row_of_blanks_is_named_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    """Blanks may be what stray delimiters left of an image."""
+    path = write_table(tmp_path / "d/t.csv", table_rows())
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "," * lines[0].count(","), *lines[3:]]))
+    opened(tmp_path, DataConfig(path=path))
+    path.write_text("\n".join([*lines[:3], " ," * lines[0].count(","), *lines[3:]]))
+    with pytest.raises(DataError, match=r"t\.csv:4: no such image file"):
+        opened(tmp_path, DataConfig(path=path))
+
+
 def test_rows_without_image_or_label_are_named_by_line(tmp_path: Path) -> None:
     path = write_table(tmp_path / "d/t.csv", table_rows())
     (tmp_path / "d/img/3.png").unlink()
