@@ -23,6 +23,7 @@ POLL_S = 0.5
 STOP_S = 30.0  # a finished daemon leaves in a fraction of a second; then it is killed
 TRAINER_DEATHS_MAX = 3  # with back-off: enough to know that the next will not live either
 TAIL_LINES = 15
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # beside Ctrl-C
 
 Snapshots = dict[str, Snapshot | None]  # by hospital; None: not up yet
 
@@ -54,16 +55,30 @@ class Process:
 def running(hospitals: Sequence[Hospital], *words: str) -> Iterator[list[Process]]:
     """`hsl-node WORDS` at every hospital, all at once; on leaving, however, none is left: each saves and leaves.
 
-    A Ctrl-C in the millisecond in which one is started may leave it running, and a second Ctrl-C one that hangs; the
-    next demo in this folder stops it.
+    A second Ctrl-C may leave one that hangs; the next demo in this folder stops it.
     """
     started: list[Process] = []
     try:
         for hospital in hospitals:
-            started.append(_start(hospital, words))
+            with _interruption_held_back():
+                started.append(_start(hospital, words))
         yield started
     finally:
         end_all([process.popen for process in started])
+
+
+@contextmanager
+def _interruption_held_back() -> Iterator[None]:
+    """Ctrl-C counts after this block, not within: a process that was just started stands in no list yet."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, *ENDINGS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def wait_finished(daemons: Sequence[Process], show: Callable[[Snapshots], None]) -> None:
@@ -155,7 +170,7 @@ def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def interruptible() -> None:
     """SIGTERM and SIGHUP (a closed terminal) end the demo as Ctrl-C does: with its processes."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, signal.default_int_handler)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,6 +262,24 @@ def test_interrupted_demo_ends_every_process_and_the_next_one_replaces_it(tmp_pa
         process.kill()
     assert processes_of(target) == []
     assert prepare_folder(target, nothing_runs)
+
+
+def test_interruption_in_the_moment_of_a_start_ends_the_process_that_was_just_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_and_be_interrupted(hospital: Hospital, words: Sequence[str]) -> processes.Process:
+        started.append(subprocess.Popen(["sleep", "600"]))
+        signal.raise_signal(signal.SIGINT)
+        return processes.Process(hospital, words[0], started[-1], tmp_path / "log")
+
+    monkeypatch.setattr(processes, "_start", start_and_be_interrupted)
+    hospital = Hospital("ada", tmp_path, DataConfig(path=tmp_path), "nothing")
+    with pytest.raises(KeyboardInterrupt), processes.running([hospital, hospital], "start"):
+        pytest.fail("two were started though the first was interrupted")
+    assert [process.poll() is not None for process in started] == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def two_sites(folder: Path) -> Path:
