@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 PLAN_KEYS = (
     "method, task, classes, rounds, epochs_per_round, seed, image_size, batch_size, backbone, backbone_weights, "
     "encoder, embedding, temperature, experts, learning_rate, learning_rate_min, cosine_period_epochs, weight_decay, "
-    "optimizer_state, precision, fusion, patience_epochs, plateau_rounds, plateau_improvement, split_percent"
+    "optimizer_state, precision, fusion, patience_epochs, plateau_rounds, plateau_improvement, split_percent, "
+    "fit, frame, silence_alarm_minutes"
 )
 
 

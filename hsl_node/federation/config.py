@@ -17,7 +17,7 @@ from hsl_node.errors import ConfigError, NotInitialised, UsageError, escaped
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.names import Digest, Peer
-from hsl_node.federation.plan import Plan
+from hsl_node.federation.plan import Plan, agreed
 from hsl_node.federation.strings import (
     Address,
     Frozen,
@@ -112,11 +112,16 @@ class Federation(Frozen):
         raise UsageError(f"{name!r} is not a peer of {self.name!r}", remedy=f"peers: {', '.join(self.peers)}")
 
     @property
-    def digest(self) -> Digest:
-        """sha256 over the content: comments, line ends and the order of the tables don't matter."""
+    def agreed_json(self) -> bytes:
+        """The content that all hospitals agree on: comments, line ends and the order of the tables don't matter."""
         content = self.model_dump(mode="json")
+        content["plan"] = agreed(self.plan)
         content["peer"] = sorted(content["peer"], key=lambda p: str(p["name"]))
-        return Digest(hashlib.sha256(canonical_json(content)).hexdigest())
+        return canonical_json(content)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(hashlib.sha256(self.agreed_json).hexdigest())
 
     @property
     def fed8(self) -> str:

@@ -56,6 +56,10 @@ class Plan(Frozen):
     plateau_improvement: float = Field(0.005, ge=0, le=1)  # relative
     split_percent: tuple[int, int, int] = (60, 10, 30)  # train, validation, test
 
+    fit: Literal["squeeze", "pad"] = "squeeze"  # how an image that is not square becomes one; the paper squeezes
+    frame: Literal["middle", "first"] = "middle"  # which frame of a file that holds several
+    silence_alarm_minutes: int = Field(60, ge=1, le=100_000)  # a peer that gave no sign of life for so long: an alarm
+
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
         if sum(self.split_percent) != 100 or min(self.split_percent) < 1:
@@ -65,6 +69,18 @@ class Plan(Frozen):
         if self.learning_rate_min > self.learning_rate:
             raise ValueError("learning_rate_min: larger than learning_rate")
         return self
+
+
+# Settings that came after the first released form: an earlier version trains as their defaults say and knows them not,
+# so a default is left out of what is agreed by digest. Such a run goes on through an upgrade. New settings go here.
+ADDED_LATER = ("fit", "frame", "silence_alarm_minutes")
+
+
+def agreed(plan: Plan) -> dict[str, Any]:
+    """The plan as it goes into the federation's digest."""
+    content = plan.model_dump(mode="json")
+    defaults = Plan().model_dump(mode="json")
+    return {key: v for key, v in content.items() if key not in ADDED_LATER or v != defaults[key]}
 
 
 def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:

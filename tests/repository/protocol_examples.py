@@ -16,7 +16,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.config import AnchorCard, Federation, PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, Identity
 from hsl_node.federation.keyring import Keyring, sign_update
@@ -72,8 +71,6 @@ def manifest(sha256: Digest, schema: Schema) -> Manifest:
 @cache
 def examples() -> dict[str, str]:
     fed, ash, birch = federation(), identity("ash"), identity("birch")
-    content = fed.model_dump(mode="json")
-    content["peer"] = sorted(content["peer"], key=lambda p: str(p["name"]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         sha256 = write_weights(path, WEIGHTS)
@@ -92,7 +89,7 @@ def examples() -> dict[str, str]:
     )  # fmt: skip
     files = [claim.file_name().of(kind) for kind in (Kind.DATA, Kind.MANIFEST, Kind.RECEIPT)]
     return {
-        "federation": _wrapped(canonical_json(content).decode()),
+        "federation": _wrapped(fed.agreed_json.decode()),
         "federation digest": fed.digest,
         "names": "\n".join(map(str, [files[0].as_part(), *files])),
         "header": _wrapped(schema.header[8:].decode().rstrip(" ")),
