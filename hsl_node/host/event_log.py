@@ -2,47 +2,109 @@
 
     log.info("checkpoint verified", extra={"peer": peer, "round": round, "bytes": size})
 
-Never a patient, never the path of an image. Strings are escaped and capped: peers choose some of them.
+Never a patient, never the path of an image. Strings are escaped and capped: peers choose some of them. Whoever logs
+never waits for file or stderr: each has a thread of its own (`log_outlet.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import logging.handlers
 import os
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hsl_node.errors import NotInitialised, escaped
 from hsl_node.host.layout import Layout
+from hsl_node.host.log_outlet import Blocked, NobodyReads, Outlet
 
 FILE_MAX_BYTES = 10 * 1024 * 1024  # about 50,000 events: weeks of a federation
 FILES_KEPT = 5
 TEXT_MAX = 2000  # of one field; a traceback gets ten times as much
+END_S = 2.0  # what an end waits for a place that takes no lines
+
+STDERR = 2
+FILE = "log/hsl-node.log"
+GONE = (errno.EPIPE, errno.EBADF, errno.EIO, errno.ECONNRESET)  # EIO: of a terminal that was closed
+
+log = logging.getLogger(__name__)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}  # of syslog, for the journal of systemd
+_PRIORITY = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}  # of syslog, for the journal of systemd
 
 
 def setup(state: Path, level: str = "INFO") -> None:
     """Send every logger to the file and to stderr. Calling it again replaces what it set up before."""
     Layout(state).event_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, (_File, _Human))]:
-        root.removeHandler(handler)
-        handler.close()
+    _take_down()
     root.setLevel(level)
-    root.addHandler(_File(Layout(state).event_log))
-    root.addHandler(_Human(sys.stderr))
+    root.addHandler(_Outlets(Layout(state).event_log))
     for chatty in ("asyncssh", "paramiko"):  # each login would be a dozen lines; refusals we log ourselves
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def finish() -> None:
+    """The process is about to end: all is written that can be, and nothing that is said later waits for stderr."""
+    for handler in _take_down():
+        if not handler.heard:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDERR)
+
+
+def reopen() -> None:
+    """Somebody has moved the file away (logrotate): what comes next begins a new one."""
+    for handler in _ours():
+        handler.file_outlet.do(handler.file.let_go)
+
+
+def blocked() -> list[Blocked]:
+    """Where lines cannot be written now, and how many were left out."""
+    return [found for handler in _ours() for outlet in handler.outlets if (found := outlet.find_blocked())]
+
+
+def _ours() -> list[_Outlets]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _Outlets)]
+
+
+def _take_down() -> list[_Outlets]:
+    gone = _ours()
+    for handler in gone:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    return gone
+
+
+class _Outlets(logging.Handler):
+    """Hands each event to the file's thread and to stderr's."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file = _File(path)
+        self.file_outlet = Outlet(FILE, self.file.put, _gap)
+        self.outlets = (self.file_outlet, Outlet("stderr", _say, _gap))
+        self.heard = True  # all that was said on stderr was taken
+
+    def emit(self, record: logging.LogRecord) -> None:
+        content = event(record)
+        for outlet in self.outlets:
+            outlet.take(content)
+
+    def flush(self) -> None:
+        deadline = time.monotonic() + END_S
+        for outlet in self.outlets:
+            self.heard = outlet.flush(max(0.0, deadline - time.monotonic())) and not outlet.gone
+
+    def close(self) -> None:
+        self.flush()
+        self.file_outlet.do(self.file.close)
+        super().close()
 
 
 class _File(logging.handlers.RotatingFileHandler):
@@ -51,27 +113,63 @@ class _File(logging.handlers.RotatingFileHandler):
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=FILE_MAX_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
 
+    def put(self, content: dict[str, Any]) -> None:
+        """Raises: OSError: it is not written; what was torn has a line of its own."""
+        try:
+            self.emit(logging.makeLogRecord({"msg": content}))
+        except OSError:
+            self.let_go()
+            raise
+
+    def let_go(self) -> None:
+        """The next event opens the file anew."""
+        stream, self.stream = self.stream, None
+        if stream:
+            with contextlib.suppress(OSError):
+                stream.close()
+
     def _open(self) -> Any:
-        return open(self.baseFilename, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+        descriptor = os.open(self.baseFilename, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stream = os.fdopen(descriptor, "a", encoding="utf-8")
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # torn by a power cut or a full disk
+            stream.write("\n")
+        return stream
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(event(record), ensure_ascii=False)
+        return json.dumps(record.msg, ensure_ascii=False)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
+        raise  # what the caller is handling
 
 
-class _Human(logging.StreamHandler[TextIO]):
-    """One line an event. Under systemd with a priority and without the time, which its journal adds."""
+def _say(content: dict[str, Any]) -> None:
+    """One line an event on stderr. Under systemd with a priority and without the time, which its journal adds.
 
-    def format(self, record: logging.LogRecord) -> str:
-        if "JOURNAL_STREAM" in os.environ:
-            return f"<{_PRIORITY.get(record.levelname, 6)}>{_sentence(event(record))}"
-        return human(event(record))
+    Not by way of `sys.stderr`: an interpreter that leaves waits for whoever writes there.
+
+    Raises:
+        OSError: not taken.
+        NobodyReads
+    """
+    if "JOURNAL_STREAM" in os.environ:
+        text = f"<{_PRIORITY.get(content['level'], 6)}>{_sentence(content)}\n"
+    else:
+        text = f"{human(content)}\n"
+    left = text.encode("utf-8", "backslashreplace")
+    try:
+        while left:
+            left = left[os.write(STDERR, left) :]
+    except OSError as exc:
+        if exc.errno in GONE:
+            log.info("stderr is closed: the log goes to its file alone")
+            raise NobodyReads("nobody reads stderr") from exc
+        raise
+
+
+def _gap(count: int) -> dict[str, Any]:
+    record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
+    return event(record) | {"event": "log lines are missing here: they could not be written", "lines": count}
 
 
 def event(record: logging.LogRecord) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hsl_node.errors import AlreadyRunning, DataError, HslError, LocalStateError
 from hsl_node.federation import config, identity, keyring, node_toml
-from hsl_node.host import permissions
+from hsl_node.host import event_log, permissions
 from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
@@ -45,6 +45,8 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
     except Exception as exc:
         _leave_word(state, exc)
         raise
+    finally:
+        event_log.finish()
 
 
 def _leave_word(state: Path, error: Exception) -> None:

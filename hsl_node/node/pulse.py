@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hsl_node.host import systemd
-from hsl_node.host.units import size
+from hsl_node.host import event_log, systemd
+from hsl_node.host.units import duration, size
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.trainer import TROUBLED, Trainer
@@ -33,6 +33,7 @@ class Pulse:
             if self.state() is None:  # a first start decodes all images, however long that takes
                 systemd.notify(systemd.extend(STARTING_S))
             self._watch_room()
+            self._watch_log()
             self.alarms.expire()
             await asyncio.sleep(min(PULSE_S, systemd.watchdog_interval_s() or PULSE_S))
 
@@ -49,6 +50,19 @@ class Pulse:
             text += f"; most of what waits in the inbox is of {peer}, {size(of[peer])}"
             fix += f"; where that is more than two checkpoints, ask {peer} why"
         self.alarms.sound("room", text, fix)
+
+    def _watch_log(self) -> None:
+        """Nobody waits for a log that takes no lines, so this is the one place that tells."""
+        blocked = event_log.blocked()
+        if not blocked:
+            return self.alarms.settle("log")
+        text = " and ".join(
+            f"{b.outlet} has taken no log line for {duration(b.for_s)}"
+            + (f", {b.left_out:,} are left out so far" if b.left_out else "")
+            for b in blocked
+        )
+        fix = "the run goes on; see to the disk of log/, or to whatever reads the daemon's stderr"
+        self.alarms.sound("log", text, fix)
 
     def _headline(self) -> str:
         """One line for `systemctl status`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,13 +31,25 @@ def undisturbed_root() -> Iterator[None]:
 
 
 @pytest.fixture
-def human(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+def human(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """What went to stderr since the last call."""
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    return lambda: capsys.readouterr().err
+
+    def said() -> str:
+        written()
+        return capfd.readouterr().err
+
+    return said
+
+
+def written() -> None:
+    """Until the threads have written all that was logged."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def lines(state: Path) -> list[dict[str, Any]]:
+    written()
     return [json.loads(line) for line in Layout(state).event_log.read_text().splitlines()]
 
 
@@ -106,6 +119,46 @@ def test_a_full_disk_costs_the_line_and_nothing_else(tmp_path: Path, human: Call
     assert "still here" in said and "Traceback" not in said
 
 
+def test_a_torn_line_is_not_glued_to_the_next(tmp_path: Path, human: Callable[[], str]) -> None:
+    Layout(tmp_path).event_log.parent.mkdir()
+    Layout(tmp_path).event_log.write_text('{"event": "to')
+    event_log.setup(tmp_path)
+    log.info("whole")
+    written()
+    assert [event["event"] for event in event_log.tail(tmp_path, 5)] == ['{"event": "to', "whole"]
+
+
+def test_after_it_was_moved_away_the_log_begins_a_new_file(tmp_path: Path, human: Callable[[], str]) -> None:
+    event_log.setup(tmp_path)
+    log.info("before")
+    written()
+    moved = Layout(tmp_path).event_log.rename(tmp_path / "moved")
+    event_log.reopen()
+    log.info("after")
+    assert [e["event"] for e in lines(tmp_path)] == ["after"]
+    assert json.loads(moved.read_text())["event"] == "before"
+
+
+def test_a_closed_stderr_costs_nothing_but_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A terminal that was closed, `hsl-node start 2>&1 | head`: nobody needs to see to that."""
+    before, (reader, pipe) = os.dup(2), os.pipe()
+    os.close(reader)
+    os.dup2(pipe, 2)
+    try:
+        event_log.setup(tmp_path)
+        log.info("first")
+        written()
+        log.info("second")
+        assert [e["event"] for e in lines(tmp_path)][::2] == ["first", "second"]
+        assert event_log.blocked() == []
+        event_log.finish()
+        os.write(2, b"whatever the interpreter says last breaks nothing")
+    finally:
+        os.dup2(before, 2)
+        for descriptor in (before, pipe):
+            os.close(descriptor)
+
+
 def test_the_last_events_reach_back_across_rotated_files(
     tmp_path: Path, human: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +166,7 @@ def test_the_last_events_reach_back_across_rotated_files(
     event_log.setup(tmp_path)
     for n in range(20):
         log.info("event", extra={"n": n})
+    written()
     assert Layout(tmp_path).event_log.with_name("hsl-node.log.1").exists()
     assert [event["n"] for event in event_log.tail(tmp_path, 12)] == list(range(8, 20))
 
