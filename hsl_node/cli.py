@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hsl_node.errors import HslError, escaped
-from hsl_node.host import permissions
+from hsl_node.host import account, permissions
 from hsl_node.host.hints import addressed, state_directory
 
 LINE_MAX_CHARS = 10_000  # of an error; the longest that we write lists a few dozen file names
@@ -25,6 +25,7 @@ OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Always ends in SystemExit."""
+    account.need_none()
     states, rest = _states_apart(list(sys.argv[1:] if arguments is None else arguments))
     state = state_directory(Path(states[-1]) if states else None)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may be no text, or none that this terminal can show

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+from hsl_node.host.account import NO_HOME
 from hsl_node.host.layout import Layout
 
 SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.service
@@ -36,12 +37,14 @@ def state_directory(given: Path | None) -> Path:
 
 
 def default_state() -> Path:
-    """Where a service installed by the systemd unit keeps its state; for everybody else a folder of their own."""
+    """Where a service installed by the systemd unit keeps its state; for others a folder in their home, if any."""
     with contextlib.suppress(PermissionError):  # a mount that another user made, say
         if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
             return SYSTEM_STATE
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "hsl-node"
+    if states := os.environ.get("XDG_STATE_HOME"):
+        return Path(states) / "hsl-node"
+    home = os.path.expanduser("~")
+    return SYSTEM_STATE if home in ("~", NO_HOME) else Path(home, ".local", "state", "hsl-node")
 
 
 def command(state: Path) -> str:

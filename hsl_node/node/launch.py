@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hsl_node.errors import AlreadyRunning, DataError, HslError, LocalStateError
 from hsl_node.federation import config, identity, keyring, node_toml
-from hsl_node.host import event_log, permissions
+from hsl_node.host import account, event_log, permissions
 from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
@@ -37,6 +37,7 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
     Raises:
         HslError: what ended it, with its own exit code.
     """
+    account.need_none()
     try:
         with _disk_named(state):
             return _checked(state, trainer_command)
