@@ -38,9 +38,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hsl_node.federation.plan import Plan
-from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
+from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from hsl_node.train.loop import Learner, new_learner, train_epoch
 from hsl_node.train.method import Site
 from hsl_node.train.methods import METHODS

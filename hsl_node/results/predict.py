@@ -30,16 +30,18 @@ def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) 
     from hsl_node.train import scoring
     from hsl_node.train.data.cache import as_colour
     from hsl_node.train.data.dataset import window_of
-    from hsl_node.train.data.images import UnreadableImage, decode_image
+    from hsl_node.train.data.images import decode
+    from hsl_node.train.data.pixels import UnreadableImage
+    from hsl_node.train.data.preprocessing import Preprocessing
     from hsl_node.train.site import open_anchor, open_hardware
 
     plan = load_federation(state).plan
-    window = window_of(load_node(state).data)
+    preprocessing = Preprocessing.of(plan, window_of(load_node(state).data))
     model = find_model(state, round)
     pixels, unreadable = [], []
     for path in images:
         try:
-            pixels.append(as_colour(decode_image(path, plan.image_size, window)))
+            pixels.append(as_colour(decode(path, preprocessing)))
         except UnreadableImage as exc:
             unreadable.append(f"{path}: {exc.message}")
     if unreadable:

@@ -12,12 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from hsl_node.train.hardware import Hardware
 
 Indices = NDArray[np.int64]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]: what published backbone weights were trained with
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

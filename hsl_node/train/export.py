@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from hsl_node.federation.plan import Plan
-from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hsl_node.train.batches import normalise
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.files import replacing
+from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Method
 from hsl_node.train.scoring import anchor_embedding, open_model

@@ -12,6 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from hsl_node.train.data.images import decode
+from hsl_node.train.data.preprocessing import Preprocessing, Window
+
 Array = NDArray[Any]
 
 
@@ -21,6 +24,11 @@ def real_data(name: str) -> Path:
     if not (root / name).exists():
         pytest.skip(f"no real images here: {name} (set HSL_TEST_DATA)")
     return root / name
+
+
+def decode_image(image: Path | bytes, size: int, window: Window | None = None, **rules: Any) -> Array:
+    """As training sees it, with the plan's defaults but for `rules`."""
+    return decode(image, Preprocessing(image_size=size, window=window, **rules))
 
 
 def noise(seed: int, size: tuple[int, int] = (20, 24), dark: bool = False) -> Array:

@@ -16,8 +16,9 @@ import torch
 
 from hsl_node.errors import Altered, ConfigError, DataError, Diverged, LocalStateError
 from hsl_node.train import checkpoint, loop
-from hsl_node.train.batches import IMAGENET_MEAN, IMAGENET_STD, epoch_pairs, normalise, upload
+from hsl_node.train.batches import epoch_pairs, normalise, upload
 from hsl_node.train.checkpoint import RoundState, Validation
+from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from hsl_node.train.hardware import derived_seed, prepare
 from hsl_node.train.loop import learning_rate, train_round
 from hsl_node.train.method import Site

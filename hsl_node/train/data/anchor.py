@@ -23,9 +23,10 @@ from hsl_node.federation.config import AnchorCard
 from hsl_node.federation.names import Digest
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.strings import plain_name
-from hsl_node.train.data.cache import Recipe, Unreadable, as_colour, decode_all
+from hsl_node.train.data.cache import Unreadable, as_colour, decode_all
 from hsl_node.train.data.dataset import Gathered, gather_labelled, unreadable_error, window_of
-from hsl_node.train.data.images import to_square
+from hsl_node.train.data.pixels import to_square
+from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import ANCHOR_BUILD, hint, labels_of, read_source
 from hsl_node.train.progress import Progress, unheard
 from hsl_node.weights.checkpoint_file import Schema, read_schema, write_weights
@@ -89,7 +90,8 @@ def build(
         raise unreadable_error(gathered)
     found = [image.label for image in gathered.images]
     chosen = _choose([image.sha256 for image in gathered.images], found, classes, n, seed)
-    images = _decode(gathered, chosen, Recipe(image_size, window_of(data)), progress)
+    preprocessing = Preprocessing(image_size=image_size, window=window_of(data))
+    images = _decode(gathered, chosen, preprocessing, progress)
     return AnchorSet(name, classes, images, np.array([found[i] for i in chosen], dtype=np.int64))
 
 
@@ -206,9 +208,9 @@ def _choose(
     return [place for place in queue if place in chosen]
 
 
-def _decode(gathered: Gathered, chosen: list[int], recipe: Recipe, progress: Progress) -> Array:
+def _decode(gathered: Gathered, chosen: list[int], preprocessing: Preprocessing, progress: Progress) -> Array:
     try:
-        images = list(decode_all([gathered.items[i] for i in chosen], recipe, progress))
+        images = list(decode_all([gathered.items[i] for i in chosen], preprocessing, progress))
     except Unreadable as exc:
         reasons = {chosen[place]: reason for place, reason in exc.reasons.items()}
         raise unreadable_error(gathered.without(reasons)) from None

@@ -12,7 +12,6 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +22,9 @@ from hsl_node.federation.canonical import canonical_json
 from hsl_node.host.durable import Step
 from hsl_node.train.data.digests import in_parallel
 from hsl_node.train.data.files import drop_old, replacing, used
-from hsl_node.train.data.images import DECODING_VERSION, UnreadableImage, Window, decode_array, decode_image
+from hsl_node.train.data.images import decode, decode_array
+from hsl_node.train.data.pixels import UnreadableImage
+from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import Item
 from hsl_node.train.progress import Progress
 
@@ -41,21 +42,14 @@ class Unreadable(Exception):
         self.reasons = reasons
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How images become pixels. With the images' digests, in order, it names the cache file."""
-
-    size: int  # px
-    window: Window | None = None
-
-    def key(self, digests: Sequence[str]) -> str:
-        window = [self.window.center, self.window.width] if self.window else None
-        head = canonical_json({"decoding": DECODING_VERSION, "size": self.size, "window": window})
-        return hashlib.sha256(head + b"\n" + "\n".join(digests).encode("ascii")).hexdigest()
+def key_of(preprocessing: Preprocessing, digests: Sequence[str]) -> str:
+    """The whole preprocessing and the images' digests, in order, name a cache file."""
+    head = canonical_json(preprocessing.to_json())
+    return hashlib.sha256(head + b"\n" + "\n".join(digests).encode("ascii")).hexdigest()
 
 
 def open_images(
-    items: Sequence[Item], digests: Sequence[str], recipe: Recipe, folder: Path, progress: Progress
+    items: Sequence[Item], digests: Sequence[str], preprocessing: Preprocessing, folder: Path, progress: Progress
 ) -> Array:
     """The decoded images, in the order of `items`: (N, S, S) or (N, S, S, 3) uint8, a read-only memory map.
 
@@ -63,12 +57,12 @@ def open_images(
         Unreadable: some images cannot be decoded; no cache is kept.
         LocalStateError: the disk is full.
     """
-    key = recipe.key(digests)
+    key = key_of(preprocessing, digests)
     path = folder / f"{key[:32]}.images"
     images = _open(path, key)
     if images is None:
         with replacing(path, Step.TRAINER_IMAGES) as file:
-            _build(file, items, recipe, key, progress)
+            _build(file, items, preprocessing, key, progress)
         images = _open(path, key)
         if images is None:
             raise AssertionError(f"a cache file just written cannot be read: {path.name}")
@@ -77,20 +71,18 @@ def open_images(
     return images
 
 
-def decode_all(items: Sequence[Item], recipe: Recipe, progress: Progress) -> Iterator[Array]:
+def decode_all(items: Sequence[Item], preprocessing: Preprocessing, progress: Progress) -> Iterator[Array]:
     """On all cores, in order.
 
     Raises:
         Unreadable: at the end, where some cannot be decoded; they are passed over.
     """
 
-    def decode(item: Item, pixels: Array | None) -> Array:
-        if pixels is not None:
-            return decode_array(pixels, recipe.size)
-        return decode_image(item.path, recipe.size, recipe.window)
+    def decoded(item: Item, pixels: Array | None) -> Array:
+        return decode(item.path, preprocessing) if pixels is None else decode_array(pixels, preprocessing)
 
     reasons: dict[int, str] = {}
-    for n, image in enumerate(in_parallel(decode, items)):
+    for n, image in enumerate(in_parallel(decoded, items)):
         if isinstance(image, UnreadableImage):
             reasons[n] = image.message
         else:
@@ -105,11 +97,11 @@ def as_colour(image: Array) -> Array:
     return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
 
 
-def _build(file: BinaryIO, items: Sequence[Item], recipe: Recipe, key: str, progress: Progress) -> None:
+def _build(file: BinaryIO, items: Sequence[Item], preprocessing: Preprocessing, key: str, progress: Progress) -> None:
     """Plain writes, no memory map: on a full disk a write fails, where a map would kill the process."""
-    shape = [len(items), recipe.size, recipe.size]
-    if not _written(file, decode_all(items, recipe, progress), colour=False):
-        _written(file, decode_all(items, recipe, progress), colour=True)
+    shape = [len(items), preprocessing.image_size, preprocessing.image_size]
+    if not _written(file, decode_all(items, preprocessing, progress), colour=False):
+        _written(file, decode_all(items, preprocessing, progress), colour=True)
         shape.append(3)
     file.seek(HEADER_BYTES)
     header = canonical_json({"key": key, "shape": shape, "crc32": _checksum(file)})

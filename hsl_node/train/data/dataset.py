@@ -23,10 +23,11 @@ from hsl_node.errors import DataError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
-from hsl_node.train.data.cache import Recipe, Unreadable, open_images
+from hsl_node.train.data.cache import Unreadable, open_images
 from hsl_node.train.data.digests import digest_items
-from hsl_node.train.data.images import UnreadableImage, Window
 from hsl_node.train.data.ledger import read_ledger, title_of, write_ledger
+from hsl_node.train.data.pixels import UnreadableImage
+from hsl_node.train.data.preprocessing import Preprocessing, Window
 from hsl_node.train.data.sources import (
     SPLIT_NAMES,
     TEST,
@@ -116,11 +117,11 @@ def read_images(
     Once more without those that cannot be decoded, so that all of them are told at once. Unless it `tells_all`, none is
     decoded where one cannot even be opened: that takes hours, for a set that has to change.
     """
-    gathered, recipe = gather(data, plan, cache, progress), Recipe(plan.image_size, window_of(data))
+    gathered, preprocessing = gather(data, plan, cache, progress), Preprocessing.of(plan, window_of(data))
     while gathered.items and (tells_all or not gathered.unreadable):
         try:
             ids = [image.sha256 for image in gathered.images]
-            return gathered, open_images(gathered.items, ids, recipe, cache, progress)
+            return gathered, open_images(gathered.items, ids, preprocessing, cache, progress)
         except Unreadable as exc:
             gathered = gathered.without(exc.reasons)
     return gathered, None
@@ -155,7 +156,7 @@ def window_of(data: DataConfig) -> Window | None:
         )
     if data.window_center is None or data.window_width is None:
         return None
-    return Window(data.window_center, data.window_width)
+    return Window(center=data.window_center, width=data.window_width)
 
 
 def split(

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.host.durable import Step
 from hsl_node.train.data.files import drop_old, replacing, used
-from hsl_node.train.data.images import UnreadableImage, content_of, dicom_patient
+from hsl_node.train.data.images import content_of, dicom_patient
+from hsl_node.train.data.pixels import UnreadableImage
 from hsl_node.train.data.sources import Item, npz_array
 from hsl_node.train.data.splits import patient_key
 from hsl_node.train.progress import Progress

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hsl_node.errors import DataError, DataUnavailable
 from hsl_node.federation.node_toml import DataConfig
-from hsl_node.train.data.images import IMAGE_SUFFIXES, looks_like_dicom
+from hsl_node.train.data.images import looks_like_image
 
 Array = NDArray[Any]
 
@@ -173,7 +173,7 @@ def _read_folder(root: Path, data: DataConfig, asked: Asked) -> Source:
         for path in sorted(folder.rglob("*")):
             if path.is_dir() or path.name.startswith("."):
                 continue
-            if path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and looks_like_dicom(path)):
+            if looks_like_image(path):
                 items.append(Item(f"folder {folder.name}", folder.name, path, split=split))
             else:
                 skipped += 1

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import noise, write_dicom, write_png
+from pictures import decode_image, noise, write_dicom, write_png
 from PIL import Image
 
-from hsl_node.train.data.images import UnreadableImage, Window, decode_array, decode_bytes, decode_image, dicom_patient
+from hsl_node.train.data.images import decode_array, dicom_patient
+from hsl_node.train.data.pixels import UnreadableImage
+from hsl_node.train.data.preprocessing import Preprocessing, Window
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
@@ -51,7 +53,7 @@ def test_sixteen_bits_use_the_images_own_range(tmp_path: Path, suffix: str) -> N
 def test_a_window_from_the_configuration_applies_to_sixteen_bit_pictures(tmp_path: Path) -> None:
     """Center 3000.5, width 2001: 2000 -> 0 and 4000 -> 255."""
     path = write_png(tmp_path / "a.png", np.array([[1000, 2000], [3000, 4000]], np.uint16))
-    np.testing.assert_array_equal(decode_image(path, 2, Window(3000.5, 2001)), [[0, 0], [128, 255]])
+    np.testing.assert_array_equal(decode_image(path, 2, Window(center=3000.5, width=2001)), [[0, 0], [128, 255]])
 
 
 def test_the_whole_picture_is_squeezed_into_the_square(tmp_path: Path) -> None:
@@ -66,7 +68,7 @@ def test_the_whole_picture_is_squeezed_into_the_square(tmp_path: Path) -> None:
 def test_shrinking_is_antialiased() -> None:
     """A one-pixel checkerboard becomes an even grey; picking single pixels would give black or white."""
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    inner = decode_array(board, 8)[1:-1, 1:-1]
+    inner = decode_array(board, Preprocessing(image_size=8))[1:-1, 1:-1]
     assert inner.min() >= 126 and inner.max() <= 129
 
 
@@ -90,7 +92,7 @@ def test_a_jpeg_is_turned_as_its_exif_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1)])
 def test_an_array_of_an_npz_file_is_decoded_like_a_picture(shape: tuple[int, ...]) -> None:
-    assert decode_array(noise(3, (9, 7)).reshape(shape), 5).shape == (5, 5)
+    assert decode_array(noise(3, (9, 7)).reshape(shape), Preprocessing(image_size=5)).shape == (5, 5)
 
 
 # ---------------------------------------------------------------- DICOM
@@ -115,7 +117,7 @@ def test_the_first_of_several_windows_counts(tmp_path: Path) -> None:
 def test_a_window_from_the_configuration_overrides_the_files_own(tmp_path: Path) -> None:
     pixels = np.array([[0, 100], [200, 300]], np.int16)
     path = write_dicom(tmp_path / "a.dcm", pixels, WindowCenter=100.5, WindowWidth=201)
-    np.testing.assert_array_equal(decode_image(path, 2, Window(250.5, 101)), [[0, 0], [0, 255]])
+    np.testing.assert_array_equal(decode_image(path, 2, Window(center=250.5, width=101)), [[0, 0], [0, 255]])
 
 
 def test_a_window_of_width_one_is_a_threshold(tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_colour_dicom_keeps_its_bytes(tmp_path: Path) -> None:
 
 def test_a_dicom_file_is_known_by_its_content_not_its_name(tmp_path: Path) -> None:
     content = write_dicom(tmp_path / "IM0001", noise(5, (6, 6)), PatientID="  MRN 77 ").read_bytes()
-    assert decode_bytes(content, 6).shape == (6, 6)
+    assert decode_image(content, 6).shape == (6, 6)
     assert dicom_patient(content) == "MRN 77"
     assert dicom_patient(b"no dicom") is None
 
@@ -162,13 +164,13 @@ def test_a_truncated_jpeg_is_unreadable_not_half_grey(tmp_path: Path) -> None:
     Image.fromarray(noise(6, (64, 64))).save(tmp_path / "a.jpg")
     content = (tmp_path / "a.jpg").read_bytes()
     with pytest.raises(UnreadableImage):
-        decode_bytes(content[: len(content) // 2], 8)
+        decode_image(content[: len(content) // 2], 8)
 
 
 def test_truncated_dicom_is_unreadable(tmp_path: Path) -> None:
     content = write_dicom(tmp_path / "a.dcm", noise(7, (64, 64))).read_bytes()
     with pytest.raises(UnreadableImage):
-        decode_bytes(content[:-2000], 8)
+        decode_image(content[:-2000], 8)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_truncated_dicom_is_unreadable(tmp_path: Path) -> None:
 )
 def test_what_is_no_image_is_unreadable(content: bytes) -> None:
     with pytest.raises(UnreadableImage):
-        decode_bytes(content, 8)
+        decode_image(content, 8)
 
 
 def test_threat_19_no_message_quotes_the_path(tmp_path: Path) -> None:
@@ -191,9 +193,9 @@ def test_threat_19_no_message_quotes_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), np.full((4, 4), np.nan)])
 def test_arrays_that_are_no_image_are_unreadable(bad: np.ndarray) -> None:
     with pytest.raises(UnreadableImage):
-        decode_array(bad, 8)
+        decode_array(bad, Preprocessing(image_size=8))
 
 
-def test_decode_bytes_and_decode_image_agree(tmp_path: Path) -> None:
+def test_a_file_and_its_content_give_the_same(tmp_path: Path) -> None:
     path = write_png(tmp_path / "a.png", noise(1))
-    np.testing.assert_array_equal(decode_bytes(path.read_bytes(), 16), decode_image(path, 16))
+    np.testing.assert_array_equal(decode_image(path.read_bytes(), 16), decode_image(path, 16))

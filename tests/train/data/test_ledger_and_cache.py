@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from data_sets import PLAN, checked, opened, table_rows
-from pictures import noise, write_folders, write_png, write_table
+from pictures import decode_image, noise, write_folders, write_png, write_table
 
 from hsl_node.errors import LocalStateError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.train.data import cache as cache_module
 from hsl_node.train.data import digests as digests_module
 from hsl_node.train.data import files as files_module
-from hsl_node.train.data.images import decode_image
 
 
 def test_images_added_later_move_no_patient(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_damaged_ledger_stops_instead_of_making_a_new_split(tmp_path: Path) ->
 def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many files are hashed and decoded from now on."""
     count = {"hashed": 0, "decoded": 0}
-    digest, decode = digests_module._digest, cache_module.decode_image
+    digest, decode = digests_module._digest, cache_module.decode
 
     def counted_digest(*args: Any) -> Any:
         count["hashed"] += 1
@@ -73,7 +72,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return decode(*args)
 
     monkeypatch.setattr(digests_module, "_digest", counted_digest)
-    monkeypatch.setattr(cache_module, "decode_image", counted_decode)
+    monkeypatch.setattr(cache_module, "decode", counted_decode)
     return count
 
 

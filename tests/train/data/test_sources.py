@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_sets import PLAN, TEST, TRAIN, VALIDATION, checked, opened, per_class, sha256_of, table_rows
-from pictures import noise, real_data, write_dicom, write_folders, write_png, write_table
+from pictures import decode_image, noise, real_data, write_dicom, write_folders, write_png, write_table
 
 from hsl_node.errors import DataError, DataUnavailable, LocalStateError
 from hsl_node.federation.node_toml import DataConfig
@@ -18,7 +18,6 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.train.data import dataset as data_module
 from hsl_node.train.data import digests as digests_module
-from hsl_node.train.data.images import decode_image
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:

@@ -1,0 +1,249 @@
+"""DICOM files -> grey or RGB bytes: the standard's grey-scale chain (PS3.3, C.11 and C.7.6.16), by pydicom.
+
+    stored bits -> modality LUT or rescale -> VOI LUT or window, else own range -> MONOCHROME1 inverted -> padding black
+
+What is the same for all frames and what is each frame's own is looked for in the functional groups too.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from contextlib import suppress
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hsl_node.train.data.pixels import UnreadableImage, full_range, windowed
+from hsl_node.train.data.preprocessing import Window
+
+Array = NDArray[Any]
+
+_MAGIC_AT, _MAGIC = 128, b"DICM"
+# Without the mark (before 1995, or cut off): group 2 or 8 first, with a type of explicit VR or a short length.
+_BARE = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|[\x00-\x80]\0\0\0)|\0[\x02\x08]\0.[A-Z]{2}", re.DOTALL)
+_DIRECTORY = b"1.2.840.10008.1.3.10"
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_GREY_TAGS = (
+    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+)
+_GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+_VIDEO = "1.2.840.10008.1.2.4.1"  # prefix of MPEG-2, MPEG-4 and HEVC: ...100 to ...108
+NEEDS_DECODER = "is compressed in a way that needs another decoder: pip install 'hsl-node[dicom]'"
+
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
+logging.getLogger("pydicom").propagate = False  # its warnings quote values of the file: names, dates
+warnings.filterwarnings("ignore", module=r"pydicom\.")  # and so do these
+
+
+def is_dicom(content: bytes) -> bool:
+    return content[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC or _BARE.match(content) is not None
+
+
+def is_directory(head: bytes) -> bool:
+    """A DICOMDIR: it lists other files."""
+    return _DIRECTORY in head
+
+
+def patient_of(content: bytes) -> str | None:
+    """Raises whatever pydicom raises."""
+    header = _read(io.BytesIO(content), specific_tags=["PatientID"], stop_before_pixels=True)
+    return str(header.get("PatientID", "") or "").strip() or None
+
+
+def count_frames(file: BinaryIO) -> int:
+    return _frames(_read(file, specific_tags=["NumberOfFrames"], stop_before_pixels=True))
+
+
+def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window | None) -> Array:
+    """(H, W) grey or (H, W, 3) RGB, uint8, of the file's content. `window`, where set, is used instead of the file's.
+
+    Raises:
+        UnreadableImage: no pixels, a video, or no decoder for it; else whatever pydicom raises.
+    """
+    header = _read(io.BytesIO(content))
+    if not any(tag in header for tag in _PIXELS):
+        raise UnreadableImage(f"holds no pixels ({_class_of(header)})")
+    if int(header.get("Rows", 0)) * int(header.get("Columns", 0)) > 2 * (Image.MAX_IMAGE_PIXELS or 0):
+        raise UnreadableImage("has more pixels than are read safely")
+    index = _frames(header) // 2 if frame == "middle" else 0
+    raw = _decoded(header, index)
+    photometric = str(header.PhotometricInterpretation)
+    if photometric == "PALETTE COLOR":
+        return _palette_colour(raw, header)
+    if raw.ndim == 3:
+        return _scaled(raw[..., :3], header.BitsStored)
+    return _grey(raw, _grey_tags(header, index), header, window)
+
+
+# ---------------------------------------------------------------- grey
+
+
+def _grey(raw: Array, tags: Any, header: Any, window: Window | None) -> Array:
+    """(H, W) as stored -> uint8. `tags`: what the file says of this frame's grey values."""
+    from pydicom.pixels.processing import apply_modality_lut
+
+    padding = _padding(raw, header)
+    stored = _stored_bits(raw, header)
+    values = apply_modality_lut(stored, tags)
+    window = window or (None if "VOILUTSequence" in tags else _own_window(tags))
+    if window:
+        grey = windowed(np.where(padding, 0, values), window)
+    elif "VOILUTSequence" in tags:
+        grey = _through_lut(values, tags)
+    elif values is stored and stored.dtype.kind == "u" and header.BitsStored <= 8:
+        grey = _scaled(stored, header.BitsStored)
+    else:
+        grey = full_range(values, values[~padding])
+    if header.PhotometricInterpretation == "MONOCHROME1" or header.get("PresentationLUTShape") == "INVERSE":
+        grey = 255 - grey
+    return np.where(padding, np.uint8(0), grey)
+
+
+def _grey_tags(header: Any, index: int) -> Any:
+    """The frame's own functional groups before the shared ones, these before the file's own tags; empty ones left out.
+
+    A rescale that changes nothing is left out. LUTs are declared as 16 bits wide, of which pydicom reads all lengths.
+    """
+    from pydicom.dataset import Dataset
+
+    shared, own = (header.get(f"{which}FunctionalGroupsSequence") or [] for which in ("Shared", "PerFrame"))
+    groups = [*shared[:1], *own[index : index + 1]]
+    places = [header, *(group.get(name)[0] for group in groups for name in _GREY_GROUPS if group.get(name))]
+    tags = Dataset()
+    tags.file_meta = header.file_meta
+    for place in places:
+        for tag in _GREY_TAGS:
+            if (value := place.get(tag)) is not None and (not hasattr(value, "__len__") or len(value)):
+                tags[tag] = place[tag]
+    slope, intercept = float(tags.get("RescaleSlope", 1)), float(tags.get("RescaleIntercept", 0))
+    if (slope, intercept) == (1, 0):
+        tags.pop("RescaleSlope", None), tags.pop("RescaleIntercept", None)
+    else:
+        tags.RescaleSlope, tags.RescaleIntercept = slope, intercept
+    for item in tags.get("ModalityLUTSequence", ()):
+        item.LUTDescriptor = [*item.LUTDescriptor[:2], 16]
+    return tags
+
+
+def _padding(raw: Array, header: Any) -> Array:
+    """Where nothing was measured: (H, W) bool, from Pixel Padding Value to Range Limit. Compared as they are stored."""
+    for kind in ("", "Float", "DoubleFloat") if raw.dtype.kind != "f" else ("Float", "DoubleFloat"):
+        first = header.get(f"{kind}PixelPaddingValue")
+        if isinstance(first, int | float):
+            last = header.get(f"{kind}PixelPaddingRangeLimit")
+            ends = np.array([first, last if isinstance(last, int | float) else first])
+            low, high = np.sort(ends if raw.dtype.kind == "f" else ends.astype(np.int64).astype(raw.dtype))
+            return np.isnan(raw) if np.isnan(low) else (raw >= low) & (raw <= high)
+    return np.zeros(raw.shape, dtype=np.bool_)
+
+
+def _stored_bits(raw: Array, header: Any) -> Array:
+    """Bits outside of Bits Stored may hold overlays, and belong to no pixel. pydicom leaves them in native data."""
+    if raw.dtype.kind == "f" or header.file_meta.TransferSyntaxUID.is_compressed:
+        return raw
+    bits, stored = raw.dtype.itemsize * 8, int(header.BitsStored)
+    high = int(header.get("HighBit", stored - 1))
+    if not stored - 1 <= high < bits:
+        high = stored - 1
+    return (raw << (bits - 1 - high)) >> (bits - stored)
+
+
+def _own_window(tags: Any) -> Window | None:
+    """The first window of the file, if it has one that means something."""
+    try:
+        center, width = (float(v[0] if hasattr(v, "append") else v) for v in (tags.WindowCenter, tags.WindowWidth))
+        shape = str(tags.get("VOILUTFunction", "")).strip().upper()
+        return Window(center=center, width=width, shape=shape if shape in ("SIGMOID", "LINEAR_EXACT") else "LINEAR")
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return None
+
+
+def _through_lut(values: Array, tags: Any) -> Array:
+    """Through the first VOI LUT; its widest output is white."""
+    from pydicom.pixels.processing import apply_voi
+
+    item = tags.VOILUTSequence[0]
+    entries, start, bits = item.LUTDescriptor
+    if start > 32767 and values.min() < 0:
+        start -= 65536  # written as unsigned, for values that a rescale made negative
+    item.LUTDescriptor = [entries, start, 16]
+    inside = np.clip(np.rint(values), start, start + (entries or 65536) - 1).astype(np.int32)
+    found = apply_voi(inside, tags)
+    return _scaled(found, max(bits, int(found.max()).bit_length()))
+
+
+# ---------------------------------------------------------------- colour
+
+
+def _palette_colour(raw: Array, header: Any) -> Array:
+    from pydicom.pixels.processing import apply_color_lut
+
+    colour = apply_color_lut(raw, header)[..., :3]  # a fourth is transparency
+    bits = 16 if colour.max() > 255 else 8  # 8 bits may lie in 16
+    return _scaled(colour, bits)
+
+
+def _scaled(values: Array, bits: int) -> Array:
+    """0 .. 2^bits - 1 -> 0..255, rounded to the nearest."""
+    if bits == 8:
+        return np.ascontiguousarray(values.astype(np.uint8))
+    scaled: Array = (np.clip(values / (2.0**bits - 1), 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+    return scaled
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _decoded(header: Any, index: int) -> Array:
+    """One frame as stored, (H, W) or (H, W, samples); YBR comes back as RGB.
+
+    Pillow first, which everybody has: else a lossy file would differ by what else is installed.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.utils import pixel_array
+
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.startswith(_VIDEO):
+        raise UnreadableImage("is a video: save the frames that matter as images")
+    if not syntax.is_compressed:
+        return pixel_array(header, index=index)
+    plugins = get_decoder(syntax).available_plugins
+    for plugin in sorted(plugins, key=lambda name: name != "pillow"):
+        with suppress(Exception):  # what one refuses another may take
+            return pixel_array(header, index=index, decoding_plugin=plugin)
+    complete = {"gdcm", "pylibjpeg"} <= set(plugins) or syntax == "1.2.840.10008.1.2.5"
+    raise UnreadableImage("is damaged inside its compressed pixels" if complete else NEEDS_DECODER)
+
+
+def _read(file: BinaryIO, **options: Any) -> Any:
+    """pydicom is imported where the first DICOM file turns up: it takes 0.3 s."""
+    import pydicom
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # odd values are no reason to refuse
+    header = pydicom.dcmread(file, force=True, **options)
+    if not header.file_meta.get("TransferSyntaxUID"):  # from before there was one
+        implicit, little = header.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
+    return header
+
+
+def _frames(header: Any) -> int:
+    try:
+        return max(1, int(header.get("NumberOfFrames") or 1))
+    except (TypeError, ValueError):
+        return 1
+
+
+def _class_of(header: Any) -> str:
+    """What kind of object it is, in the standard's words; nothing that the file itself says."""
+    from pydicom.uid import UID
+
+    name = UID(str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")).name
+    return name if name and not name[0].isdigit() else "of a kind without pixels"

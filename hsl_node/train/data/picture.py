@@ -1,0 +1,143 @@
+"""Pictures that Pillow reads -> grey or RGB bytes, turned as the file says."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from hsl_node.train.data.pixels import UnreadableImage, as_bytes
+from hsl_node.train.data.preprocessing import Window
+
+Array = NDArray[Any]
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
+WITH_FRAMES = ("TIFF", "PNG", "WEBP", "GIF")  # what else has several pictures (MPO, gain map) has one and its helpers
+NOT_ONLY_BYTES = ("I", "F")  # modes of Pillow for more than 8 bits, beside those that begin with I;16
+
+# What a file begins with, for those that are read and for those whose name helps a person further.
+READ = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"P5\n": "PGM",
+    b"P6\n": "PPM",
+}
+NOT_READ = {
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "compressed with gzip",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"%PDF": "a PDF document",
+    b"<": "a web page or XML",
+    b"\x1aE\xdf\xa3": "a video",
+    b"\0\0\x01\xba": "a video",
+    b"\0\0\x01\xb3": "a video",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "HDF5",
+    b"8BPS": "a Photoshop file",
+    b"NRRD": "NRRD",
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # they may quote a file's text, and would go to the terminal
+
+
+def is_picture(head: bytes) -> bool:
+    return _kind_read(head) is not None
+
+
+def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window | None) -> Array:
+    """(H, W) grey or (H, W, 3) RGB, uint8, of the file's content."""
+    image = _open(io.BytesIO(content))
+    pages = _pages(image)
+    image.seek(pages[len(pages) // 2 if frame == "middle" else 0])
+    image.load()
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+    image = ImageOps.exif_transpose(image)
+    if image.mode in NOT_ONLY_BYTES or image.mode.startswith("I;16"):
+        grey = as_bytes(np.asarray(image), window)
+        return 255 - grey if white_is_zero else grey  # Pillow inverts up to 8 bits by itself
+    if image.has_transparency_data:
+        image = _on_black(image)
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
+    return np.asarray(image.convert("RGB"))
+
+
+def count_frames(file: BinaryIO) -> int:
+    return len(_pages(_open(file)))
+
+
+def why_not(content: bytes, exc: Exception) -> str:
+    """Words for a failure of Pillow or pydicom. They hold nothing of the file but its kind."""
+    if not content:
+        return "is empty"
+    if isinstance(exc, Image.DecompressionBombError):
+        return "has more pixels than Pillow reads safely"
+    kind = _kind_read(content)
+    if kind is None and isinstance(exc, UnidentifiedImageError):
+        other = _kind_not_read(content)
+        return f"is {other}, not an image" if other else "is no image of a kind that is read here, or is damaged"
+    if kind is not None and isinstance(exc, (OSError, SyntaxError, EOFError)):
+        return f"is a {kind} image of an unusual kind, or is cut short or damaged"
+    return f"cannot be decoded: damaged, or of an unusual kind ({type(exc).__name__})"
+
+
+def _open(file: Any) -> Image.Image:
+    return Image.open(file, formats=FORMATS)
+
+
+def _pages(image: Image.Image) -> list[int]:
+    """Of which pictures of the file one is chosen. Not a TIFF's thumbnails, masks and pages of another size."""
+    frames = range(getattr(image, "n_frames", 1)) if image.format in WITH_FRAMES else range(1)
+    if image.format != "TIFF" or len(frames) == 1:
+        return list(frames)
+    sizes, helpers = [], []
+    for page in frames:
+        image.seek(page)
+        sizes.append(image.size)
+        helpers.append(image.tag_v2.get(254, 0) & 0b101)  # type: ignore[attr-defined]  # NewSubfileType: reduced, mask
+    return [page for page in frames if page == 0 or (sizes[page] == sizes[0] and not helpers[page])]
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    """Blended over black, the background of medical images. What is opaque everywhere keeps its bytes."""
+    clear = image.convert("RGBA")
+    low, high = clear.getchannel("A").getextrema()
+    if high == 0:
+        raise UnreadableImage("is transparent everywhere")
+    if low == 255:
+        return image.convert("L" if image.mode in ("LA", "La", "L", "1") else "RGB")
+    return Image.alpha_composite(Image.new("RGBA", clear.size, "black"), clear).convert("RGB")
+
+
+def _kind_read(content: bytes) -> str | None:
+    if content[:2] == b"BM" and content[6:10] == b"\0\0\0\0":
+        return "BMP"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WebP"
+    return next((kind for mark, kind in READ.items() if content.startswith(mark)), None)
+
+
+def _kind_not_read(content: bytes) -> str | None:
+    if content[4:8] == b"ftyp":
+        return "HEIC or AVIF" if content[8:12] in _HEIF_BRANDS else "a video"
+    if content[:4] == b"RIFF" and content[8:12] == b"AVI ":
+        return "a video"
+    if content[344:348] in (b"n+1\0", b"ni1\0"):
+        return "NIfTI"
+    return next((kind for mark, kind in NOT_READ.items() if content.lstrip().startswith(mark)), None)
