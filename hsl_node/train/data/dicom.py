@@ -34,7 +34,11 @@ _GREY_TAGS = (
 )
 _GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _VIDEO = "1.2.840.10008.1.2.4.1"  # prefix of MPEG-2, MPEG-4 and HEVC: ...100 to ...108
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 NEEDS_DECODER = "is compressed in a way that needs another decoder: pip install 'hsl-node[dicom]'"
+NEEDS_GPL_DECODER = (  # a licence that nobody should get without asking for it
+    "is a JPEG of 12 bits, whose only decoder is GPL-3: pip install pylibjpeg pylibjpeg-libjpeg, or convert the file"
+)
 
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 logging.getLogger("pydicom").propagate = False  # its warnings quote values of the file: names, dates
@@ -75,9 +79,9 @@ def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window 
     raw = _decoded(header, index)
     photometric = str(header.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
-        return _palette_colour(raw, header)
+        return _palette_colour(_stored_bits(raw, header), header)
     if raw.ndim == 3:
-        return _scaled(raw[..., :3], header.BitsStored)
+        return _scaled(_stored_bits(raw, header), header.BitsStored)
     return _grey(raw, _grey_tags(header, index), header, window)
 
 
@@ -144,7 +148,7 @@ def _padding(raw: Array, header: Any) -> Array:
 
 
 def _stored_bits(raw: Array, header: Any) -> Array:
-    """Bits outside of Bits Stored may hold overlays, and belong to no pixel. pydicom leaves them in native data."""
+    """Bits outside of Bits Stored may hold overlays, and belong to no pixel; padding may lie there."""
     if raw.dtype.kind == "f" or header.file_meta.TransferSyntaxUID.is_compressed:
         return raw
     bits, stored = raw.dtype.itemsize * 8, int(header.BitsStored)
@@ -211,14 +215,20 @@ def _decoded(header: Any, index: int) -> Array:
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.startswith(_VIDEO):
         raise UnreadableImage("is a video: save the frames that matter as images")
+    try:
+        plugins = get_decoder(syntax).available_plugins if syntax.is_compressed else ()
+    except (NotImplementedError, ValueError):
+        raise UnreadableImage("is stored in a transfer syntax that nobody here reads") from None
     if not syntax.is_compressed:
-        return pixel_array(header, index=index)
-    plugins = get_decoder(syntax).available_plugins
+        return pixel_array(header, index=index, correct_unused_bits=False)  # it knows no High Bit; `_stored_bits` does
     for plugin in sorted(plugins, key=lambda name: name != "pillow"):
         with suppress(Exception):  # what one refuses another may take
             return pixel_array(header, index=index, decoding_plugin=plugin)
-    complete = {"gdcm", "pylibjpeg"} <= set(plugins) or syntax == "1.2.840.10008.1.2.5"
-    raise UnreadableImage("is damaged inside its compressed pixels" if complete else NEEDS_DECODER)
+    if set(plugins) <= {"pillow"}:
+        raise UnreadableImage(NEEDS_DECODER)
+    if syntax == _JPEG_EXTENDED and "pylibjpeg" not in plugins:
+        raise UnreadableImage(NEEDS_GPL_DECODER)
+    raise UnreadableImage("is damaged inside its compressed pixels")
 
 
 def _read(file: BinaryIO, **options: Any) -> Any:
@@ -245,5 +255,5 @@ def _class_of(header: Any) -> str:
     """What kind of object it is, in the standard's words; nothing that the file itself says."""
     from pydicom.uid import UID
 
-    name = UID(str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")).name
-    return name if name and not name[0].isdigit() else "of a kind without pixels"
+    uid = UID(str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""))
+    return str(uid.name) if uid.name != uid else "of an unknown class"

@@ -100,4 +100,8 @@ def _unreadable(content: bytes) -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception as exc:
+        if dicom.is_dicom(content):
+            raise UnreadableImage(
+                "is a DICOM file that is cut short, damaged, or does not describe its pixels"
+            ) from None
         raise UnreadableImage(picture.why_not(content, exc)) from None
