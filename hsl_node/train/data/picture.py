@@ -19,6 +19,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 WITH_FRAMES = ("TIFF", "PNG", "WEBP", "GIF")  # what else has several pictures (MPO, gain map) has one and its helpers
 NOT_ONLY_BYTES = ("I", "F")  # modes of Pillow for more than 8 bits, beside those that begin with I;16
 
+_VIDEO = "is a video: save the frames that matter as images"
+
 # What a file begins with, for those that are read and for those whose name helps a person further.
 READ = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -35,18 +37,18 @@ READ = {
     b"P6\n": "PPM",
 }
 NOT_READ = {
-    b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "compressed with gzip",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"%PDF": "a PDF document",
-    b"<": "a web page or XML",
-    b"\x1aE\xdf\xa3": "a video",
-    b"\0\0\x01\xba": "a video",
-    b"\0\0\x01\xb3": "a video",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x89HDF": "HDF5",
-    b"8BPS": "a Photoshop file",
-    b"NRRD": "NRRD",
+    b"PK\x03\x04": "is a ZIP archive, no image",
+    b"\x1f\x8b": "is compressed with gzip: unpack it",
+    b"7z\xbc\xaf": "is a 7z archive, no image",
+    b"%PDF": "is a PDF document, no image",
+    b"<": "is a web page or XML, no image",
+    b"\x1aE\xdf\xa3": _VIDEO,
+    b"\0\0\x01\xba": _VIDEO,
+    b"\0\0\x01\xb3": _VIDEO,
+    b"\x93NUMPY": "is a NumPy array: save it as PNG, or several in an .npz file",
+    b"\x89HDF": "is HDF5: save its images as PNG",
+    b"8BPS": "is a Photoshop file: save it as PNG",
+    b"NRRD": "is NRRD: save its slices as DICOM or 16-bit PNG",
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
 
@@ -90,8 +92,7 @@ def why_not(content: bytes, exc: Exception) -> str:
         return "has more pixels than Pillow reads safely"
     kind = _kind_read(content)
     if kind is None and isinstance(exc, UnidentifiedImageError):
-        other = _kind_not_read(content)
-        return f"is {other}, not an image" if other else "is no image of a kind that is read here, or is damaged"
+        return _not_read(content) or "is no image of a kind that is read here, or is damaged"
     if kind is not None and isinstance(exc, (OSError, SyntaxError, EOFError)):
         return f"is a {kind} image of an unusual kind, or is cut short or damaged"
     return f"cannot be decoded: damaged, or of an unusual kind ({type(exc).__name__})"
@@ -133,11 +134,11 @@ def _kind_read(content: bytes) -> str | None:
     return next((kind for mark, kind in READ.items() if content.startswith(mark)), None)
 
 
-def _kind_not_read(content: bytes) -> str | None:
+def _not_read(content: bytes) -> str | None:
     if content[4:8] == b"ftyp":
-        return "HEIC or AVIF" if content[8:12] in _HEIF_BRANDS else "a video"
+        return "is HEIC or AVIF: convert it to PNG or JPEG" if content[8:12] in _HEIF_BRANDS else _VIDEO
     if content[:4] == b"RIFF" and content[8:12] == b"AVI ":
-        return "a video"
+        return _VIDEO
     if content[344:348] in (b"n+1\0", b"ni1\0"):
-        return "NIfTI"
-    return next((kind for mark, kind in NOT_READ.items() if content.lstrip().startswith(mark)), None)
+        return "is NIfTI: save its slices as DICOM or 16-bit PNG"
+    return next((words for mark, words in NOT_READ.items() if content.lstrip().startswith(mark)), None)

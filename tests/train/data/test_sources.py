@@ -141,6 +141,21 @@ def test_an_npz_file_with_pickled_objects_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, DataConfig(path=tmp_path / "a.npz"))
 
 
+def test_images_of_a_folder_are_found_by_their_content(tmp_path: Path) -> None:
+    """As scanners and archives name them; a DICOMDIR and notes are counted as no images, a damaged .png as one."""
+    root = write_folders(tmp_path / "d", {"benign": 6, "malignant": 6})
+    for name in ("1.2.826.0.1.3680043.8.498.17", "0.IMA", "IM0001", "scan.xyz"):
+        write_dicom(root / "benign" / name, noise(len(name)))
+    (root / "malignant/000.png").rename(root / "malignant/000")
+    (root / "benign/DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(20) + b"1.2.840.10008.1.3.10")
+    (root / "benign/notes.txt").write_bytes(b"P1 has a cough")
+    (root / "benign/damaged.png").write_bytes(b"")
+    report = checked(tmp_path, DataConfig(path=root))
+    assert sum(report.counts["benign"].values()) == 10 and sum(report.counts["malignant"].values()) == 6
+    assert "2 files of the folder are no images and were passed over" in report.warnings
+    assert report.unreadable == (("benign/damaged.png", "is empty"),)
+
+
 def test_dicom_in_a_folder_is_grouped_by_its_patient_id(tmp_path: Path) -> None:
     for n in range(24):
         folder = tmp_path / "d" / PLAN.classes[n // 2 % 2]
