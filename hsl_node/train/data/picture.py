@@ -19,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 WITH_FRAMES = ("TIFF", "PNG", "WEBP", "GIF")  # what else has several pictures (MPO, gain map) has one and its helpers
 NOT_ONLY_BYTES = ("I", "F")  # modes of Pillow for more than 8 bits, beside those that begin with I;16
 
+NO_KIND = "is no PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, PGM, PPM or DICOM image, or is damaged"
 _VIDEO = "is a video: save the frames that matter as images"
 
 # What a file begins with, for those that are read and for those whose name helps a person further.
@@ -92,7 +93,7 @@ def why_not(content: bytes, exc: Exception) -> str:
         return "has more pixels than Pillow reads safely"
     kind = _kind_read(content)
     if kind is None and isinstance(exc, UnidentifiedImageError):
-        return _not_read(content) or "is no image of a kind that is read here, or is damaged"
+        return _not_read(content) or NO_KIND
     if kind is not None and isinstance(exc, (OSError, SyntaxError, EOFError)):
         return f"is a {kind} image of an unusual kind, or is cut short or damaged"
     return f"cannot be decoded: damaged, or of an unusual kind ({type(exc).__name__})"

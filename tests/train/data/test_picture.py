@@ -208,7 +208,7 @@ def test_every_format_is_known_by_its_content(tmp_path: Path, kind: str):
         (b"\0\0\0\x20ftypheic" + bytes(40), "is HEIC or AVIF: convert it to PNG or JPEG"),
         (bytes(344) + b"n+1\0", "is NIfTI: save its slices as DICOM or 16-bit PNG"),
         (b"%PDF-1.7", "is a PDF document, no image"),
-        (b"\x30\x80\x06\x09\x2a\x86\x48", "is no image of a kind that is read here, or is damaged"),
+        (b"\x30\x80\x06\x09\x2a\x86\x48", "is no PNG, JPEG, .* or is damaged"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "is a PNG image of an unusual kind, or is cut short or damaged"),
     ],
 )
