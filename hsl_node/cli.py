@@ -8,7 +8,6 @@ Exit codes: errors.py. `Error: ...` and `What to do: ...` on stderr; a bug shows
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -16,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hsl_node.errors import HslError, escaped
-from hsl_node.host import account, permissions
+from hsl_node.host import account, wrong_paths
 from hsl_node.host.hints import addressed, state_directory
 
 LINE_MAX_CHARS = 10_000  # of an error; the longest that we write lists a few dozen file names
-OPERATORS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # not bugs of ours
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if (asked := plain_status(rest)) is not None:
+            wrong_paths.require_state(state)
             from hsl_node.commands.status import show
 
             sys.exit(show(state, **asked))
@@ -46,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains on leaving
         sys.exit(1)
     except OSError as exc:
-        if exc.errno not in OPERATORS_ERRNO:
-            raise
-        sys.exit(_explain(permissions.explained(exc, state), state))
+        if exc.errno not in wrong_paths.OF_THE_DISK and not _of_an_argument(exc, [str(state), *rest]):
+            raise  # a bug of ours
+        sys.exit(_explain(wrong_paths.explained(exc, state), state))
 
 
 def plain_status(words: Sequence[str]) -> dict[str, bool] | None:
@@ -60,6 +59,14 @@ def plain_status(words: Sequence[str]) -> dict[str, bool] | None:
             return {"json": True}
         case _:
             return None
+
+
+def _of_an_argument(error: OSError, words: Sequence[str]) -> bool:
+    """Is it about a path that a person gave, or one beside or below it?"""
+    if error.errno not in wrong_paths.OF_THE_PATH or not isinstance(error.filename, str):
+        return False
+    folders = [Path(error.filename).absolute(), *Path(error.filename).absolute().parents]
+    return any(Path(given).absolute().parent in folders for word in words if (given := word.rpartition("=")[2]))
 
 
 def _explain(error: HslError, state: Path) -> int:

@@ -174,7 +174,7 @@ def unpack(source: Path, folder: Path) -> None:
 def _first_member(source: Path, file: IO[bytes]) -> Index:
     first = _next_member(file)
     if first is None or first.name != INDEX or first.size > INDEX_MAX_BYTES:
-        raise LocalStateError(f"{source} is no backup of hsl-node", remedy="give a file that `hsl-node backup` wrote")
+        raise LocalStateError(f"{source} is no backup of hsl-node", remedy="give a file that hsl-node backup wrote")
     try:
         content = json.loads(b"".join(_content(file, first)))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -232,7 +232,11 @@ def _opened(source: Path) -> Iterator[IO[bytes]]:
         with open(source, "rb") as file:
             yield file
     except FileNotFoundError as exc:
-        raise UsageError(f"there is no file {source}", remedy="name the file that `hsl-node backup` wrote") from exc
+        raise UsageError(f"there is no file {source}", remedy="name the file that hsl-node backup wrote") from exc
+    except IsADirectoryError as exc:
+        raise UsageError(
+            f"{source} is a folder", remedy="name the file that hsl-node backup wrote, in it perhaps"
+        ) from exc
     except (tarfile.TarError, EOFError) as exc:
         raise _damaged(source, str(exc)) from exc
 

@@ -30,7 +30,7 @@ from hsl_node.errors import (
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.config import Federation
 from hsl_node.federation.node_toml import NodeConfig
-from hsl_node.host import permissions
+from hsl_node.host import permissions, wrong_paths
 from hsl_node.host.control import ask
 from hsl_node.host.hints import NOTHING_HERE, addressed
 from hsl_node.host.layout import Layout
@@ -126,7 +126,7 @@ def _examined(state: Path) -> list[Check]:
     try:
         return checks + _peers(state, configured.name, joined, ring)
     except OSError as exc:
-        return [*checks, _failed("peers", permissions.explained(exc))]
+        return [*checks, _failed("peers", wrong_paths.explained(exc))]
 
 
 def text(checks: Sequence[Check], *, colour: bool) -> str:
@@ -158,7 +158,7 @@ def _check(name: str, work: Callable[[], str]) -> Check:
     except HslError as exc:
         return _failed(name, exc)
     except OSError as exc:
-        return _failed(name, permissions.explained(exc))
+        return _failed(name, wrong_paths.explained(exc))
 
 
 def _failed(name: str, error: HslError) -> Check:

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from hsl_node.admin import keys, ping
 from hsl_node.admin.old_key import require_settled
-from hsl_node.errors import KeyRefused, LocalStateError, NotInitialised, UsageError
+from hsl_node.errors import KeyRefused, LocalStateError, NotInitialised, PeerDataError, UsageError
 from hsl_node.federation import config, identity, keyring, node_toml, strings
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import KeyUpdate
 from hsl_node.federation.names import Peer
 from hsl_node.federation.strings import fingerprint
 from hsl_node.federation.toml_file import read_text
-from hsl_node.host import durable
+from hsl_node.host import durable, wrong_paths
 from hsl_node.host.durable import Step
 from hsl_node.host.files import write_new
 from hsl_node.host.layout import Layout
@@ -167,7 +167,10 @@ def read_update(state: Path, path: Path) -> KeyUpdate:
     ring = keyring.load(state, config.load_federation(state))
     document = read_text(path)
     with keys.told_again(state):
-        ring.updating(document)
+        try:
+            ring.updating(document)
+        except PeerDataError as exc:
+            raise PeerDataError(f"{path}: {exc.message}", code=exc.code, remedy=exc.remedy) from exc
     return keyring.parse_update(document)
 
 
@@ -205,7 +208,10 @@ def end(state: Path, name: str) -> keys.Outcome:
 
 
 def require_key(state: Path, key: Path | None) -> None:
-    """Raises: NotInitialised: says where to look for the key under systemd."""
+    """Raises: UsageError: `key` is no file. NotInitialised: says where to look for the key under systemd."""
+    if key is not None and not key.is_file():
+        with wrong_paths.usage(key):
+            key.open("rb").close()
     if key is None and not Layout(state).key.exists():
         raise NotInitialised(
             f"no node key at {Layout(state).key}",

@@ -25,6 +25,7 @@ from hsl_node.commands import (  # fmt: skip
 )
 from hsl_node.commands.shared import PANELS
 from hsl_node.host.hints import STATE_VARIABLE, SYSTEM_STATE, state_directory
+from hsl_node.host.wrong_paths import require_state
 
 
 class InPanels(TyperGroup):
@@ -69,6 +70,7 @@ def root(
     ] = None,
 ) -> None:
     context.obj = state_directory(state)
+    require_state(context.obj)
 
 
 # the order of the help

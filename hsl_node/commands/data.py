@@ -14,6 +14,7 @@ from hsl_node.host.files import require_new
 from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import progress_bar
 from hsl_node.host.units import table
+from hsl_node.host.wrong_paths import require_place
 
 if TYPE_CHECKING:
     from hsl_node.federation.plan import Plan
@@ -54,6 +55,8 @@ def check(
     from hsl_node.train.data import check as data_check
 
     state = state_of(context)
+    if contact_sheet is not None:
+        require_place(contact_sheet)
     node, layout = node_toml.load_node(state), Layout(state)
     plan = _plan(state, classes, image_size)
     report = data_check.check(
@@ -141,7 +144,7 @@ def build(
             raise UsageError("name the two classes of that source", remedy="e.g. --classes normal,pneumonia")
         made = anchor.build(
             DataConfig(path=data, columns=_columns(column or ())),
-            name=name or f"{data.name}: {' against '.join(chosen)}",
+            name=name or f"{data.name[:40]}: {' against '.join(chosen)}",
             classes=(chosen[0], chosen[1]),
             image_size=image_size,
             n=n,

@@ -63,6 +63,7 @@ def create(
     from hsl_node.federation.plan import load_plan
     from hsl_node.host import files
 
+    files.require_new(out)
     made = enrol.create(name=name, cards=card, plan=load_plan(plan, set or ()), anchor=anchor)
     files.write_new(out, config.federation_text(made))
     print(_text(made, Keyring.of(made)))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hsl_node.commands.shared import RUN, START_HERE, Json, answer, state_of
-from hsl_node.errors import ConfigError, UsageError
+from hsl_node.errors import ConfigError, NotRunning, UsageError
 from hsl_node.host.hints import addressed
 from hsl_node.host.terminal import wants_colour
 
@@ -62,15 +62,20 @@ def stop(
 
     Nothing is lost: the next start goes on where this one ended.
     """
-    from hsl_node.host import control
+    from hsl_node.host import control, files
 
     state = state_of(context)
-    if wait:
-        control.stop(state, timeout)
-        print("stopped: the daemon has left")
-    else:
-        control.ask(state, "stop")
-        print("stopping: the daemon was asked to leave")
+    try:
+        if wait:
+            control.stop(state, timeout)
+            print("stopped: the daemon has left")
+        else:
+            control.ask(state, "stop")
+            print("stopping: the daemon was asked to leave")
+    except NotRunning as exc:
+        if not files.is_initialised(state):
+            raise
+        raise NotRunning(exc.message, remedy="there is nothing to stop; `hsl-node status` says how it ended") from exc
 
 
 def status(

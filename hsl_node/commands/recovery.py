@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from hsl_node.commands.shared import RUN, own_state_of, state_of
 from hsl_node.errors import UsageError
 from hsl_node.host.hints import command
+from hsl_node.host.wrong_paths import require_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -42,8 +44,9 @@ def backup(
     if (file is None) == (to is None):
         raise UsageError("name one file, or a folder with --to", remedy="e.g. `hsl-node backup --to /srv/backups`")
     if to is not None:
-        if not to.is_dir():
-            raise UsageError(f"{to} is no folder", remedy="make it first")
+        require_folder(to)
+        if not to.exists():
+            raise UsageError(f"{to}: there is no such folder", remedy=f"make it first: mkdir -p {shlex.quote(str(to))}")
         file = to / f"hsl-node-{node_toml.load_node(state).name}-{time.strftime('%Y%m%dT%H%M%S')}.tar"
     assert file is not None
     made, left_out = backups.backup(state, file.absolute(), with_key=not no_key)

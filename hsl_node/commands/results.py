@@ -66,8 +66,12 @@ def predict(
     By the fused model that is best on this site's validation images; --round N for the same one at every hospital.
     For research: this is no medical device.
     """
+    from hsl_node.host.wrong_paths import require_place
     from hsl_node.results import predict
     from hsl_node.results.predict import write_csv
+
+    if out is not None:
+        require_place(out)
 
     found = predict.predict(state_of(context), images, round=round)
     if json:
@@ -87,8 +91,10 @@ def export(
     The fused model that is best on this site's validation images; --round N for the same one at every hospital.
     The card (JSON) holds plan, anchor reference, digests and where it was trained.
     """
+    from hsl_node.host.wrong_paths import require_folder
     from hsl_node.results import predict
 
+    require_folder(out)
     files, onnx_missing = predict.export(state_of(context), out, round=round, onnx=onnx)
     for path in files:
         print(path)
@@ -104,6 +110,8 @@ def report(
 
     AUC per round, ROC, confusion matrices, transfers, timeline of the rounds.
     """
+    from hsl_node.host.wrong_paths import require_place
     from hsl_node.results import report
 
+    require_place(out)
     print(report.build([state_of(context)], out))

@@ -12,6 +12,7 @@ from hsl_node.commands.shared import RESULTS, Json, state_of
 from hsl_node.host.files import require_new
 from hsl_node.host.terminal import print_json, progress_bar
 from hsl_node.host.units import auc, table
+from hsl_node.host.wrong_paths import require_folder
 
 if TYPE_CHECKING:
     from hsl_node.admin.verify import Findings, ProofFound, RoundReport
@@ -39,6 +40,8 @@ def verify(
     from hsl_node.admin import verify as audit
 
     if export is not None:
+        if not export.exists():
+            require_folder(export)
         require_new(export)
     state = state_of(context)
     if export is None:

@@ -18,7 +18,7 @@ from hsl_node.errors import PeerDataError, UsageError, escaped
 from hsl_node.federation.config import Federation
 from hsl_node.federation.plan import Plan
 from hsl_node.federation.toml_file import check
-from hsl_node.host import control
+from hsl_node.host import control, wrong_paths
 from hsl_node.host.units import auc, duration, table
 from hsl_node.results import report
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
@@ -77,6 +77,7 @@ def run(
     target = target.absolute()
     if (data is None) != (group_by is None):
         raise UsageError("--data and --group-by belong together", remedy="give both, or neither for synthetic images")
+    wrong_paths.require_folder(target)
     settings = {**(PHANTOM_PLAN if data is None else REAL_PLAN), "seed": seed}
     settings |= {key: value for key, value in plan.items() if value is not None}
     sites: Sequence[Hospital] = ()
@@ -88,6 +89,8 @@ def run(
     # One cosine over the whole short run, since the published period is longer than it.
     settings["cosine_period_epochs"] = settings["rounds"] * settings["epochs_per_round"]
     agreed_plan = check(settings, Plan, "hsl-node demo")
+    if anchor is not None and agreed_plan.method == "hsl":
+        setup.require_anchor(anchor, agreed_plan.image_size)
     lines = view.Lines()
     processes.interruptible()
     if setup.prepare_folder(target, lambda state: control.stop(state, processes.STOP_S)):

@@ -33,7 +33,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import files
 from hsl_node.host.layout import Layout
 from hsl_node.study import phantoms
-from hsl_node.train.data.sources import read_rows, read_source
+from hsl_node.train.data.sources import Asked, read_rows, read_source
 
 MARKER = ".hsl-demo"
 OURS = ("images", "nodes", "anchor.safetensors", "federation.toml", "report.html")  # what a new demo replaces
@@ -48,6 +48,8 @@ COLUMNS = {  # our word -> what tables call it, best first
 }
 # The words of a negative finding, so that class 1 is the one to be found.
 NEGATIVE = ("normal", "benign", "negative", "healthy", "no", "control", "0")
+
+ASKED = Asked("--anchor", "a column called {0}", "a table without a column split", "the command line")
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -154,7 +156,7 @@ def find_table(data: Path) -> Path:
     if len(found) != 1:
         raise UsageError(
             f"{data} holds {len(found)} tables (.csv)" if data.is_dir() else f"{data} does not exist",
-            remedy="name the table itself",
+            remedy="name a table with a row for each image" if data.is_dir() else "check the spelling",
         )
     return found[0]
 
@@ -195,6 +197,19 @@ def _slug(text: str) -> str:
 # ------------------------------------------------------------------ the anchor set
 
 
+def require_anchor(source: Path, image_size: int) -> None:
+    """Before an earlier demo is replaced, and pictures are drawn. Raises: as `make_anchor`."""
+    from hsl_node.train.data import anchor
+
+    if source.suffix != ".safetensors":
+        _two_classes(source)
+    elif (found := anchor.load(source).image_size) != image_size:
+        raise DataError(
+            f"{source} has images of {found} px, the demo of {image_size}",
+            remedy=f"give its images instead, or --image-size {found}",
+        )
+
+
 def make_anchor(target: Path, source: Path | None, image_size: int, seed: int, progress: Progress) -> Path:
     """Build the anchor set, or take one that is built already. `source` None: the digits stand-in.
 
@@ -207,17 +222,10 @@ def make_anchor(target: Path, source: Path | None, image_size: int, seed: int, p
     if source is None:
         anchor.save(anchor.digits_standin(image_size, n=ANCHORS_EACH, seed=seed), out)
     elif source.suffix == ".safetensors":
-        if anchor.load(source).image_size != image_size:
-            raise DataError(
-                f"{source} has images of {anchor.load(source).image_size} px, the demo of {image_size}",
-                remedy="give its images instead, or the same --image-size",
-            )
+        require_anchor(source, image_size)
         shutil.copyfile(source, out)
     else:
-        data, counts = _anchor_source(source)
-        classes = ordered_classes(set(counts))
-        if len(classes) != 2:
-            raise DataError(f"{source} has {len(classes)} classes; an anchor set has two", remedy="name another source")
+        data, counts, classes = _two_classes(source)
         made = anchor.build(
             data,
             name=source.name if source.is_dir() else source.stem,
@@ -231,14 +239,17 @@ def make_anchor(target: Path, source: Path | None, image_size: int, seed: int, p
     return out
 
 
-def _anchor_source(source: Path) -> tuple[DataConfig, Counter[str]]:
-
+def _two_classes(source: Path) -> tuple[DataConfig, Counter[str], tuple[str, ...]]:
     data = DataConfig(path=source.absolute())
     if (source.is_dir() and any(source.glob("*.csv"))) or source.suffix in (".csv", ".tsv"):
         path = find_table(source)
         columns = find_columns(path, read_rows(path)[0])
         data = DataConfig(path=path.absolute(), columns=columns)
-    return data, Counter(item.label for item in read_source(data).items)
+    counts = Counter(item.label for item in read_source(data, ASKED).items)
+    classes = ordered_classes(set(counts))
+    if len(classes) != 2:
+        raise DataError(f"{source} has {len(classes)} classes; an anchor set has two", remedy="name another source")
+    return data, counts, classes
 
 
 # ------------------------------------------------------------------ enrolment, by the code that hospitals use

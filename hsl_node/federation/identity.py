@@ -85,6 +85,8 @@ def load(path: Path) -> Identity:
     """
     if not path.exists():
         raise NotInitialised(f"no node key at {path}", remedy=_without_key(path))
+    if path.is_dir():
+        raise LocalStateError(f"{path} is a folder, no key", remedy="name the key's own file")
     # systemd shows a credential as 0440: the group bits are the mask of an access list that names only our user.
     credential = str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY")
     if path.stat().st_mode & (0o007 if credential else 0o077):

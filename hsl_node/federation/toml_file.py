@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hsl_node.errors import ConfigError, escaped
-from hsl_node.host import permissions
+from hsl_node.host import wrong_paths
 
 FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; federations are far smaller
 PROBLEMS_MAX = 25  # shown of one file: each is looked for in the whole text, and nobody reads more
@@ -65,13 +65,14 @@ def read_text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str:
         if len(data) > max_bytes:
             raise ConfigError(f"{path}: larger than {max_bytes // 1024} KiB", remedy="is it the right file?")
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{path}: no such file", remedy="check the path") from exc
-    except PermissionError as exc:
-        denied = permissions.denied(path)
-        raise ConfigError(denied.message, remedy=denied.remedy) from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}", remedy="a UTF-8 text file is expected") from exc
+    except OSError as exc:
+        said = wrong_paths.explained(exc, path=path)
+        raise ConfigError(said.message, remedy=said.remedy) from exc
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: no UTF-8 text", remedy="is it the right file? Else save it as UTF-8"
+        ) from exc
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsl_node.errors import HslError, NotRunning, WaitTimeout
 from hsl_node.host import permissions
+from hsl_node.host.hints import nothing_here
 from hsl_node.host.layout import Layout
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ def _connected(state: Path, timeout_s: float) -> Iterator[socket.socket]:
                 raise permissions.denied(Layout(state).socket, state) from exc
             yield connection
         except (FileNotFoundError, ConnectionRefusedError) as exc:
-            raise NotRunning(
-                f"no hsl-node is running on {state}", remedy="`hsl-node start`, or `systemctl start hsl-node`"
-            ) from exc
+            here = Layout(state).node_toml.exists()
+            what = f"no hsl-node is running on {state}" + ("" if here else ", which holds no node.toml")
+            start = "`hsl-node start`, or `systemctl start hsl-node`"
+            raise NotRunning(what, remedy=start if here else nothing_here(state)) from exc
         except TimeoutError as exc:
             raise WaitTimeout(
                 f"the daemon of {state} runs but has not answered for {timeout_s:.0f} s",

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from hsl_node.errors import NotInitialised, UsageError
-from hsl_node.host import durable, permissions
+from hsl_node.host import durable, permissions, wrong_paths
 from hsl_node.host.durable import Step
 from hsl_node.host.hints import nothing_here
 from hsl_node.host.layout import Layout
@@ -23,13 +23,16 @@ def write_new(
     """
     if not replace:
         require_new(path)
+    elif os.path.isdir(path):
+        wrong_paths.require_place(path)
     durable.write(path, text.encode("utf-8"), step, mode=mode)
 
 
 def require_new(path: Path) -> None:
-    """Raises: UsageError: it exists."""
+    """Raises: UsageError: it exists, or no file can be written there."""
     if path.exists():
         raise UsageError(f"{path} exists already; nothing was changed", remedy="name another one, or remove this one")
+    wrong_paths.require_place(path)
 
 
 def require_owner(state: Path) -> None:
@@ -46,7 +49,11 @@ def require_owner(state: Path) -> None:
             )
 
 
+def is_initialised(state: Path) -> bool:
+    return Layout(state).node_toml.exists()
+
+
 def require_initialised(state: Path) -> None:
     """Raises: NotInitialised."""
-    if not Layout(state).node_toml.exists():
+    if not is_initialised(state):
         raise NotInitialised(f"{state} holds no node.toml", remedy=nothing_here(state))

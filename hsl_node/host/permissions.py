@@ -62,17 +62,6 @@ def denied(path: Path, state: Path | None = None) -> LocalStateError:
     return LocalStateError(text, remedy=remedy(state, culprit))
 
 
-def explained(error: OSError, state: Path | None = None) -> LocalStateError:
-    """What to raise for an error of a disk that nobody caught where it arose."""
-    if isinstance(error, PermissionError) and isinstance(error.filename, str):
-        if state is not None and not os.path.isabs(error.filename) and (found := unusable(state)):
-            return told(state, found)  # a name within some open folder: which one the error does not say
-        return denied(Path(error.filename).absolute(), state)
-    where = f"{error.filename}: " if error.filename else ""
-    text = f"{where}{error.strerror or error}"
-    return LocalStateError(text, remedy="check the disk: free space, its file system, `dmesg`")
-
-
 def remedy(state: Path, path: Path) -> str:
     place, daemon = shlex.quote(str(state)), owner(state)
     if daemon != me():  # who is at fault, this user or the owner?

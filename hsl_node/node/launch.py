@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hsl_node.errors import AlreadyRunning, DataError, HslError, LocalStateError
 from hsl_node.federation import config, identity, keyring, node_toml
-from hsl_node.host import account, event_log, permissions
+from hsl_node.host import account, event_log, wrong_paths
 from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
@@ -93,7 +93,7 @@ def _disk_named(state: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as exc:
-        raise permissions.explained(exc, state) from exc
+        raise wrong_paths.explained(exc, state) from exc
     except OSError as exc:
         if exc.errno not in DISK_ERRORS:
             raise

@@ -146,3 +146,12 @@ def test_nothing_is_ever_asked_for() -> None:
         options += len(found.params)
         assert not [param.name for param in found.params if getattr(param, "prompt", None)]
     assert options > 40, "looked at nothing"
+
+
+def test_stop_does_not_advise_to_start_what_is_stopped(tmp_path: Path) -> None:
+    """A stopped node is what was asked for; a folder that holds no node is another matter, and `init` no sure remedy."""
+    stopped = shell("--state", made(tmp_path / "ash"), "stop")
+    assert stopped.returncode == 3 and "there is nothing to stop" in stopped.stderr and "start" not in stopped.stderr
+    elsewhere = shell("--state", tmp_path / "asch", "pause")
+    assert elsewhere.returncode == 3 and "which holds no node.toml" in elsewhere.stderr
+    assert "Or point --state at the right folder" in elsewhere.stderr

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.errors import DataError, FederationMismatch, LocalStateError, PeerDataError
+from hsl_node.errors import DataError, FederationMismatch, PeerDataError
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.config import AnchorCard
 from hsl_node.federation.names import Digest
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.strings import plain_name
+from hsl_node.host import wrong_paths
 from hsl_node.train.data.cache import Unreadable, as_colour, decode_all
 from hsl_node.train.data.dataset import Gathered, gather_labelled, unreadable_error, window_of
 from hsl_node.train.data.pixels import to_square
@@ -124,7 +125,7 @@ def save(anchor: AnchorSet, path: Path) -> Digest:
     try:
         return write_weights(path, tensors)
     except OSError as exc:
-        raise LocalStateError(f"{path} cannot be written: {exc.strerror}", remedy="free some space there") from exc
+        raise wrong_paths.explained(exc, path=path) from exc
 
 
 def load(path: Path, expected: str | None = None) -> AnchorSet:
@@ -153,10 +154,8 @@ def fingerprint(path: Path) -> Digest:
     try:
         return sha256_of(path)
     except OSError as exc:
-        raise DataError(
-            f"anchor set {path} cannot be read: {exc.strerror}",
-            remedy="copy the federation's anchor file there, or name it as `anchor` in node.toml",
-        ) from exc
+        said = wrong_paths.explained(exc, path=path)
+        raise DataError(f"the anchor set cannot be read: {said.message}", remedy=said.remedy) from exc
 
 
 def card_of(path: Path) -> AnchorCard:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,7 +93,7 @@ def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
     if path is None:
         raise DataError("data.path is not set", remedy="name a folder, a table or an .npz file in node.toml")
     if not path.exists():
-        raise DataError(f"{asked.path} {path} does not exist", remedy=f"correct it in {asked.place}, or mount the disk")
+        raise _not_there(path, asked)
     if path.is_dir():
         source = _read_folder(path, data, asked)
     elif path.suffix.lower() in (".csv", ".tsv"):
@@ -110,6 +111,13 @@ def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
     if not kept:
         raise DataError(f"{asked.path} {path} holds no images", remedy=_LAYOUTS)
     return replace(source, items=kept, unmatched=tuple(sorted(unmatched)), path=path)
+
+
+def _not_there(path: Path, asked: Asked) -> DataError:
+    fix = f"correct it in {asked.place}, or mount the disk"
+    if path.is_symlink():
+        return DataError(f"{asked.path} {path} is a link to {os.readlink(path)}, where nothing is", remedy=fix)
+    return DataError(f"{asked.path} {path} does not exist", remedy=fix)
 
 
 def labels_of(
