@@ -143,7 +143,7 @@ def build(
         if len(chosen) != 2:
             raise UsageError("name the two classes of that source", remedy="e.g. --classes normal,pneumonia")
         made = anchor.build(
-            DataConfig(path=data, columns=_columns(column or ())),
+            DataConfig(path=data, columns=columns_of(column or ())),
             name=name or f"{data.name[:40]}: {' against '.join(chosen)}",
             classes=(chosen[0], chosen[1]),
             image_size=image_size,
@@ -155,7 +155,7 @@ def build(
     print(f"{out}: {made.name}, {len(made.labels)} images of {made.image_size} px, fingerprint {fingerprint}")
 
 
-def _columns(given: Sequence[str]) -> dict[str, str]:
+def columns_of(given: Sequence[str]) -> dict[str, str]:
     """As data.columns in node.toml. Raises: UsageError."""
     pairs = [word.partition("=") for word in given]
     if bad := [key for key, equals, _ in pairs if not equals or not key]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from hsl_node.commands.shared import RESULTS, Json, answer, state_of
+from hsl_node.errors import UsageError
 from hsl_node.host.terminal import print_json, progress_lines
 
 Round = Annotated[
@@ -39,6 +41,22 @@ def evaluate(
     again: Annotated[
         bool, typer.Option("--again", help="Though the test set was used before. The report counts how often.")
     ] = False,
+    round: Round = None,
+    sensitivity: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="The threshold that reaches it on validation. Default: Youden's J."),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="What each model says of each image. Names images and patients: keep it."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Labelled images from elsewhere: folder, table, or .npz.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=NAME", help="With --data: the table's own column name: path=file. Once for each."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure this site's best fused model on its test set.
@@ -46,12 +64,25 @@ def evaluate(
     The fused model of the round that is best on this site's validation images, so each hospital may measure another
     round; and the site's own beside it. Once: a test set that is looked at again and again tests nothing.
     """
+    from hsl_node.commands.data import columns_of
     from hsl_node.results import evaluate as results
+    from hsl_node.results.words import evaluation_text
 
+    if column and data is None:
+        raise UsageError("--column belongs to --data", remedy="the columns of this site's table are in node.toml")
     pairing: Literal["fixed", "random"] = "random" if random_pairing else "fixed"
-    asked = time.time()
-    found = results.evaluate(state_of(context), alone=alone, again=again, pairing=pairing, report=progress_lines())
-    answer(json, found, results.evaluation_text(found, asked=asked))
+    wish = results.Asked(alone, pairing, sensitivity)
+    state, asked, hear = state_of(context), time.time(), progress_lines()
+    source = results.source_of(state, data, columns_of(column or ()))
+    if data is None:
+        found = results.evaluate(state, round=round, asked=wish, again=again, report=hear)
+    else:
+        found = results.evaluate_external(state, source, round=round, asked=wish, report=hear)
+    statistics = results.statistics(state, found)
+    if scores is not None:
+        results.write_csv(state, source, found, scores)
+    value = {**found, "statistics": asdict(statistics) if statistics else None}
+    answer(json, value, evaluation_text(found, statistics, asked=asked))
 
 
 def predict(

@@ -1,83 +1,89 @@
 """`hsl-node evaluate`: the test set, scored once, whether the daemon runs or not.
 
-Of the final model (the fused one with this site's best validation AUC); the journal holds the scores as "evaluation":
+Of the final model (the fused one with this site's best validation AUC), or that of a round; the journal holds it as
+"evaluation", "evaluation of round N" or, of images from elsewhere, "evaluation of set SHA256":
 
     {"evaluated": 1, "final": true, "round": 5, "at": .., "images": {"train": n, "validation": n, "test": n},
-     "classes": [..], "weights": {"fused": sha256, ..}, "auc_validation": {"fused": .., ..},
-     "test": {"fused": {metrics}, "local": {metrics}, "alone": {metrics}}}
+     "patients": {"train": n, ..}, "without_patient": n, "classes": [..], "weights": {"fused": sha256, ..},
+     "auc_validation": {"fused": .., ..}, "test": {"fused": {metrics}, "local": {metrics}, "alone": {metrics}},
+     "thresholds": {"fused": {"value": .., "rule": ".."}, ..}, "sensitivity": null, "machine": {..},
+     "test_set": sha256, "split_sha256": sha256, "name": "evaluation",
+     "used_before": [{"at": .., "round": n, "times": n, "images": n, "earlier_run": false}]}
 
 fused   the final model          local   this site's own checkpoint of the last round, before its fusion
 alone   trained without the federation for as many epochs (`alone=True`; takes as long as the run did)
 fused_random   the final model scored with random anchor pairing, as published (`pairing="random"`)
 
-torch is imported when something is to be scored, not with this file.
+An earlier version's record lacks "patients", "thresholds" and what follows. What each model said of each image is kept
+beside it (scores.py). torch is imported when something is to be scored, not with this file.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hsl_node.errors import FederationMismatch, NotInitialised, UsageError
-from hsl_node.federation.names import Digest, Round
+from hsl_node.errors import FederationMismatch, HslError, NotInitialised, UsageError
+from hsl_node.federation.config import load_federation
+from hsl_node.federation.names import Round
+from hsl_node.federation.node_toml import DataConfig, load_node
 from hsl_node.host.layout import Layout
-from hsl_node.host.units import auc, table
-from hsl_node.results.models import find_unvalidated, get_best, is_over, not_final_yet, path_of
-from hsl_node.sync.store import models as kept
+from hsl_node.results.models import find_model, find_unvalidated, get_best, is_over, not_final_yet
+from hsl_node.results.scores import Scores, arrays_of, joined, statistics_of, write_scores
+from hsl_node.results.statistics import Statistics
 from hsl_node.sync.store.journal import Journal
-from hsl_node.weights.whole import sha256_of
 
 if TYPE_CHECKING:
     from hsl_node.train.progress import Report
-    from hsl_node.train.scoring import Pairing
 
 EVALUATION = "evaluation"  # its name in the journal
-MODELS = {  # in the order of tables; how people read them
-    "alone": "trained alone",
-    "local": "own model, last round",
-    "fused": "fused",
-    "fused_random": "fused, random anchor pairing",
-}
-FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")  # in the order of tables
 
 
 @dataclass(frozen=True)
-class Model:
-    """One weights file to score."""
+class Asked:
+    """What is to be measured beside the fused model and the site's own, and how."""
 
-    kind: str  # a key of MODELS
-    weights: Path
-    sha256: Digest
-    pairing: Pairing = "fixed"
+    alone: bool = False
+    pairing: Literal["fixed", "random"] = "fixed"
+    sensitivity: float | None = None  # that the threshold is to reach on validation images; None: Youden's J
+
+    @property
+    def kinds(self) -> set[str]:
+        return {"fused", "local", *["alone"] * self.alone, *["fused_random"] * (self.pairing == "random")}
 
 
 def evaluate(
     state: Path,
     *,
-    alone: bool = False,
+    round: Round | None = None,
+    asked: Asked = Asked(),
     again: bool = False,
-    pairing: Literal["fixed", "random"] = "fixed",
     report: Report = lambda event: None,
 ) -> dict[str, Any]:
     """The recorded evaluation; what it lacks of what is asked for is scored now. `report` hears a trainer's events.
 
+    `round`: of the fused model of that round instead of the best one; it has a record of its own.
+
     Raises:
         UsageError: the run is not over, or its last model not validated: the test set is for the final model. `again`
-            measures all the same, and counts.
+            measures all the same, and counts. Or the images changed since a part of it was measured.
         FederationMismatch: another run took the place of this one meanwhile.
     """
-    layout = Layout(state)
+    layout, name = Layout(state), EVALUATION if round is None else f"{EVALUATION} of round {round}"
     with Journal.read_only(layout.journal) as journal:
-        record, best = find_evaluation(journal), journal.best_fused()
-        wanted = {"fused", "local", *["alone"] * alone, *["fused_random"] * (pairing == "random")}
-        unvalidated = find_unvalidated(journal)
+        record, best = find_evaluation(journal, name), journal.best_fused()
+        wanted = asked.kinds
+        unvalidated = find_unvalidated(journal) if round is None else None
         final = is_over(journal) and unvalidated is None
-        same = record is not None and best is not None and record["weights"].get("fused") == best[1]
+        newest = best is not None and record is not None and record["weights"].get("fused") == best[1]
+        same = newest if round is None else record is not None
         if record is not None and not again and (same or not final) and wanted - {"local"} <= record["test"].keys():
-            return record
+            if asked.sensitivity in (None, record.get("sensitivity")):
+                return record
+            wanted = set()  # its threshold is of validation images, whose scores are kept
         if unvalidated is not None and not again:
             raise not_final_yet(unvalidated, "with --again the best one before it is measured now, and counted")
         if not final and not again:
@@ -85,37 +91,177 @@ def evaluate(
                 "the run is not over; the test set is for the final model",
                 remedy="wait until `hsl-node status` says finished; with --again it is measured now, and counted",
             )
-        round, sha256 = get_best(journal)
+        scores = journal.result(scores_name(name)) if record else None
+        model = get_best(journal) if round is None else None
         federation = journal.meta("federation")
+    if model is None:
+        chosen = find_model(state, round)
+        model = chosen.round, chosen.sha256
     anew = again or not same
     if record is None or anew:
         wanted |= set() if record is None else record["test"].keys()  # what was compared before stays comparable
-        record = dict(evaluated=0, final=final, round=round, weights={}, auc_validation={}, test={})
-    record = _measured(layout, record, wanted - record["test"].keys(), (round, sha256), report)
+        record, scores = dict(evaluated=0, final=final, round=model[0], weights={}, auc_validation={}, test={}), None
+    lacking = wanted - record["test"].keys()
+    if lacking:
+        from hsl_node.results.measuring import measured
+
+        record, scores = measured(layout, record, scores, lacking, model, report)
+        record["used_before"] = _uses_before(layout, name, scores["test"]["ids"])
     try:
         with Journal.beside(layout.journal) as journal, journal.transaction():
-            if journal.meta("federation") != federation or journal.fused_digests([round]).get(round) != sha256:
+            if journal.meta("federation") != federation or journal.fused_digests([model[0]]).get(model[0]) != model[1]:
                 raise _another_run()
-            journal.record_result(EVALUATION, _joined(find_evaluation(journal), record, anew))
-            return journal.result(EVALUATION) or record  # as every later call will give it
+            return _recorded(journal, name, record, scores, anew, asked.sensitivity)
     except NotInitialised as exc:  # it was there: `join --replace` has moved it, and no start made the next one yet
         raise _another_run() from exc
 
 
-def find_evaluation(journal: Journal) -> dict[str, Any] | None:
+def evaluate_external(
+    state: Path,
+    data: DataConfig,
+    *,
+    round: Round | None = None,
+    asked: Asked = Asked(),
+    report: Report = lambda event: None,
+) -> dict[str, Any]:
+    """Labelled images from elsewhere, prepared as this site's own. They are no test set: nothing is refused, and each
+    call measures. Images that were trained or validated on here, or whose patients were, are left out and counted.
+
+    Raises:
+        UsageError: none is left.
+    """
+    from hsl_node.results.measuring import measured
+    from hsl_node.train.alone import find_alone
+    from hsl_node.train.data.external import open_external
+    from hsl_node.train.progress import ticker
+
+    layout, chosen = Layout(state), find_model(state, round)
+    found = open_external(state, data, ticker(report, "decoding images"))
+    if not len(found.dataset.labels):
+        raise UsageError(
+            f"all {found.left_out} images there, or their patients, were trained or validated on here",
+            remedy="an external set holds none of them; the test set is measured without --data",
+        )
+    wanted = asked.kinds | ({"alone"} if find_alone(state) else set())
+    empty = dict(evaluated=0, final=True, round=chosen.round, weights={}, auc_validation={}, test={})
+    model = chosen.round, chosen.sha256
+    record, scores = measured(layout, empty, None, wanted, model, report, external=found.dataset)
+    record["external"] = {"left_out": found.left_out}
+    name = f"{EVALUATION} of set {record['test_set']}"
+    with Journal.beside(layout.journal) as journal, journal.transaction():
+        return _recorded(journal, name, record, scores, True, asked.sensitivity)
+
+
+def find_evaluation(journal: Journal, name: str = EVALUATION) -> dict[str, Any] | None:
     """What is recorded, where it is of a model of this journal's run."""
-    record = journal.result(EVALUATION)
+    record = journal.result(name)
     fused = journal.fused_digests([record["round"]]).get(record["round"]) if record else None
     return record if record and record["weights"]["fused"] == fused else None
 
 
-def _joined(there: Mapping[str, Any] | None, found: dict[str, Any], anew: bool) -> dict[str, Any]:
-    """What to record: the figures that another evaluation recorded meanwhile of this model stay, and its count does."""
-    if there is None:
-        return {**found, "evaluated": 1}
-    if there["weights"]["fused"] == found["weights"]["fused"]:
-        found = {**found, **{key: {**there[key], **found[key]} for key in ("weights", "auc_validation", "test")}}
-    return {**found, "evaluated": int(there["evaluated"]) + anew}
+def find_evaluations(journal: Journal) -> dict[str, dict[str, Any]]:
+    """All of them by name, that of the final model first."""
+    names = sorted(journal.result_names(EVALUATION))
+    return {name: record for name in names if (record := find_evaluation(journal, name))}
+
+
+def find_scores(journal: Journal, record: Mapping[str, Any]) -> Scores | None:
+    """What is kept beside a record; None: an earlier version measured."""
+    return journal.result(scores_name(record.get("name", EVALUATION)))
+
+
+def scores_name(name: str) -> str:
+    return f"scores of {name}"
+
+
+def statistics(state: Path, record: Mapping[str, Any]) -> Statistics | None:
+    """None: an earlier version measured."""
+    with Journal.read_only(Layout(state).journal) as journal:
+        return statistics_of(record, find_scores(journal, record))
+
+
+def source_of(state: Path, path: Path | None, columns: Mapping[str, str]) -> DataConfig:
+    """This site's images, or others that are prepared in the same way: its window and its labels, not its selection."""
+    data = load_node(state).data
+    if path is None:
+        return data
+    table = path.suffix.lower() in (".csv", ".tsv")
+    named = {**(columns or data.columns), "split": ""} if table else {}
+    return data.model_copy(update={"path": path, "columns": named, "filter": {}, "exclude": ()})
+
+
+def write_csv(state: Path, data: DataConfig, record: Mapping[str, Any], out: Path) -> None:
+    """The scores of a record; `data`: where its images are, for their names.
+
+    Raises:
+        DataError: the images are not there.
+    """
+    from hsl_node.train.data.dataset import gather
+    from hsl_node.train.progress import unheard
+
+    found = gather(data, load_federation(state).plan, Layout(state).cache, unheard)
+    pairs = zip(found.items, found.images, strict=True)
+    names = {image.sha256: (found.source.name(item), item.patient or "") for item, image in pairs}
+    with Journal.read_only(Layout(state).journal) as journal:
+        write_scores(out, record, find_scores(journal, record), names)
+
+
+def _recorded(
+    journal: Journal,
+    name: str,
+    record: dict[str, Any],
+    scores: Scores | None,
+    anew: bool,
+    sensitivity: float | None,
+) -> dict[str, Any]:
+    """As every later call will give it. Figures that another evaluation recorded meanwhile of the same model and images
+    stay, and its count does."""
+    there, beside = find_evaluation(journal, name), journal.result(scores_name(name))
+    if there is not None:
+        images = [of.get("test_set") for of in (there, record)]
+        if there["weights"]["fused"] == record["weights"]["fused"] and images[0] in (None, images[1]):
+            parts = {key: {**there[key], **record[key]} for key in ("weights", "auc_validation", "test")}
+            record = {**record, **parts}
+            scores = joined(beside, scores) if scores else beside
+        record = {**record, "evaluated": int(there["evaluated"]) + anew}
+    else:
+        record = {**record, "evaluated": 1}
+    wish = sensitivity if sensitivity is not None else (there or {}).get("sensitivity")
+    if scores is not None:
+        record = {**record, "sensitivity": wish, "thresholds": _thresholds(scores, wish)}
+        journal.record_result(scores_name(name), scores)
+    record = {**record, "name": name}
+    journal.record_result(name, record)
+    return journal.result(name) or record
+
+
+def _thresholds(scores: Scores, sensitivity: float | None) -> dict[str, Any]:
+    """Of each model of two classes, on its validation scores."""
+    from hsl_node.train.tasks.metrics import choose_threshold
+
+    labels, found = arrays_of(scores["validation"])
+    return {
+        kind: asdict(choose_threshold(labels, values, sensitivity)) for kind, values in found.items() if values.ndim < 2
+    }
+
+
+def _uses_before(layout: Layout, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Other evaluations that saw some of these test images: of other rounds, and of earlier runs in past/.
+
+    `images` is None where an earlier version measured: which images it saw nobody knows.
+    """
+    mine, found = set(ids), []
+    for path in (layout.journal, *sorted(layout.past.glob(f"*/{layout.journal.name}"))):
+        with suppress(HslError), Journal.read_only(path) as journal:
+            for other, record in find_evaluations(journal).items():
+                if (path, other) == (layout.journal, name) or "external" in record:
+                    continue
+                scores = journal.result(scores_name(other))
+                seen = len(mine & set(scores["test"]["ids"])) if scores else None
+                if seen != 0:
+                    use = {"at": record["at"], "round": record["round"], "times": record["evaluated"], "images": seen}
+                    found.append({**use, "earlier_run": path != layout.journal})
+    return found
 
 
 def _another_run() -> FederationMismatch:
@@ -123,68 +269,3 @@ def _another_run() -> FederationMismatch:
         "this state directory holds another run than when the evaluation began: nothing was recorded",
         remedy="`hsl-node evaluate` measures the run that is here now",
     )
-
-
-def evaluation_text(record: Mapping[str, Any], *, asked: float | None = None) -> str:
-    """The record as a table for the terminal. What was measured before `asked` (wall clock) is said to be stored."""
-    kinds = [k for k in MODELS if k in record["test"]]
-    header = ("test set", *(MODELS[k] for k in kinds))
-    rows = [(f if f != "auc" else "AUC", *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in FIGURES]
-    counts, missing = record["images"], classes_without_images(record)
-    lines = [
-        f"{counts['test']} test images (train {counts['train']}, validation {counts['validation']}); "
-        f"fused model of round {record['round']}, sha256 {record['weights']['fused'][:12]}",
-        "",
-        table(header, rows, right=range(1, len(header))),
-    ]
-    if missing:
-        lines += ["", f"undefined: the test set holds no image of class {', '.join(missing)}"]
-    if asked is not None and record["at"] < asked:
-        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["at"]))
-        lines += ["", f"The stored result of {at}: the test set is used once. --again measures anew, and counts."]
-    if record["evaluated"] > 1:
-        lines += ["", f"The test set has been used {record['evaluated']} times: the figures lean towards it."]
-    if not record["final"]:
-        lines += ["", "Measured before the run was over."]
-    return "\n".join(lines)
-
-
-def classes_without_images(record: Mapping[str, Any]) -> Sequence[str]:
-    """Of the test set."""
-    confusion = record["test"]["fused"]["confusion"]
-    return [name for name, row in zip(record["classes"], confusion, strict=True) if sum(row) == 0]
-
-
-def _measured(
-    layout: Layout, record: dict[str, Any], wanted: set[str], best: tuple[Round, Digest], report: Report
-) -> dict[str, Any]:
-    """The record with the wanted models scored on the test set."""
-    from hsl_node.train import alone as alone_training
-    from hsl_node.train import scoring
-    from hsl_node.train.data.sources import TEST, TRAIN, VALIDATION
-    from hsl_node.train.lock import hold_lock
-    from hsl_node.train.progress import ticker
-    from hsl_node.train.site import open_site
-
-    site = open_site(layout.state, ticker(report, "decoding images"))
-    models: list[Model] = []
-    if "local" in wanted and (newest := max(layout.outbox_folder.glob("r*.safetensors"), default=None)):
-        models.append(Model("local", newest, sha256_of(newest)))
-    if wanted & {"fused", "fused_random"}:
-        path = path_of(layout, kept.Model(*best, kept.BEST))
-        pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
-        models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
-    if "alone" in wanted:
-        with hold_lock(layout.alone):
-            trained = alone_training.train_alone(site, layout.state, rounds=site.plan.rounds, report=report)
-        models.append(Model("alone", layout.trainer / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
-    for model in models:
-        figures = {
-            split: scoring.score(site, model.weights, split, pairing=model.pairing, tick=ticker(report, "scoring"))
-            for split in (TEST, VALIDATION)
-        }
-        record["test"][model.kind] = asdict(figures[TEST])
-        record["weights"][model.kind] = model.sha256
-        record["auc_validation"][model.kind] = figures[VALIDATION].auc
-    counts = {n: len(site.indices(s)) for n, s in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))}
-    return {**record, "at": time.time(), "images": counts, "classes": list(site.plan.classes)}

@@ -11,8 +11,18 @@ from typing import Any
 from hsl_node.federation.config import Federation, load_federation
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.layout import Layout
-from hsl_node.results.evaluate import find_evaluation
+from hsl_node.results.evaluate import find_evaluation, find_evaluations, find_scores
+from hsl_node.results.scores import statistics_of
+from hsl_node.results.statistics import Statistics
 from hsl_node.sync.store.journal import Journal, Said
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation: of the final model, of another round's, or of images from elsewhere."""
+
+    record: Mapping[str, Any]
+    statistics: Statistics | None  # None: an earlier version measured
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,8 @@ class NodeFacts:
     transfers: Sequence[Mapping[str, Any]]
     notes: Sequence[Mapping[str, Any]]
     influence: Mapping[int, Mapping[str, Any]]  # round -> what poisoning.py recorded of its fusion
-    evaluation: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None  # of the final model
+    measured: Sequence[Measured] = ()  # all evaluations, that of the final model first
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,10 @@ def read(state: Path) -> NodeFacts:
             notes=journal.rows("notes"),
             influence={r["round"]: found for r in fused if (found := journal.influence(r["round"]))},
             evaluation=find_evaluation(journal),
+            measured=tuple(
+                Measured(record, statistics_of(record, find_scores(journal, record)))
+                for record in find_evaluations(journal).values()
+            ),
         )
 
 

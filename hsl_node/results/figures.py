@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,14 @@ _COLOURS = {
     **{colour: f"--phase-{name}" for name, colour in PHASES.items()},
 }
 PANEL_IN = (3.5, 2.7)
+MARKED_MAX = 60  # rounds: with more, marks run into each other
 WIDE_IN = 10.4
+STYLES: dict[str, tuple[str, float, Any]] = {  # of the models: colour, width, dashes
+    "alone": (ALONE, 1.4, "-"),
+    "local": (LOCAL, 1.2, (0, (2, 1.5))),
+    "fused": (FUSED, 2.0, "-"),
+}
+LABELS_MAX = 24  # of rounds in the timeline
 ROW_IN = 0.42  # of a hospital in the timeline
 
 Points = Sequence[tuple[float, float]]
@@ -37,9 +45,11 @@ class Bar:
 
 
 def auc_panel(name: str, local: Mapping[int, float], fused: Mapping[int, float], rounds: int, low: float) -> str:
-    """Validation AUC of one hospital per round: its own checkpoint, and the fused model. `low`: foot of the scale."""
+    """Validation AUC of one hospital per round: its own checkpoint, and the fused model. `rounds`: that were trained;
+    `low`: foot of the scale."""
     figure, axes = _figure(PANEL_IN)
-    for values, colour, marker, face in ((local, LOCAL, "o", "none"), (fused, FUSED, "o", FUSED)):
+    marker = "o" if rounds <= MARKED_MAX else ""
+    for values, colour, face in ((local, LOCAL, "none"), (fused, FUSED, FUSED)):
         known = sorted(values.items())
         axes.plot(
             [r for r, _ in known], [a for _, a in known], color=colour, marker=marker, markersize=4.5,
@@ -58,8 +68,7 @@ def roc_panel(name: str, curves: Mapping[str, Sequence[Points]]) -> str:
     """ROC of one hospital's test set: kind of model -> its curves (one, or one per class)."""
     figure, axes = _figure(PANEL_IN)
     axes.plot([0, 1], [0, 1], color=GRID, linewidth=1, linestyle=(0, (4, 3)))
-    styles = {"alone": (ALONE, 1.4, "-"), "local": (LOCAL, 1.2, (0, (2, 1.5))), "fused": (FUSED, 2.0, "-")}
-    for kind, (colour, width, dashes) in styles.items():
+    for kind, (colour, width, dashes) in STYLES.items():
         for curve in curves.get(kind, ()):
             axes.plot([x for x, _ in curve], [y for _, y in curve], color=colour, linewidth=width, linestyle=dashes)
     axes.set_xlim(0, 1)
@@ -70,23 +79,43 @@ def roc_panel(name: str, curves: Mapping[str, Sequence[Points]]) -> str:
     return _svg(figure, f"roc-{name}", f"ROC curves on the test set of {name}")
 
 
+def calibration_panel(name: str, bins: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
+    """Of what a model calls so probable, how many are: kind of model -> (mean probability, share, images) per bin."""
+    figure, axes = _figure(PANEL_IN)
+    axes.plot([0, 1], [0, 1], color=GRID, linewidth=1, linestyle=(0, (4, 3)))
+    for kind, (colour, width, dashes) in STYLES.items():
+        found = bins.get(kind, ())
+        axes.plot(
+            [p for p, _, _ in found], [share for _, share, _ in found], color=colour, linewidth=width,
+            linestyle=dashes, marker="o", markersize=3.5, clip_on=False,
+        )  # fmt: skip
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.005)
+    axes.set_aspect("equal")
+    axes.set_xlabel("probability that the model gives")
+    axes.set_ylabel("share that is positive")
+    return _svg(figure, f"calibration-{name}", f"Calibration on the test set of {name}")
+
+
 def timeline(names: Sequence[str], bars: Sequence[Bar], round_starts: Sequence[tuple[int, float]]) -> str:
     """What every hospital did when: one row each, a bar per phase, a thin line where a round begins."""
     figure, axes = _figure((WIDE_IN, 0.75 + ROW_IN * len(names)))
     end_s = max((b.start_s + b.seconds for b in bars), default=1.0)
     scale, unit = (3600.0, "hours") if end_s > 3 * 3600 else (60.0, "minutes") if end_s > 300 else (1.0, "seconds")
+    spans = defaultdict(list)
     for bar in bars:
         # The shortest phases (a fusion of a few milliseconds) stay visible.
-        width = max(bar.seconds, end_s / 600) / scale
-        axes.barh(bar.row, width, left=bar.start_s / scale, height=0.62, color=PHASES[bar.phase])
+        spans[bar.row, bar.phase].append((bar.start_s / scale, max(bar.seconds, end_s / 600) / scale))
+    for (row, phase), found in spans.items():  # one thing to draw for each, not one for each bar
+        axes.broken_barh(found, (row - 0.31, 0.62), facecolors=PHASES[phase])
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, end_s / scale)
-    axes.set_xlabel(f"{unit} since the first daemon began")
+    axes.set_xlabel(f"{unit} since the first daemon began; above, the rounds")
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    for round, at in round_starts:
+    for round, at in round_starts[:: -(-len(round_starts) // LABELS_MAX) or 1]:
         axes.axvline(at / scale, color=INK, linewidth=0.6, alpha=0.5)
         axes.text(at / scale, -0.56, f" {round}", color=MUTED, fontsize=8, va="bottom", ha="left")
     return _svg(figure, "timeline", "Timeline of the rounds: phases of every hospital")

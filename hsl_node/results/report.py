@@ -20,9 +20,9 @@ from hsl_node.errors import UsageError
 from hsl_node.federation.config import Federation
 from hsl_node.host.files import write_new
 from hsl_node.host.units import auc, clock, duration, size
-from hsl_node.results.evaluate import FIGURES, MODELS, classes_without_images
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
 from hsl_node.results.figures import PHASES, Bar, auc_panel, roc_panel, timeline
+from hsl_node.results.words import FIGURES, MODELS, classes_without_images
 from hsl_node.status.history import unusual_of
 
 TEMPLATE = "report.html"

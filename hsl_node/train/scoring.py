@@ -30,7 +30,7 @@ from hsl_node.train.networks.backbone import use_precision
 from hsl_node.train.progress import Progress, unheard
 from hsl_node.train.state_dict import load_weights
 from hsl_node.train.tasks.classification import primary_loss, probabilities
-from hsl_node.train.tasks.metrics import Metrics, measure
+from hsl_node.train.tasks.metrics import measure
 from hsl_node.weights.checkpoint_file import read_weights
 
 EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's batch size
@@ -38,11 +38,13 @@ EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's b
 Pairing = Literal["fixed", "random"]
 
 
-def score(site: Site, weights: Path, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard) -> Metrics:
-    """Score a weights file on one part of the site's images (0 train, 1 validation, 2 test)."""
+def score(
+    site: Site, weights: Path, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard
+) -> NDArray[np.float32]:
+    """What a weights file says of one part of the site's images (0 train, 1 validation, 2 test), in the set's order:
+    the probability of class 1 (N,), or of each class (N, C)."""
     _, model = open_model(weights, site.plan, site.hardware)
-    logits = answers(site, model, split, pairing=pairing, tick=tick)
-    return measure(site.dataset.labels[site.indices(split)], as_probabilities(logits))
+    return as_probabilities(answers(site, model, split, pairing=pairing, tick=tick))
 
 
 def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validation:

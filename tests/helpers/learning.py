@@ -48,7 +48,7 @@ def blobs(count: int, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.n
 def dataset(train: int = 40, validation: int = 12, test: int = 16, classes: int = 2, seed: int = 0) -> Dataset:
     images, labels = blobs(train + validation + test, classes, seed)
     split = np.repeat(np.array([0, 1, 2], np.int8), [train, validation, test])
-    return Dataset(images, labels, split, tuple(f"{n:064x}" for n in range(len(images))))
+    return Dataset(images, labels, split, tuple(f"{n:064x}" for n in range(len(images))), (None,) * len(images))
 
 
 def anchor(count: int = 24) -> AnchorSet:

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 from federations import FederationOf
+from finished_run import PLAN, finished_run, set_phase
 from pictures import write_folders
 from PIL import Image
 from typer.testing import CliRunner
@@ -24,60 +23,22 @@ from typer.testing import CliRunner
 from hsl_node.admin import enrol
 from hsl_node.commands.app import app
 from hsl_node.errors import DataError, FederationMismatch, LocalStateError, UsageError
-from hsl_node.federation.config import federation_text
 from hsl_node.federation.names import Digest
-from hsl_node.federation.plan import Plan
 from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json
-from hsl_node.results import evaluate, models, predict
-from hsl_node.study import phantoms
-from hsl_node.sync.round import Phase, State, to_json
+from hsl_node.results import evaluate, measuring, models, predict, words
+from hsl_node.results.evaluate import Asked
+from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.checkpoint_file import read_weights
 from hsl_node.weights.whole import sha256_of
 
-PLAN = Plan(
-    method="fedavg",
-    classes=phantoms.CLASSES,
-    image_size=16,
-    backbone="tiny",
-    batch_size=8,
-    rounds=1,
-    epochs_per_round=1,
-)
-
 
 @pytest.fixture
 def state(tmp_path: Path, federation_of: FederationOf) -> Path:
-    """A node after a finished run of one round. The models are untrained: what matters is which file is scored."""
-    layout = Layout(tmp_path / "ash")
-    layout.make()
-    table = phantoms.write(tmp_path / "images", replace(phantoms.HOSPITALS[0], patients=24), seed=1, size=32)
-    federation = federation_of(2, plan=PLAN).federation
-    node = {
-        "name": "ash",
-        "address": federation.get("ash").address,
-        "data": {"path": str(table)},
-        "train": {"threads": 1},
-    }
-    (layout.state / "node.toml").write_text(tomli_w.dumps(node))
-    (layout.state / "federation.toml").write_text(federation_text(federation))
-    method = METHODS[PLAN.method]
-    digest, _ = initial_weights(layout.state, PLAN, method, layout.fused(1))
-    initial_weights(layout.state, PLAN.model_copy(update={"seed": 2}), method, layout.outbox(1))
-    with Journal.create(layout.journal) as journal, journal.transaction():
-        journal.record_fused(1, digest)
-        journal.record_validation(1, 0.6, 0.7)
-    set_phase(layout.state, Phase.FINISHED)
-    return layout.state
-
-
-def set_phase(state: Path, phase: Phase) -> None:
-    with Journal.create(Layout(state).journal) as journal:
-        peers = ("ash", "birch")
-        journal.save_state(to_json(State("ash", peers, 1, "0" * 64, phase=phase, round=2)))  # type: ignore[arg-type]
+    return finished_run(tmp_path, federation_of)
 
 
 def recorded(state: Path) -> dict[str, object]:
@@ -109,16 +70,16 @@ def test_measuring_again_is_counted_and_said(state: Path) -> None:
     again = evaluate.evaluate(state, again=True)
     assert again["evaluated"] == 2
     assert again["test"] == first["test"]
-    assert "has been used 2 times" in evaluate.evaluation_text(again)
-    assert "times" not in evaluate.evaluation_text(first)
+    assert "has been used 2 times" in words.evaluation_text(again)
+    assert "times" not in words.evaluation_text(first)
 
 
 def test_a_stored_result_is_said_to_be_stored_and_from_when(state: Path) -> None:
     first = evaluate.evaluate(state)
     before, after = first["at"] - 1, first["at"] + 1
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(first["at"]))
-    assert f"The stored result of {day}" in evaluate.evaluation_text(first, asked=after)
-    assert "stored" not in evaluate.evaluation_text(first, asked=before)
+    assert f"The stored result of {day}" in words.evaluation_text(first, asked=after)
+    assert "stored" not in words.evaluation_text(first, asked=before)
     shown = CliRunner().invoke(app, ["--state", str(state), "evaluate"])
     assert shown.exit_code == 0 and f"The stored result of {day}" in shown.stdout
 
@@ -127,11 +88,11 @@ def test_what_a_record_lacks_is_added_without_scoring_the_rest_again(state: Path
     """The fused model's file is gone: only the model trained alone can have been scored now."""
     first = evaluate.evaluate(state)
     Layout(state).fused(1).unlink()
-    found = evaluate.evaluate(state, alone=True)
+    found = evaluate.evaluate(state, asked=Asked(alone=True))
     assert found["evaluated"] == 1
     assert found["test"]["fused"] == first["test"]["fused"]
     assert found["weights"]["alone"] == sha256_of(state / "trainer" / "alone.safetensors")
-    assert "trained alone" in evaluate.evaluation_text(found)
+    assert "trained alone" in words.evaluation_text(found)
     assert evaluate.evaluate(state, again=False) == found
 
 
@@ -141,7 +102,7 @@ def test_unfinished_run_leaves_the_test_set_untouched(state: Path) -> None:
         evaluate.evaluate(state)
     found = evaluate.evaluate(state, again=True)
     assert not found["final"]
-    assert "before the run was over" in evaluate.evaluation_text(found)
+    assert "before the run was over" in words.evaluation_text(found)
 
 
 @pytest.mark.parametrize("harm", ["gone", "altered"])
@@ -315,15 +276,15 @@ def test_while_the_last_fused_model_is_to_be_validated_none_is_the_final_one(sta
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Once, when the figures are there and not recorded yet."""
-    measured = evaluate._measured
+    measured = measuring.measured
 
-    def then(*args: Any) -> dict[str, Any]:
+    def then(*args: Any) -> Any:
         found = measured(*args)
-        monkeypatch.setattr(evaluate, "_measured", measured)
+        monkeypatch.setattr(measuring, "measured", measured)
         happens()
         return found
 
-    monkeypatch.setattr(evaluate, "_measured", then)
+    monkeypatch.setattr(measuring, "measured", then)
 
 
 def another_run(state: Path, federation: str | None, model: str) -> None:
@@ -374,7 +335,7 @@ def test_a_record_of_another_runs_model_is_not_shown(state: Path, tmp_path: Path
 def test_two_evaluations_at_once_are_two_and_both_sets_of_figures_stay(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meanwhile(monkeypatch, lambda: evaluate.evaluate(state, pairing="random"))
+    meanwhile(monkeypatch, lambda: evaluate.evaluate(state, asked=Asked(pairing="random")))
     found = evaluate.evaluate(state)
     assert found == recorded(state)
     assert (found["evaluated"], set(found["test"])) == (2, {"fused", "local", "fused_random"})
@@ -386,7 +347,7 @@ def test_what_is_added_while_another_measures_again_is_no_use_of_the_test_set_mo
 ) -> None:
     evaluate.evaluate(state)
     meanwhile(monkeypatch, lambda: evaluate.evaluate(state, again=True))
-    found = evaluate.evaluate(state, pairing="random")
+    found = evaluate.evaluate(state, asked=Asked(pairing="random"))
     assert (found["evaluated"], set(found["test"])) == (2, {"fused", "local", "fused_random"})
 
 

@@ -331,6 +331,9 @@ class Journal:
         row = self._one("SELECT content FROM results WHERE name = ?", name)
         return json.loads(row["content"]) if row else None
 
+    def result_names(self, prefix: str) -> list[str]:
+        return [row["name"] for row in self._rows("SELECT name FROM results") if row["name"].startswith(prefix)]
+
     def record_influence(self, round: Round, content: dict[str, Any]) -> None:
         self.record_result(f"influence {round}", content)
 

@@ -60,7 +60,7 @@ class Harm:
             "Each hospital keeps the last fused models, and the one that is best on its own validation images. Where "
             f"no peer has this one: `tar -xf BACKUP -C {shlex.quote(str(layout.state))} "
             f"{path.relative_to(layout.state)}`, as this node's user; without a backup of it, `--round N` of "
-            "`hsl-node export` and `hsl-node predict` takes another round"
+            "`hsl-node evaluate`, `hsl-node export` and `hsl-node predict` takes another round"
         )
 
 

@@ -29,9 +29,11 @@ from hsl_node.train.data.ledger import read_ledger, title_of, write_ledger
 from hsl_node.train.data.pixels import UnreadableImage
 from hsl_node.train.data.preprocessing import Preprocessing, Window
 from hsl_node.train.data.sources import (
+    NODE_TOML,
     SPLIT_NAMES,
     TEST,
     TRAIN,
+    Asked,
     Item,
     Source,
     first_few,
@@ -52,6 +54,7 @@ class Dataset:
     labels: Array  # (N,) int64, index into plan.classes
     split: Array  # (N,) int8: 0 train, 1 validation, 2 test
     ids: tuple[str, ...]  # sha256 of each source image; never a path, never a patient
+    patients: tuple[str | None, ...] = ()  # the pseudonym of each image's patient; None: unknown. In no log or bundle
     warnings: tuple[str, ...] = ()  # for the operator: nothing stops, but results will be limited
 
 
@@ -110,14 +113,14 @@ _TOO_FEW = (
 
 
 def read_images(
-    data: DataConfig, plan: Plan, cache: Path, progress: Progress, *, tells_all: bool
+    data: DataConfig, plan: Plan, cache: Path, progress: Progress, *, tells_all: bool, asked: Asked = NODE_TOML
 ) -> tuple[Gathered, Array | None]:
     """List, label, digest and decode the images; the pixels, from the cache or decoded now, None where there are none.
 
     Once more without those that cannot be decoded, so that all of them are told at once. Unless it `tells_all`, none is
     decoded where one cannot even be opened: that takes hours, for a set that has to change.
     """
-    gathered, preprocessing = gather(data, plan, cache, progress), Preprocessing.of(plan, window_of(data))
+    gathered, preprocessing = gather(data, plan, cache, progress, asked), Preprocessing.of(plan, window_of(data))
     while gathered.items and (tells_all or not gathered.unreadable):
         try:
             ids = [image.sha256 for image in gathered.images]
@@ -127,9 +130,9 @@ def read_images(
     return gathered, None
 
 
-def gather(data: DataConfig, plan: Plan, cache: Path, progress: Progress) -> Gathered:
+def gather(data: DataConfig, plan: Plan, cache: Path, progress: Progress, asked: Asked = NODE_TOML) -> Gathered:
     """List, label and digest the images."""
-    source = read_source(data)
+    source = read_source(data, asked)
     return gather_labelled(source, labels_of(source, plan.classes, data.labels), cache, progress)
 
 
@@ -176,6 +179,7 @@ def dataset_of(gathered: Gathered, pixels: Array, assignment: Assignment, warnin
         labels=np.array([image.label for image in gathered.images], dtype=np.int64),
         split=np.array(assignment.split, dtype=np.int8),
         ids=tuple(image.sha256 for image in gathered.images),
+        patients=tuple(None if image.key == image.sha256 else image.key for image in gathered.images),
         warnings=warnings,
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 THRESHOLD = 0.5
+CHOOSE_MIN = 10  # validation images of each class: with fewer a chosen threshold is no better than 0.5
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
@@ -33,6 +34,36 @@ class Metrics:
     specificity: float | None
     confusion: tuple[tuple[int, ...], ...]  # [label][prediction], counts
     roc: tuple[tuple[tuple[float, float], ...], ...]  # curve -> points (false, true positive rate)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which probability of class 1 on an image is called positive, and how that was chosen."""
+
+    value: float
+    rule: str
+
+
+def choose_threshold(labels: Labels, probabilities: Floats, sensitivity: float | None = None) -> Threshold:
+    """On validation images of two classes: the largest Youden's J (sensitivity + specificity - 1), of equals the lowest
+    threshold; or the highest threshold with at least that sensitivity. 0.5 where there are too few of them.
+
+    >>> choose_threshold(np.repeat([0, 1], 10), np.linspace(0, 1, 20)).value.__round__(3)
+    0.526
+    """
+    positive = labels == 1
+    ill, well = int(positive.sum()), int((~positive).sum())
+    if min(ill, well) < CHOOSE_MIN:
+        few = f"too few to choose one: {ill} positive and {well} negative, {CHOOSE_MIN} of each are needed"
+        return Threshold(THRESHOLD, f"not chosen ({few})")
+    hits, false = _counts(positive, probabilities)
+    at = -np.unique(-probabilities)  # falling, as the counts that follow the first
+    if sensitivity is None:
+        gained = hits[1:] * well - false[1:] * ill  # J in whole numbers: exact
+        best, rule = int(np.flatnonzero(gained == gained.max())[-1]), "largest Youden's J"
+    else:
+        best, rule = int(np.argmax(hits[1:] >= sensitivity * ill)), f"sensitivity of at least {sensitivity:g}"
+    return Threshold(float(at[best]), f"{rule} on {ill} positive and {well} negative validation images")
 
 
 def measure(labels: Labels, probabilities: Floats) -> Metrics:

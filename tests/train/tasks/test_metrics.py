@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from hsl_node.train.tasks.metrics import auc, measure, roc
+from hsl_node.train.tasks.metrics import Threshold, auc, choose_threshold, measure, roc
 
 
 def two(labels: list[int], scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -112,3 +112,33 @@ def test_many_classes_agree_with_scikit_learn(seed: int) -> None:
     assert found.auc == pytest.approx(expected)
     predicted = probabilities.argmax(1)
     assert found.f1 == pytest.approx(sklearn_metrics.f1_score(labels, predicted, average="macro"))
+
+
+# ------------------------------------------------------------------ the threshold
+
+
+def test_threshold_of_the_largest_youden_index_by_hand() -> None:
+    """10 well at 0.00 to 0.09, two of them raised to 0.7; 10 ill at 0.5 to 0.59: from 0.5 on all ill are found, and
+    two of ten well called ill: J = 0.8. From 0.7 on J = -0.2."""
+    labels = np.repeat([0, 1], 10)
+    scores = np.concatenate([np.arange(8) / 100, [0.7, 0.7], 0.5 + np.arange(10) / 100])
+    found = choose_threshold(labels, scores)
+    assert found == Threshold(0.5, "largest Youden's J on 10 positive and 10 negative validation images")
+
+
+def test_threshold_of_a_given_sensitivity_is_the_highest_that_reaches_it() -> None:
+    labels = np.repeat([0, 1], 10)
+    scores = np.concatenate([np.zeros(10), np.arange(1, 11) / 10])
+    assert choose_threshold(labels, scores, 0.8).value == pytest.approx(0.3)  # 0.3 to 1.0: 8 of 10
+    assert choose_threshold(labels, scores, 1.0).value == pytest.approx(0.1)
+    assert "sensitivity of at least 0.8 on 10 positive" in choose_threshold(labels, scores, 0.8).rule
+
+
+@pytest.mark.parametrize("labels", [[], [1] * 30, [0] * 30 + [1] * 9])
+def test_with_too_few_validation_images_no_threshold_is_chosen(labels: list[int]) -> None:
+    found = choose_threshold(np.array(labels, np.int64), np.linspace(0, 1, len(labels)))
+    assert found.value == 0.5 and "too few to choose one" in found.rule
+
+
+def test_equal_scores_give_a_threshold_that_finds_all() -> None:
+    assert choose_threshold(np.repeat([0, 1], 10), np.full(20, 0.3)).value == pytest.approx(0.3)

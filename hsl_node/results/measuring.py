@@ -1,0 +1,139 @@
+"""Score models on the images of a site, and say what was scored: the long part of an evaluation. Opens torch."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsl_node.errors import UsageError
+from hsl_node.federation.names import Digest, Round
+from hsl_node.host.layout import Layout
+from hsl_node.results.models import path_of
+from hsl_node.results.scores import TEST_PARTS, Scores, as_kept, digest_of, joined
+from hsl_node.sync.store import models as kept
+from hsl_node.train import alone as alone_training
+from hsl_node.train import scoring
+from hsl_node.train.data.dataset import Dataset
+from hsl_node.train.data.sources import SPLIT_NAMES, TEST, VALIDATION
+from hsl_node.train.hardware import Hardware
+from hsl_node.train.lock import hold_lock
+from hsl_node.train.method import Site
+from hsl_node.train.progress import Report, ticker
+from hsl_node.train.scoring import Pairing
+from hsl_node.train.site import open_site
+from hsl_node.train.tasks.metrics import measure
+from hsl_node.weights.whole import sha256_of
+
+
+@dataclass(frozen=True)
+class Model:
+    """One weights file to score."""
+
+    kind: str  # a key of MODELS in words.py
+    weights: Path
+    sha256: Digest
+    pairing: Pairing = "fixed"
+
+
+def measured(
+    layout: Layout,
+    record: dict[str, Any],
+    scores: Scores | None,
+    wanted: set[str],
+    best: tuple[Round, Digest],
+    report: Report,
+    *,
+    external: Dataset | None = None,
+) -> tuple[dict[str, Any], Scores]:
+    """The record, and the scores beside it, with the wanted models scored on the test set, or an external one."""
+    site = open_site(layout.state, ticker(report, "decoding images"))
+    last = TEST_PARTS[external is not None]
+    sites = {"validation": (site, VALIDATION), last: (replace(site, dataset=external) if external else site, TEST)}
+    found: Scores = {part: _images(*where) for part, where in sites.items()}
+    _require_same_images(record, scores, found)
+    for model in _models(layout, site, wanted, best, report):
+        for part, (of, split) in sites.items():
+            said = scoring.score(of, model.weights, split, pairing=model.pairing, tick=ticker(report, "scoring"))
+            found[part]["probabilities"][model.kind] = as_kept(said)
+            figures = measure(of.dataset.labels[of.indices(split)], said)
+            if part == "validation":
+                record["auc_validation"][model.kind] = figures.auc
+            else:
+                record["test"][model.kind] = asdict(figures)
+        record["weights"][model.kind] = model.sha256
+    data = site.dataset
+    splits = {**{name: (site, split) for split, name in enumerate(SPLIT_NAMES)}, "test": sites[last]}
+    facts = {
+        "at": time.time(),
+        "images": {name: len(of.indices(split)) for name, (of, split) in splits.items()},
+        "patients": {name: _patients(*where) for name, where in splits.items()},
+        "without_patient": sum(p is None for p in data.patients or data.ids),
+        "classes": list(site.plan.classes),
+        "machine": {**site.hardware.facts, "processor": _processor(site.hardware)},
+        "split_sha256": digest_of([f"{i} {split}" for i, split in zip(data.ids, data.split.tolist(), strict=True)]),
+        "test_set": digest_of(found[last]["ids"]),
+    }
+    return {**record, **facts}, joined(scores, found)
+
+
+def _processor(hardware: Hardware) -> str:
+    """Its maker's name for it, where the system tells."""
+    if hardware.device.type == "cuda":
+        return torch.cuda.get_device_name(hardware.device)
+    with suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        return found[1] if found else platform.machine()
+    return platform.machine()
+
+
+def _images(site: Site, split: int) -> dict[str, Any]:
+    where, data = site.indices(split).tolist(), site.dataset
+    patients = data.patients or (None,) * len(data.ids)
+    return {
+        "ids": [data.ids[n] for n in where],
+        "patients": [patients[n] for n in where],
+        "labels": [int(data.labels[n]) for n in where],
+        "probabilities": {},
+    }
+
+
+def _patients(site: Site, split: int) -> int:
+    """Known ones."""
+    return len({p for p in _images(site, split)["patients"] if p is not None})
+
+
+def _require_same_images(record: Mapping[str, Any], scores: Scores | None, found: Scores) -> None:
+    """What is added to a record is compared with what is there. Raises: UsageError."""
+    if not record["test"]:
+        return
+    there = len(scores["test"]["ids"]) if scores else record["images"]["test"]
+    same = scores["test"]["ids"] == found["test"]["ids"] if scores else there == len(found["test"]["ids"])
+    if not same:
+        raise UsageError(
+            f"the test set is another one than when the other models were measured ({there} images then, "
+            f"{len(found['test']['ids'])} now): their figures cannot be compared",
+            remedy="with --again all are measured on the images that are there now, and that is counted",
+        )
+
+
+def _models(layout: Layout, site: Site, wanted: set[str], best: tuple[Round, Digest], report: Report) -> list[Model]:
+    models: list[Model] = []
+    if "local" in wanted and (newest := max(layout.outbox_folder.glob("r*.safetensors"), default=None)):
+        models.append(Model("local", newest, sha256_of(newest)))
+    if wanted & {"fused", "fused_random"}:
+        path = path_of(layout, kept.Model(*best, kept.BEST))
+        pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
+        models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
+    if "alone" in wanted:
+        with hold_lock(layout.alone):
+            trained = alone_training.train_alone(site, layout.state, rounds=site.plan.rounds, report=report)
+        models.append(Model("alone", layout.trainer / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
+    return models

@@ -1,0 +1,110 @@
+"""What each model said of each image: kept beside an evaluation, read by statistics, written as CSV for who asks.
+
+The journal holds them as "scores of evaluation": of "validation" and "test" (or "external") the images' sha256, their
+patients' pseudonyms (null: unknown), labels, and per model a probability of class 1, or of each class. No path or name:
+those come from the source again when the CSV is written, which is a private file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsl_node.errors import UsageError
+from hsl_node.host.files import write_new
+from hsl_node.results.statistics import Statistics, describe
+
+Scores = dict[str, dict[str, Any]]  # part -> "ids", "patients", "labels", "probabilities"
+
+TEST_PARTS = ("test", "external")
+SEED = 1  # of the resamples: the same scores give the same intervals
+WORDS = {"local": "own"}  # how a model is called in the CSV, where its key is not plain
+
+
+def as_kept(probabilities: NDArray[np.float32]) -> list[Any]:
+    """Nine digits, which give the same float32 again."""
+    rounded = [float(f"{value:.9g}") for value in probabilities.ravel().tolist()]
+    return rounded if probabilities.ndim == 1 else np.reshape(rounded, probabilities.shape).tolist()
+
+
+def arrays_of(part: Mapping[str, Any]) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+    """Labels (N,), and per model (N,) or (N, C)."""
+    found = {kind: np.array(values, np.float32) for kind, values in part["probabilities"].items()}
+    return np.array(part["labels"], np.int64), found
+
+
+def digest_of(ids: Sequence[str]) -> str:
+    """Of a set of images, in whatever order."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode("ascii")).hexdigest()
+
+
+def statistics_of(record: Mapping[str, Any], scores: Scores | None) -> Statistics | None:
+    """None: an earlier version measured, which kept no scores."""
+    part = next((scores[name] for name in TEST_PARTS if name in scores), None) if scores else None
+    if part is None:
+        return None
+    labels, found = arrays_of(part)
+    ordered = {str(kind): found[kind] for kind in ("fused", "local", "alone", "fused_random") if kind in found}
+    limits = {kind: limit["value"] for kind, limit in record.get("thresholds", {}).items()}
+    return describe(record["classes"], labels, part["patients"], ordered, np.random.default_rng(SEED), limits)
+
+
+def joined(there: Scores | None, found: Scores) -> Scores:
+    """The scores of both, where they are of the same images; else the later ones."""
+    if there is None:
+        return found
+    return {
+        part: {**found[part], "probabilities": {**there[part]["probabilities"], **found[part]["probabilities"]}}
+        if there.get(part, {}).get("ids") == found[part]["ids"]
+        else found[part]
+        for part in found
+    }
+
+
+# ------------------------------------------------------------------ as CSV
+
+
+def write_scores(
+    path: Path, record: Mapping[str, Any], scores: Scores | None, names: Mapping[str, tuple[str, str]]
+) -> None:
+    """One row for each image and model. `names`: sha256 -> the site's own (name of the image, patient), where the
+    source still has it; else the patient stands as its pseudonym.
+
+    Raises:
+        UsageError: an earlier version measured, which kept no scores.
+    """
+    if scores is None:
+        raise UsageError(
+            "no scores are kept of this evaluation: an earlier version measured it",
+            remedy="with --again it is measured anew, and counted",
+        )
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    classes = record["classes"]
+    head = ("image", "sha256", "patient", "split", "label", "model", "model_sha256", *(f"p_{name}" for name in classes))
+    rows.writerow(head)
+    for split, part in scores.items():
+        labels, found = arrays_of(part)
+        for kind, values in found.items():
+            chances = np.stack([1 - values, values], axis=1) if values.ndim == 1 else values
+            for n, sha256 in enumerate(part["ids"]):
+                name, patient = names.get(sha256, ("", ""))
+                patient = patient or (part["patients"][n] or "")[:16]
+                said = (f"{chance:.9g}" for chance in chances[n].tolist())
+                label = classes[labels[n]]
+                cells = (name, sha256, patient, split, label, WORDS.get(kind, kind), record["weights"][kind])
+                rows.writerow((*map(defused, cells), *said))
+    content = text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+    write_new(path, content, mode=0o600, replace=True)  # names of images are names of patients, often
+
+
+def defused(cell: str) -> str:
+    """A cell that a spreadsheet would run as a formula gets an apostrophe, which shows it as text."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -1,0 +1,197 @@
+"""An evaluation in words: the terminal's table, and the sentences that the report says as well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hsl_node.host.units import auc, table
+from hsl_node.results.statistics import RESAMPLES, Comparison, Estimate, Statistics
+
+MODELS = {  # in the order of tables; how people read them
+    "alone": "trained alone",
+    "local": "own model, last round",
+    "fused": "fused",
+    "fused_random": "fused, random anchor pairing",
+}
+COMPARED = ("fused", "alone", "local")  # of which one may be the best
+FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")  # in the order of tables
+SURE = {
+    "auc": "AUC",
+    "auc_patients": "AUC by patient",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "sensitivity": "sensitivity*",
+    "specificity": "specificity*",
+}
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def estimate(found: Estimate) -> str:
+    """`0.941 (0.902 to 0.973)`."""
+    if found.low is None or found.high is None:
+        return auc(found.value, "undefined")
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def by_whom(found: Statistics) -> str:
+    """What the intervals are over, or why there are none."""
+    if found.too_few:
+        return f"Too few to say how sure the figures are ({found.too_few})."
+    if found.patients is None:
+        over = f"{found.images} images, by image: no patient is known, so they are too narrow where one has several"
+    else:
+        over = f"{found.patients} patients" + (f", of whom {found.alone} are images without one" if found.alone else "")
+    return f"In brackets: 95 % interval by bootstrap ({RESAMPLES} resamples) over {over}."
+
+
+def comparison(found: Comparison, statistics: Statistics) -> str:
+    """`AUC +0.010 (95 % interval −0.012 to +0.034, p = 0.41): no difference shown`."""
+    difference = found.difference
+    if difference.value is None:
+        return "undefined: the images are of one class only"
+    if difference.low is None or difference.high is None:
+        return f"too few to say ({statistics.too_few})"
+    words = {"better": "better", "worse": "worse", "no difference": "no difference shown", "too few": ""}
+    p = "p < 0.01" if found.p is not None and found.p < 0.01 else f"p = {found.p:.2f}"
+    span = f"{signed(difference.low)} to {signed(difference.high)}"
+    return f"AUC {signed(difference.value)} (95 % interval {span}, {p}): {words[found.verdict]}"
+
+
+def judgements(where: str, found: Statistics) -> list[str]:
+    """Whether fusing helped, one sentence for each model that the fused one is compared with."""
+    lines = []
+    for other in ("alone", "local"):
+        pair = found.find("fused", other)
+        if pair is None:
+            continue
+        than = {"alone": "the one trained alone", "local": "its own of the last round"}[other]
+        says = {
+            "better": f"the fused model is better than {than}",
+            "worse": f"the fused model is not better but worse than {than}",
+            "no difference": f"the fused model is not shown to be better than {than}",
+            "too few": f"whether the fused model is better than {than} cannot be said",
+        }[pair.verdict]
+        lines.append(f"{where} {says}: {comparison(pair, found)}.")
+    return lines
+
+
+def uses(record: Mapping[str, Any]) -> list[str]:
+    """How often the test set was looked at, where it was more than once."""
+    times = record["evaluated"] + sum(use["times"] for use in record.get("used_before", ()))
+    if times < 2 or "external" in record:
+        return []
+    return [
+        f"The test set has been used {times} times: the figures lean towards it.",
+        *(_use(use) for use in record.get("used_before", ())),
+    ]
+
+
+def _use(use: Mapping[str, Any]) -> str:
+    what = "images that may be the same" if use["images"] is None else f"{use['images']} of these images"
+    run = "in an earlier run" if use["earlier_run"] else "in this run"
+    many = f", {use['times']} times" if use["times"] > 1 else ""
+    return f"Before: {what}, {run}, with the fused model of round {use['round']}, last on {day(use['at'])}{many}."
+
+
+def classes_without_images(record: Mapping[str, Any]) -> Sequence[str]:
+    """Of the test set."""
+    confusion = record["test"]["fused"]["confusion"]
+    return [name for name, row in zip(record["classes"], confusion, strict=True) if sum(row) == 0]
+
+
+def counted(record: Mapping[str, Any]) -> str:
+    """`163 test images of 81 patients (train 326 of 163, validation 54 of 27)`; patients where they are known."""
+    images, patients = record["images"], record.get("patients", {})
+
+    def of(split: str, word: str) -> str:
+        many = patients.get(split)
+        return f"{images[split]}{word}" + (f" of {many}{' patients' if word else ''}" if many else "")
+
+    kind = " external images" if "external" in record else " test images"
+    return f"{of('test', kind)} (train {of('train', '')}, validation {of('validation', '')})"
+
+
+def split_by(record: Mapping[str, Any]) -> str:
+    """By patient or by image; "": an earlier version did not note it."""
+    if "without_patient" not in record:
+        return ""
+    unknown, images = record["without_patient"], sum(record["images"].values())
+    if unknown == 0:
+        return "split by patient"
+    if unknown < images:
+        return f"split by patient; {unknown} images without a known one each by itself"
+    return "split by image: no patient is known, so images of one patient may be on both sides"
+
+
+def day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(at))
+
+
+def evaluation_text(
+    record: Mapping[str, Any], statistics: Statistics | None = None, *, asked: float | None = None
+) -> str:
+    """The record as a table for the terminal. What was measured before `asked` (wall clock) is said to be stored."""
+    kinds = [k for k in MODELS if k in record["test"]]
+    header = ("external set" if "external" in record else "test set", *(MODELS[k] for k in kinds))
+    missing, split = classes_without_images(record), split_by(record)
+    lines = [
+        f"{counted(record)}; fused model of round {record['round']}, sha256 {record['weights']['fused'][:12]}",
+        *([split] if split else []),
+        "",
+        table(header, _rows(record, kinds, statistics), right=range(1, len(header))),
+    ]
+    if missing:
+        lines += ["", f"undefined: the test set holds no image of class {', '.join(missing)}"]
+    if statistics is not None:
+        lines += ["", by_whom(statistics), *_threshold_lines(record, kinds)]
+        lines += ["", *judgements("At this hospital", statistics)]
+    else:
+        lines += ["", "An earlier version measured this: no intervals. With --again it is measured anew, and counted."]
+    if left := record.get("external", {}).get("left_out"):
+        lines += ["", f"Left out: {left} images that were trained or validated on here, or whose patients were."]
+    if asked is not None and record["at"] < asked:
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["at"]))
+        lines += ["", f"The stored result of {at}: the test set is used once. --again measures anew, and counts."]
+    if used := uses(record):
+        lines += ["", *used]
+    if not record["final"]:
+        lines += ["", "Measured before the run was over."]
+    return "\n".join(lines)
+
+
+def _rows(record: Mapping[str, Any], kinds: Sequence[str], statistics: Statistics | None) -> list[tuple[str, ...]]:
+    """With their intervals first; then at 0.5, or by the most likely class, as earlier versions have them."""
+    models = statistics.models if statistics else {}
+    rows = []
+    for name, word in shown(statistics).items():
+        cells = (estimate(getattr(models[k], name)) if k in models else "" for k in kinds)
+        rows.append((word, *cells))
+    if statistics and len(record["classes"]) > 2:
+        for c in record["classes"]:
+            cells = (estimate(models[k].classes[c].auc) if k in models else "" for k in kinds)
+            rows.append((f"AUC of {c}", *cells))
+    at = "" if statistics is None else " at 0.5" if len(record["classes"]) == 2 else ""
+    plain = FIGURES if statistics is None else FIGURES[1:]
+    words = {"auc": "AUC", "f1": "F1"}
+    rows += [(words.get(f, f) + at, *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in plain]
+    return rows
+
+
+def shown(statistics: Statistics | None) -> dict[str, str]:
+    """Of SURE what this set has: figures by patient where some have several images, at a threshold for two classes."""
+    if statistics is None:
+        return {}
+    several = statistics.patients is not None and statistics.patients < statistics.images
+    limited = any(model.sensitivity.value is not None for model in statistics.models.values())
+    absent = {*["auc_patients"] * (not several), *["sensitivity", "specificity"] * (not limited)}
+    return {name: word for name, word in SURE.items() if name not in absent}
+
+
+def _threshold_lines(record: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
+    limits = record.get("thresholds", {})
+    return [f"* {MODELS[k]}: from {limits[k]['value']:.3f} on; {limits[k]['rule']}" for k in kinds if k in limits]
