@@ -31,6 +31,7 @@ from hsl_node.host.layout import Layout
 MANIFEST_NAMESPACE = "hsl-manifest@v1"
 RECEIPT_NAMESPACE = "hsl-receipt@v1"
 OFFER_NAMESPACE = "hsl-offer@v1"
+LIFE_NAMESPACE = "hsl-life@v1"
 
 
 @dataclass(frozen=True)

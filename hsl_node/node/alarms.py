@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE, LogLimit
+from hsl_node.host.moment import Moment
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,11 @@ KINDS = frozenset(
 )  # fmt: skip
 # Those that a peer can raise and settle as often as it likes.
 BY_PEERS = frozenset(
-    {"loses", "lost", "not shown", "refused", "refused by", "set back", "setup", "twice", "unproven", "wrong bytes"}
-)
+    {
+        "clock", "federation", "loses", "lost", "not shown", "peer paused", "refused", "refused by", "set back",
+        "setup", "silent", "twice", "unproven", "wrong bytes",
+    }
+)  # fmt: skip
 
 
 @dataclass
@@ -37,7 +41,7 @@ class _Alarm:
     code: str
     text: str
     fix: str
-    since: float  # wall clock, for display
+    since: Moment
     times: int = 1  # that it was raised
     settled: float | None = None  # when; monotonic
     held: bool = False  # shown though it is settled
@@ -51,7 +55,7 @@ class _Alarm:
         told = [f"raised {self.times} times"] if self.times > 1 else []
         told += [f"over, shown until it was quiet for {QUIET_S / 60:.0f} minutes"] if self.settled is not None else []
         text = f"{', '.join(told)}: {self.text}" if told else self.text
-        return {"code": self.code, "text": text, "fix": self.fix, "since": self.since}
+        return {"code": self.code, "text": text, "fix": self.fix, "since": self.since.wall}
 
 
 class Alarms:
@@ -73,7 +77,7 @@ class Alarms:
         self.expire()
         known = self._known.get(code)
         if known is None:
-            self._known[code] = _Alarm(code, text, fix, time.time() if since is None else since)
+            self._known[code] = _Alarm(code, text, fix, Moment(since))
             told = since is not None and since < self._began
             self._log(*(logging.INFO, "warning, still") if told else (logging.WARNING, "warning"), code, text=text)
             return

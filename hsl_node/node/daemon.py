@@ -30,6 +30,7 @@ from hsl_node.federation.strings import split_address
 from hsl_node.host import durable, systemd
 from hsl_node.host.control import serve
 from hsl_node.host.durable import Step
+from hsl_node.host.moment import Moment
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.before_signing import BeforeSigning
@@ -47,6 +48,7 @@ from hsl_node.node.intake import Intake
 from hsl_node.node.machine import Happened, Machine, Perform, Wanted
 from hsl_node.node.peers.fetch import Fetch
 from hsl_node.node.peers.links import Links
+from hsl_node.node.peers.liveness import Liveness
 from hsl_node.node.peers.serve import Serve
 from hsl_node.node.pulse import Pulse
 from hsl_node.node.signing import Signing
@@ -85,8 +87,12 @@ class Daemon:
         self.tasks = Tasks(self._failed)
         self.keys = Keys(here, identity)
         self.links = Links(here, self.keys)
-        self.delivery = Delivery(here, self.keys, self.alarms, self.links)
-        self.serve = Serve(here, self.keys, lambda: self.state)
+        self.liveness = Liveness(
+            here, self.keys, self.alarms, self.links, self._paused_s, self._connected_peers, self._needs
+        )
+        self.links.greet = self.liveness.greet
+        self.delivery = Delivery(here, self.keys, self.alarms, self.links, self.liveness)
+        self.serve = Serve(here, self.keys, lambda: self.state, self.liveness.exchanged)
         self.training = Training(here, self.alarms, trainer_command)
         self.pulse = Pulse(
             here,
@@ -99,10 +105,10 @@ class Daemon:
         self.server: InboxServer | None = None
         self.recovery: Recovery | None = None
         self.running: Running | None = None
-        self.started = time.time()
-        self.last_seen: dict[Peer, float] = {}
+        self.started = Moment()
+        self.last_seen: dict[Peer, Moment] = {}
         self.paused = here.journal.meta("paused") == "1"
-        self.paused_at = float(here.journal.meta("paused_at") or self.started)
+        self.paused_at = Moment(float(here.journal.meta("paused_at") or time.time()))
         self.keys.changed.append(self._keys_changed)
         self._snapshot = snapshot
         self._stopping = asyncio.Event()
@@ -132,6 +138,7 @@ class Daemon:
                 last_words.note_running(self.here.journal)
                 self._tell_keys()
                 self.tasks.spawn("pulse", self.pulse.beat())
+                self.tasks.spawn("signs of life", self.liveness.watch())
                 self.tasks.spawn("begin", self._begin())
                 await self._stopping.wait()
                 systemd.notify("STOPPING=1", "STATUS=leaving")
@@ -239,6 +246,7 @@ class Daemon:
             on_commit=self._delivered_here,
             on_connect=self._connected,
             on_twice=self._seen_twice,
+            on_other_federation=self.liveness.federation_of,
             offer=self.serve.open,
             limits=Limits(quota=Quota(bytes=config.inbox.quota_mib * 2**20)),
             keyring=self.keys.ring,
@@ -269,7 +277,8 @@ class Daemon:
             self.running.intake.wake(peer)
 
     def _connected(self, peer: Peer) -> None:
-        self.last_seen[peer] = time.time()
+        self.last_seen[peer] = Moment()
+        self.liveness.heard(peer)
         self.alarms.settle("ports")
         self.links.refused[peer].called()
         self.delivery.wake(peer)
@@ -285,6 +294,31 @@ class Daemon:
             self.alarms.sound(f"twice {peer}", text, fix)
         else:  # a process that nobody saw before ends nothing by itself: the two may be there still
             self.alarms.settle(f"twice {peer}", when_quiet=True)
+
+    # ------------------------------------------------------------------ who lives
+
+    def _paused_s(self) -> float | None:
+        return self.paused_at.ago_s if self.paused and not self.is_over() else None
+
+    def _connected_peers(self) -> Collection[Peer]:
+        """Who holds a connection to us; and whose own server takes our checkpoint just now."""
+        here, transfers = self.here, self.delivery.transfers
+        ours = self.server.admission.connected() if self.server else frozenset()
+        taking = {p for p in here.others if transfers[p].state in ("sending", "waiting for receipt")}
+        return ours | {p for p in taking if here.federation.get(p).host_key is None}
+
+    def _needs(self, peer: Peer) -> bool:
+        """Must this node hear of it, for the run to go on? Whose last statement is here, and has ours, may leave."""
+        state = self.state
+        if state is None or any(p == peer for _, p in state.owed):
+            return True
+        match state.phase:
+            case Phase.FINISHED | Phase.HALTED:
+                return False
+            case Phase.AGREE:
+                return state.round == 0 or peer in state.missing
+            case _:
+                return True
 
     # ------------------------------------------------------------------ keys
 
@@ -331,10 +365,11 @@ class Daemon:
         """False: it was so before, or there is nothing left to pause."""
         if paused == self.paused or (paused and self.is_over()):
             return False
-        self.paused, self.paused_at = paused, time.time()
-        self.here.journal.set_meta("paused_at", str(self.paused_at))
+        self.paused, self.paused_at = paused, Moment()
+        self.here.journal.set_meta("paused_at", str(self.paused_at.wall))
         self.here.journal.set_meta("paused", "1" if paused else "0")
         log.info("pause" if paused else "resume")
+        self.liveness.tell_all()
         if self.running:
             self.running.machine.reconcile()
         return True
@@ -390,7 +425,8 @@ class Running:
         return self._daemon.server.incoming(round) if self._daemon.server else ()
 
     def _taken(self, peer: Peer) -> None:
-        self._daemon.last_seen[peer] = time.time()
+        self._daemon.last_seen[peer] = Moment()
+        self._daemon.liveness.heard(peer)
         self.missing.look()
 
     # ------------------------------------------------------------------ who performs what

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Collection
 
@@ -16,10 +17,11 @@ from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened
 from hsl_node.node.peers.links import Links
+from hsl_node.node.peers.liveness import Liveness
 from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.round import Delivered, Push
 from hsl_node.sync.send.deliver import Parcel, Transfer
-from hsl_node.sync.send.push import push
+from hsl_node.sync.send.push import push, wait_for_peer
 from hsl_node.weights.whole import state_of
 
 log = logging.getLogger(__name__)
@@ -27,13 +29,15 @@ log = logging.getLogger(__name__)
 # A peer refused us; a person may mend the reason at either site meanwhile. A checkpoint is sent anew each time: not
 # 95 MB a minute to a peer that never takes it.
 REFUSED = Pace(60, 3600)
+_OTHER = re.compile(r": another federation, ours is ([0-9a-f]{8})")  # what the inbox of a node says (`home.py`)
 
 
 class Delivery:
     """The sending side of one node; `transfers` is its live view."""
 
-    def __init__(self, here: Here, keys: Keys, alarms: Alarms, links: Links) -> None:
+    def __init__(self, here: Here, keys: Keys, alarms: Alarms, links: Links, liveness: Liveness) -> None:
         self._here = here
+        self._liveness = liveness
         self._keys = keys
         self._alarms = alarms
         self._links = links
@@ -62,6 +66,7 @@ class Delivery:
             finally:  # also when this round need not be delivered any more
                 self._alarms.settle(f"refused by {peer}")
                 self._alarms.settle(f"loses {peer}")
+            self._liveness.federation_of(peer, self._here.federation.fed8)
             seconds = time.monotonic() - began
             log.info("delivered", extra={"peer": peer, "round": action.round, "bytes": parcel.bytes})
             return Happened(
@@ -78,7 +83,7 @@ class Delivery:
 
     async def _until_accepted(self, parcel: Parcel, peer: Peer) -> Receipt:
         here, ring, round = self._here, self._keys.ring, parcel.name.round
-        refusals = 0
+        refusals, waits = 0, _Waits(self._liveness, self._alarms, self.transfers[peer])
         while True:
             receipt = await push(
                 here.federation.get(peer),
@@ -94,6 +99,7 @@ class Delivery:
                 host_keys=ring.host_keys(here.federation.get(peer)),
                 refused=self._links.refused[peer],
                 on_lost=self._lost,
+                wait=waits.wait,
             )
             if receipt.accepted:
                 return receipt
@@ -125,3 +131,22 @@ class Delivery:
             bytes=size,
             manifest=document,
         )
+
+
+class _Waits:
+    """Of one push: longer and longer where the peer has joined another federation file, until it has joined ours."""
+
+    def __init__(self, liveness: Liveness, alarms: Alarms, transfer: Transfer) -> None:
+        self._liveness, self._alarms, self._transfer, self._tries = liveness, alarms, transfer, 0
+
+    async def wait(self, seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
+        peer = self._transfer.peer
+        if said := _OTHER.search(self._transfer.last_error):  # an earlier version gives no sign of life
+            self._liveness.federation_of(peer, said[1])
+        elsewhere = f"federation {peer}" in self._alarms
+        self._tries = self._tries + 1 if elsewhere else 0
+        if longer := REFUSED.after(self._tries):
+            seconds, at_least = longer, 0
+            self._transfer.next_try = time.monotonic() + seconds
+            wake = self._liveness.on_our_file[peer]  # its logins are no reason to try
+        await wait_for_peer(seconds, wake, at_least=at_least)

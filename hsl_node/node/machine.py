@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hsl_node.host.durable import Step
+from hsl_node.host.moment import Moment
 from hsl_node.node.tasks import Tasks
 from hsl_node.sync import round as machine
 from hsl_node.sync.round import Arrived, Delivered, Event, Forgotten, Fused, Proven, State, Trained
@@ -53,6 +54,8 @@ class Machine:
         self._wanted = wanted
         self._mine: set[Hashable] = set()  # names of what was started here
         self.state = state
+        begun = {row["phase"]: row["started"] for row in journal.rows("phases", state.round)}
+        self.entered = Moment(begun.get(str(state.phase)))  # this phase
         self.moved_on: list[Callable[[], None]] = []  # told of another phase, or round
 
     def tell(self, happened: Happened) -> None:
@@ -65,6 +68,7 @@ class Machine:
             self._journal.record_phase(after.round, after.phase)
         self.state = after
         if (after.phase, after.round) != (before.phase, before.round):
+            self.entered = Moment()
             log.info("phase", extra={"phase": str(after.phase), "round": after.round, "base": after.base[:12]})
             for act in self.moved_on:
                 act()

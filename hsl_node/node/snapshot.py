@@ -20,8 +20,7 @@ def snapshot(daemon: Daemon) -> Snapshot:
     here, state = daemon.here, daemon.state
     federation, plan, journal = here.federation, here.federation.plan, here.journal
     trainer = schema.TrainerStatus(**daemon.training.trainer.status())
-    phases = {r["phase"]: r["started"] for r in journal.rows("phases", state.round)} if state else {}
-    since = phases.get(str(state.phase), daemon.started) if state else daemon.started
+    since = (daemon.running.machine.entered if daemon.running else daemon.started).wall
     waiting = list(state.missing) if state and state.me in state.have else []
     recovering_from = sorted(daemon.recovery.waiting.peers) if daemon.recovery and not daemon.running else []
     waiting = waiting or recovering_from or _held_by(daemon, trainer.state)
@@ -32,8 +31,8 @@ def snapshot(daemon: Daemon) -> Snapshot:
         fingerprint=daemon.keys.identity.fingerprint,
         pid=os.getpid(),
         state=word,
-        since=max(since, daemon.paused_at) if word == "paused" else since,
-        started=daemon.started,
+        since=max(since, daemon.paused_at.wall) if word == "paused" else since,
+        started=daemon.started.wall,
         federation=schema.Agreed(
             federation.name, federation.fed8, len(federation.peers), plan.rounds, plan.method, plan.task
         ),
@@ -107,7 +106,7 @@ def _peer(daemon: Daemon, peer: Peer, receipt: sqlite3.Row | None) -> schema.Pee
         fingerprint=fingerprint(daemon.keys.ring.newest(peer)),
         revoked=revoked,
         connected=daemon.server is not None and peer in daemon.server.admission.connected(),
-        last_seen=daemon.last_seen.get(peer),
+        last_seen=daemon.last_seen[peer].wall if peer in daemon.last_seen else None,
         sent=schema.Sent(
             state="revoked" if revoked else transfer.state,
             round=transfer.round,
@@ -121,6 +120,7 @@ def _peer(daemon: Daemon, peer: Peer, receipt: sqlite3.Row | None) -> schema.Pee
         ),
         received=_received(daemon, peer),
         receipt=receipt_text(receipt),
+        life=None if revoked else daemon.liveness.of(peer),
     )
 
 
@@ -162,5 +162,5 @@ def _warnings(daemon: Daemon, trainer: schema.TrainerStatus, since: float) -> tu
         text = "training is paused here; the other hospitals will wait for this one"
         if state.phase in (Phase.FINISHED, Phase.HALTED):
             text = "this node is paused: its last fused model is not validated"
-        warnings.append(StatusWarning("paused", text, daemon.paused_at, "`hsl-node resume`"))
+        warnings.append(StatusWarning("paused", text, daemon.paused_at.wall, "`hsl-node resume`"))
     return tuple(warnings)

@@ -229,20 +229,23 @@ def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     name_width = min(room, max(len("peer"), *(len(p.name) for p in snapshot.peers)))
     widths = (name_width, *_CELLS)
     last = "last file" if snapshot.state == "stopped" else "last seen"  # connections are not in the journal
-    lines = ["", look.paint(_row(("peer", "sent", "received", "AUC", last), widths), _DIM)]
+    lines = ["", look.paint(_row(("peer", "is", "sent", "received", last), widths), _DIM)]
     for peer in snapshot.peers:
         sent, received = peer.sent, peer.received
-        cells = (_shortened(peer.name, name_width), _sent(sent, look), _received(received, look),
-                 auc(received.auc) if received.state == "verified" and received.auc is not None else "",
+        life = peer.life.state if peer.life else "-"
+        cells = (_shortened(peer.name, name_width), life, _sent(sent, look), _received(received, look),
                  _seen(peer, now))  # fmt: skip
         colour = {"refused": (_RED,), "waiting to retry": (_YELLOW,)}.get(sent.state, ())
-        colour = (_RED,) if received.state == "refused" else colour
+        colour = (_RED,) if received.state == "refused" or life == "down" else colour
         lines.append(look.paint(_row(cells, widths), *colour))
-        lines += [look.paint(line, *colour) for line in _trouble(sent, look)]
+        lines += [look.paint(line, *colour) for line in [*_life(peer, now, look), *_trouble(sent, look)]]
+    if any(_has_auc(peer.received) for peer in snapshot.peers):
+        legend = "AUC: that hospital's checkpoint of this round on its own validation images, as it says"
+        lines += [look.paint(line, _DIM) for line in _wrapped(legend, look.width, "", "")]
     return lines
 
 
-_CELLS = (22, 21, 5, 9)  # sent, received, AUC, last seen; the name has the rest of the width
+_CELLS = (7, 21, 21, 9)  # is, sent, received, last seen; the name has the rest of the width
 
 
 def _row(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
@@ -271,10 +274,30 @@ def _received(received: Received, look: Look) -> str:
             return "-"
         case "receiving":
             return _moving(received, received.bytes, look)
+        case "verified" if _has_auc(received):
+            return f"{size(received.total)}, AUC {auc(received.auc)}"
         case "verified":
             return f"{size(received.total)} verified" if received.total else "verified"
         case state:
             return state
+
+
+def _has_auc(received: Received) -> bool:
+    return received.state == "verified" and received.auc is not None
+
+
+def _life(peer: PeerStatus, now: float, look: Look) -> list[str]:
+    """Below a peer's row: since when it is down, or paused."""
+    life = peer.life
+    if life is None or life.since is None:
+        return []
+    what = "paused by its operator" if life.state == "paused" else "no sign of life"
+    since = f"{what} since {clock(life.since, now)} ({duration(now - life.since)})"
+    return _wrapped(since, look.width, _below(look), "    ")
+
+
+def _below(look: Look) -> str:
+    return "  └ " if look.unicode else "  > "
 
 
 def _moving(transfer: Sent | Received, done: int, look: Look) -> str:
@@ -292,7 +315,7 @@ def _trouble(sent: Sent, look: Look) -> list[str]:
     parts = [escaped(sent.last_error, 300)] if sent.last_error else []
     parts += [f"next try in {duration(sent.next_try_s)}"] if sent.next_try_s is not None else []
     parts += [f"{size(sent.resent)} sent twice"] if sent.resent else []
-    return _wrapped("; ".join(parts), look.width, "  └ " if look.unicode else "  > ", "    ")
+    return _wrapped("; ".join(parts), look.width, _below(look), "    ")
 
 
 def _seen(peer: PeerStatus, now: float) -> str:

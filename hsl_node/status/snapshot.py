@@ -104,6 +104,18 @@ class PeerStatus:
     sent: Sent
     received: Received
     receipt: Word | None
+    life: Life | None = None
+
+
+@dataclass(frozen=True)
+class Life:
+    """Of the node itself. `last_seen` is something else: when it last came here, or brought something."""
+
+    state: Word  # alive | down | paused | unknown
+    since: float | None = None  # of down: its last sign of life; of paused
+    heard: float | None = None  # its last sign of life
+    federation: Word | None = None  # the hash of the file that it joined
+    clock_s: float | None = None  # by how much its clock is ahead of this one's
 
 
 @dataclass(frozen=True)

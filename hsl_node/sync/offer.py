@@ -24,6 +24,7 @@ OFFER = "offer"  # the folder's name
 ROUNDS_MAX = 350  # manifests of asker and offerer, the newest: 200 bytes each, and 64 peers x 3 rounds, fit in a block
 OFFER_MAX_BYTES = 255 * 1024  # read in one request: two reads could see two lists
 _STATE = re.compile(r"([0-9a-f]{16})\.state")
+_LIFE = re.compile(r"[0-9a-z-]{10,60}\.life")  # what it says: see `life.py`
 _NAME = Annotated[str, Field(pattern=rf"^{PEER_PATTERN}$")]
 
 
@@ -64,7 +65,7 @@ def file_path(sha256: str) -> str:
 
 
 def parse_path(path: bytes) -> str | None:
-    """What a client's path asks for below `offer/`: 64 hex digits, or 16 for the list. None: another folder.
+    """What a client's path asks for below `offer/`: 64 hex digits; 16 for the list; a sign of life. None: elsewhere.
 
     Raises:
         PeerDataError: code `name`; below `offer/`, but neither.
@@ -73,7 +74,7 @@ def parse_path(path: bytes) -> str | None:
     if not text.startswith(OFFER + "/"):
         return None
     name = text.removeprefix(OFFER + "/")
-    if re.fullmatch(r"[0-9a-f]{64}", name, re.ASCII):
+    if re.fullmatch(r"[0-9a-f]{64}", name, re.ASCII) or _LIFE.fullmatch(name):
         return name
     if found := _STATE.fullmatch(name):
         return found[1]

@@ -14,6 +14,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.peers.links import Links
+from hsl_node.node.peers.liveness import Liveness
 from hsl_node.sync.store.store import Store
 
 
@@ -31,6 +32,10 @@ class Parts:
             self.keys.ring = keyring
         self.alarms = Alarms()
         self.links = Links(self.here, self.keys)
+        self.paused_s: float | None = None
+        self.connected: set[Peer] = set()
+        self.needs = True
+        self.liveness = Liveness(*self.all, lambda: self.paused_s, lambda: self.connected, lambda peer: self.needs)
 
     @property
     def all(self) -> tuple[Here, Keys, Alarms, Links]:

@@ -19,7 +19,7 @@ def peer(name: str, sent: dict[str, Any], received: dict[str, Any], **more: Any)
         "received": {
             "state": "nothing", "round": 3, "bytes": 0, "total": 94_700_000, "rate": 0.0, "sha256": None, "auc": None,
         } | received,
-        "receipt": None,
+        "receipt": None, "life": None,
     } | more  # fmt: skip
 
 

@@ -17,10 +17,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from hsl_node.federation.config import AnchorCard, Federation, PeerCard
-from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, Identity
+from hsl_node.federation.identity import (
+    LIFE_NAMESPACE,
+    MANIFEST_NAMESPACE,
+    OFFER_NAMESPACE,
+    RECEIPT_NAMESPACE,
+    Identity,
+)
 from hsl_node.federation.keyring import Keyring, sign_update
 from hsl_node.federation.names import Digest, Kind, Peer
 from hsl_node.federation.plan import Plan
+from hsl_node.sync.life import Life
 from hsl_node.sync.manifest import Manifest, Receipt
 from hsl_node.sync.offer import Listed, Offer
 from hsl_node.weights.checkpoint_file import Schema, schema_of, write_weights
@@ -87,6 +94,7 @@ def examples() -> dict[str, str]:
         federation=fed.digest, peer="birch", asker="ash", nonce="00112233aabbccdd", recovering=False, round=2,
         phase="collect", twice=False, manifests=[listed], files=[sha256],
     )  # fmt: skip
+    life = Life(federation=fed.digest, peer="birch", at=1_767_225_600, paused_s=None)
     files = [claim.file_name().of(kind) for kind in (Kind.DATA, Kind.MANIFEST, Kind.RECEIPT)]
     return {
         "federation": _wrapped(fed.agreed_json.decode()),
@@ -101,6 +109,7 @@ def examples() -> dict[str, str]:
         "manifest digest": claim.digest,
         "receipt": _shown(birch.sign(receipt.content(), RECEIPT_NAMESPACE)),
         "offer": _shown(birch.sign(offer.content(), OFFER_NAMESPACE)),
+        "sign of life": _shown(birch.sign(life.content(), LIFE_NAMESPACE)),
         "key update": _shown(sign_update(Keyring.of(fed), Peer("ash"), ash, identity("ash 2").public).encode()),
     }
 

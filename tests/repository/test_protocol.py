@@ -12,7 +12,7 @@ from protocol_examples import PAGE, examples, identity, render, shown
 import hsl_node
 from hsl_node.federation import identity as signing
 from hsl_node.federation import keyring
-from hsl_node.sync import manifest, offer
+from hsl_node.sync import life, manifest, offer
 from hsl_node.sync.inbox.limits import Limits
 
 PACKAGE = Path(hsl_node.__file__).parent
@@ -71,6 +71,7 @@ def test_the_documents_have_the_namespaces_versions_and_sizes_of_the_code() -> N
         "manifest": (signing.MANIFEST_NAMESPACE, version(manifest.Manifest), str(manifest.MANIFEST_MAX_BYTES)),
         "receipt": (signing.RECEIPT_NAMESPACE, version(manifest.Receipt), str(manifest.RECEIPT_MAX_BYTES)),
         "offer": (signing.OFFER_NAMESPACE, version(offer.Offer), str(offer.OFFER_MAX_BYTES)),
+        "sign of life": (signing.LIFE_NAMESPACE, version(life.Life), str(life.LIFE_MAX_BYTES)),
         "key update": (keyring.UPDATE_NAMESPACE, version(keyring.KeyUpdate), str(keyring.UPDATE_MAX_BYTES)),
     }
 

@@ -61,6 +61,7 @@ def test_each_peer_has_its_bytes_its_rate_and_its_trouble() -> None:
     lines = page()
     assert line_of(lines, "ucl").split() == [
         "ucl",
+        "-",
         "12.0/94.7",
         "MB",
         "3.1",
@@ -73,18 +74,44 @@ def test_each_peer_has_its_bytes_its_rate_and_its_trouble() -> None:
         "s",
     ]
     assert line_of(lines, "charite").split()[1:] == [
+        "-",
         "94.7",
         "MB",
         "delivered",
         "94.7",
-        "MB",
-        "verified",
+        "MB,",
+        "AUC",
         "0.853",
         "now",
     ]
+    legend = "AUC: that hospital's checkpoint of this round on its own validation images, as"
+    assert legend in lines and lines[lines.index(legend) + 1] == "it says"
     at = lines.index(line_of(lines, "st-jose"))
     trouble = " ".join(line.strip() for line in lines[at + 1 : at + 3])
     assert "Connection refused" in trouble and "next try in 42 s" in trouble and "1.0 MB sent twice" in trouble
+
+
+@pytest.mark.parametrize(
+    ("life", "word", "below"),
+    [
+        ({"state": "alive", "heard": NOW - 20}, "alive", ""),
+        ({"state": "down", "since": NOW - 480}, "down", "  └ no sign of life since "),
+        ({"state": "paused", "since": NOW - 7200}, "paused", "  └ paused by its operator since "),
+        ({"state": "unknown"}, "unknown", ""),
+    ],
+)
+def test_each_peer_is_alive_down_paused_or_unknown_and_when_it_was_seen_last_is_told_beside_that(
+    life: dict[str, Any], word: str, below: str
+) -> None:
+    lines = page(peers=[peer("ada", {}, {}, life=life), peer("bob", {}, {})])
+    at = lines.index(line_of(lines, "ada"))
+    assert lines[at].split()[:2] == ["ada", word] and lines[at].endswith("11 min")
+    if below:
+        assert lines[at + 1].startswith(below) and lines[at + 1].endswith(
+            {"down": "(8 min)", "paused": "(2 h 00 min)"}[word]
+        )
+    else:
+        assert lines[at + 1].startswith("bob")
 
 
 def test_last_aucs_stand_in_columns_of_rounds() -> None:
@@ -207,7 +234,8 @@ def test_threat_19_of_a_snapshot_no_free_text_may_leave() -> None:
     names = {key for part in parts_of(from_json(snapshot()).as_json()) for key in part} | {"how", "at"}
     stays = {"reason", "task", "event", "what", "address", "last_error", "text", "fix"}
     assert names - leaving(Snapshot) == stays
-    assert leaving(Snapshot) - names == {"revoked", "deliver_to", "validate"}, "that one has none to tell"
+    untold = {"revoked", "deliver_to", "validate", "heard", "clock_s"}
+    assert leaving(Snapshot) - names == untold, "that one has none to tell"
 
 
 def parts_of(value: Any) -> list[dict[str, Any]]:

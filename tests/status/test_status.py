@@ -71,7 +71,7 @@ def test_daemon_down_says_so_first_and_exits_3(state: Path) -> None:
     assert line_of(lines, "round").endswith("2 of 3, phase collect")
     assert line_of(lines, "waiting for").startswith("waiting for  cedar")
     assert "! cedar: wrong digest" in done.stdout
-    assert line_of(lines, "birch").split()[1:6] == ["delivered", "5.0", "MB", "verified", "0.650"]
+    assert line_of(lines, "birch").split()[1:7] == ["-", "delivered", "5.0", "MB,", "AUC", "0.650"]
     assert line_of(lines, "own model").split()[2:] == ["0.700", "0.750"]
 
 

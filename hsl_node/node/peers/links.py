@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import TypeVar
 
-from hsl_node.errors import HslError, KeyRefused, TransportError, escaped
+from hsl_node.errors import HslError, KeyRefused, PeerDataError, TransportError, escaped
 from hsl_node.federation.names import Peer
 from hsl_node.node.here import Here, Keys
 from hsl_node.sync.ask import ask
@@ -39,6 +40,8 @@ class Links:
         self.refused = {p: RefusedKey(p, random.Random()) for p in here.others}
         self.tolls = {p: Toll() for p in here.others}  # for every connection to a peer, pushes included
         self.heard: list[Callable[[Offer], None]] = []  # each list that a peer gave; not those of a recovery
+        self.open: Counter[Peer] = Counter()  # connections that are here, or begun
+        self.greet: Callable[[Transport, Peer], Awaitable[None]] | None = None  # whoever asks gives its sign of life
         keys.changed.append(self._keys_changed)
 
     def _keys_changed(self, peers: Collection[Peer], ours: bool) -> None:
@@ -65,11 +68,14 @@ class Links:
         """Its list, and the document that it signed."""
         here = self._here
         async with self._slots, self.connected(peer, patience) as link:
-            return await ask(link, here.federation, peer=peer, me=here.me, keys=self._keys.ring.keys(peer))
+            found = await ask(link, here.federation, peer=peer, me=here.me, keys=self._keys.ring.keys(peer))
+            if self.greet is not None:
+                with contextlib.suppress(TransportError, PeerDataError):
+                    await self.greet(link, peer)
+            return found
 
-    def connected(
-        self, peer: Peer, patience: Patience = Patience()
-    ) -> contextlib.AbstractAsyncContextManager[Transport]:
+    @contextlib.asynccontextmanager
+    async def connected(self, peer: Peer, patience: Patience = Patience()) -> AsyncIterator[Transport]:
         here = self._here
         card = here.federation.get(peer)
         login = partial(
@@ -82,7 +88,12 @@ class Links:
             host_keys=self._keys.ring.host_keys(card),
             toll=self.tolls[peer],
         )
-        return self.refused[peer].login(login, patience.connect_s)
+        self.open[peer] += 1
+        try:
+            async with self.refused[peer].login(login, patience.connect_s) as link:
+                yield link
+        finally:
+            self.open[peer] -= 1
 
 
 async def answer(peer: Peer, question: Awaitable[T]) -> tuple[bool, T | None]:

@@ -21,6 +21,7 @@ from hsl_node.errors import PeerDataError
 from hsl_node.federation.identity import OFFER_NAMESPACE
 from hsl_node.federation.names import INBOX, FileName, Kind, Peer, Round, is_digest, parse_file_name
 from hsl_node.node.here import Here, Keys
+from hsl_node.sync.life import Sign, find_sign
 from hsl_node.sync.manifest import MANIFEST_MAX_BYTES
 from hsl_node.sync.offer import ROUNDS_MAX, Listed, Offer
 from hsl_node.sync.round import State
@@ -39,6 +40,7 @@ class Serve:
     here: Here
     keys: Keys
     state: Callable[[], State | None]  # None while this node recovers, or starts
+    life: Callable[[Peer, Sign], bytes] | None = None  # takes a peer's sign of life, gives ours, signed
 
     def __post_init__(self) -> None:
         self._named: dict[Peer, dict[str, Open]] = {}
@@ -49,6 +51,10 @@ class Serve:
         Raises:
             FileNotFoundError: it is not on the last list that this peer was given, or gone since.
         """
+        if name.endswith(".life"):
+            if self.life is None or (sign := find_sign(name)) is None:
+                raise FileNotFoundError(errno.ENOENT, "no sign of life")
+            return _in_memory(self.life(peer, sign))
         if not is_digest(name):
             return _in_memory(self._list(peer, name, twice))
         found = self._named.get(peer, {}).get(name)

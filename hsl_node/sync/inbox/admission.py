@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -92,6 +93,7 @@ class Admission:
         on_commit: Callable[[Peer], None],
         on_connect: Callable[[Peer], None],
         on_twice: Callable[[Peer, bool], None] = lambda peer, twice: None,
+        on_other_federation: Callable[[Peer, str], None] = lambda peer, fed8: None,
         offer: Callable[[Peer, str, bool], int] | None = None,
         limits: Limits = Limits(),
         keyring: Keyring | None = None,
@@ -99,11 +101,13 @@ class Admission:
     ) -> None:
         """`on_commit(peer)`: a manifest lies in its inbox/.
 
-        `on_twice(peer, yes)`: two processes with this peer's key are at work, or no longer. `offer(peer, name, twice)`:
-        a descriptor to read what lies below offer/ for this peer; FileNotFoundError where there is nothing.
+        `on_twice(peer, yes)`: two processes with this peer's key are at work, or no longer. `on_other_federation(peer,
+        its hash)`: it uses names of another federation. `offer(peer, name, twice)`: a descriptor to read what lies
+        below offer/ for this peer; FileNotFoundError where there is nothing.
         """
         self.federation, self.data_bytes, self.limits = federation, data_bytes, limits
         self.on_commit, self.on_connect, self.on_twice = on_commit, on_connect, on_twice
+        self.on_other_federation = on_other_federation
         self.offer, self._lot = offer, lot
         self.lines = LogLimit(limits.log_lines_per_minute)
         self.members = {peer: Member(peer, limits, data_bytes) for peer in federation.peers if peer != me}
@@ -195,6 +199,8 @@ class Admission:
         link.abort()
 
     def refused(self, peer: Peer, operation: str, path: str, error: PeerDataError) -> None:
+        if error.code == "federation" and (its := re.search(r"/hsl1_([0-9a-f]{8})_", path)):
+            self.on_other_federation(peer, its[1])
         self.note(
             peer,
             "request refused",
