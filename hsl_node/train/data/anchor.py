@@ -155,7 +155,8 @@ def fingerprint(path: Path) -> Digest:
         return sha256_of(path)
     except OSError as exc:
         said = wrong_paths.explained(exc, path=path)
-        raise DataError(f"the anchor set cannot be read: {said.message}", remedy=said.remedy) from exc
+        remedy = f"{said.remedy}; a node's anchor file is named by `anchor` in node.toml"
+        raise DataError(f"the anchor set cannot be read: {said.message}", remedy=remedy) from exc
 
 
 def card_of(path: Path) -> AnchorCard:
