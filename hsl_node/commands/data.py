@@ -94,6 +94,7 @@ def _text(report: DataReport) -> str:
     lines = [table(("class", *splits, "all"), rows, right=right)]
     if report.sites:
         lines += ["", "sites: " + ", ".join(f"{site} {count}" for site, count in report.sites.items())]
+    lines += ["", f"each image: {report.preprocessing}"]
     lines += _listed("problem", report.problems) + _listed("warning", report.warnings)
     lines += _listed("unreadable", [f"{file}: {reason}" for file, reason in report.unreadable])
     lines += _listed("the same image", [" = ".join(files) for files in report.duplicates])

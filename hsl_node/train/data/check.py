@@ -15,9 +15,11 @@ import numpy as np
 
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
-from hsl_node.train.data.dataset import Dataset, Gathered, counted, dataset_of, judge, read_images, split
+from hsl_node.train.data import outlines
+from hsl_node.train.data.dataset import Dataset, Gathered, counted, dataset_of, judge, read_images, split, window_of
 from hsl_node.train.data.duplicates import near_duplicates
 from hsl_node.train.data.ledger import read_ledger, title_of
+from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import SPLIT_NAMES, first_few
 from hsl_node.train.data.splits import Assignment
 from hsl_node.train.progress import Progress, unheard
@@ -34,6 +36,7 @@ class DataReport:
     patient_counts: dict[str, int]  # split -> patients
     sites: dict[str, int]  # site column -> images
     channels: int  # 1 grey, 3 colour
+    preprocessing: str  # what is done to each image, in words
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...] = field(repr=False)  # file, reason
@@ -69,7 +72,7 @@ def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: 
     near = near_duplicates(pixels, sides, groups) if pixels is not None else []
     twins = _duplicates(gathered, names)
     grouped = any(image.key != image.sha256 for image in gathered.images)
-    warnings += _remarks(data, gathered, near, twins, grouped)
+    warnings += _remarks(data, gathered, near, twins, grouped) + outlines.remarks(gathered.items, plan, progress)
     return DataReport(
         images=len(gathered.items),
         patients=len(set(assignment.group)),
@@ -81,6 +84,7 @@ def check(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: 
         patient_counts=_patients(assignment),
         sites=dict(sorted(Counter(i.site for i in gathered.items if i.site).items())),
         channels=3 if pixels is not None and pixels.ndim == 4 else 1,
+        preprocessing=Preprocessing.of(plan, window_of(data)).words(),
         problems=tuple(problems),
         warnings=tuple(warnings),
         unreadable=tuple((gathered.source.name(item), reason) for item, reason in gathered.unreadable),

@@ -60,8 +60,10 @@ def patient_of(content: bytes) -> str | None:
     return str(header.get("PatientID", "") or "").strip() or None
 
 
-def count_frames(file: BinaryIO) -> int:
-    return _frames(_read(file, specific_tags=["NumberOfFrames"], stop_before_pixels=True))
+def outline(file: BinaryIO) -> tuple[int, int, int]:
+    """Frames, height and width in px: from the header alone."""
+    header = _read(file, specific_tags=["NumberOfFrames", "Rows", "Columns"], stop_before_pixels=True)
+    return _frames(header), int(header.Rows), int(header.Columns)
 
 
 def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window | None) -> Array:

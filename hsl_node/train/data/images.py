@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ IMAGE_SUFFIXES = frozenset(  # named so, a file is told as damaged where it is n
     | {".dcm", ".dicom", ".ima"}
 )
 HEAD_BYTES = 1024  # enough for every mark, and for the class in a DICOM file's first group
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is in a file before anything is decoded."""
+
+    frames: int  # or pages; 1: a single image
+    height: int  # px, as it is shown
+    width: int
 
 
 def decode(image: Path | bytes, preprocessing: Preprocessing) -> Array:
@@ -72,16 +82,21 @@ def looks_like_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or picture.is_picture(head)
 
 
-def count_frames(path: Path) -> int:
-    """Frames or pages that the file holds; 1 where that cannot be told."""
+def outline(path: Path) -> Outline | None:
+    """From the file's header alone; None where that cannot be told."""
     try:
         with open(path, "rb") as file:
             kind = dicom if dicom.is_dicom(file.read(HEAD_BYTES)) else picture
             file.seek(0)
-            frames: int = kind.count_frames(file)
-            return frames
+            return Outline(*kind.outline(file))
     except Exception:  # decoding tells what is wrong with it
-        return 1
+        return None
+
+
+def count_frames(path: Path) -> int:
+    """Frames or pages that the file holds; 1 where that cannot be told."""
+    found = outline(path)
+    return found.frames if found else 1
 
 
 def dicom_patient(content: bytes) -> str | None:

@@ -17,6 +17,7 @@ Array = NDArray[Any]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 WITH_FRAMES = ("TIFF", "PNG", "WEBP", "GIF")  # what else has several pictures (MPO, gain map) has one and its helpers
+_ORIENTATION, _PHOTOMETRIC, _NEW_SUBFILE_TYPE = 274, 262, 254  # tags of TIFF and EXIF
 NOT_ONLY_BYTES = ("I", "F")  # modes of Pillow for more than 8 bits, beside those that begin with I;16
 
 NO_KIND = "is no PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, PGM, PPM or DICOM image, or is damaged"
@@ -66,7 +67,7 @@ def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window 
     pages = _pages(image)
     image.seek(pages[len(pages) // 2 if frame == "middle" else 0])
     image.load()
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
     image = ImageOps.exif_transpose(image)
     if image.mode in NOT_ONLY_BYTES or image.mode.startswith("I;16"):
         grey = as_bytes(np.asarray(image), window)
@@ -81,8 +82,13 @@ def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window 
     return np.asarray(image.convert("RGB"))
 
 
-def count_frames(file: BinaryIO) -> int:
-    return len(_pages(_open(file)))
+def outline(file: BinaryIO) -> tuple[int, int, int]:
+    """Pages, height and width in px, as it is shown: without decoding."""
+    image = _open(file)
+    width, height = image.size
+    if image.getexif().get(_ORIENTATION, 1) >= 5:  # lies on its side
+        width, height = height, width
+    return len(_pages(image)), height, width
 
 
 def why_not(content: bytes, exc: Exception) -> str:
@@ -112,7 +118,7 @@ def _pages(image: Image.Image) -> list[int]:
     for page in frames:
         image.seek(page)
         sizes.append(image.size)
-        helpers.append(image.tag_v2.get(254, 0) & 0b101)  # type: ignore[attr-defined]  # NewSubfileType: reduced, mask
+        helpers.append(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 0b101)  # type: ignore[attr-defined]  # reduced, mask
     return [page for page in frames if page == 0 or (sizes[page] == sizes[0] and not helpers[page])]
 
 
