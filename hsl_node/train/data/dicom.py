@@ -33,6 +33,7 @@ _GREY_TAGS = (
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
 )
 _GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+_FLUOROSCOPY = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2")  # XA and XRF Image Storage
 _VIDEO = "1.2.840.10008.1.2.4.1"  # prefix of MPEG-2, MPEG-4 and HEVC: ...100 to ...108
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 NEEDS_DECODER = "is compressed in a way that needs another decoder: pip install 'hsl-node[dicom]'"
@@ -132,6 +133,8 @@ def _grey_tags(header: Any, index: int) -> Any:
         tags.pop("RescaleSlope", None), tags.pop("RescaleIntercept", None)
     else:
         tags.RescaleSlope, tags.RescaleIntercept = slope, intercept
+    if header.get("SOPClassUID") in _FLUOROSCOPY:
+        tags.pop("ModalityLUTSequence", None)  # leads back to the beam's intensity, and is not for display
     for item in tags.get("ModalityLUTSequence", ()):
         item.LUTDescriptor = [*item.LUTDescriptor[:2], 16]
     return tags

@@ -9,6 +9,7 @@ import numpy as np
 import pydicom.data
 import pytest
 from pictures import decode_image, noise, write_dicom
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEGExtended12Bit, JPEGLosslessSV1
@@ -72,6 +73,15 @@ def test_a_modality_lut_comes_before_the_window(tmp_path: Path):
     pixels = np.array([[0, 1], [2, 3]], np.uint8)
     found = decoded(tmp_path, pixels, VOILUTFunction="LINEAR_EXACT", **tags)
     assert found == [[0, 64], [128, 255]]
+
+
+@pytest.mark.parametrize("name", ["XRayAngiographicImageStorage", "XRayRadiofluoroscopicImageStorage"])
+def test_the_modality_lut_of_fluoroscopy_is_not_for_display(tmp_path: Path, name: str):
+    """It leads from the logarithm back to the beam's intensity (as in DCMTK and dcm4che; pydicom applies it)."""
+    table = lut(0, 16, [0, 1, 2, 50000])
+    pixels = np.array([[0, 1], [2, 3]], np.uint8)
+    tags = {"WindowCenter": 2, "WindowWidth": 4, "ModalityLUTSequence": Sequence([table])}
+    assert decoded(tmp_path, pixels, SOPClassUID=getattr(uid, name), **tags) == [[0, 85], [170, 255]]
 
 
 def test_a_sigmoid_window(tmp_path: Path):
