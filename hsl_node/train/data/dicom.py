@@ -34,8 +34,10 @@ _GREY_TAGS = (
 )
 _GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _FLUOROSCOPY = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2")  # XA and XRF Image Storage
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom gives as RGB
 _VIDEO = "1.2.840.10008.1.2.4.1"  # prefix of MPEG-2, MPEG-4 and HEVC: ...100 to ...108
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_JPEG_BASELINE, _JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
+DAMAGED = "is damaged inside its compressed pixels"
 NEEDS_DECODER = "is compressed in a way that needs another decoder: pip install 'hsl-node[dicom]'"
 NEEDS_GPL_DECODER = (  # a licence that nobody should get without asking for it
     "is a JPEG of 12 bits, whose only decoder is GPL-3: pip install pylibjpeg pylibjpeg-libjpeg, or convert the file"
@@ -75,7 +77,8 @@ def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window 
     """
     header = _read(io.BytesIO(content))
     if not any(tag in header for tag in _PIXELS):
-        raise UnreadableImage(f"holds no pixels ({_class_of(header)})")
+        stripped = ": only its header, or cut short" if "Rows" in header else ""
+        raise UnreadableImage(f"holds no pixels ({_class_of(header)}){stripped}")
     if int(header.get("Rows", 0)) * int(header.get("Columns", 0)) > 2 * (Image.MAX_IMAGE_PIXELS or 0):
         raise UnreadableImage("has more pixels than are read safely")
     index = _frames(header) // 2 if frame == "middle" else 0
@@ -84,6 +87,8 @@ def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window 
     if photometric == "PALETTE COLOR":
         return _palette_colour(_stored_bits(raw, header), header)
     if raw.ndim == 3:
+        if photometric not in _COLOURS:
+            raise UnreadableImage("holds colours of a kind that is not read (neither RGB nor YBR_FULL, _ICT or _RCT)")
         return _scaled(_stored_bits(raw, header), header.BitsStored)
     return _grey(raw, _grey_tags(header, index), header, window)
 
@@ -135,6 +140,11 @@ def _grey_tags(header: Any, index: int) -> Any:
         tags.RescaleSlope, tags.RescaleIntercept = slope, intercept
     if header.get("SOPClassUID") in _FLUOROSCOPY:
         tags.pop("ModalityLUTSequence", None)  # leads back to the beam's intensity, and is not for display
+    for item in [*tags.get("ModalityLUTSequence", ()), *tags.get("VOILUTSequence", ())]:
+        if isinstance(item.LUTData, bytes) and len(item.LUTData) < 2 * (item.LUTDescriptor[0] or 65536):
+            item.add_new(
+                "LUTData", "US", list(item.LUTData)
+            )  # two entries of 8 bits to a word, which pydicom can't read
     for item in tags.get("ModalityLUTSequence", ()):
         item.LUTDescriptor = [*item.LUTDescriptor[:2], 16]
     return tags
@@ -223,17 +233,20 @@ def _decoded(header: Any, index: int) -> Array:
     try:
         plugins = get_decoder(syntax).available_plugins if syntax.is_compressed else ()
     except (NotImplementedError, ValueError):
-        raise UnreadableImage("is stored in a transfer syntax that nobody here reads") from None
+        raise UnreadableImage(
+            "is stored in a transfer syntax that is not read here: convert it, e.g. with `gdcmconv`"
+        ) from None
     if not syntax.is_compressed:
         return pixel_array(header, index=index, correct_unused_bits=False)  # it knows no High Bit; `_stored_bits` does
     for plugin in sorted(plugins, key=lambda name: name != "pillow"):
         with suppress(Exception):  # what one refuses another may take
             return pixel_array(header, index=index, decoding_plugin=plugin)
-    if set(plugins) <= {"pillow"}:
-        raise UnreadableImage(NEEDS_DECODER)
     if syntax == _JPEG_EXTENDED and "pylibjpeg" not in plugins:
         raise UnreadableImage(NEEDS_GPL_DECODER)
-    raise UnreadableImage("is damaged inside its compressed pixels")
+    if not plugins:
+        raise UnreadableImage(NEEDS_DECODER)
+    may_help = plugins == ("pillow",) and syntax != _JPEG_BASELINE
+    raise UnreadableImage(DAMAGED + (f", or {NEEDS_DECODER}" if may_help else ""))
 
 
 def _read(file: BinaryIO, **options: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from pictures import decode_image, noise, write_dicom
 from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEGExtended12Bit, JPEGLosslessSV1
 
@@ -64,6 +65,14 @@ def test_values_beside_a_voi_lut_take_its_ends(tmp_path: Path, bits: int):
     pixels = np.array([[0, 151], [152, 255]], np.uint16)
     tags = {"RescaleSlope": 1, "RescaleIntercept": -50, "VOILUTSequence": Sequence([table])}
     assert decoded(tmp_path, pixels, **tags) == [[0, 85], [255, 255]]
+
+
+def test_a_lut_with_two_entries_to_a_word(tmp_path: Path):
+    """8 bits packed as the standard wants them: 255 - i, as in pydicom's reader bytes and no list."""
+    table = item(LUTDescriptor=[256, 0, 8])
+    table["LUTDescriptor"].VR = "US"
+    table.add_new("LUTData", "OW", bytes(range(255, -1, -1)))
+    assert decoded(tmp_path, PIXELS, VOILUTSequence=Sequence([table])) == [[255, 155], [105, 0]]
 
 
 def test_a_modality_lut_comes_before_the_window(tmp_path: Path):
@@ -245,6 +254,13 @@ def test_planes_one_after_the_other(tmp_path: Path):
     np.testing.assert_array_equal(decode_image(path, 4), pixels)
 
 
+@pytest.mark.parametrize("photometric", ["CMYK", "HSV", "YBR_PARTIAL_422"])
+def test_colours_that_would_be_taken_for_rgb_are_refused(tmp_path: Path, photometric: str):
+    path = write_dicom(tmp_path / "a", np.zeros((2, 2, 3), np.uint8), PhotometricInterpretation=photometric)
+    with pytest.raises(UnreadableImage, match=r"holds colours of a kind that is not read|DICOM file"):
+        decode_image(path, 2)
+
+
 def test_colour_of_sixteen_bits_keeps_its_scale(tmp_path: Path):
     """32896 of 65535 is 128, whatever the brightest pixel."""
     pixels = np.zeros((2, 2, 3), np.uint16)
@@ -277,7 +293,7 @@ def test_a_video_is_named(tmp_path: Path):
     header = pydicom.dcmread(path)
     header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"
     header["PixelData"].VR = "OB"
-    header.PixelData = pydicom.encaps.encapsulate([b"\0\0\0\x1cftypmp42" + bytes(20)])
+    header.PixelData = encapsulate([b"\0\0\0\x1cftypmp42" + bytes(20)])
     header.save_as(path)
     with pytest.raises(UnreadableImage, match="is a video"):
         decode_image(path, 8)
@@ -341,6 +357,26 @@ def test_with_the_extra_a_lossless_file_gives_the_pixels_of_the_plain_one():
     pytest.importorskip("gdcm")
     plain = decode_image(TEST_FILES / "MR_small.dcm", 64)
     np.testing.assert_array_equal(decode_image(TEST_FILES / "MR_small_jpeg_ls_lossless.dcm", 64), plain)
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_RLE.dcm", "examples_jpeg2k.dcm"])
+def test_compressed_pixels_that_are_cut_short_are_refused_as_damaged(tmp_path: Path, name: str):
+    """Not half of an image; and no decoder is asked for where one is there."""
+    header = pydicom.dcmread(TEST_FILES / name)
+    whole = next(generate_frames(header.PixelData, number_of_frames=1))
+    header.PixelData = encapsulate([whole[: len(whole) // 4 * 2]])
+    header.save_as(tmp_path / "a")
+    with pytest.raises(UnreadableImage, match="is damaged inside its compressed pixels") as caught:
+        decode_image(tmp_path / "a", 8)
+    assert "pip install" not in caught.value.message or name == "examples_jpeg2k.dcm"
+
+
+def test_a_header_without_its_pixels_is_told(tmp_path: Path):
+    path = write_dicom(tmp_path / "a", noise(1))
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    header.save_as(path)
+    with pytest.raises(UnreadableImage, match=r"^holds no pixels \(Secondary .*\): only its header, or cut short$"):
+        decode_image(path, 8)
 
 
 @pytest.mark.parametrize("syntax", ["1.2.3.4", "1.2.840.113619.5.2"])
