@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import decode_image, noise, write_png
+from data_sets import PLAN, opened, sha256_of
+from pictures import decode_image, noise, write_dicom, write_png
 from PIL import Image
 
 from hsl_node.errors import DataError
+from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.train.data.cache import key_of
 from hsl_node.train.data.preprocessing import Preprocessing, Window
@@ -97,6 +99,23 @@ def test_padding_keeps_the_shape_of_the_picture(tmp_path: Path):
     np.testing.assert_array_equal(decode_image(path, 16), np.full((16, 16), 255))
     red = decode_image(wide, 16, fit="pad")
     assert (red[6:10, :, 0] == 255).all() and red.sum() == 16 * 4 * 255
+
+
+@pytest.mark.parametrize(("setting", "value"), [("fit", "pad"), ("frame", "first")])
+def test_the_plan_and_the_sites_window_reach_the_images_that_are_trained_on(tmp_path: Path, setting: str, value: str):
+    """And an image that was decoded under other rules is decoded again."""
+    root = tmp_path / "d"
+    for n, name in enumerate(PLAN.classes * 6):
+        cine = np.stack([noise(3 * n + k, (40, 12)).astype(np.uint16) for k in range(3)])
+        write_dicom(root / name / f"{n}", cine, PatientID=f"P{n}")
+    data = DataConfig(path=root, window_center=100, window_width=150)
+    before = opened(tmp_path, data).images.copy()
+    dataset = opened(tmp_path, data, PLAN.model_copy(update={setting: value}))
+    paths = {sha256_of(path): path for path in root.rglob("*") if path.is_file()}
+    window = Window(center=100, width=150)
+    for name, pixels, old in zip(dataset.ids, dataset.images, before, strict=True):
+        np.testing.assert_array_equal(pixels, decode_image(paths[name], 16, window, **{setting: value}))
+        assert (pixels != old).any()
 
 
 def test_its_words_name_every_choice():
