@@ -30,6 +30,7 @@ from typing import Any, BinaryIO, cast
 
 from hsl_node.errors import DiskFailed, LocalStateError
 
+RESTARTED = "the node goes on from its journal after a restart"
 MOVES = ("before", "renamed", "after")
 WRITES = ("before", "renaming", "renamed", "after")
 
@@ -270,9 +271,9 @@ def make_folder(path: Path) -> None:
         disk.mkdir(path, 0o700)
 
 
-def disk_failed(message: str) -> DiskFailed:
+def disk_failed(message: str, remedy: str = "check the disk; " + RESTARTED) -> DiskFailed:
     """The error to raise. Whatever becomes of it: the process has been told."""
-    error = DiskFailed(message, remedy="check the disk; the node goes on from its journal after a restart")
+    error = DiskFailed(message, remedy=remedy)
     on_failure(error)
     return error
 
@@ -285,6 +286,10 @@ def _failing(what: str) -> Iterator[None]:
     except OSError as exc:
         if exc.errno not in (errno.EIO, errno.EROFS):
             raise
+        if exc.errno == errno.EROFS:
+            raise disk_failed(
+                f"{what}: its file system is mounted read-only", "`dmesg` says why; " + RESTARTED
+            ) from exc
         raise disk_failed(f"{what}: {exc}") from exc
 
 

@@ -20,6 +20,24 @@ _READ_ONLY = Layout(Path()).keys.name  # the daemon writes nothing there
 _NOT_NEEDED = (Layout(Path()).past.name, "lost+found")  # earlier runs; what every new ext4 volume has, of root
 
 
+def is_read_only(folder: Path) -> bool:
+    """Is its file system mounted so?"""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def read_only(path: Path) -> LocalStateError:
+    """The error for a state directory, or what is in it, on such a file system."""
+    mount = f"$(findmnt -no TARGET -T {shlex.quote(str(path))})"
+    return LocalStateError(
+        f"{path}: its file system is mounted read-only",
+        remedy="`dmesg` says why: a disk that fails, often. `hsl-node backup /ELSEWHERE/FILE`, `status`, `verify` and "
+        f"`report` work meanwhile; where the disk is sound, as root: mount -o remount,rw {mount}",
+    )
+
+
 def unusable(state: Path) -> list[Path]:
     """All that the daemon needs below `state` and that this user may not read; folders also that it may not write.
 
@@ -42,6 +60,8 @@ def _unless(path: Path, mode: int) -> list[Path]:
 
 def told(state: Path, paths: Sequence[Path]) -> LocalStateError:
     """The error for what `unusable` found."""
+    if is_read_only(paths[0]):
+        return read_only(state)
     shown = [f"{_within(path, state)} (of {owner(path)})" for path in paths[:NAMED]]
     more = [f"and {len(paths) - NAMED} more"] if len(paths) > NAMED else []
     text = f"user {me()} may not read or write: {', '.join([*shown, *more])}"
@@ -53,6 +73,8 @@ def denied(path: Path, state: Path | None = None) -> LocalStateError:
     closed = (p for p in reversed(path.parents) if not os.access(p, os.X_OK))
     there = (p for p in (path, *path.parents) if os.path.lexists(p))  # a file to be made: its folder is at fault
     culprit = next(closed, None) or next(there)
+    if is_read_only(culprit) and os.access(culprit, os.R_OK):
+        return read_only(path)
     state = state or next((p for p in path.parents if os.path.exists(Layout(p).node_toml)), None)
     text = f"user {me()} may not use {path}"
     text += f": {culprit} belongs to {owner(culprit)}" if culprit != path else f", which belongs to {owner(path)}"
@@ -70,7 +92,7 @@ def remedy(state: Path, path: Path) -> str:
             f"as root: chown -R {shlex.quote(me())} {place}"
         )
     if owner(path) == me():
-        return f"chmod -R u+rwX {place}; or is that file system mounted read-only?"
+        return f"chmod -R u+rwX {place}"
     return f"as root: chown -R {shlex.quote(me())} {place}"
 
 

@@ -27,6 +27,8 @@ def explained(error: OSError, state: Path | None = None, path: Path | None = Non
         if state is not None and not path.is_absolute() and (found := permissions.unusable(state)):
             return permissions.told(state, found)  # a name within some open folder: which one the error does not say
         return permissions.denied(path.absolute(), state)
+    if error.errno == errno.EROFS and path is not None and state is not None and path.absolute().is_relative_to(state):
+        return permissions.read_only(path)
     text, remedy = _cause(error, path)
     return LocalStateError(text, remedy=remedy)
 

@@ -149,7 +149,7 @@ def test_nothing_is_ever_asked_for() -> None:
 
 
 def test_stop_does_not_advise_to_start_what_is_stopped(tmp_path: Path) -> None:
-    """A stopped node is what was asked for; a folder without a node is another matter, and `init` no sure remedy."""
+    """A stopped node is what was asked for; a folder that holds no node is another matter."""
     stopped = shell("--state", made(tmp_path / "ash"), "stop")
     assert stopped.returncode == 3 and "there is nothing to stop" in stopped.stderr and "start" not in stopped.stderr
     elsewhere = shell("--state", tmp_path / "asch", "pause")

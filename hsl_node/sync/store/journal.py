@@ -10,19 +10,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.federation.names import Digest, Peer, Round
-from hsl_node.host import durable
+from hsl_node.host import durable, permissions
 from hsl_node.host.durable import Step, disk_failed, passing
-from hsl_node.host.permissions import denied
 from hsl_node.host.units import size
 
 VERSION = 2
@@ -104,7 +105,8 @@ class Journal:
             raise never
         try:
             uri = f"{path.absolute().as_uri()}?mode={mode}"  # quoted: a folder may be called 100%, a?b or a#b
-            db = _connected(uri, uri=True)
+            read_only = mode == "ro" and permissions.is_read_only(path.parent)
+            db = _on_a_read_only_disk(path, uri) if read_only else _connected(uri, uri=True)
             if _is_empty(db):  # its first start is making it, or was killed there and will make it
                 db.close()
                 raise never
@@ -468,6 +470,25 @@ def _connected(database: Path | str, *, uri: bool = False) -> sqlite3.Connection
     return db
 
 
+def _on_a_read_only_disk(path: Path, uri: str) -> sqlite3.Connection:
+    """Readers of a write-ahead log write beside it: where that cannot be, the file as it is, or with its log a copy."""
+    with suppress(sqlite3.OperationalError):  # it can where a daemon has it open, or left its index
+        _is_empty(db := _connected(uri, uri=True))
+        return db
+    wal = path.with_name(f"{path.name}-wal")
+    if not wal.exists() or not wal.stat().st_size:
+        return _connected(f"{uri}&immutable=1", uri=True)
+    with TemporaryDirectory(prefix="hsl-node-") as folder:  # its names go at once, the open file stays readable
+        for file in (path, wal):
+            with open(file, "rb") as source, open(Path(folder, file.name), "wb") as copy:
+                shutil.copyfileobj(source, copy)
+        db = _connected(Path(folder, path.name))
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA journal_mode = DELETE")
+        _is_empty(db)
+    return db
+
+
 def _is_empty(db: sqlite3.Connection) -> bool:
     return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
 
@@ -479,7 +500,7 @@ def _broken(path: Path, exc: sqlite3.Error) -> LocalStateError:
         remedy += f"; {NO_BACKUP}"
     disk = os.statvfs(path.parent)
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        return denied(path)
+        return permissions.denied(path)
     elif disk.f_bavail * disk.f_frsize < OPEN_BYTES or (disk.f_files and not disk.f_favail):
         text += f"; its disk is full ({size(disk.f_bavail * disk.f_frsize)} free)"
         remedy = "free some space there first: the journal goes on as it is"
