@@ -57,6 +57,8 @@ def plain_status(words: Sequence[str]) -> dict[str, bool] | None:
             return {"json": False}
         case ["status", "--json"]:
             return {"json": True}
+        case ["status", "--check"]:
+            return {"check": True}
         case _:
             return None
 

@@ -82,6 +82,10 @@ def status(
     context: typer.Context,
     json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Draw it again every second; Ctrl-C leaves.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="One line for a monitor. Exit: 0 well, 1 needs a person, 2 broken, 3 down."),
+    ] = False,
 ) -> None:
     """What the node does, whom it waits for, what is wrong.
 
@@ -90,13 +94,15 @@ def status(
     from hsl_node.commands.status import look, show
 
     state = state_of(context)
+    if json + watch + check > 1:
+        raise UsageError("--json, --watch and --check are three ways to look", remedy="take one of them")
     if watch:
         if not sys.stdout.isatty():
             raise UsageError("--watch needs a terminal", remedy="in a script use `hsl-node status --json`")
         from hsl_node.status.watch import watch as draw
 
         draw(state, look())
-    raise typer.Exit(show(state, json=json))
+    raise typer.Exit(show(state, json=json, check=check))
 
 
 def pause(context: typer.Context) -> None:

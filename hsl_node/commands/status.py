@@ -9,10 +9,15 @@ from pathlib import Path
 from hsl_node.errors import NotRunning
 from hsl_node.host.terminal import print_json, wants_colour, wants_unicode
 from hsl_node.status import page
+from hsl_node.status.check import check as judge
 
 
-def show(state: Path, *, json: bool) -> int:
+def show(state: Path, *, json: bool = False, check: bool = False) -> int:
     """Print it; gives the exit code."""
+    if check:
+        code, line = judge(state)
+        print(line, flush=True)
+        return code
     snapshot = page.fetch(state)
     if json:
         print_json(snapshot.as_json())

@@ -148,6 +148,9 @@ def test_elsewhere_it_is_not_initialised(tmp_path: Path) -> None:
 FORMS = [
     ([], ["status"]),
     ([], ["status", "--json"]),
+    ([], ["status", "--check"]),
+    ([], ["status", "--check", "--json"]),
+    (["--state", "elsewhere"], ["status", "--check"]),
     ([], ["status", "--frobnicate"]),
     ([], ["status", "--json", "--json"]),
     ([], ["status", "--watch"]),
@@ -201,6 +204,7 @@ class Asked:
     [
         (["status"], {"json": False}),
         (["status", "--json"], {"json": True}),
+        (["status", "--check"], {"check": True}),
         (["status", "--watch"], None),
         (["status", "-h"], None),
         (["--json", "status"], None),
@@ -234,6 +238,7 @@ def test_status_and_help_load_nothing_slow(state: Path) -> None:
     for arguments, loaded in (
         (["status"], "[]"),
         (["status", "--json"], "[]"),
+        (["status", "--check"], "[]"),
         (["--help"], "['typer']"),
         (["federation", "create", "--help"], "['pydantic', 'typer']"),  # typer has it convert the --state before
         (["version"], "['pydantic', 'typer']"),
