@@ -15,8 +15,9 @@ SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.
 STATE_VARIABLE = "HSL_NODE_STATE"
 
 NOTHING_HERE = (
-    "if there was one, see that its volume is mounted. A new node: `hsl-node init`. After a loss: `hsl-node restore "
-    "FILE` brings back what a backup holds. Or point --state at the right folder"
+    "if there was one, see that its volume is mounted. After a loss: `hsl-node restore FILE` brings back what a backup "
+    "holds; without one `hsl-node recover --from-peers`, with key and settings (docs/administrator/lost-disk.md). "
+    "A node that never was: `hsl-node init`. Or point --state at the right folder"
 )
 IN_PAST = (
     "this is a run of an earlier federation that `federation join --replace` put aside, without key and settings. To "

@@ -82,6 +82,8 @@ class Alarms:
             self._log(*(logging.INFO, "warning, still") if told else (logging.WARNING, "warning"), code, text=text)
             return
         known.text, known.fix = text, fix
+        if since is not None:
+            known.since = Moment(since)
         if not known.shown:
             self._log(logging.WARNING, "warning", code, text=text)
         if known.settled is not None:

@@ -135,10 +135,11 @@ def renew(journal: Journal, alarms: Alarms, me: Peer, peers: Sequence[Peer]) -> 
             for peer, text in record.get(key, {}).items() if record else ():
                 who, whose = ("your own site", "this node") if peer == me else (peer, peer)
                 loud[f"{code} {peer}"] = (f"round {round}, {whose}: {text}", answer.format(who=who, round=round))
+                since[f"{code} {peer}"] = fused.get(round)
         if gate := journal.result(_gate(round)):
             who = "every hospital, and your own,"
             loud["validation"] = (f"round {round}: {gate['text']}", ANSWER.format(who=who, round=round))
-        since = {code: fused.get(round) for code in loud} | since  # the first of its rounds
+            since["validation"] = fused.get(round)
     for code in [f"{code} {p}" for code in SIGNS for p in peers] + ["validation"]:
         if code in loud:
             alarms.sound(code, *loud[code], since=since[code])

@@ -153,10 +153,11 @@ def _warnings(daemon: Daemon, trainer: schema.TrainerStatus, since: float) -> tu
     warnings += [StatusWarning(**alarm) for alarm in daemon.alarms.listing()]
     if trainer.state in TROUBLED:
         text = f"the trainer gave no sign of life for {trainer.last_event_s:.0f} s"
+        when = f"after {KILL_SILENT_S / 60:.0f} min of silence"
         if trainer.state == "restarting":
             text = f"the trainer died and is started again ({trainer.restarts} so far): {trainer.last_error}"
-        minutes = f"{KILL_SILENT_S / 60:.0f}"
-        fix = f"see log/trainer.log; the node restarts it after {minutes} min of silence and loses at most one epoch"
+            when = "by itself, ever more rarely while it dies"
+        fix = f"see log/trainer.log; the node restarts it {when} and loses at most one epoch"
         warnings.append(StatusWarning("trainer", text, time.time() - trainer.last_event_s, fix))
     if daemon.paused and state and not daemon.is_over():
         text = "training is paused here; the other hospitals will wait for this one"

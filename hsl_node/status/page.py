@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from hsl_node.errors import NotRunning, escaped
@@ -17,6 +18,9 @@ from hsl_node.host.hints import addressed
 from hsl_node.host.units import age, auc, clock, duration, progress, size
 from hsl_node.status.recorded import from_journal
 from hsl_node.status.snapshot import PeerStatus, Received, Sent, Snapshot, StatusWarning, from_json
+
+Lines = list[str]
+Blocks = list[Lines]  # what is shown or left out as a whole
 
 WIDTH = 80
 AUC_ROUNDS = 9  # columns of the AUC table that fit into 80
@@ -62,8 +66,9 @@ def fetch(state: Path) -> Snapshot:
         found = from_json(ask(state, "status")["status"])
     except NotRunning:
         found = from_journal(state)
-    warnings = (replace(warning, fix=addressed(warning.fix, state)) for warning in found.warnings)
-    return replace(found, warnings=tuple(sorted(warnings, key=_is_sign)))  # else each kind in its order
+    told = [replace(warning, fix=addressed(warning.fix, state)) for warning in found.warnings]
+    warnings = tuple(sorted(told, key=_is_sign))  # else each kind in its order
+    return replace(found, warnings=warnings, next=addressed(found.next, state))
 
 
 def _is_sign(warning: StatusWarning) -> bool:
@@ -74,16 +79,45 @@ def _is_sign(warning: StatusWarning) -> bool:
 # ------------------------------------------------------------------ the page
 
 
-def render(snapshot: Snapshot, *, now: float, look: Look = Look()) -> str:
-    """The whole page, lines no wider than `look.width`, without a line break at the end."""
-    lines = [
-        *_not_running(snapshot, now, look),
-        *_warnings(snapshot, now, look),
-        *_summary(snapshot, now, look),
-        *_peers(snapshot, now, look),
-        *_aucs(snapshot, look),
-    ]
-    return "\n".join(lines)
+def render(snapshot: Snapshot, *, now: float, look: Look = Look(), height: int | None = None) -> str:
+    """The whole page, lines no wider than `look.width`, without a line break at the end.
+
+    `height`: so many lines at most, for a screen that does not scroll.
+    """
+    down, alarms = _not_running(snapshot, now, look), _warnings(snapshot, now, look)
+    summary, peers, aucs = _summary(snapshot, now, look), _peers(snapshot, now, look), _aucs(snapshot, look)
+    if height is not None:
+        alarms, peers, aucs = _fitted(alarms, peers, aucs, height - len(down) - len(summary))
+    blank = [""] if alarms else []
+    return "\n".join([*down, *chain(*alarms), *blank, *summary, *chain(*peers), *aucs])
+
+
+def _fitted(alarms: Blocks, peers: Blocks, aucs: Lines, room: int) -> tuple[Blocks, Blocks, Lines]:
+    """First the AUCs go; then each alarm has one line; then alarms, and at last hospitals, are only counted."""
+
+    def over() -> int:
+        return sum(map(len, (*alarms, *peers, aucs))) + bool(alarms) - room
+
+    if over() > 0:
+        aucs = []
+    if over() > 0:
+        alarms = [[_cut(block)] for block in alarms]
+    if over() > 0:
+        alarms = _counted(alarms, len(alarms) - over() - 1, "and {} more alarms; `hsl-node status` has all")
+    if over() > 0 and peers:
+        peers = [peers[0], *([row[0]] for row in peers[1:])]  # without what stands below a row
+    if over() > 0 and peers:
+        peers = _counted(peers, len(peers) - over() - 1, "and {} more hospitals")
+    return alarms, peers, aucs
+
+
+def _cut(block: Lines) -> str:
+    return f"{block[0]} …" if len(block) > 1 else block[0]
+
+
+def _counted(blocks: Blocks, most: int, rest: str) -> Blocks:
+    kept = max(1, most)
+    return blocks if len(blocks) <= kept + 1 else [*blocks[:kept], [rest.format(len(blocks) - kept)]]
 
 
 def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
@@ -98,19 +132,21 @@ def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
         lines += [f"below is what the journal knows{last}"]
     elif not ended:
         lines = ["it has not been started here yet."]
+    lines += _wrapped(f"next: {snapshot.next}", look.width - _LABEL - 2, "", "") if snapshot.next else []
     first, *more = lines or ["its first start did not come far."]
     return [look.paint("not running", _BOLD, _RED) + f"  {first}", *(f"{'':{_LABEL}}  {line}" for line in more), ""]
 
 
-def _warnings(snapshot: Snapshot, now: float, look: Look) -> list[str]:
-    lines: list[str] = []
+def _warnings(snapshot: Snapshot, now: float, look: Look) -> Blocks:
+    blocks: Blocks = []
     for warning in snapshot.warnings:
         since = f" ({age(now - warning.since)} ago)" if warning.since else ""
         text = _wrapped(escaped(warning.text, 600) + since, look.width, "! ", "  ")
-        lines += [look.paint(line, _BOLD, _RED) for line in text]
+        lines = [look.paint(line, _BOLD, _RED) for line in text]
         if warning.fix:
             lines += _wrapped(escaped(warning.fix, 600), look.width, "  what to do: ", "              ")
-    return [*lines, ""] if lines else []
+        blocks.append(lines)
+    return blocks
 
 
 def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
@@ -222,14 +258,15 @@ def _disk(snapshot: Snapshot) -> str:
 # ------------------------------------------------------------------ the tables
 
 
-def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
+def _peers(snapshot: Snapshot, now: float, look: Look) -> Blocks:
+    """The header, then a block for each peer, then the legend."""
     if not snapshot.peers:
         return []
     room = max(8, look.width - sum(_CELLS) - 2 * len(_CELLS))
     name_width = min(room, max(len("peer"), *(len(p.name) for p in snapshot.peers)))
     widths = (name_width, *_CELLS)
     last = "last file" if snapshot.state == "stopped" else "last seen"  # connections are not in the journal
-    lines = ["", look.paint(_row(("peer", "is", "sent", "received", last), widths), _DIM)]
+    blocks = [["", look.paint(_row(("peer", "is", "sent", "received", last), widths), _DIM)]]
     for peer in snapshot.peers:
         sent, received = peer.sent, peer.received
         life = peer.life.state if peer.life else "-"
@@ -237,12 +274,12 @@ def _peers(snapshot: Snapshot, now: float, look: Look) -> list[str]:
                  _seen(peer, now))  # fmt: skip
         colour = {"refused": (_RED,), "waiting to retry": (_YELLOW,)}.get(sent.state, ())
         colour = (_RED,) if received.state == "refused" or life == "down" else colour
-        lines.append(look.paint(_row(cells, widths), *colour))
-        lines += [look.paint(line, *colour) for line in [*_life(peer, now, look), *_trouble(sent, look)]]
+        lines = [_row(cells, widths), *_life(peer, now, look), *_trouble(sent, look)]
+        blocks.append([look.paint(line, *colour) for line in lines])
     if any(_has_auc(peer.received) for peer in snapshot.peers):
         legend = "AUC: that hospital's checkpoint of this round on its own validation images, as it says"
-        lines += [look.paint(line, _DIM) for line in _wrapped(legend, look.width, "", "")]
-    return lines
+        blocks.append([look.paint(line, _DIM) for line in _wrapped(legend, look.width, "", "")])
+    return blocks
 
 
 _CELLS = (7, 21, 21, 9)  # is, sent, received, last seen; the name has the rest of the width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Collection
@@ -19,6 +20,7 @@ from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.models import harmed
 
 ERROR_NOTES = 3  # the last things that went wrong, newest last
+RECOVER = "`hsl-node start`: it asks its peers what it has signed, and goes on from there"
 HALTED_FIX = (
     "nothing is trained on until the hospitals have settled it; `hsl-node verify` shows what is proven, the signed "
     "documents of each round are in the journal (`hsl-node verify --export DIR`)"
@@ -29,10 +31,14 @@ def from_journal(state: Path) -> Snapshot:
     keys = _of_the_keys(state)
     layout = Layout(state)
     if not layout.journal.exists():
-        return Snapshot(warnings=keys)
+        return Snapshot(warnings=keys, next=_next(layout))
     with Journal.read_only(layout.journal) as journal:
         revoked = {w.code.removeprefix("revoked ") for w in keys}
-        ended, found = find_ending(journal), _recorded(journal, revoked)
+        ended, found, marked = (
+            find_ending(journal),
+            _recorded(journal, revoked),
+            json.loads(journal.meta("recover") or "null"),
+        )
     warnings = list(found.warnings)
     if ended is not None and ended.how != "stopped":
         since = ended.at if ended.how == "failed" else None  # when it was killed nobody knows
@@ -40,7 +46,15 @@ def from_journal(state: Path) -> Snapshot:
     for harm in harmed(layout, whole=False):  # a look at their names; their bytes are compared at the next start
         warnings.append(StatusWarning(f"fused {harm.model.round}", harm.text(layout), None, harm.fix(layout)))
     disk = schema.Disk(shutil.disk_usage(state).free)
-    return replace(found, ended=ended, disk=disk, warnings=(*warnings, *keys))
+    left = RECOVER if marked else "" if found.node else _next(layout)
+    return replace(found, ended=ended, disk=disk, warnings=(*warnings, *keys), next=left)
+
+
+def _next(layout: Layout) -> str:
+    """What brings a node to its first round."""
+    if not layout.federation_toml.exists():
+        return "give your card to the others, and `hsl-node federation join FILE` with the file that you agreed on"
+    return "`hsl-node data check`, `hsl-node doctor`, then `hsl-node start`"
 
 
 def _of_the_keys(state: Path) -> tuple[StatusWarning, ...]:

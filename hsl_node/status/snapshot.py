@@ -49,6 +49,7 @@ class Snapshot:
     aucs: tuple[Aucs, ...] = ()
     best: Best | None = None
     warnings: tuple[StatusWarning, ...] = ()
+    next: str = ""  # of a node that has not begun, or is to recover: what to do next
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self, dict_factory=lambda pairs: {k: v for k, v in pairs if (k, v) != ("revoked", None)})

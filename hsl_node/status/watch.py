@@ -21,14 +21,15 @@ def watch(state: Path, look: Look) -> None:
     console = Console(highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(Text.from_ansi(_page(state, replace(look, width=console.width, bars=True))), refresh=True)
+            page = _page(state, replace(look, width=console.width, bars=True), console.height)
+            live.update(Text.from_ansi(page), refresh=True)
             time.sleep(EVERY_S)
 
 
-def _page(state: Path, look: Look) -> str:
+def _page(state: Path, look: Look, height: int) -> str:
     now = time.time()
     try:
-        page = render(fetch(state), now=now, look=look)
+        page = render(fetch(state), now=now, look=look, height=height - 2)  # two for the line below
     except WaitTimeout as exc:
         page = str(exc)
     return f"{page}\n\n{look.paint(time.strftime('%H:%M:%S', time.localtime(now)) + '  Ctrl-C leaves', '2')}"

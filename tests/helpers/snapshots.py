@@ -57,6 +57,7 @@ def snapshot(**more: Any) -> dict[str, Any]:
              "fix": "kept in quarantine; the peer is asked for it again"},
             {"code": "x", "text": "evil\x1b[31m\x07peer", "since": None, "fix": ""},
         ],
+        "next": "",
     } | more  # fmt: skip
 
 

@@ -13,9 +13,10 @@ import pytest
 from hostile import until
 
 from hsl_node.errors import ConfigError
+from hsl_node.host.layout import Layout
 from hsl_node.host.pace import Pace
 from hsl_node.node import trainer as module
-from hsl_node.node.trainer import Trainer
+from hsl_node.node.trainer import TROUBLED, Trainer
 from hsl_node.train.lock import hold_lock
 
 JOB = {"job": "train", "round": 1, "base": "b", "base_sha256": "0", "out": "o"}
@@ -268,3 +269,20 @@ async def _hanging(mark: Path, *, stop: bool) -> int:
 
 async def _restarted(trainer: Trainer) -> None:
     await until(lambda: trainer.restarts > 0)
+
+
+def test_a_trainer_at_its_first_start_is_starting_and_has_not_died(tmp_path: Path) -> None:
+    """It was called dead, `0 so far`, and the node degraded."""
+
+    async def story() -> None:
+        trainer = Trainer(tmp_path, lambda event: None, command=[sys.executable, "-c", "import time; time.sleep(60)"])
+        Layout(tmp_path).make()
+        states: list[str] = []
+        async with trainer._one_job:
+            states.append(trainer.status()["state"])  # a job is given, the process is not there yet
+        await trainer._start()
+        states.append(trainer.status()["state"])
+        await trainer.stop()
+        assert states == ["starting", "starting"] and not {*states} & {*TROUBLED}
+
+    asyncio.run(story())

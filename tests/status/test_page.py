@@ -232,7 +232,7 @@ def test_what_another_version_of_the_daemon_tells_or_leaves_out_is_no_error() ->
 def test_threat_19_of_a_snapshot_no_free_text_may_leave() -> None:
     """Else a path in a warning would be in the support bundle. Who adds a field decides, here too."""
     names = {key for part in parts_of(from_json(snapshot()).as_json()) for key in part} | {"how", "at"}
-    stays = {"reason", "task", "event", "what", "address", "last_error", "text", "fix"}
+    stays = {"reason", "task", "event", "what", "address", "last_error", "text", "fix", "next"}
     assert names - leaving(Snapshot) == stays
     untold = {"revoked", "deliver_to", "validate", "heard", "clock_s"}
     assert leaving(Snapshot) - names == untold, "that one has none to tell"
@@ -248,3 +248,37 @@ def parts_of(value: Any) -> list[dict[str, Any]]:
 def test_the_page_of_a_stopped_node_says_how_old_it_is() -> None:
     first = page(state="stopped", since=NOW - 3 * 86400)[0]
     assert first.startswith("not running") and re.search(r"last written \d{4}-\d\d-\d\d \d\d:\d\d \(3 d ago\)", first)
+
+
+# ------------------------------------------------------------------ a screen that does not scroll
+
+
+def alarms(count: int) -> list[dict[str, Any]]:
+    return [{"code": f"x {n}", "text": f"alarm {n} " + "words " * 30, "since": NOW - 60, "fix": "do " * 40}
+            for n in range(count)]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 40])
+@pytest.mark.parametrize("hospitals", [1, 4, 63])
+def test_a_screen_of_24_lines_holds_the_page_however_many_alarms_and_hospitals(count: int, hospitals: int) -> None:
+    row = snapshot()["peers"][1]
+    many = from_json(snapshot(warnings=alarms(count), peers=[row | {"name": f"p{n}"} for n in range(hospitals)]))
+    lines = render(many, now=NOW, look=Look(bars=True), height=22).splitlines()
+    assert len(lines) <= 22
+    assert line_of(lines, "mercy") and line_of(lines, "waiting for") and line_of(lines, "peer") and line_of(lines, "p0")
+    if count:
+        assert lines[0].startswith("! alarm 0 words")
+    if count == 40:
+        assert any(re.fullmatch(r"and \d\d more alarms; `hsl-node status` has all", line) for line in lines)
+    if hospitals == 63:
+        assert any(re.fullmatch(r"and \d\d more hospitals", line) for line in lines)
+
+
+def test_what_is_left_out_on_a_small_screen_is_counted_right() -> None:
+    few = from_json(snapshot(warnings=alarms(6), peers=[peer("ada", {}, {})], aucs=[]))
+    whole = render(few, now=NOW).splitlines()
+    assert render(few, now=NOW, height=len(whole)).splitlines() == whole
+    lines = render(few, now=NOW, height=len(whole) - len(alarms(6)) * 4).splitlines()
+    shown = [line for line in lines if line.startswith("! ")]
+    rest = next((int(line.split()[1]) for line in lines if line.startswith("and ")), 0)
+    assert len(shown) + rest == 6 and all(line.endswith(" …") for line in shown)

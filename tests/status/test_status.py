@@ -129,6 +129,26 @@ def test_warnings_about_the_images_end_where_the_next_trainer_gives_fewer() -> N
 def test_never_started_is_said_and_exits_3(state: Path) -> None:
     done = status(state)
     assert done.returncode == 3 and "has not been started here" in done.stdout
+    assert "next: give your card to the others" in done.stdout and "federation join FILE" in done.stdout
+
+
+def test_a_node_that_has_joined_or_is_to_recover_is_told_what_comes_next(state: Path) -> None:
+    Layout(state).federation_toml.write_text("")
+    assert "doctor" in from_journal(state).next and "start" in from_journal(state).next
+    store = Store(Layout(state))
+    store.journal.set_meta("recover", '{"why": "asked to", "without": []}')
+    store.close()
+    assert "asks its peers" in from_journal(state).next
+    in_round_2(state)
+    store = Store(Layout(state))
+    store.journal.set_meta("recover", "null")
+    store.close()
+    assert from_journal(state).next == ""
+
+
+def test_where_nothing_is_the_remedies_for_a_loss_stand_before_init(tmp_path: Path) -> None:
+    said = " ".join(status(tmp_path).stderr.split())
+    assert said.index("restore FILE") < said.index("recover --from-peers") < said.index("init`")
 
 
 def test_a_halted_run_shows_its_reason_while_down(state: Path) -> None:
