@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hsl_node.federation.names import Peer
 from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE
 from hsl_node.sync.store.room import Quota
-from hsl_node.sync.wire.allowance import PACKETS_PER_MINUTE, REQUESTS_PER_MINUTE
+from hsl_node.sync.wire.allowance import LOGIN_S, PACKETS_PER_MINUTE, REQUESTS_PER_MINUTE
 
 SOURCES_PER_PEER = 4  # two gateways with two kinds of address
 
@@ -17,7 +17,7 @@ SOURCES_PER_PEER = 4  # two gateways with two kinds of address
 class Limits:
     """What strangers and peers may take of us. Tests lower them; the defaults suit 64 peers and 4 Mbit/s links."""
 
-    login_timeout_s: float = 20
+    login_timeout_s: float = LOGIN_S
     login_attempts: int = 4
     strangers: int = 64  # unauthenticated connections in total, and as many from sources that peers logged in from
     strangers_per_source: int = 16  # per IPv4 address or IPv6 /64; hospitals may share one gateway

@@ -18,6 +18,7 @@ from hsl_node.sync.inbox.home import Home
 from hsl_node.sync.inbox.limits import source_of
 from hsl_node.sync.inbox.part import OpenFile
 from hsl_node.sync.inbox.requests import InboxFS, InboxHandler
+from hsl_node.sync.wire.sockets import tune
 from hsl_node.sync.wire.toll import Turnstile
 
 LOGIN_MAX_BYTES = 32 * 1024  # until the login is done; those of OpenSSH, asyncssh and paramiko take 2 to 4 KB
@@ -52,6 +53,8 @@ class Link(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self.conn = conn
         self.source = source_of(str(conn.get_extra_info("peername", ("",))[0]))
+        if (sock := conn.get_extra_info("socket")) is not None:
+            tune(sock)
         # asyncssh ignores the transport's back-pressure: a client that never reads would grow our memory without end.
         assert conn._transport is not None
         conn._transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)

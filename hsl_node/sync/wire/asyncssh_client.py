@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -16,16 +18,17 @@ from asyncssh.constants import FXF_CREAT, FXF_EXCL, FXF_READ, FXF_WRITE
 from hsl_node.errors import HslError, TransportError
 from hsl_node.federation.identity import Identity
 from hsl_node.sync.wire.algorithms import ASYNCSSH
+from hsl_node.sync.wire.dial import reach
+from hsl_node.sync.wire.flow import Flow
+from hsl_node.sync.wire.sockets import Congestion
 from hsl_node.sync.wire.toll import Toll, Turnstile
 from hsl_node.sync.wire.transport import (
     BLOCK_BYTES,
-    BLOCKS_IN_FLIGHT,
     READ_AHEAD_BLOCKS,
     Login,
     Patience,
     Source,
     Transport,
-    open_socket,
 )
 
 LOGIN_MAX_BYTES = 128 * 1024  # with a greeting; asyncssh's limit for that alone is 8 MB
@@ -38,8 +41,12 @@ _NOT_OFFERED = (asyncssh.SFTPOpUnsupported, asyncssh.SFTPPermissionDenied)  # th
 @asynccontextmanager
 async def connect(login: Login, identity: Identity, patience: Patience, toll: Toll) -> AsyncIterator[Transport]:
     """See `transport.connect`."""
-    doorman = _Doorman(toll)
-    connection = await _log_in(login, identity, patience, doorman)
+
+    async def log_in(login: Login, sock: socket.socket) -> tuple[Login, _Doorman, asyncssh.SSHClientConnection]:
+        doorman = _Doorman(toll)
+        return login, doorman, await _log_in(login, identity, patience, doorman, sock)
+
+    login, doorman, connection = await reach(login, patience.connect_s, log_in)
     try:
         link = _Link(login, connection, patience, doorman)
         async with link.answer("opening SFTP", patience.connect_s):
@@ -55,9 +62,8 @@ async def connect(login: Login, identity: Identity, patience: Patience, toll: To
 
 
 async def _log_in(
-    login: Login, identity: Identity, patience: Patience, doorman: _Doorman
+    login: Login, identity: Identity, patience: Patience, doorman: _Doorman, sock: socket.socket
 ) -> asyncssh.SSHClientConnection:
-    sock = await open_socket(login, patience.connect_s)
     try:
         async with asyncio.timeout(patience.connect_s):
             return await asyncssh.connect(
@@ -123,6 +129,11 @@ class _Link:
     _patience: Patience
     _doorman: _Doorman
     sftp: asyncssh.SFTPClient = field(init=False)
+    _up: Flow = field(default_factory=Flow)
+    _down: Flow = field(default_factory=Flow)
+
+    def __post_init__(self) -> None:
+        self._congestion = Congestion(self._connection.get_extra_info("socket"))
 
     @asynccontextmanager
     async def answer(self, what: str, seconds: float) -> AsyncIterator[None]:
@@ -158,13 +169,16 @@ class _Link:
 
     async def read(self, path: str, offset: int, count: int) -> bytes:
         result = b""
-        async with self.answer("reading", self._patience.for_bytes(count)):
+        async with self.answer("reading", self._patience.for_all(count)):
             file = await self.sftp.open(self._login.root + path, FXF_READ, encoding=None, block_size=0)
             try:
                 while len(result) < count:  # a server may answer with less than it was asked for
-                    block = await file.read(count - len(result), offset + len(result))
+                    asked, began = min(count - len(result), self._down.most_bytes), time.monotonic()
+                    async with self.answer("reading", self._patience.for_bytes(asked)):
+                        block = await file.read(asked, offset + len(result))
                     if not block:
                         break
+                    self._down.answered(len(block), time.monotonic() - began)
                     result += cast(bytes, block)  # no encoding was set
             finally:
                 with suppress(asyncssh.SFTPError):
@@ -191,30 +205,41 @@ class _Link:
     async def _send(
         self, file: asyncssh.SFTPClientFile, content: Source, offset: int, progress: Callable[[int], None]
     ) -> None:
-        """Keep BLOCKS_IN_FLIGHT requests on their way. The deadline is for the next block, not for the file."""
-        waiting: deque[tuple[int, asyncio.Task[int]]] = deque()  # (end of the block, its request), oldest first
+        """Keep as much on its way as `Flow` says. The deadline is for the next answer, not for the file."""
+        waiting: deque[tuple[int, int, asyncio.Task[None]]] = deque()  # (bytes, their end, request), oldest first
+        on_its_way = 0
+
+        async def write(piece: bytes, at: int) -> None:
+            began = time.monotonic()
+            await file.write(piece, at)
+            self._up.answered(len(piece), time.monotonic() - began)
+            self._congestion.follow(self._up.most_bytes)
 
         async def acknowledged() -> None:
-            end, request = waiting[0]
-            async with self.answer("sending", self._patience.for_bytes(BLOCK_BYTES)):
+            nonlocal on_its_way
+            count, end, request = waiting[0]
+            async with self.answer("sending", self._patience.for_bytes(count)):
                 await request
             waiting.popleft()
-            self._doorman.toll.sent(BLOCK_BYTES)
+            on_its_way -= count
+            self._doorman.toll.sent(count)
             progress(end)
 
         try:
             for start in range(offset, content.size, READ_AHEAD_BLOCKS * BLOCK_BYTES):
                 for number, block in enumerate(await asyncio.to_thread(content.read, start)):
-                    if len(waiting) == BLOCKS_IN_FLIGHT:
-                        await acknowledged()
-                    at = start + number * BLOCK_BYTES
-                    waiting.append((at + len(block), asyncio.create_task(file.write(block, at))))
+                    for within, piece in self._up.pieces(block):
+                        while waiting and on_its_way + len(piece) > self._up.most_bytes:
+                            await acknowledged()
+                        at = start + number * BLOCK_BYTES + within
+                        waiting.append((len(piece), at + len(piece), asyncio.create_task(write(piece, at))))
+                        on_its_way += len(piece)
             while waiting:
                 await acknowledged()
         finally:
-            for _, request in waiting:
+            for *_, request in waiting:
                 request.cancel()
-            await asyncio.gather(*(request for _, request in waiting), return_exceptions=True)
+            await asyncio.gather(*(request for *_, request in waiting), return_exceptions=True)
 
     async def rename(self, old: str, new: str) -> None:
         async with self.answer("renaming", self._patience.answer_s):

@@ -42,16 +42,17 @@ from paramiko.sftp import (
 from hsl_node.errors import HslError, PeerDataError
 from hsl_node.federation.identity import Identity
 from hsl_node.sync.wire.algorithms import CIPHERS, KEY_EXCHANGES, MACS
+from hsl_node.sync.wire.dial import reach
+from hsl_node.sync.wire.flow import Flow
+from hsl_node.sync.wire.sockets import Congestion
 from hsl_node.sync.wire.toll import Toll
 from hsl_node.sync.wire.transport import (
     BLOCK_BYTES,
-    BLOCKS_IN_FLIGHT,
     READ_AHEAD_BLOCKS,
     Login,
     Patience,
     Source,
     Transport,
-    open_socket,
 )
 
 P = ParamSpec("P")
@@ -68,10 +69,18 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 @asynccontextmanager
 async def connect(login: Login, identity: Identity, patience: Patience, toll: Toll) -> AsyncIterator[Transport]:
     """See `transport.connect`."""
-    sock = await open_socket(login, patience.connect_s)
-    link = _Link(login, sock, patience, toll)
+
+    async def log_in(login: Login, sock: socket.socket) -> _Link:
+        link = _Link(login, sock, patience, toll)
+        try:
+            await link.log_in(identity)
+        except BaseException:
+            await link.close()
+            raise
+        return link
+
+    link = await reach(login, patience.connect_s, log_in)
     try:
-        await link.log_in(identity)
         yield link
     finally:
         await link.close()
@@ -90,6 +99,8 @@ class _Link:
         self._ssh = paramiko.Transport(sock)
         self._toll = toll
         _bound(self._ssh.packetizer, toll)
+        self._up, self._down = Flow(), Flow()
+        self._congestion = Congestion(sock)
         self._moved = 0.0  # monotonic time of the last sign of life, as the thread sees it
 
     # ------------------------------------------------------------ in the event loop
@@ -233,13 +244,12 @@ class _Link:
 
     def _blocking_read(self, path: str, offset: int, count: int) -> bytes:
         handle = self._blocking_open(path, SFTP_FLAG_READ)
-        result = b""
+        result, until = b"", time.monotonic() + self._patience.for_all(count)
         try:
             while len(result) < count:  # a server may answer with less than it was asked for
+                asked, began = min(count - len(result), self._down.most_bytes), time.monotonic()
                 try:
-                    kind, message = self.sftp._request(
-                        CMD_READ, handle, int64(offset + len(result)), count - len(result)
-                    )
+                    kind, message = self.sftp._request(CMD_READ, handle, int64(offset + len(result)), asked)
                 except EOFError:  # the status "end of file"; a broken link is an SSHException here
                     break
                 if kind != CMD_DATA:
@@ -247,6 +257,10 @@ class _Link:
                 block = message.get_string()
                 if not block:
                     break
+                self._moved = time.monotonic()
+                if self._moved > until:
+                    raise paramiko.SSHException("it sends next to nothing")
+                self._down.answered(len(block), self._moved - began)
                 result += block
         finally:
             with suppress(OSError):
@@ -255,22 +269,31 @@ class _Link:
 
     def _blocking_send(self, handle: bytes, content: Source, offset: int, report: Callable[[int], None]) -> None:
         answers = _Answers(self.sftp)
-        waiting: deque[tuple[int, int]] = deque()  # (end of the block, number of its request), oldest first
+        waiting: deque[tuple[int, int, int, float]] = (
+            deque()
+        )  # (bytes, their end, number of request, began), oldest first
+        on_its_way = 0
 
         def acknowledged() -> None:
-            end, number = waiting.popleft()
+            nonlocal on_its_way
+            count, end, number, began = waiting.popleft()
             answers.wait_for(number)
             self._moved = time.monotonic()
-            self._toll.sent(BLOCK_BYTES)
+            self._up.answered(count, self._moved - began)
+            self._congestion.follow(self._up.most_bytes)
+            on_its_way -= count
+            self._toll.sent(count)
             report(end)
 
         for start in range(offset, content.size, READ_AHEAD_BLOCKS * BLOCK_BYTES):
             for number, block in enumerate(content.read(start)):
-                if len(waiting) == BLOCKS_IN_FLIGHT:
-                    acknowledged()
-                at = start + number * BLOCK_BYTES
-                request = self.sftp._async_request(answers, CMD_WRITE, handle, int64(at), block)
-                waiting.append((at + len(block), request))
+                for within, piece in self._up.pieces(block):
+                    while waiting and on_its_way + len(piece) > self._up.most_bytes:
+                        acknowledged()
+                    at, began = start + number * BLOCK_BYTES + within, time.monotonic()
+                    request = self.sftp._async_request(answers, CMD_WRITE, handle, int64(at), piece)
+                    waiting.append((len(piece), at + len(piece), request, began))
+                    on_its_way += len(piece)
         while waiting:
             acknowledged()
 

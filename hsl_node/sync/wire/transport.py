@@ -10,11 +10,9 @@ trust on first use, no agent, no password, no file of the user's ~/.ssh is ever 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import io
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +23,20 @@ from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.names import Peer
 from hsl_node.federation.strings import fingerprint, split_address
-from hsl_node.sync.wire.resolver import addresses
+from hsl_node.sync.wire.allowance import LOGIN_S
+from hsl_node.sync.wire.flow import MOST_PIECE_BYTES
 
-BLOCK_BYTES = 255 * 1024  # of one SFTP request: OpenSSH takes 256 KiB including the header, and no more
-# Blocks on their way, 2 MiB: what OpenSSH's SSH window holds anyway, so more of them only cost memory (64 blocks:
-# +35 MB a connection, not a byte a second more). At 50 ms round trip that still is 40 MB/s.
-BLOCKS_IN_FLIGHT = 8
+BLOCK_BYTES = MOST_PIECE_BYTES
 READ_AHEAD_BLOCKS = 4  # one hop to a disk thread for 1 MiB: a hop for every block costs a tenth of the throughput
-LOST_PEER_S = 60  # keepalive 15 s x 4; the kernel gives up on unacknowledged bytes at the same time
 
 
 @dataclass(frozen=True)
 class Patience:
     """How long a silence may last. Never a limit on a whole transfer: that takes as long as the link needs."""
 
-    connect_s: float = 60  # to greet, agree on keys and log in: a few KB, over a line that others saturate
+    connect_s: float = LOGIN_S
     answer_s: float = 45  # any single answer, beside what its bytes need
-    slowest_bytes_per_s: int = 8 * 1024  # 64 peers on one 4 Mbit/s line; below this the link counts as lost
+    slowest_bytes_per_s: int = 8 * 1024  # of what one request asks for or brings, which `flow.py` makes small
     slowest_disk_bytes_per_s: int = 1024 * 1024  # of the peer, when it is asked to make the file durable
     keepalive_s: float = 15
     keepalives: int = 4
@@ -50,12 +45,20 @@ class Patience:
         """Seconds after which `count` bytes must have arrived."""
         return self.answer_s + count / self.slowest_bytes_per_s
 
+    def for_all(self, count: int) -> float:
+        """The same for many requests in a row, each of which may bring a single byte in its own time."""
+        return self.answer_s + 8 * count / self.slowest_bytes_per_s  # 1 KiB/s: a quarter of 32 kbit/s
+
     def for_disk(self, count: int) -> float:
         return self.answer_s + count / self.slowest_disk_bytes_per_s
 
 
 class OperationFailed(TransportError):
     """The server answered "no" or "failure"; the link is fine. What it means is found out with `size`, not by code."""
+
+
+class OtherHostKey(KeyRefused):
+    """Whoever answers at this address is not the peer that is pinned."""
 
 
 class Transport(Protocol):
@@ -105,6 +108,7 @@ class Login:
     user: str
     root: str  # "" or ends with "/"
     host_keys: tuple[str, ...]
+    address: str = ""  # of the host's, once one was chosen
 
     @classmethod
     def of(cls, card: PeerCard, me: Peer, host_keys: Sequence[str] | None = None) -> Login:
@@ -117,10 +121,11 @@ class Login:
 
     @property
     def where(self) -> str:
-        return f"{self.peer} at {self.host}:{self.port}"
+        which = f" ({self.address})" if self.address not in ("", self.host) else ""
+        return f"{self.peer} at {self.host}:{self.port}{which}"
 
-    def other_host_key(self, offered: str) -> KeyRefused:
-        return KeyRefused(
+    def other_host_key(self, offered: str) -> OtherHostKey:
+        return OtherHostKey(
             f"{self.where} shows the host key {offered or '(none of type ed25519)'}, "
             f"pinned is {' or '.join(map(fingerprint, self.host_keys)) or 'none: it is revoked'}",
             remedy=f"call {self.peer}: after a planned key change take its update file (`hsl-node peer update`); "
@@ -149,39 +154,6 @@ class Login:
             f"{self.where}: {what} was refused: {escaped(str(reason)) or type(reason).__name__}",
             remedy="it is tried again; if it stays so, ask the peer for its log",
         )
-
-
-async def open_socket(login: Login, seconds: float) -> socket.socket:
-    """A connected, non-blocking TCP socket on the first of the host's addresses that answers.
-
-    Raises:
-        TransportError: name unknown, nobody listens, or no answer.
-    """
-    loop, doing = asyncio.get_running_loop(), "looking up its name"
-    try:
-        async with asyncio.timeout(seconds):
-            found = await addresses(login.host, login.port)
-            doing = "connecting"
-            each_s = seconds / max(1, len(found))  # a black hole at the first address must not take the others' time
-            for number, (family, kind, protocol, _, address) in enumerate(found):
-                sock = socket.socket(family, kind, protocol)
-                try:
-                    sock.setblocking(False)
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    if hasattr(socket, "TCP_USER_TIMEOUT"):  # else a black hole is retransmitted to for 15 minutes
-                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_PEER_S * 1000)
-                    async with asyncio.timeout(each_s):
-                        await loop.sock_connect(sock, address)
-                    return sock
-                except BaseException as exc:
-                    sock.close()
-                    if not isinstance(exc, OSError) or number == len(found) - 1:  # TimeoutError is one
-                        raise
-    except TimeoutError as exc:
-        raise login.silent(doing, seconds) from exc
-    except OSError as exc:
-        raise login.lost("cannot be reached", exc.strerror or exc) from exc
-    raise login.lost("cannot be reached", "the name has no address")
 
 
 class Source:

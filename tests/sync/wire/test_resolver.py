@@ -17,7 +17,8 @@ from hostile import until
 
 from hsl_node.errors import TransportError
 from hsl_node.federation.config import PEERS_MAX
-from hsl_node.sync.wire.transport import Login, open_socket
+from hsl_node.sync.wire.dial import reach
+from hsl_node.sync.wire.transport import Login
 
 LIMIT_S = 60.0  # what never comes runs into it
 
@@ -47,6 +48,13 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def login(host: str, port: int) -> Login:
     return Login(host, host, port, "u", "", ())
+
+
+async def open_socket(login: Login, seconds: float) -> socket.socket:
+    async def opened(login: Login, sock: socket.socket) -> socket.socket:
+        return sock
+
+    return await reach(login, seconds, opened)
 
 
 def run(names: NameServer, story: Callable[[int], Any]) -> None:
@@ -116,14 +124,15 @@ def test_a_name_that_does_not_exist_is_told(names: NameServer, monkeypatch: pyte
 
 END = """
 import asyncio, socket, threading
-from hsl_node.sync.wire.transport import Login, open_socket
+from hsl_node.sync.wire.dial import reach
+from hsl_node.sync.wire.transport import Login
 
 def silent(*arguments, **more):
     asked.set()
     threading.Event().wait()
 
 async def main():
-    task = asyncio.create_task(open_socket(Login("p", "p.example.org", 1, "u", "", ()), 60))
+    task = asyncio.create_task(reach(Login("p", "p.example.org", 1, "u", "", ()), 60, None))
     while not asked.is_set():
         await asyncio.sleep(0.01)
     task.cancel()

@@ -37,7 +37,8 @@ def test_a_file_arrives_byte_for_byte_and_progress_tells_how_far_it_is(
         (tmp_path / "data").write_bytes(content())
         await link.write(PART, tmp_path / "data", 0, create=True, progress=ends.append)
         assert (inbox.home / PART).read_bytes() == content()
-        assert ends == [BLOCK_BYTES, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES, SIZE]
+        assert ends == sorted(set(ends)) and len(ends) >= 4 and ends[-1] == SIZE
+        assert {BLOCK_BYTES, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES} < set(ends)  # no piece is of two blocks
         assert await link.size(PART) == SIZE
 
     over(scenario)
@@ -77,7 +78,7 @@ def test_a_part_is_resumed_at_an_offset_and_what_lies_before_stays(over: Callabl
         ends: list[int] = []
         await link.write(PART, content(), BLOCK_BYTES, create=False, progress=ends.append)
         assert (inbox.home / PART).read_bytes() == content(seed=2)[:BLOCK_BYTES] + content()[BLOCK_BYTES:]
-        assert ends[0] == 2 * BLOCK_BYTES
+        assert BLOCK_BYTES < ends[0] <= 2 * BLOCK_BYTES and 2 * BLOCK_BYTES in ends
 
     over(scenario)
 
