@@ -85,6 +85,8 @@ def denied(path: Path, state: Path | None = None) -> LocalStateError:
 
 
 def remedy(state: Path, path: Path) -> str:
+    if not os.path.lexists(state):
+        return f"give --state, or HSL_NODE_STATE, with a folder that {me()} may write to"
     place, daemon = shlex.quote(str(state)), owner(state)
     if daemon != me():  # who is at fault, this user or the owner?
         return (

@@ -19,15 +19,15 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from hsl_node.errors import Altered, LocalStateError, escaped
-from hsl_node.federation import identity, keyring
+from hsl_node.errors import Altered, HslError, LocalStateError, escaped
+from hsl_node.federation import identity, keyring, node_toml
 from hsl_node.federation.config import Federation
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import warnings_of
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
-from hsl_node.host import durable, systemd
+from hsl_node.host import durable, event_log, systemd
 from hsl_node.host.control import serve
 from hsl_node.host.durable import Step
 from hsl_node.host.moment import Moment
@@ -51,6 +51,7 @@ from hsl_node.node.peers.links import Links
 from hsl_node.node.peers.liveness import Liveness
 from hsl_node.node.peers.serve import Serve
 from hsl_node.node.pulse import Pulse
+from hsl_node.node.reload import renewed
 from hsl_node.node.signing import Signing
 from hsl_node.node.tasks import Tasks
 from hsl_node.node.training import Training, last_to_validate
@@ -112,6 +113,7 @@ class Daemon:
         self.keys.changed.append(self._keys_changed)
         self._snapshot = snapshot
         self._stopping = asyncio.Event()
+        self._stopped_by = ""
         self._fatal: BaseException | None = None
 
     @property
@@ -125,7 +127,8 @@ class Daemon:
         """From start to SIGTERM. Gives the exit code."""
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sign, self._stopping.set)
+            loop.add_signal_handler(sign, self._stop, sign.name)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
 
         def failed(error: LocalStateError) -> None:
             """From any thread, whoever catches it; in the last commit too, which no turn of the loop follows."""
@@ -142,7 +145,7 @@ class Daemon:
                 self.tasks.spawn("begin", self._begin())
                 await self._stopping.wait()
                 systemd.notify("STOPPING=1", "STATUS=leaving")
-                log.info("stopping")
+                log.info("stopping", extra={"by": self._stopped_by or "an error"})
                 await self._end()
                 if self._fatal is None:  # else `launch.py` leaves the word
                     last_words.note(self.here.journal, None)
@@ -248,11 +251,14 @@ class Daemon:
             on_twice=self._seen_twice,
             on_other_federation=self.liveness.federation_of,
             offer=self.serve.open,
-            limits=Limits(quota=Quota(bytes=config.inbox.quota_mib * 2**20)),
+            limits=Limits(quota=self._quota()),
             keyring=self.keys.ring,
         )
         self.server = InboxServer(admission, identity=self.keys.identity, homes=self.here.homes)
         await self.server.start(host, port)
+
+    def _quota(self) -> Quota:
+        return Quota(bytes=self.here.config.inbox.quota_mib * 2**20)
 
     async def _end(self) -> None:
         """Leave in order: no task, process, socket or transaction stays behind."""
@@ -260,6 +266,12 @@ class Daemon:
         await self.training.trainer.stop()
         if self.server is not None:
             await self.server.stop()
+
+    def _stop(self, by: str) -> None:
+        if not self._stopping.is_set():
+            self._stopped_by = by
+            self._stopping.set()
+            last_words.note_asked(self.here.journal, by)
 
     def _failed(self, error: BaseException) -> None:
         """Whatever nobody could handle ends the process; the journal makes the restart safe."""
@@ -332,6 +344,30 @@ class Daemon:
         if self.running:
             self.running.machine.reconcile(lambda key: isinstance(key, Push) and (ours or key.peer in peers))
 
+    def _take_keys(self) -> None:
+        """Raises: HslError: they cannot be read; those that count stay."""
+        layout = self.here.layout
+        ring = keyring.load(layout.state, self.here.federation)
+        self.keys.change(ring, identity.load(identity.find_key(layout.key)))
+
+    def _reload(self) -> None:
+        """SIGHUP: whoever moved the log file away, or changed settings or keys, wants them taken now."""
+        event_log.reopen()
+        fix = "mend it, then `systemctl reload hsl-node`, or send SIGHUP again"
+        try:
+            found = node_toml.load_node(self.here.layout.state)
+            self.here.config, waiting = renewed(self.here.config, found)
+            self._take_keys()
+        except (HslError, OSError) as exc:
+            return self.alarms.sound("reload", f"the changed settings were not taken: {escaped(str(exc), 600)}", fix)
+        if self.server is not None:
+            self.server.allow(self._quota())
+        log.info("reloaded", extra={"waiting_for_a_restart": ", ".join(waiting) or "nothing"})
+        if not waiting:
+            return self.alarms.settle("reload")
+        text = f"node.toml has changed since the start; not taken before a restart: {', '.join(waiting)}"
+        self.alarms.sound("reload", text, "`systemctl restart hsl-node`, or `hsl-node stop` and start it again")
+
     def _tell_keys(self) -> None:
         for peer in self.here.federation.peers:
             warnings = warnings_of(self.keys.ring, peer, self.here.me)
@@ -351,12 +387,10 @@ class Daemon:
                 changed, phase = self._pause(op == "pause"), self.state and self.state.phase
                 return {"ok": True, "changed": changed, "phase": phase, "over": self.is_over()}
             case "stop":
-                self._stopping.set()
+                self._stop("`hsl-node stop`")
                 return {"ok": True}
             case "keys":
-                layout = self.here.layout
-                ring = keyring.load(layout.state, self.here.federation)
-                self.keys.change(ring, identity.load(identity.find_key(layout.key)))
+                self._take_keys()
                 return {"ok": True, "fingerprint": self.keys.identity.fingerprint}
             case _:
                 return {"ok": False, "error": f"unknown request {escaped(op)!r}"}

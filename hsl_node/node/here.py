@@ -22,9 +22,9 @@ from hsl_node.sync.store.store import Store
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Here:
-    """Never changes while the process lives."""
+    """Never changes while the process lives, but for the settings that `reload.py` names."""
 
     config: NodeConfig
     federation: Federation

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -38,6 +39,8 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
         HslError: what ended it, with its own exit code.
     """
     account.need_none()
+    for sign in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # a closed terminal; `systemctl kill -s` to everybody
+        signal.signal(sign, signal.SIG_IGN)  # the trainer inherits it; the daemon reloads at SIGHUP once it runs
     try:
         with _disk_named(state):
             return _checked(state, trainer_command)

@@ -31,14 +31,26 @@ def forget(journal: Journal) -> None:
     journal.set_meta(_KEY, "null")
 
 
+def note_asked(journal: Journal, by: str) -> None:
+    """Somebody, or a signal, asks it to leave; it has not left yet. A disk that fails costs the note."""
+    with contextlib.suppress(HslError):
+        journal.set_meta(_KEY, json.dumps({"how": "running", "at": time.time(), "by": by}))
+
+
 def note(journal: Journal, error: Exception | None) -> None:
     """Stopped as asked, or ended by this error. After a failed fsync nothing is written any more."""
     if isinstance(error, DiskFailed):
         return
-    text, fix = said(error) if error is not None else ("", "")
+    text, fix = said(error) if error is not None else (_asked(journal), "")
     content = {"how": "stopped" if error is None else "failed", "at": time.time(), "text": text, "fix": fix}
     with contextlib.suppress(HslError):  # no room, say: it is in the log, and on the console
         journal.set_meta(_KEY, json.dumps(content))
+
+
+def _asked(journal: Journal) -> str:
+    """`by SIGTERM`; empty where nobody has asked it to leave."""
+    by = (json.loads(journal.meta(_KEY) or "null") or {}).get("by", "")
+    return f"asked by {by}" if by else ""
 
 
 def said(error: Exception) -> tuple[str, str]:
@@ -56,6 +68,7 @@ def find_ending(journal: Journal) -> Ended | None:
     content = json.loads(journal.meta(_KEY) or "null")
     if content is None or content["how"] != "running":
         return Ended(**content) if content else None
-    text = "the daemon ended without a word: killed, the machine went down, or the disk failed or was full"
+    begun = f", while it was leaving, {by}" if (by := _asked(journal)) else ""
+    text = f"the daemon ended without a word{begun}: killed, the machine went down, or the disk failed or was full"
     fix = "`hsl-node logs` shows its last events; `hsl-node start` goes on from the journal"
     return Ended("killed", content["at"], text, fix)

@@ -126,7 +126,8 @@ def _not_running(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     since, ended = snapshot.since, snapshot.ended
     lines = []
     if ended and ended.how in _ENDED:
-        lines = [f"{_ENDED[ended.how]} {clock(ended.at, now)} ({age(now - ended.at)} ago)"]
+        by = f", {ended.text}" if ended.how == "stopped" and ended.text else ""
+        lines = [f"{_ENDED[ended.how]} {clock(ended.at, now)} ({age(now - ended.at)} ago){by}"]
     if snapshot.node:
         last = f", last written {clock(since, now)} ({age(now - since)} ago)" if since else ""
         lines += [f"below is what the journal knows{last}"]

@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hsl_node.train.worker", description="The trainer process of one node.")
     parser.add_argument("--state", type=Path, required=True)
     state: Path = parser.parse_args(argv).state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
+    for sign in (signal.SIGINT, signal.SIGHUP):  # the daemon's to handle: Ctrl-C, `systemctl kill -s HUP`
+        signal.signal(sign, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     report = _reporter()
     try:

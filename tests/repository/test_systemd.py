@@ -87,13 +87,17 @@ def test_overall_exposure_stays_low(unit: Path) -> None:
     assert float(overall[1]) <= EXPOSURE_MAX
 
 
+def test_a_reload_reaches_the_supervisor_alone_which_handles_it() -> None:
+    """`tests/whole/test_signals.py` shows that SIGHUP ends nothing."""
+    assert [value for key, value in directives(UNIT) if key == "ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
 @pytest.mark.parametrize(
     ("key", "why"),
     [
         ("MemoryDenyWriteExecute", "oneDNN makes code at run time: torch on the CPU fails"),
         ("PrivateDevices", "hides the GPU"),
         ("ProcSubset", "hides /proc/driver/nvidia"),
-        ("ExecReload", "SIGHUP without a handler ends the process, and systemd takes that for a clean exit"),
     ],
 )
 def test_directives_that_would_break_the_node_are_absent(key: str, why: str) -> None:

@@ -180,6 +180,20 @@ def test_a_second_start_says_nothing_in_the_first_ones_name(tmp_path: Path) -> N
         assert cluster.stop("ash") == 0
 
 
+def test_a_daemon_that_was_killed_while_it_left_says_who_had_asked(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "journal.sqlite3") as journal:
+        last_words.note_running(journal)
+        last_words.note_asked(journal, "SIGTERM")
+        killed = last_words.find_ending(journal)
+        assert killed is not None and killed.how == "killed"
+        assert killed.text.startswith(
+            "the daemon ended without a word, while it was leaving, asked by SIGTERM: killed,"
+        )
+        last_words.note(journal, None)
+        stopped = last_words.find_ending(journal)
+        assert stopped is not None and (stopped.how, stopped.text) == ("stopped", "asked by SIGTERM")
+
+
 @pytest.mark.parametrize(
     ("error", "how"),
     [

@@ -42,7 +42,7 @@ class Home:
         self._fed8 = federation.fed8
         self._last_round = federation.plan.rounds + 1  # the last statement
         self._data_bytes = data_bytes
-        self._quota = quota
+        self.quota = quota
         self._threads = threads
         self._structure = asyncio.Lock()  # opening for writing, renaming, removing: one at a time
         self._writers: dict[str, OpenFile] = {}  # of parts, by name
@@ -195,12 +195,12 @@ class Home:
         for folder in (PARTS, INBOX):
             with open_folder(self.homes, self.peer, folder) as descriptor:
                 present += os.listdir(descriptor)
-        if len(present) >= self._quota.files:
+        if len(present) >= self.quota.files:
             raise PeerDataError(f"{len(present)} files wait here already", code="quota")
         need = self.limit_of(name)
         held = sum(MANIFEST_MAX_BYTES if ".manifest" in other else self._data_bytes for other in present)
-        if held + need > self._quota.bytes:
-            raise PeerDataError(f"{held} bytes are taken of {self._quota.bytes}", code="quota")
+        if held + need > self.quota.bytes:
+            raise PeerDataError(f"{held} bytes are taken of {self.quota.bytes}", code="quota")
         self._require_free(os.statvfs(self.homes), need)
 
     def _write(self, part: Part, descriptor: int, offset: int, data: bytes) -> None:
@@ -209,7 +209,7 @@ class Home:
         part.write(descriptor, offset, data)
 
     def _require_free(self, disk: os.statvfs_result, need: int) -> None:
-        if disk.f_bavail * disk.f_frsize < need + self._quota.reserve_bytes:
+        if disk.f_bavail * disk.f_frsize < need + self.quota.reserve_bytes:
             raise OSError(errno.ENOSPC, "no room here")
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:

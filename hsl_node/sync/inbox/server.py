@@ -22,6 +22,7 @@ from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.home import Home
 from hsl_node.sync.inbox.link import Link
 from hsl_node.sync.inbox.part import OpenFile
+from hsl_node.sync.store.room import Quota
 from hsl_node.sync.wire.algorithms import ASYNCSSH
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,11 @@ class InboxServer:
         self._identity = identity
         if self._acceptor:
             self._acceptor.update(server_host_keys=[identity.key])
+
+    def allow(self, quota: Quota) -> None:
+        """What each sender may hold from now on; what lies there stays."""
+        for home in self._home.values():
+            home.quota = quota
 
     def home(self, peer: Peer) -> Home:
         return self._home[peer]
