@@ -12,7 +12,7 @@ import typer
 
 from hsl_node.commands.shared import RESULTS, Json, answer, state_of
 from hsl_node.errors import UsageError
-from hsl_node.host.terminal import print_json, progress_lines
+from hsl_node.host.terminal import progress_bar, progress_lines
 
 Round = Annotated[
     int | None,
@@ -87,28 +87,43 @@ def evaluate(
 
 def predict(
     context: typer.Context,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG, TIFF, BMP or DICOM files.")],
-    out: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: the terminal.")] = None,
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|FOLDER|TABLE...", help="PNG, JPEG, TIFF, BMP, DICOM; folders; CSV with a path."),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder of `export`; needs no node. Default: this node's model."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A table's column with the path. Default: node.toml's, or path.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: the terminal.")] = None,
     round: Round = None,
     json: Json = False,
 ) -> None:
     """Probabilities of each class for images, as CSV.
 
     By the fused model that is best on this site's validation images; --round N for the same one at every hospital.
-    For research: this is no medical device.
+    Or, with --model, by one that was exported, on any machine. Images that cannot be read are listed with the reason,
+    and the exit code is 78 then. For research: this is no medical device.
     """
     from hsl_node.host.wrong_paths import require_place
+    from hsl_node.results import asked as asked_for
     from hsl_node.results import predict
-    from hsl_node.results.predict import write_csv
 
+    state = state_of(context)
+    if model is not None and round is not None:
+        raise UsageError("--model holds one model", remedy="leave --round out")
     if out is not None:
         require_place(out)
-
-    found = predict.predict(state_of(context), images, round=round)
-    if json:
-        print_json(found)
-    else:
-        write_csv(found, out)
+    asked = asked_for.gather(images, column or asked_for.column_of(None if model else state))
+    if asked.left_out:
+        print(f"Left out: {asked.left_out_text()}", file=sys.stderr)
+    found = predict.predict(predict.open_predictor(state, model, round), asked, progress_bar("predicting"))
+    predict.write_out(predict.json_text(found) if json else predict.csv_text(found), out)
+    if any(row["probabilities"] is None for row in found["images"]):
+        raise predict.unreadable_error(found["images"])
 
 
 def export(
@@ -117,16 +132,17 @@ def export(
     round: Round = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also as ONNX, where the model can be exported.")] = False,
 ) -> None:
-    """Write the model and a card that says what it is.
+    """Write the model into a folder that predicts by itself.
 
     The fused model that is best on this site's validation images; --round N for the same one at every hospital.
-    The card (JSON) holds plan, anchor reference, digests and where it was trained.
+    The folder holds weights, preprocessing, threshold, a card for programs and one for people, and all digests:
+    `hsl-node predict --model DIR` needs nothing else.
     """
     from hsl_node.host.wrong_paths import require_folder
-    from hsl_node.results import predict
+    from hsl_node.results import export as results
 
     require_folder(out)
-    files, onnx_missing = predict.export(state_of(context), out, round=round, onnx=onnx)
+    files, onnx_missing = results.export(state_of(context), out, round=round, onnx=onnx)
     for path in files:
         print(path)
     if onnx_missing:

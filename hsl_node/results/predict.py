@@ -1,103 +1,152 @@
-"""`hsl-node predict` and `export`: probabilities for images, a model to take away and a card that says what it is."""
+"""`hsl-node predict`: probabilities of each class for images, by the node's own model or one that was taken away."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from hsl_node.errors import DataError
-from hsl_node.federation.config import load_federation
 from hsl_node.federation.names import Round
-from hsl_node.federation.node_toml import load_node
 from hsl_node.host.files import write_new
-from hsl_node.host.layout import Layout
-from hsl_node.results.evaluate import find_evaluation
-from hsl_node.results.models import find_model
-from hsl_node.sync.store.journal import Journal
+from hsl_node.results.asked import Asked
+from hsl_node.results.export import own_predictor
+from hsl_node.train.bundle import Card, positive
+
+if TYPE_CHECKING:
+    from hsl_node.train.predictor import Predictor
+    from hsl_node.train.progress import Progress
+
+Array = NDArray[Any]
+
+BATCH = 64  # images decoded and held at a time; as evaluation takes them, so the figures are the same
 
 
-def predict(state: Path, images: Sequence[Path], *, round: Round | None = None) -> dict[str, Any]:
-    """Probabilities of each class: `{"round", "sha256", "classes", "images": [{"image", "probabilities"}]}`.
+def predict(predictor: Predictor, asked: Asked, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """Of each image its probabilities, in the order asked for; memory for one batch, however many there are.
+
+        {"round", "sha256", "classes", "positive", "decision": {"threshold", "rule"} | None, "images":
+            [{"image", "probabilities": {class: p} | None, "decision": class | None, "note": str}]}
+
+    An image that cannot be read has no probabilities, and its reason as the note.
 
     Raises:
-        DataError: images that cannot be read, each with its name: this goes to the operator's own terminal.
+        DataError: none can be read; each with its name, since this goes to the operator's own terminal.
     """
-    import numpy as np
+    card = predictor.card
+    rows: list[dict[str, Any]] = []
+    waiting: list[tuple[dict[str, Any], Any]] = []  # rows that still lack their probabilities, and their squares
 
-    from hsl_node.train import scoring
-    from hsl_node.train.data.cache import as_colour
-    from hsl_node.train.data.dataset import window_of
-    from hsl_node.train.data.images import decode
-    from hsl_node.train.data.pixels import UnreadableImage
-    from hsl_node.train.data.preprocessing import Preprocessing
-    from hsl_node.train.site import open_anchor, open_hardware
+    def run() -> None:
+        if waiting:
+            for (row, _), chances in zip(waiting, predictor([square for _, square in waiting]), strict=True):
+                row["probabilities"] = dict(zip(card.classes, chances.tolist(), strict=True))
+                row["decision"] = decided(row["probabilities"], card)
+            waiting.clear()
 
-    plan = load_federation(state).plan
-    preprocessing = Preprocessing.of(plan, window_of(load_node(state).data))
-    model = find_model(state, round)
-    pixels, unreadable = [], []
-    for path in images:
-        try:
-            pixels.append(as_colour(decode(path, preprocessing)))
-        except UnreadableImage as exc:
-            unreadable.append(f"{path}: {exc.message}")
-    if unreadable:
-        raise DataError("\n".join(unreadable), remedy="mend or leave out these files; nothing was predicted")
-    hardware, anchor = open_hardware(state, plan), open_anchor(state)
-    weights = Layout(state).fused(model.round)
-    found = scoring.predict(weights, np.stack(pixels), plan, hardware, anchor=anchor)
-    rows = np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
+    for number, (square, note) in enumerate(_decoded(predictor, asked)):
+        row = {"image": str(asked.files[number]), "probabilities": None, "decision": None, "note": note}
+        rows.append(row)
+        if square is not None:
+            waiting.append((row, square))
+        if len(waiting) == BATCH:
+            run()
+        progress(number + 1, len(asked.files))
+    run()
+    if all(row["probabilities"] is None for row in rows):
+        raise unreadable_error(rows)
     return {
-        "round": model.round,
-        "sha256": model.sha256,
-        "classes": list(plan.classes),
-        "images": [
-            {"image": str(path), "probabilities": dict(zip(plan.classes, row.tolist(), strict=True))}
-            for path, row in zip(images, rows, strict=True)
-        ],
+        "round": card.round,
+        "sha256": card.source_weights_sha256,
+        "classes": list(card.classes),
+        "positive": positive(card.classes),
+        "decision": card.decision and card.decision.model_dump(),
+        "preprocessing": card.preprocessing.words(),
+        "images": rows,
     }
 
 
-def write_csv(found: Mapping[str, Any], out: Path | None) -> None:
-    """Predictions as CSV: the image, a column of probabilities per class, the model's sha256.
+def unreadable_error(rows: list[dict[str, Any]]) -> DataError:
+    """Of the images that have no probabilities."""
+    bad = [f"{row['image']}: {row['note']}" for row in rows if row["probabilities"] is None]
+    none = len(bad) == len(rows)
+    return DataError(
+        "\n".join([f"{len(bad)} of {len(rows)} images cannot be read", *bad]),
+        remedy="mend or leave out these files; " + ("nothing was" if none else "all others were") + " predicted",
+    )
+
+
+def csv_text(found: Mapping[str, Any]) -> str:
+    """The image, a column of probabilities per class, the decision (where a threshold is known), a note, the model.
 
     Bytes of a file name that are no UTF-8 stand there as in every output: `M\\udcfcller.png`.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("image", *found["classes"], "model_sha256"))
+    decides = ["decision"] if found["decision"] else []
+    rows.writerow(("image", *found["classes"], *decides, "note", "model_sha256"))
     for row in found["images"]:
-        chances = (f"{row['probabilities'][c]:.6f}" for c in found["classes"])
-        rows.writerow((row["image"], *chances, found["sha256"]))
-    content = text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+        chances = row["probabilities"]
+        cells = [f"{chances[c]:.6f}" if chances else "" for c in found["classes"]]
+        decision = [row["decision"] or ""] if decides else []
+        rows.writerow((row["image"], *cells, *decision, row["note"], found["sha256"]))
+    return text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def json_text(found: Mapping[str, Any]) -> str:
+    return json.dumps(found, indent=2, allow_nan=False) + "\n"
+
+
+def write_out(text: str, out: Path | None) -> None:
+    """To a file of this user's alone, since names of images are often names of patients; or to the terminal."""
     if out is None:
-        print(content, end="")
+        print(text, end="")
     else:
-        write_new(out, content, mode=0o600, replace=True)  # names of images are names of patients, often
+        write_new(out, text, mode=0o600, replace=True)
 
 
-def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = False) -> tuple[tuple[Path, ...], str]:
-    """Write the model into the folder `out`: its files, and why there is no ONNX file ("" where there is one)."""
-    from hsl_node.train.export import export_model
-    from hsl_node.train.site import open_anchor, open_hardware
+def open_predictor(state: Path, model: Path | None, round: Round | None) -> Predictor:
+    """The one in the folder `model`, which needs no state directory; or this node's own."""
+    if model is None:
+        return own_predictor(state, round)
+    from hsl_node.train.predictor import of_bundle
 
-    federation = load_federation(state)
-    model = find_model(state, round)
-    with Journal.read_only(Layout(state).journal) as journal:
-        record = find_evaluation(journal)
-        inputs = {r["peer"]: r["sha256"] for r in journal.rows("manifests", model.round)}
-    scored = record is not None and record["weights"].get("fused") == model.sha256
-    facts = {
-        "trained_by": load_node(state).name,
-        "federation": {"name": federation.name, "sha256": federation.digest, "peers": list(federation.peers)},
-        "round": model.round,
-        "fused_from": inputs,
-        "anchor": federation.anchor.model_dump(mode="json") if federation.anchor else None,
-        "test": {k: v for k, v in record["test"]["fused"].items() if k != "roc"} if record and scored else None,
-    }
-    hardware, anchor, plan = open_hardware(state, federation.plan), open_anchor(state), federation.plan
-    weights = Layout(state).fused(model.round)
-    return export_model(weights, out, plan=plan, hardware=hardware, anchor=anchor, facts=facts, onnx=onnx)
+    return of_bundle(model)
+
+
+def decided(chances: Mapping[str, float], card: Card) -> str | None:
+    two = positive(card.classes)
+    if two is None or card.decision is None:
+        return None
+    return two if chances[two] >= card.decision.threshold else card.classes[0]
+
+
+def _decoded(predictor: Predictor, asked: Asked) -> Iterator[tuple[Array | None, str]]:
+    """Of each image its square, or None, and what there is to say of it. A batch is decoded at a time, on all cores."""
+    from hsl_node.train.data.digests import in_parallel
+    from hsl_node.train.data.images import count_frames, decode
+    from hsl_node.train.data.pixels import UnreadableImage
+    from hsl_node.train.data.sources import Item
+
+    preprocessing = predictor.card.preprocessing
+
+    def decoded(item: Item, _: Array | None) -> tuple[Array, str]:
+        if not os.path.isfile(item.path):  # a pipe would be waited for
+            raise UnreadableImage("is no file" if os.path.lexists(item.path) else "no such file")
+        square, frames = decode(item.path, preprocessing), count_frames(item.path)
+        taken = frames // 2 + 1 if preprocessing.frame == "middle" else 1
+        return square, f"frame {taken} of {frames}" if frames > 1 else ""
+
+    items = [Item("", "", path) for path in asked.files]
+    for number, found in enumerate(in_parallel(decoded, items)):
+        if isinstance(found, UnreadableImage):
+            line = asked.lines.get(number)
+            yield None, f"{found.message} ({line})" if line else found.message
+        else:
+            yield found

@@ -1,13 +1,9 @@
-"""A model to take away: weights with their anchor reference, a JSON card, and ONNX where the exporter is installed.
-
-model.safetensors   the shared tensors, and `anchor_reference` (512,): no anchor set is needed to predict
-model.json          what it is, how to feed it, and all digests
-model.onnx          pixels (N, 3, S, S) in 0..1 -> probabilities (N,) of class 1, or (N, C); float32
-"""
+"""Write a model to take away: the folder that `bundle.py` describes, and reads."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -16,72 +12,100 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import normalise
-from hsl_node.train.data.anchor import AnchorSet
+from hsl_node.train.bundle import (
+    CARD_FILE,
+    EXAMPLE_FILE,
+    FORMAT,
+    ONNX_FILE,
+    REFERENCE,
+    SUMS_FILE,
+    WEIGHTS_FILE,
+    WORDS_FILE,
+    positive,
+    sums_text,
+)
+from hsl_node.train.card import Example, card_text
 from hsl_node.train.data.files import replacing
-from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from hsl_node.train.data.images import decode
 from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Method
-from hsl_node.train.scoring import anchor_embedding, open_model
+from hsl_node.train.predictor import Predictor
+from hsl_node.train.scoring import open_model
 from hsl_node.train.site import versions
 from hsl_node.train.tasks.classification import probabilities
 from hsl_node.weights.checkpoint_file import Array, read_weights, write_weights
 from hsl_node.weights.whole import sha256_of
 
-WEIGHTS_FILE, CARD_FILE, ONNX_FILE = "model.safetensors", "model.json", "model.onnx"
-REFERENCE = "anchor_reference"
-FORMAT = 1
-
 
 def export_model(
-    weights: Path,
-    folder: Path,
-    *,
-    plan: Plan,
-    hardware: Hardware,
-    anchor: AnchorSet | None,
-    facts: Mapping[str, Any],
-    onnx: bool,
+    weights: Path, folder: Path, *, predictor: Predictor, facts: Mapping[str, Any], onnx: bool
 ) -> tuple[tuple[Path, ...], str]:
-    """Write the files above; gives them, and why there is no ONNX file that was asked for ("" where there is none).
+    """Write the files; gives them, and why there is no ONNX file that was asked for ("" where there is none).
 
-    `facts` (federation, round, anchor fingerprint, metrics, ...) go into the card.
+    `facts` (federation, round, anchor fingerprint, metrics, ...) go into the card. An export into the folder of an
+    earlier one leaves nothing of that behind; one that is cut short leaves a folder that nobody predicts with.
     """
-    method, model = open_model(weights, plan, hardware)
-    reference = anchor_embedding(method, model, anchor, hardware)
+    card, reference = predictor.card, predictor.reference
     tensors: dict[str, Array] = dict(read_weights(weights))
     if reference is not None:
         tensors[REFERENCE] = reference.numpy()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for stale in (SUMS_FILE, ONNX_FILE):
+        (folder / stale).unlink(missing_ok=True)
     digests = {WEIGHTS_FILE: write_weights(folder / WEIGHTS_FILE, tensors)}
     (folder / WEIGHTS_FILE).chmod(0o600)  # as all that comes of the images: its owner decides who gets it
-    missing = _export_onnx(weights, plan, hardware, reference, folder / ONNX_FILE) if onnx else ""
+    missing = _export_onnx(weights, card.plan, predictor.hardware, reference, folder / ONNX_FILE) if onnx else ""
     if onnx and not missing:
         digests[ONNX_FILE] = sha256_of(folder / ONNX_FILE)
-    card = {
+    _write(folder / EXAMPLE_FILE, example_picture())
+    example = _example(folder / EXAMPLE_FILE, predictor)
+    two = positive(card.classes)
+    content = {
         "format": FORMAT,
-        "classes": list(plan.classes),
-        "input": {
-            "pixels": [plan.image_size, plan.image_size],
-            "range": "0..1, red, green, blue; grey in all three; the ONNX file normalises by itself",
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-        },
-        "output": f"probability of {plan.classes[1]!r}" if len(plan.classes) == 2 else "probability of each class",
-        "plan": plan.model_dump(mode="json"),
-        "source_weights_sha256": sha256_of(weights),
-        "files": digests,
+        **card.model_dump(mode="json"),
+        "positive": two,
+        "output": f"probability of {two!r}" if two else "probability of each class",
+        "onnx": "pixels in 0..1 of this size, red, green, blue -> probabilities; it normalises by itself; float32",
         "anchor_reference": None if reference is None else "mean anchor embedding over the whole anchor set",
+        "example": {"file": EXAMPLE_FILE, "probabilities": example.probabilities},
         "versions": versions(),
         **facts,
     }
-    with replacing(folder / CARD_FILE) as file:
-        file.write(json.dumps(card, indent=2, allow_nan=False).encode() + b"\n")
-    return tuple(folder / name for name in (*digests, CARD_FILE)), missing
+    _write(folder / WORDS_FILE, card_text(card, content, example).encode("utf-8"))
+    digests |= {name: sha256_of(folder / name) for name in (WORDS_FILE, EXAMPLE_FILE)}
+    text = json.dumps({**content, "files": digests}, indent=2, allow_nan=False)
+    _write(folder / CARD_FILE, text.encode("ascii") + b"\n")
+    digests[CARD_FILE] = sha256_of(folder / CARD_FILE)
+    _write(folder / SUMS_FILE, sums_text(digests).encode("ascii"))
+    return tuple(folder / name for name in (*digests, SUMS_FILE)), missing
+
+
+def example_picture() -> bytes:
+    """A PNG of 50 x 35 px in three colours, the same each time: a ramp down, a ramp across, and stripes."""
+    y, x = np.mgrid[0:35, 0:50]
+    pixels = np.stack([y * 7, x * 5, (x // 5 + y // 5) % 2 * 200], axis=-1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _example(path: Path, predictor: Predictor) -> Example:
+    square: NDArray[np.uint8] = decode(path, predictor.card.preprocessing)
+    (row,) = predictor([square]).tolist()
+    return Example(square, dict(zip(predictor.card.classes, row, strict=True)))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
 
 
 class _Portable(nn.Module):

@@ -28,12 +28,12 @@ PLAN = Plan(
 )
 
 
-def finished_run(tmp_path: Path, federation_of: FederationOf, *, patients: int = 24) -> Path:
+def finished_run(tmp_path: Path, federation_of: FederationOf, plan: Plan = PLAN, *, patients: int = 24) -> Path:
     """The models are untrained: what matters is which file is scored."""
     layout = Layout(tmp_path / "ash")
     layout.make()
     table = phantoms.write(tmp_path / "images", replace(phantoms.HOSPITALS[0], patients=patients), seed=1, size=32)
-    federation = federation_of(2, plan=PLAN).federation
+    federation = federation_of(2, plan=plan).federation
     node = {
         "name": "ash",
         "address": federation.get("ash").address,
@@ -42,9 +42,9 @@ def finished_run(tmp_path: Path, federation_of: FederationOf, *, patients: int =
     }
     (layout.state / "node.toml").write_text(tomli_w.dumps(node))
     (layout.state / "federation.toml").write_text(federation_text(federation))
-    method = METHODS[PLAN.method]
-    digest, _ = initial_weights(layout.state, PLAN, method, layout.fused(1))
-    initial_weights(layout.state, PLAN.model_copy(update={"seed": 2}), method, layout.outbox(1))
+    method = METHODS[plan.method]
+    digest, _ = initial_weights(layout.state, plan, method, layout.fused(1))
+    initial_weights(layout.state, plan.model_copy(update={"seed": 2}), method, layout.outbox(1))
     with Journal.create(layout.journal) as journal, journal.transaction():
         journal.record_fused(1, digest)
         journal.record_validation(1, 0.6, 0.7)

@@ -15,12 +15,14 @@ import torch
 from hsl_node.errors import ConfigError
 from hsl_node.federation.plan import Plan
 from hsl_node.train import alone, export, scoring
+from hsl_node.train.bundle import NEEDED, Card, Computed
+from hsl_node.train.data.anchor import AnchorSet
+from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import TEST, VALIDATION
-from hsl_node.train.hardware import Hardware, derived_seed, prepare
+from hsl_node.train.hardware import derived_seed, prepare
 from hsl_node.train.method import Site
-from hsl_node.train.methods import METHODS
+from hsl_node.train.predictor import Predictor, of_bundle, of_weights
 from hsl_node.train.site import initial_weights
-from hsl_node.train.state_dict import load_weights
 from hsl_node.train.tasks.metrics import measure
 from hsl_node.weights.checkpoint_file import read_weights, write_weights
 from hsl_node.weights.whole import sha256_of
@@ -43,16 +45,17 @@ def probabilities_of(path: Path, site: Site, split: int = TEST, **changes: Any) 
     return scoring.as_probabilities(scoring.answers(site, model, split, **changes))
 
 
-def predict_exported(folder: Path, images: Any, hardware: Hardware) -> Any:
-    """Probabilities of decoded images (N, S, S[, 3]) uint8 from an exported folder alone: no anchor set, no state."""
-    plan = Plan.model_validate(json.loads((folder / export.CARD_FILE).read_text(encoding="utf-8"))["plan"])
-    method = METHODS[plan.method]
-    tensors = read_weights(folder / export.WEIGHTS_FILE)
-    reference = tensors.pop(export.REFERENCE, None)
-    model = scoring.place(method.build(plan), hardware)
-    load_weights(model, tensors, method.shared(model))
-    embedding = None if reference is None else torch.tensor(reference)
-    return scoring.as_probabilities(scoring.forward(method, model, images, np.arange(len(images)), embedding, hardware))
+def predictor_of(weights: Path, plan: Plan, anchor: AnchorSet | None) -> Predictor:
+    card = Card(
+        classes=plan.classes,
+        decision=None,
+        preprocessing=Preprocessing.of(plan),
+        plan=plan,
+        hardware=Computed(**learning.CPU.facts, processor="any"),
+        round=1,
+        source_weights_sha256=sha256_of(weights),
+    )
+    return of_weights(weights, card, learning.CPU, anchor)
 
 
 def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None:
@@ -160,16 +163,17 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
 
     plan, images = learning.small_plan(**settings), learning.dataset().images[:3]
     path, anchor = weights_of(tmp_path, plan), learning.anchor() if plan.method == "hsl" else None
-    facts = {"federation": "f" * 64}
+    facts = {"federation": {"name": "trees", "sha256": "f" * 64, "peers": ["ash"]}, "trained_by": "ash"}
     files, onnx_missing = export.export_model(
-        path, tmp_path / "out", plan=plan, hardware=learning.CPU, anchor=anchor, facts=facts, onnx=True
+        path, tmp_path / "out", predictor=predictor_of(path, plan, anchor), facts=facts, onnx=True
     )
     assert onnx_missing == ""
     assert {oct(f.stat().st_mode & 0o777) for f in files} == {"0o600"}
-    assert sorted(p.name for p in files) == ["model.json", "model.onnx", "model.safetensors"]
+    assert {p.name for p in files} == {*NEEDED, "model.onnx", "SHA256SUMS"}
 
     expected = scoring.predict(path, images, plan, learning.CPU, anchor=anchor)
-    np.testing.assert_array_equal(predict_exported(tmp_path / "out", images, learning.CPU), expected)
+    exported = of_bundle(tmp_path / "out")(images)  # of that folder alone: no anchor set, no state
+    np.testing.assert_array_equal(exported[:, 1] if expected.ndim == 1 else exported, expected)
 
     model = onnx.load(tmp_path / "out" / "model.onnx")
     onnx.checker.check_model(model)
@@ -178,7 +182,7 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
     np.testing.assert_allclose(found, expected, atol=1e-5)  # 3 images, exported with 2: the batch is free
 
     card = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert card["federation"] == "f" * 64 and card["classes"] == list(plan.classes)
+    assert card["federation"]["sha256"] == "f" * 64 and card["classes"] == list(plan.classes)
     assert card["source_weights_sha256"] == sha256_of(path)
     assert all(sha256_of(tmp_path / "out" / name) == digest for name, digest in card["files"].items())
 
@@ -188,17 +192,12 @@ def test_an_export_without_the_onnx_packages_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     plan = learning.small_plan()
+    path = weights_of(tmp_path, plan)
     files, onnx_missing = export.export_model(
-        weights_of(tmp_path, plan),
-        tmp_path / "out",
-        plan=plan,
-        hardware=learning.CPU,
-        anchor=learning.anchor(),
-        facts={},
-        onnx=True,
+        path, tmp_path / "out", predictor=predictor_of(path, plan, learning.anchor()), facts={}, onnx=True
     )
     assert "hsl-node[onnx]" in onnx_missing
-    assert sorted(p.name for p in files) == ["model.json", "model.safetensors"]
+    assert {p.name for p in files} == {*NEEDED, "SHA256SUMS"}
 
 
 # ---------------------------------------------------------------- trained alone

@@ -1,0 +1,111 @@
+"""Which images `predict` is asked for: files, folders and tables -> a list of files, the same at each call.
+
+Whatever is named, in a table too, is tried, and told where it cannot be read. Of a folder what is an image by its
+content, or calls itself one, in all folders below; the rest is counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsl_node.errors import DataError, UsageError
+from hsl_node.federation.node_toml import load_node
+from hsl_node.train.data.images import looks_like_image
+from hsl_node.train.data.sources import hint, read_rows
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+SYSTEM_NAMES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin", "lost+found")
+
+
+@dataclass(frozen=True)
+class Asked:
+    files: tuple[Path, ...]
+    lines: dict[int, str]  # position -> where a table names it: "scans.csv:17"
+    left_out: Counter[str]  # why -> how many, of folders
+
+    def left_out_text(self) -> str:
+        return ", ".join(f"{count} {why}" for why, count in sorted(self.left_out.items()))
+
+
+def gather(names: Sequence[Path], column: str = "path") -> Asked:
+    """`column`: the one of a table that holds the file's path, which counts from the table's own folder.
+
+    Raises:
+        UsageError: an array file, or nothing to predict at all.
+        DataError: a table that cannot be read, has no such column, or names no file.
+    """
+    files: list[Path] = []
+    lines: dict[int, str] = {}
+    left_out: Counter[str] = Counter()
+    for name in names:
+        suffix = name.suffix.lower()
+        if os.path.isdir(name):
+            files += _walk(name, left_out)
+        elif suffix in TABLE_SUFFIXES and os.path.isfile(name):
+            for line, file in _rows(name, column):
+                lines[len(files)] = f"{name.name}:{line}"
+                files.append(file)
+        elif suffix == ".npz":
+            raise UsageError(
+                f"{name} holds arrays; predict takes image files", remedy="give files, a folder of them, or a table"
+            )
+        else:
+            files.append(name)
+    asked = Asked(tuple(files), lines, left_out)
+    if not files:
+        rest = f" ({asked.left_out_text()})" if left_out else ""
+        raise UsageError(
+            f"{', '.join(map(str, names))}: no images{rest}",
+            remedy="give image files (PNG, JPEG, TIFF, BMP, DICOM ...), a folder with some, or a table that names some",
+        )
+    return asked
+
+
+def column_of(state: Path | None) -> str:
+    """A table's column with the path, where the command does not say it: node.toml's, where a node's model is meant."""
+    return (load_node(state).data.columns.get("path") if state else None) or "path"
+
+
+def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Image files below a folder, in the order of their paths."""
+
+    def unreadable(exc: OSError) -> None:
+        left_out["folders that cannot be opened"] += 1
+
+    for folder, below, names in os.walk(root, onerror=unreadable):
+        for name in below:
+            if is_hidden(name):
+                left_out["hidden or system folders"] += 1
+            elif os.path.islink(os.path.join(folder, name)):
+                left_out["links to folders"] += 1
+        below[:] = sorted(name for name in below if not is_hidden(name))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if is_hidden(name):
+                left_out["hidden or system files"] += 1
+            elif os.path.isfile(path) and looks_like_image(path):
+                yield path
+            else:
+                left_out["files that are no images"] += 1
+
+
+def _rows(table: Path, column: str) -> Iterator[tuple[int, Path]]:
+    header, rows = read_rows(table)
+    if column not in header:
+        raise DataError(
+            f"{table.name}:1: no column {column!r} for the path{hint(column, header)}",
+            remedy=f"columns here: {', '.join(header)}; name it with --column",
+        )
+    for line, row in rows:
+        file = table.parent / row[column]
+        windows = "\\" in row[column] and not os.path.isfile(file)
+        yield line, table.parent / row[column].replace("\\", "/") if windows else file
+
+
+def is_hidden(name: str) -> bool:
+    """What file systems and their servers put beside a person's files."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
