@@ -114,13 +114,15 @@ def predict(
 
     state = state_of(context)
     if model is not None and round is not None:
-        raise UsageError("--model holds one model", remedy="leave --round out")
+        raise UsageError("--round is for this node's models, and --model holds one", remedy="leave --round out")
     if out is not None:
         require_place(out)
+        asked_for.require_no_input(out, images)
     asked = asked_for.gather(images, column or asked_for.column_of(None if model else state))
+    predictor = predict.open_predictor(state, model, round)
     if asked.left_out:
         print(f"Left out: {asked.left_out_text()}", file=sys.stderr)
-    found = predict.predict(predict.open_predictor(state, model, round), asked, progress_bar("predicting"))
+    found = predict.predict(predictor, asked, progress_bar("predicting"))
     predict.write_out(predict.json_text(found) if json else predict.csv_text(found), out)
     if any(row["probabilities"] is None for row in found["images"]):
         raise predict.unreadable_error(found["images"])

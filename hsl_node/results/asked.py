@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hsl_node.errors import DataError, UsageError
 from hsl_node.federation.node_toml import load_node
+from hsl_node.host.layout import Layout
 from hsl_node.train.data.images import looks_like_image
 from hsl_node.train.data.sources import hint, read_rows
 
@@ -65,9 +66,16 @@ def gather(names: Sequence[Path], column: str = "path") -> Asked:
     return asked
 
 
+def require_no_input(out: Path, names: Sequence[Path]) -> None:
+    """Results never take the place of an image or of a table: `--out *.png` would. Raises: UsageError."""
+    if os.path.isfile(out) and (looks_like_image(out) or any(os.path.exists(n) and out.samefile(n) for n in names)):
+        raise UsageError(f"--out {out} is an image, or one of the inputs", remedy="name another file for the results")
+
+
 def column_of(state: Path | None) -> str:
     """A table's column with the path, where the command does not say it: node.toml's, where a node's model is meant."""
-    return (load_node(state).data.columns.get("path") if state else None) or "path"
+    known = state is not None and Layout(state).node_toml.exists()
+    return (load_node(state).data.columns.get("path") if known and state else None) or "path"
 
 
 def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from hsl_node.errors import DataError
+from hsl_node.errors import DataError, NotInitialised
 from hsl_node.federation.names import Round
 from hsl_node.host.files import write_new
 from hsl_node.results.asked import Asked
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+NAMED = 20  # of the images that cannot be read; the output has them all
 BATCH = 64  # images decoded and held at a time; as evaluation takes them, so the figures are the same
 
 
@@ -76,8 +77,9 @@ def unreadable_error(rows: list[dict[str, Any]]) -> DataError:
     """Of the images that have no probabilities."""
     bad = [f"{row['image']}: {row['note']}" for row in rows if row["probabilities"] is None]
     none = len(bad) == len(rows)
+    more = [f"... and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
     return DataError(
-        "\n".join([f"{len(bad)} of {len(rows)} images cannot be read", *bad]),
+        "\n".join([f"{len(bad)} of {len(rows)} images cannot be read", *bad[:NAMED], *more]),
         remedy="mend or leave out these files; " + ("nothing was" if none else "all others were") + " predicted",
     )
 
@@ -113,11 +115,14 @@ def write_out(text: str, out: Path | None) -> None:
 
 def open_predictor(state: Path, model: Path | None, round: Round | None) -> Predictor:
     """The one in the folder `model`, which needs no state directory; or this node's own."""
-    if model is None:
-        return own_predictor(state, round)
-    from hsl_node.train.predictor import of_bundle
+    if model is not None:
+        from hsl_node.train.predictor import of_bundle
 
-    return of_bundle(model)
+        return of_bundle(model)
+    try:
+        return own_predictor(state, round)
+    except NotInitialised as exc:
+        raise NotInitialised(exc.message, remedy=f"for an exported model: --model FOLDER. {exc.remedy}") from exc
 
 
 def decided(chances: Mapping[str, float], card: Card) -> str | None:

@@ -33,7 +33,8 @@ FORMAT = 2  # 1: the first released form, which did not say how an image becomes
 CARD_MAX_BYTES = 1024 * 1024  # a plan of 100 classes and a federation of 100 peers: 60 KiB
 
 _EXPORT_AGAIN = "on the node that it came from, export it again: hsl-node export --out DIR"
-_COPY_AGAIN = "copy the whole folder again from where `hsl-node export` wrote it, and change nothing in it"
+_COPY_AGAIN = "copy the whole folder again from where it was exported to, and change nothing in it"
+_THE_FOLDER = "give the folder that hsl-node export wrote, on the node that the model comes from"
 
 
 class Decision(Frozen):
@@ -84,9 +85,9 @@ def read_card(folder: Path) -> Card:
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise UsageError(f"--model {folder} {what}", remedy="give the folder that `hsl-node export --out` wrote")
+        raise UsageError(f"--model {folder} {what}", remedy=_THE_FOLDER)
     if not (folder / CARD_FILE).exists() and not (folder / SUMS_FILE).exists():
-        raise UsageError(f"--model {folder} holds no exported model", remedy="give the folder of `hsl-node export`")
+        raise UsageError(f"--model {folder} holds no exported model", remedy=_THE_FOLDER)
     _require_format(folder)
     _require_whole(folder)
     content = _content_of(folder)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from hsl_node.errors import UsageError
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import normalise
 from hsl_node.train.bundle import (
@@ -52,7 +53,12 @@ def export_model(
 
     `facts` (federation, round, anchor fingerprint, metrics, ...) go into the card. An export into the folder of an
     earlier one leaves nothing of that behind; one that is cut short leaves a folder that nobody predicts with.
+
+    Raises:
+        UsageError: the folder holds sums of something else.
     """
+    if (folder / SUMS_FILE).exists() and not (folder / CARD_FILE).exists():
+        raise UsageError(f"{folder / SUMS_FILE} is of no exported model", remedy="name another folder, or a new one")
     card, reference = predictor.card, predictor.reference
     tensors: dict[str, Array] = dict(read_weights(weights))
     if reference is not None:

@@ -331,7 +331,7 @@ def test_what_is_no_exported_folder_is_refused_in_words(model: Path, tmp_path: P
     place = places.get(what, model / "model.json")
     done = run("predict", "--model", place, write_png(tmp_path / "x.png", noise(1)))
     assert isinstance(done.exception, UsageError) and str(place) in done.exception.message
-    assert "hsl-node export" in done.exception.remedy
+    assert "the folder that hsl-node export wrote" in done.exception.remedy
 
 
 def test_weights_and_a_card_of_two_models_are_refused_though_the_sums_are_right(model: Path) -> None:
@@ -372,3 +372,10 @@ def test_an_export_that_is_cut_short_leaves_a_folder_that_nobody_predicts_with(
 def test_a_round_belongs_to_this_nodes_models(model: Path, tmp_path: Path) -> None:
     done = run("predict", "--model", model, "--round", "2", write_png(tmp_path / "x.png", noise(1)))
     assert isinstance(done.exception, UsageError) and "leave --round out" in done.exception.remedy
+
+
+def test_sums_of_something_else_are_not_written_over(state: Path, tmp_path: Path) -> None:
+    (tmp_path / SUMS_FILE).write_text("of the hospital's own archive")
+    with pytest.raises(UsageError, match="SHA256SUMS is of no exported model"):
+        export.export(state, tmp_path)
+    assert (tmp_path / SUMS_FILE).read_text() == "of the hospital's own archive"

@@ -22,7 +22,7 @@ from finished_run import PLAN, finished_run
 from pictures import noise, write_dicom, write_folders, write_png
 from PIL import Image
 
-from hsl_node.errors import DataError, UsageError
+from hsl_node.errors import DataError, NotInitialised, UsageError
 from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json
 from hsl_node.results import asked, predict
@@ -330,3 +330,29 @@ def test_where_nothing_can_be_written_nothing_is_computed(state: Path, tmp_path:
     Layout(state).fused(1).unlink()  # that would be told first, where a model was looked for
     done = run("--state", state, "predict", image, "--out", place)
     assert isinstance(done.exception, UsageError) and str(place) in done.exception.message
+
+
+@pytest.mark.parametrize("what", ["an image", "a table"])
+def test_results_never_take_the_place_of_an_image_or_of_a_table(state: Path, tmp_path: Path, what: str) -> None:
+    """`--out *.png` names the first image as the output."""
+    images = sorted((tmp_path / "images").rglob("*.png"))[:3]
+    out = images[0] if what == "an image" else tmp_path / "images" / "metadata.csv"
+    before = out.read_bytes()
+    done = run("--state", state, "predict", "--out", out, *(images[1:] if what == "an image" else [out]))
+    assert isinstance(done.exception, UsageError) and "name another file" in done.exception.remedy
+    assert out.read_bytes() == before
+
+
+def test_without_a_node_the_way_to_an_exported_model_is_said(tmp_path: Path) -> None:
+    done = run("--state", tmp_path / "none", "predict", write_png(tmp_path / "x.png", noise(1)))
+    assert isinstance(done.exception, NotInitialised) and "--model FOLDER" in done.exception.remedy
+
+
+def test_of_many_images_that_cannot_be_read_some_are_named_and_all_are_in_the_output(tmp_path: Path) -> None:
+    write_png(tmp_path / "good.png", noise(1))
+    for n in range(30):
+        (tmp_path / f"{n:02d}.png").touch()
+    found = predict.predict(bright(), asked.gather([tmp_path]))
+    lines = predict.unreadable_error(found["images"]).message.splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("30 of 31 images cannot be read", "... and 10 more", 22)
+    assert predict.csv_text(found).count("is empty") == 30
