@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hsl_node.errors import HslError, WaitTimeout, escaped
-from hsl_node.host import permissions
+from hsl_node.host import wrong_paths
 from hsl_node.status.page import fetch
 from hsl_node.status.snapshot import Snapshot
 
@@ -43,7 +43,7 @@ def check(state: Path) -> tuple[int, str]:
     except HslError as exc:
         code, text = DOWN, exc.message
     except OSError as exc:
-        code, text = DOWN, permissions.explained(exc, state).message
+        code, text = DOWN, wrong_paths.explained(exc, state).message
     line = escaped(f"{WORDS[code]}: {text}".replace("|", "/"), LINE_MAX_CHARS)  # after a | they expect figures
     return code, line
 
