@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -27,11 +28,9 @@ from hsl_node.host.layout import Layout
 from hsl_node.results import evaluate, export
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train import scoring
-from hsl_node.train.bundle import NEEDED, SUMS_FILE, read_card
+from hsl_node.train.bundle import NEEDED, SUMS_FILE, Decision, read_card
 from hsl_node.train.data.images import decode
-from hsl_node.train.data.sources import TEST
 from hsl_node.train.predictor import of_bundle
-from hsl_node.train.site import open_site
 from hsl_node.weights.checkpoint_file import read_weights
 from hsl_node.weights.whole import sha256_of
 
@@ -110,16 +109,25 @@ def test_the_exported_folder_predicts_to_the_byte_as_the_node_on_a_machine_witho
     assert not (tmp_path / "none").exists()
 
 
-def test_the_exported_folder_gives_the_probabilities_that_evaluate_scores(state: Path, tmp_path: Path) -> None:
+def test_the_exported_folder_gives_what_evaluate_scored_and_decides_by_its_threshold(
+    tmp_path: Path, federation_of: FederationOf
+) -> None:
+    """220 patients: enough of each class in validation for a threshold."""
+    state = finished_run(tmp_path, federation_of, patients=220)
+    done = run("--state", state, "evaluate", "--scores", tmp_path / "scores.csv", "--json")
+    threshold = json.loads(done.stdout)["thresholds"]["fused"]
+    assert "Youden" in threshold["rule"]
     export.export(state, tmp_path / "model")
-    site = open_site(state)
-    where = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in (tmp_path / "images").rglob("*.png")}
-    files = [where[site.dataset.ids[n]] for n in site.indices(TEST)]
-    method, network = scoring.open_model(Layout(state).fused(1), site.plan, site.hardware)
-    scored = scoring.as_probabilities(scoring.answers(site, network, TEST))
-    done = run("predict", "--model", tmp_path / "model", *files, "--json")
-    assert method.name == PLAN.method and len(files) > 4
-    assert [row["probabilities"]["malignant"] for row in json.loads(done.stdout)["images"]] == scored.tolist()
+    assert read_card(tmp_path / "model").decision == Decision(threshold=threshold["value"], rule=threshold["rule"])
+    with open(tmp_path / "scores.csv", newline="") as file:
+        scored = [row for row in csv.DictReader(file) if (row["model"], row["split"]) == ("fused", "test")]
+    files = [tmp_path / "images" / row["image"] for row in scored]
+    found = json.loads(run("predict", "--model", tmp_path / "model", *files, "--json").stdout)["images"]
+    assert len(found) > 60
+    told = [np.float32(row["p_malignant"]) for row in scored]
+    assert [np.float32(row["probabilities"]["malignant"]) for row in found] == told
+    positive = [p >= np.float32(threshold["value"]) for p in told]
+    assert [row["decision"] == "malignant" for row in found] == positive and {True, False} == set(positive)
 
 
 def test_the_onnx_file_agrees_on_every_kind_of_image(state: Path, scans: Path, tmp_path: Path) -> None:
@@ -254,15 +262,20 @@ def test_the_threshold_that_the_evaluation_chose_goes_out_and_decides_as_at_the_
     assert [line.split(",")[3] for line in decided.splitlines()].count("benign") == 5
 
 
-@pytest.mark.parametrize(
-    "thresholds", [None, {}, {"fused": {"value": 0.5, "rule": "not chosen (too few to choose one)"}}]
-)
-def test_where_no_threshold_was_chosen_nothing_is_decided(state: Path, model: Path, thresholds: object) -> None:
+@pytest.mark.parametrize("thresholds", [None, {}])
+def test_where_no_threshold_is_recorded_nothing_is_decided(state: Path, model: Path, thresholds: object) -> None:
     record_evaluation(state, thresholds=thresholds, patients={"train": 3, "validation": 3, "test": 3})
     export.export(state, model)
     assert read_card(model).decision is None
     words = (model / "CARD.md").read_text()
     assert "Threshold: none." in words and "train 30 of 3 patients" in words
+
+
+def test_of_too_few_validation_images_no_threshold_is_chosen_and_nothing_is_decided(state: Path, model: Path) -> None:
+    assert evaluate.evaluate(state)["thresholds"]["fused"]["rule"].startswith("not chosen")
+    export.export(state, model)
+    assert read_card(model).decision is None
+    assert json.loads((model / "model.json").read_text())["data"]["split_sha256"]
 
 
 # ---------------------------------------------------------------- what is refused
