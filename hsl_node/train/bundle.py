@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from hsl_node.errors import ConfigError, UsageError
+from hsl_node.errors import ConfigError, UsageError, escaped
 from hsl_node.federation.names import Digest
 from hsl_node.federation.plan import Plan
 from hsl_node.federation.strings import Frozen, Sha256
@@ -88,15 +88,28 @@ def read_card(folder: Path) -> Card:
         raise UsageError(f"--model {folder} {what}", remedy=_THE_FOLDER)
     if not (folder / CARD_FILE).exists() and not (folder / SUMS_FILE).exists():
         raise UsageError(f"--model {folder} holds no exported model", remedy=_THE_FOLDER)
-    _require_format(folder)
+    path = folder / CARD_FILE
+    try:
+        with open(path, "rb") as file:
+            data = file.read(CARD_MAX_BYTES)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing", remedy=_COPY_AGAIN) from None
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    _content_of(data, path)  # a card of another version is told before anything is said about its files
     _require_whole(folder)
-    content = _content_of(folder)
+    return parse_card(data, path)
+
+
+def parse_card(data: bytes, path: Path) -> Card:
+    """Raises: ConfigError: no card, or one of another version."""
+    content = _content_of(data, path)
     try:
         return Card.model_validate_json(json.dumps({key: content.get(key) for key in Card.model_fields}))
     except ValidationError as exc:
-        place = ".".join(str(part) for part in exc.errors()[0]["loc"][:2])
+        place = escaped(".".join(str(part) for part in exc.errors()[0]["loc"][:2]))
         raise ConfigError(
-            f"{folder / CARD_FILE} is not understood by this version of hsl-node: {place or 'its settings'}",
+            f"{path} is not understood by this version of hsl-node: {place or 'its settings'}",
             remedy=f"use the version of hsl-node that exported it ({_versions(content)}), or {_EXPORT_AGAIN}",
         ) from exc
 
@@ -105,38 +118,26 @@ def sums_text(digests: Mapping[str, Digest]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
 
 
-def _content_of(folder: Path) -> dict[str, Any]:
-    """Raises: ConfigError."""
-    path = folder / CARD_FILE
+def _content_of(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read(CARD_MAX_BYTES))
-        if isinstance(found, dict):
-            return found
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing", remedy=_COPY_AGAIN) from None
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
+        content = json.loads(data)
     except (ValueError, RecursionError):
-        pass
-    raise ConfigError(f"{path} was cut or altered after the export: it is no card", remedy=_COPY_AGAIN)
-
-
-def _require_format(folder: Path) -> None:
-    """Of another version, before anything else is said about its files."""
-    content = _content_of(folder)
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} was cut or altered after the export: it is no card", remedy=_COPY_AGAIN)
     match content.get("format"):
         case 1:
             raise ConfigError(
-                f"the model in {folder} was exported by an earlier version of hsl-node ({_versions(content)}), which"
-                " did not write down how an image becomes the network's input",
+                f"{path} was exported by an earlier version of hsl-node ({_versions(content)}), which did not write"
+                " down how an image becomes the network's input",
                 remedy=_EXPORT_AGAIN,
             )
         case int(number) if number > FORMAT:
             raise ConfigError(
-                f"the model in {folder} was exported by a later version of hsl-node ({_versions(content)})",
+                f"{path} was exported by a later version of hsl-node ({_versions(content)})",
                 remedy="upgrade hsl-node here: `hsl-node version` names the one that is installed",
             )
+    return content
 
 
 def _require_whole(folder: Path) -> None:
@@ -185,4 +186,4 @@ def _unreadable(path: Path, exc: OSError) -> ConfigError:
 
 def _versions(content: Mapping[str, Any]) -> str:
     said = content.get("versions")
-    return f"hsl-node {said.get('hsl_node', 'of unknown version')}" if isinstance(said, dict) else "version unknown"
+    return f"hsl-node {escaped(str(said.get('hsl_node')), 40)}" if isinstance(said, dict) else "version unknown"

@@ -29,6 +29,8 @@ from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.plan import Plan, load_plan
 from hsl_node.federation.toml_file import read_toml
 from hsl_node.sync.manifest import Manifest, Receipt, find_heading, parse_manifest, parse_receipt
+from hsl_node.train.bundle import Card, Computed, Decision, parse_card
+from hsl_node.train.data.preprocessing import Preprocessing, Window
 from hsl_node.weights.checkpoint_file import HEADER_MAX_BYTES, parse_header, schema_of
 
 SHA = "a" * 64
@@ -154,6 +156,15 @@ def node(data: bytes) -> bool:
     return True
 
 
+def model_card(data: bytes) -> bool:
+    try:
+        value = parse_card(data, Path("model/model.json"))
+    except ConfigError as error:
+        return refused(error)
+    assert parse_card(value.model_dump_json().encode(), Path("model.json")) == value
+    return True
+
+
 def plan(data: bytes) -> bool:
     try:
         value = load_plan(written(data))
@@ -211,6 +222,15 @@ _NAME = FileName("0123abcd", 12, Peer("mercy-north"), Digest(SHA), Kind.DATA)
 _HSL = Federation(
     name="grove", anchor=AnchorCard(name="rsna", fingerprint=SHA, images=100, image_size=224), plan=Plan(), peer=CARDS
 )
+_CARD = Card(
+    classes=("negative", "positive"),
+    decision=Decision(threshold=0.4, rule="largest Youden's J"),
+    preprocessing=Preprocessing.of(Plan(), Window(center=40, width=400)),
+    plan=Plan(),
+    hardware=Computed(precision="float32", threads=2, device="cpu", processor="any"),
+    round=3,
+    source_weights_sha256=SHA,
+)
 _NODE = """\
 name = "ash"
 address = "ash.example.org:8922"
@@ -263,6 +283,14 @@ TARGETS = {
         node,
         mutate.toml,
         _encoded(_NODE, settings_text(name="ash", address="a.org:1", listen=None, data=None)),
+    ),
+    "model_card": Target(
+        model_card,
+        mutate.json_line,
+        tuple(
+            canonical_json({**card.model_dump(mode="json"), "format": 2, "versions": {"hsl_node": "0.1.0"}}) + b"\n"
+            for card in (_CARD, _CARD.model_copy(update={"decision": None}))
+        ),
     ),
     "plan": Target(plan, mutate.toml, _encoded('method = "fedavg"\nrounds = 3\nclasses = ["a", "b"]\n', "")),
 }
