@@ -14,6 +14,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.results.evaluate import find_evaluation, find_evaluations, find_scores
 from hsl_node.results.scores import statistics_of
 from hsl_node.results.statistics import Statistics
+from hsl_node.status.history import steady
 from hsl_node.sync.store.journal import Journal, Said
 
 
@@ -83,7 +84,7 @@ def read(state: Path) -> NodeFacts:
             manifests=tuple(journal.said()),
             fused=fused,
             epochs=journal.rows("epochs"),
-            phases=journal.rows("phases"),
+            phases=steady(journal.rows("phases")),
             transfers=journal.rows("transfers"),
             notes=journal.rows("notes"),
             influence={r["round"]: found for r in fused if (found := journal.influence(r["round"]))},

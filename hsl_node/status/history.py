@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +28,9 @@ def rounds(state: Path) -> list[dict[str, Any]]:
         saved = journal.state()
         if saved is None:
             return []
-        begun = sorted({r["round"] for r in journal.rows("phases") if r["phase"] in PHASES})
-        return [_round(journal, round, saved["me"]) for round in begun]
+        phases = steady(journal.rows("phases"))
+        begun = sorted({r["round"] for r in phases if r["phase"] in PHASES})
+        return [_round(journal, round, saved["me"], phases) for round in begun]
 
 
 def round_of(state: Path, number: Round) -> dict[str, Any]:
@@ -39,9 +41,10 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
     """
     with Journal.read_only(Layout(state).journal) as journal:
         saved = journal.state()
-        if saved is None or not any(p["phase"] in PHASES for p in journal.rows("phases", number)):
+        phases = steady(journal.rows("phases"))
+        if saved is None or not any(p["phase"] in PHASES for p in phases if p["round"] == number):
             raise UsageError(f"this node has not begun round {number}", remedy="`hsl-node round history` lists them")
-        found = _round(journal, number, saved["me"])
+        found = _round(journal, number, saved["me"], phases)
         receipts = {r["receiver"]: r for r in journal.rows("receipts", number)}
         transfers = {t["peer"]: t for t in journal.rows("transfers", number)}
         manifests = journal.rows("manifests", number)
@@ -74,10 +77,25 @@ def unusual_of(influence: Mapping[str, Any] | None) -> dict[str, str]:
     return found
 
 
-def _round(journal: Journal, round: Round, me: str) -> dict[str, Any]:
-    manifests, fused, phases, transfers = (
-        journal.rows(name, round) for name in ("manifests", "fused", "phases", "transfers")
-    )
+def steady(phases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the journal's phases, in their order, by one clock: that of the last one.
+
+    Each phase begins as the one before ends. Where it does not, the clock was set in between: all before it move. None
+    lasts less than 0, whatever an earlier version wrote.
+    """
+    rows = [dict(row) for row in phases]
+    shift = 0.0
+    for before, after in zip(rows[-2::-1], rows[:0:-1], strict=True):
+        if before["ended"] is not None:
+            shift = after["started"] - before["ended"]
+            before["ended"] += shift
+        before["started"] = min(before["started"] + shift, before["ended"] or math.inf)
+    return rows
+
+
+def _round(journal: Journal, round: Round, me: str, every_phase: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    manifests, fused, transfers = (journal.rows(name, round) for name in ("manifests", "fused", "transfers"))
+    phases = [p for p in every_phase if p["round"] == round]
     spent = {p["phase"]: p["ended"] - p["started"] for p in phases if p["ended"] is not None}
     return {
         "round": round,
@@ -114,12 +132,19 @@ def text(found: Sequence[dict[str, Any]]) -> str:
     ]
     lines = [table(header, rows, right=range(0, 9))]
     known = {r["round"] for r in found}
-    if lost := [str(n) for n in range(1, max(known)) if n not in known]:
-        which = f"round{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
+    if lost := [n for n in range(1, max(known)) if n not in known]:
+        which = f"round{'s' if len(lost) > 1 else ''} {_ranges(lost)}"
         lines += [
             f"not in this journal: {which}, lost with an earlier state of this node; the other hospitals know more"
         ]
     return "\n".join(lines)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1, 3 to 7, 9."""
+    known = {*numbers}
+    starts, ends = ([n for n in numbers if n + step not in known] for step in (-1, 1))
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
 
 
 def round_text(r: dict[str, Any]) -> str:

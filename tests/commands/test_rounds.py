@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 from command_line import made, run
 
 from hsl_node.errors import UsageError
@@ -50,5 +51,38 @@ def test_round_history_says_which_rounds_were_lost() -> None:
     """Rounds 1 and 2 went with a disk, round 4 between a backup and its restoration."""
     one = {"began": 0.0, "sha256": None, "auc_own": None, "auc_fused": None, "sent_bytes": 0, "received_bytes": 0}
     rounds = [{**one, "round": n, "seconds": dict.fromkeys(history.PHASES), "unusual": {}} for n in (3, 5)]
-    assert history.text(rounds).splitlines()[-1].startswith("not in this journal: rounds 1, 2, 4, lost")
+    assert history.text(rounds).splitlines()[-1].startswith("not in this journal: rounds 1 to 2, 4, lost")
     assert "not in this journal" not in history.text([{**rounds[0], "round": 1}])
+
+
+def test_a_clock_that_is_set_in_mid_run_makes_no_round_negative_or_91_days_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three months ahead at the start; NTP sets it back in the training of round 1, and ahead by an hour in round 2."""
+    state = made(tmp_path / "ash")
+    journal = (store := Store(Layout(state))).journal
+    journal.save_state({"me": "ash", "round": 2})
+    monotonic, wall = 1000.0, 1.8e9 + 91 * 86400.0
+    monkeypatch.setattr("hsl_node.sync.store.journal.time.monotonic", lambda: monotonic)
+    monkeypatch.setattr("hsl_node.sync.store.journal.time.time", lambda: wall)
+    for round, phase, lasts, is_set in (
+        (1, "train", 100.0, -91 * 86400.0), (1, "collect", 50.0, 0.0), (1, "fuse", 2.0, 0.0),
+        (2, "train", 80.0, 3600.0), (2, "collect", 1.0, 0.0),
+    ):  # fmt: skip
+        journal.record_phase(round, phase)
+        monotonic, wall = monotonic + lasts, wall + lasts + is_set
+    journal.record_phase(2, "fuse")
+    rows = history.steady(journal.rows("phases"))
+    store.close()
+    first, second = history.rounds(state)
+    assert [first["seconds"][p] for p in history.PHASES] == [100.0, 50.0, 2.0]
+    assert [second["seconds"][p] for p in history.PHASES] == [80.0, 1.0, None]
+    assert second["began"] - first["began"] == 152.0, "both by the clock as it was last"
+    assert rows[-1]["started"] - rows[0]["started"] == 233.0, "the report's timeline"
+    assert rows[-1]["started"] == wall
+
+
+def test_what_an_earlier_version_wrote_while_the_clock_was_set_back_lasts_no_less_than_nothing() -> None:
+    rows = [{"round": 1, "phase": "train", "started": 9000.0, "ended": 100.0},
+            {"round": 1, "phase": "collect", "started": 100.0, "ended": None}]  # fmt: skip
+    assert [(r["started"], r["ended"]) for r in history.steady(rows)] == [(100.0, 100.0), (100.0, None)]

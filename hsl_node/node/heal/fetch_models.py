@@ -1,4 +1,4 @@
-"""The models of `sync/store/models.py`, looked at once at the start; what is lost comes from the peers."""
+"""The models of `sync/store/models.py`, read at the start, looked for ever after; what is lost comes from the peers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hsl_node.sync.store.models import Harm, Model
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 60.0
 RETRY = Pace(4, 600)  # nobody may have it, and then a person must act
 
 
@@ -36,10 +37,18 @@ class FetchModels:
     round_lacks: Callable[[], bool]  # something that the round needs is being fetched, and comes first
 
     async def watch(self) -> None:
+        """For ever. Their bytes are read once, at the start; later it is looked whether they are there."""
+        await self.mend()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.mend(whole=False)
+
+    async def mend(self, *, whole: bool = True) -> None:
         """Until all are there, with an alarm for each that is not; a person may put it back meanwhile."""
         layout, told = self.here.layout, set[str]()
         for pause_s in RETRY.waits():
-            harmed = [h for m in self._models() if (h := await asyncio.to_thread(models.harm_of, layout, m))]
+            harms = [await asyncio.to_thread(models.harm_of, layout, m, whole=whole) for m in self._models()]
+            harmed = [harm for harm in harms if harm is not None]
             harmed = [h for h in harmed if h.model in self._models()]  # another one may be the best by now
             for code in told - {_code(harm) for harm in harmed}:
                 self.alarms.settle(code)

@@ -73,6 +73,7 @@ class Journal:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._db.row_factory = sqlite3.Row
+        self._phase: tuple[float, float] | None = None  # the one that this process began: wall clock, monotonic
 
     @classmethod
     def create(cls, path: Path) -> Journal:
@@ -305,12 +306,20 @@ class Journal:
         self._write("REPLACE INTO epochs VALUES (?, ?, ?, ?)", (round, epoch, json.dumps(content), time.time()))
 
     def record_phase(self, round: Round, phase: str) -> None:
-        """This phase begins now; the one before ends. Saying it again after a restart changes nothing."""
-        now = time.time()
+        """This phase begins now; the one before ends. Saying it again after a restart changes nothing.
+
+        It lasts as long as it lasts, also where the clock is set meanwhile; across a restart nobody knows better than
+        the clock, and it lasts no less than 0.
+        """
+        now, moment = time.time(), time.monotonic()
+        ended = now if self._phase is None else self._phase[0] + moment - self._phase[1]
         self._write(
-            "UPDATE phases SET ended = ? WHERE ended IS NULL AND NOT (round = ? AND phase = ?)", (now, round, phase)
+            "UPDATE phases SET ended = max(started, ?) WHERE ended IS NULL AND NOT (round = ? AND phase = ?)",
+            (ended, round, phase),
         )
-        self._write("INSERT OR IGNORE INTO phases VALUES (?, ?, ?, NULL)", (round, phase, now))
+        if self._one("SELECT 1 FROM phases WHERE round = ? AND phase = ?", round, phase) is None:
+            self._write("INSERT INTO phases VALUES (?, ?, ?, NULL)", (round, phase, now))
+            self._phase = now, moment
 
     def record_transfer(
         self, round: Round, peer: Peer, direction: str, size: int, resent: int, retries: int, seconds: float

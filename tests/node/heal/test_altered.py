@@ -426,7 +426,8 @@ def test_threat_23_a_best_model_that_nobody_has_is_told_of_during_the_run_until_
     """Each hospital's best is the earliest of those equal: the first, which nothing of the run reads in round 4."""
     plan, prelude = (
         PLAN.model_copy(update={"rounds": 4}),
-        "from hsl_node.node.heal import fetch_models; fetch_models.RETRY = fetch_models.Pace(1, 1)",
+        "from hsl_node.node.heal import fetch_models; fetch_models.RETRY = fetch_models.Pace(1, 1)\n"
+        "fetch_models.LOOK_S = 0.2",
     )
     with Cluster(tmp_path, ("ash", "birch"), plan, trainer=TRAINER, prelude=prelude) as cluster:
         cluster.hold("ash", 4)
@@ -441,6 +442,10 @@ def test_threat_23_a_best_model_that_nobody_has_is_told_of_during_the_run_until_
         assert told["text"].endswith(f"is lost: {path} is not there") and "tar -xf BACKUP" in told["fix"]
         copy.rename(path)
         cluster.wait_until("ash", lambda s: "fused 1" not in codes(s), "it is seen that it is back")
+        path.rename(copy)
+        cluster.wait_until("ash", lambda s: "fused 1" in codes(s), "lost again while the daemon runs")
+        copy.rename(path)
+        cluster.wait_until("ash", lambda s: "fused 1" not in codes(s), "and back")
         cluster.release("ash")
         cluster.wait_finished()
         assert cluster.fused("ash") == cluster.fused("birch")
