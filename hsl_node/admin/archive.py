@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hsl_node import __version__
 from hsl_node.errors import LocalStateError, UsageError, escaped
+from hsl_node.federation.problems import in_words
 from hsl_node.federation.strings import Name, PeerName, Sha256
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
@@ -190,7 +191,7 @@ def _first_member(source: Path, file: IO[bytes]) -> Index:
     except ValidationError as exc:
         error = exc.errors()[0]
         where = escaped(".".join(str(key) for key in error["loc"]), 80)
-        what = error["msg"].removeprefix("Value error, ")
+        what = in_words(error)
         raise _damaged(source, f"{INDEX}: {where}{': ' if where else ''}{escaped(what)}") from exc
     except (ValueError, RecursionError) as exc:
         raise _damaged(source, f"its {INDEX} cannot be read") from exc

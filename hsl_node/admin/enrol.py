@@ -124,6 +124,11 @@ def create(*, name: str, cards: Sequence[Path], plan: Plan, anchor: Path | None)
     Raises:
         ConfigError: a card was changed on its way, two peers share a name, key or address, or the anchor is missing.
     """
+    if len(cards) < 2:
+        raise UsageError(
+            f"a federation has two peers or more, here is {len(cards)} card",
+            remedy="give --card FILE for each hospital",
+        )
     content: dict[str, Any] = {
         "name": name,
         "plan": plan.model_dump(mode="json", exclude_none=True),
@@ -150,6 +155,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
     node = node_toml.load_node(state)
     layout = Layout(state)
     keyring.require_mine(keyring.load(state, federation), node.name, identity.load(layout.key).public)
+    config.require_unedited(path, federation)
     if anchor is not None:
         require_anchor(anchor, federation)
     store = Store(layout)  # holds the lock: no daemon may start on a half-replaced state

@@ -81,8 +81,12 @@ def _plan(state: Path, classes: str | None, image_size: int | None) -> Plan:
         if classes is not None or image_size is not None:
             raise UsageError("the federation's plan sets classes and image size", remedy="leave these options out")
         return config.load_federation(state).plan
-    settings = [f"classes={classes}"] if classes else []
-    return load_plan(None, [*settings, *([f"image_size={image_size}"] if image_size else [])])
+    settings = [f"classes={classes}"] if classes is not None else []
+    try:
+        return load_plan(None, [*settings, *([f"image_size={image_size}"] if image_size is not None else [])])
+    except ConfigError as exc:
+        said = exc.message.replace("--set: classes", "--classes").replace("--set: image_size", "--image-size")
+        raise UsageError(said, remedy="e.g. --classes benign,malignant --image-size 224") from exc
 
 
 def _text(report: DataReport) -> str:

@@ -34,10 +34,13 @@ def register(app: typer.Typer) -> None:
         epilog="Example: hsl-node federation create --name breast-us --card a.card --card b.card "
         "--anchor anchor.safetensors --set rounds=10 --set classes=benign,malignant --out federation.toml",
         help="Make federation.toml from the peers' cards and a plan.\n\nPrints the hash to compare by phone. "
-        f"Keys of a plan: {PLAN_KEYS}. What is not given has the published default. "
+        f"Keys of a plan: {PLAN_KEYS}. `hsl-node federation plan` prints what each means, its default and its values. "
+        "Of two classes the second is the positive one: AUC and sensitivity are about it. "
+        "What is not given has the published default. "
         f"fusion is one of {'; '.join(f'{name}: {rule.line}' for name, rule in FUSION_RULES.items())}. "
         "A robust one softens what a poisoned minority sends.",
     )(create)
+    group.command(epilog="Example: hsl-node federation plan")(plan)
     group.command(epilog="Example: hsl-node federation show federation.toml")(show)
     group.command(epilog="Example: hsl-node federation join federation.toml --anchor anchor.safetensors")(join)
     group.command(epilog="Example: hsl-node federation diff new.toml")(diff)
@@ -71,6 +74,29 @@ def create(
         f"\nWrote {out}. Send it{' and the anchor set' if anchor else ''} to every peer; compare the hash by phone.",
         file=sys.stderr,
     )
+
+
+def plan(json: Json = False) -> None:
+    """Every setting of a plan, with its default.
+
+    Its values, and what it means.
+
+    For --set KEY=VALUE and --plan of `hsl-node federation create`.
+    """
+    import textwrap
+
+    from hsl_node.federation import plan_keys
+
+    defaults, limits = plan_keys.defaults(), plan_keys.limits()
+    value = {
+        key: {"default": defaults[key], "values": limits[key], "means": text} for key, text in plan_keys.MEANING.items()
+    }
+    lines = []
+    for key, said in value.items():
+        allowed = f"   values: {said['values']}" if said["values"] else ""
+        lines.append(f"{key} = {said['default']}{allowed}")
+        lines += textwrap.wrap(said["means"], 76, initial_indent="    ", subsequent_indent="    ")
+    answer(json, value, "\n".join(lines))
 
 
 def show(

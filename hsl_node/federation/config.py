@@ -6,6 +6,7 @@ How the files are read, and errors get their line: `toml_file.py`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -150,6 +151,19 @@ def read_federation(path: Path) -> Federation:
             f"{path} is a peer card, that of {name}, and no federation file",
             remedy="give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
         ) from exc
+
+
+def require_unedited(path: Path, federation: Federation) -> None:
+    """Raises: ConfigError: the hash that `federation_text` wrote into the first line is not that of the content."""
+    first = read_text(path).partition("\n")[0]
+    said = re.fullmatch(r"# Federation .*, hash ([0-9a-f]{8})\..*", first)
+    if said is not None and said[1] != federation.fed8:
+        raise ConfigError(
+            f"{path}: its first line says hash {said[1]}, its content has {federation.fed8}: it was edited after it "
+            "was made, or another version of hsl-node made it",
+            remedy="ask whoever made it to send it again. To change the federation: `hsl-node federation create` makes "
+            "a new file, and everybody joins that",
+        )
 
 
 def load_card(path: Path) -> PeerCard:

@@ -87,13 +87,18 @@ def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
     """A plan file (none: the defaults), then `key=value` settings: TOML values, bare words, or lists as `a,b`."""
     source = path or Path("--set")
     text = read_text(path) if path else ""
-    raw = parse(source, text)
+    raw: dict[str, Any] = parse(source, text)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting!r} is not of the form key=value", remedy="e.g. --set rounds=10")
-        raw[key.strip()] = _setting(value.strip())
+        raw[key.strip()] = _names(value) if key.strip() == "classes" else _setting(value.strip())
     return validate(source, text, raw, Plan)
+
+
+def _names(text: str) -> Any:
+    """Of the command line: `benign,malignant`, or as in TOML. A name may be a number."""
+    return _setting(text.strip()) if text.strip().startswith("[") else [part.strip() for part in text.split(",")]
 
 
 def _setting(text: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hsl_node.errors import ConfigError, escaped
+from hsl_node.federation.problems import in_words
 from hsl_node.host import wrong_paths
 
 FILE_MAX_BYTES = 1024 * 1024  # a node.toml that leaves 20 000 images out by name; federations are far smaller
@@ -64,7 +65,7 @@ def read_text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise ConfigError(f"{path}: larger than {max_bytes // 1024} KiB", remedy="is it the right file?")
-        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as exc:
         said = wrong_paths.explained(exc, path=path)
         raise ConfigError(said.message, remedy=said.remedy) from exc
@@ -80,7 +81,11 @@ def parse(path: Path, text: str) -> dict[str, Any]:
         _require_short_keys(text)
         return tomllib.loads(text)
     except ValueError as exc:  # TOMLDecodeError is one; a number of 5000 digits gives a bare one
-        raise ConfigError(f"{path}: not valid TOML: {escaped(str(exc))}", remedy="mend that line") from exc
+        at = re.search(r" \(at line (\d+), column (\d+)\)$", str(exc))
+        where = f"{path}:{at[1]}" if at else str(path)
+        said = str(exc)[: at.start()] + f" (column {at[2]})" if at else str(exc)
+        text = f"{where}: not valid TOML: {escaped(said)}"
+        raise ConfigError(text, remedy="mend that line; or is it another file?") from exc
     except RecursionError as exc:
         raise ConfigError(f"{path}: nested too deeply", remedy="no setting here is a list of lists") from exc
 
@@ -105,10 +110,14 @@ def validate(path: Path, text: str, raw: Mapping[str, Any], model: type[Model]) 
         lines = [_explain(path, text, model, dict(e)) for e in exc.errors()[:PROBLEMS_MAX]]
         if exc.error_count() > PROBLEMS_MAX:
             lines.append(f"{path}: and {exc.error_count() - PROBLEMS_MAX} more")
-        lists = "init" if model.__name__ == "NodeConfig" else "federation create"
-        raise ConfigError(
-            "\n".join(lines), remedy=f"mend what is named above; `hsl-node {lists} --help` lists all keys"
-        ) from exc
+        if text.strip() or str(path) == "--set":
+            lists = "init --help" if model.__name__ == "NodeConfig" else "federation plan"
+            remedy = f"mend what is named above; `hsl-node {lists}` lists all keys"
+        else:
+            remedy = "mend what is named above"
+        if path.name and not text.strip() and path.is_file():
+            lines, remedy = [f"{path}: the file is empty"], "is it the right one? Ask for it again"
+        raise ConfigError("\n".join(lines), remedy=remedy) from exc
 
 
 def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any]) -> str:
@@ -126,7 +135,7 @@ def _problem(model: type[BaseModel], keys: list[str], error: dict[str, Any]) -> 
         return f"unknown key '{dotted}'{hint}"
     if error["type"] == "missing":
         return f"'{dotted}' is missing"
-    return f"{dotted or 'file'}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{dotted}: {in_words(error)}" if dotted else in_words(error)
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -445,3 +445,22 @@ def test_a_key_that_others_may_read_is_refused(ash: Path) -> None:
     Layout(ash).key.chmod(0o644)
     with pytest.raises(LocalStateError, match="may be read by others"):
         enrol.card_of(ash)
+
+
+def test_a_federation_file_that_was_edited_after_it_was_made_is_not_joined(
+    ash: Path, birch: Path, tmp_path: Path
+) -> None:
+    """Its first line still names the hash that was compared by telephone."""
+    path = federation_file(tmp_path, ash, birch)
+    text = path.read_text()
+    path.write_text(text.replace("rounds = 20", "rounds = 21"))
+    with pytest.raises(ConfigError, match=r"its first line says hash [0-9a-f]{8}, its content has"):
+        enrol.join(ash, path)
+    assert not (ash / "federation.toml").exists()
+    path.write_text(text.replace("\n", "\r\n") + "# received on Monday\n")
+    enrol.join(ash, path)
+
+
+def test_one_card_is_no_federation_and_says_so_in_its_own_words(ash: Path) -> None:
+    with pytest.raises(UsageError, match="a federation has two peers or more, here is 1 card"):
+        enrol.create(name="trees", cards=[next(ash.glob("*.card"))], plan=Plan(method="fedavg"), anchor=None)

@@ -21,7 +21,7 @@ def test_the_commands_are_these() -> None:
         "backup restore recover verify"
     )
     grouped = {
-        "federation": "create show join diff", "peer": "list ping revoke update", "key": "rotate updates",
+        "federation": "create plan show join diff", "peer": "list ping revoke update", "key": "rotate updates",
         "anchor": "build verify", "data": "check",
         "round": "history show", "inbox": "provision",
     }  # fmt: skip
