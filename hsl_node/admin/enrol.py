@@ -89,7 +89,7 @@ def settings_text(*, name: str, address: str, listen: str | None, data: Path | N
         ConfigError: a value is not valid.
     """
     port = strings.split_address(address)[1] or 8922
-    settings = {"name": name, "address": address, "listen": listen or f"0.0.0.0:{port}"}
+    settings = {"name": name, "address": address, "listen": listen or f"[::]:{port}"}
     node = toml_file.check(settings, NodeConfig, "hsl-node init")
     try:
         str(data and data.absolute()).encode("utf-8")

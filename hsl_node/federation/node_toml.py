@@ -50,7 +50,7 @@ class NodeConfig(Frozen):
 
     name: PeerName
     address: Address
-    listen: Listen = "0.0.0.0:8922"
+    listen: Listen = "[::]:8922"
     anchor: Path | None = None  # default: anchor.safetensors in the state directory
     client: Literal["asyncssh", "paramiko"] = "asyncssh"
     data: DataConfig = DataConfig()

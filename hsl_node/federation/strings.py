@@ -20,10 +20,25 @@ def _host_port(lowest_port: int, example: str) -> AfterValidator:
     def checked(text: str) -> str:
         host, port = split_address(text)
         if not host or not lowest_port <= port <= 65535:
-            raise ValueError(f"{text!r} is not host:port, e.g. {example}")
+            raise ValueError(f"'{escaped(text, 60)}' is not host:port, e.g. {example}{_why(text)}")
         return text
 
     return AfterValidator(checked)
+
+
+def _why(text: str) -> str:
+    """What is wrong with an address, where one character tells."""
+    host, colon, port = text.rpartition(":")
+    in_brackets = host[:1] == "[" and host[-1:] == "]"
+    wrong = re.sub("[0-9a-fA-F:.]" if in_brackets else "[A-Za-z0-9.:-]", "", host[1:-1] if in_brackets else host)
+    if colon and wrong:
+        may = (
+            "a zone is one machine's own" if wrong[0] == "%" else "letters without accents, digits, '.' and '-' may be"
+        )
+        return f"; {escaped(wrong[0])!r} is in no host name or address that others can use: {may}"
+    if ":" in host and not in_brackets:
+        return "; an address of IPv6 stands in brackets, [2001:db8::1]:8922"
+    return "" if colon and re.fullmatch("[0-9]+", port, re.ASCII) else "; the port, a number, comes last, after a colon"
 
 
 def _ed25519(text: str) -> str:
@@ -67,7 +82,7 @@ Text = Annotated[str, AfterValidator(printable)]  # every free string of a file 
 Name = Annotated[str, AfterValidator(plain_name)]
 PeerName = Annotated[str, AfterValidator(parse_peer)]
 Address = Annotated[str, _host_port(1, "mercy.example.org:8922")]
-Listen = Annotated[str, _host_port(0, "0.0.0.0:8922 (port 0: any free one)")]
+Listen = Annotated[str, _host_port(0, "[::]:8922, of IPv6 and IPv4 (port 0: any free one)")]
 PublicKey = Annotated[str, AfterValidator(_ed25519)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

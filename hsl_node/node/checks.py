@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 from hsl_node.errors import (
@@ -17,6 +16,7 @@ from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
 from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.wire.sockets import listening
 from hsl_node.weights.whole import sha256_of
 
 
@@ -90,8 +90,7 @@ def require_port(listen: str) -> None:
     """
     host, port = split_address(listen)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
+        listening(host, port).close()
     except OSError as exc:
         raise LocalStateError(
             f"{listen}: cannot listen there: {exc.strerror}",

@@ -71,7 +71,7 @@ def test_a_short_node_file_is_enough(tmp_path):
     node = load_node(tmp_path)
     assert (node.name, node.listen, node.client, node.data.path) == (
         "ash",
-        "0.0.0.0:8922",
+        "[::]:8922",
         "asyncssh",
         Path("/data/images"),
     )
@@ -154,6 +154,25 @@ def test_threat_27_values_have_a_range(tmp_path, key, value):
     shown = errors_of(write(tmp_path / "node.toml", tomli_w.dumps(content)))
     assert len(shown) == 1
     assert f": {key}: " in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("hsl_node_1:8922", "'_' is in no host name"),
+        ("m\u00fcnchen.example.org:8922", "'\u00fc' is in no host name"),
+        ("[fe80::1%eth0]:8922", "'%' is in no host name or address that others can use: a zone is one machine's own"),
+        ("https://ash.example.org:8922", "'/' is in no host name"),
+        ("a b:1", "' ' is in no host name"),
+        ("2001:db8::1:8922", "an address of IPv6 stands in brackets"),
+        ("ash.example.org", "the port, a number, comes last"),
+        ("ash.example.org:ssh", "the port, a number, comes last"),
+    ],
+)
+def test_an_address_that_is_none_is_told_what_is_wrong_with_it(tmp_path, address, named):
+    content = {"name": "ash", "address": address}
+    (shown,) = errors_of(write(tmp_path / "node.toml", tomli_w.dumps(content)))
+    assert f"'{address}' is not host:port" in shown and named in shown
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::]:8922", "0.0.0.0:8922", "localhost:1"])

@@ -131,6 +131,7 @@ async def inbox(
     *,
     addresses: Mapping[str, str] = {},
     lot: random.Random = random.SystemRandom(),
+    host: str = "127.0.0.1",
     **limits: Any,
 ) -> AsyncIterator[Box]:
     """`addresses`: of the federation file. `lot` draws who makes room."""
@@ -150,7 +151,7 @@ async def inbox(
     )
     box.counted = Counted(admission)
     box.server = InboxServer(admission, identity=members.identities[ASH], homes=homes)
-    box.port = await box.server.start("127.0.0.1", 0)
+    box.port = await box.server.start(host, 0)
     try:
         yield box
     finally:

@@ -24,6 +24,7 @@ from hsl_node.sync.inbox.link import Link
 from hsl_node.sync.inbox.part import OpenFile
 from hsl_node.sync.store.room import Quota
 from hsl_node.sync.wire.algorithms import ASYNCSSH
+from hsl_node.sync.wire.sockets import listening
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class InboxServer:
             self._acceptor = await asyncssh.listen(
                 host,
                 port,
+                sock=listening(host, port) if host == "::" else None,  # else asyncssh takes IPv6 alone
                 server_factory=lambda: Link(here, self.home),
                 server_host_keys=[self._identity.key],
                 server_version="hsl1",
@@ -93,9 +95,9 @@ class InboxServer:
                 f"{host}:{port} {what}", remedy='stop the other program, or set another "listen" in node.toml'
             ) from exc
         self._sweeper = asyncio.create_task(self._keep_sweeping())
-        listening = self._acceptor.get_port()
-        log.info("inbox listening", extra={"host": host, "port": listening})
-        return listening
+        found = self._acceptor.get_port()
+        log.info("inbox listening", extra={"host": host, "port": found})
+        return found
 
     async def stop(self) -> None:
         if self._sweeper:

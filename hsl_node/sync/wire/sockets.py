@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import closing, suppress
 
@@ -31,6 +32,24 @@ class Congestion:
         if self._sock is not None and not self._fast and most_bytes >= FAST_BYTES:
             self._fast = True
             _ask_for_it(self._sock)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """At this address; "::" is every one of IPv6 and IPv4, or of IPv4 alone on a machine without the other.
+
+    Raises:
+        OSError: the port is in use, or the address is not ours.
+    """
+    if host == "::":
+        try:
+            return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as exc:
+            if exc.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+        except ValueError:  # this system's sockets are of one kind
+            pass
+        host = "0.0.0.0"
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def congestion_control() -> str:
