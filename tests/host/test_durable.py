@@ -31,6 +31,7 @@ WRITE_OTHERWISE = {
     "hsl_node.sync.store.journal": "a copy to be read at once of what lies on a read-only disk",
     "hsl_node.host.event_log": "the log",
     "hsl_node.node.trainer": "the trainer's log",
+    "hsl_node.node.peers.liveness": "a sign of life, laid anew each minute; half of one is none",
     "hsl_node.train.worker": "its standard output",
     "hsl_node.sync.store.plain_files": "an arriving part: written by its sender's requests, made durable by receive.py",
 }
@@ -114,6 +115,7 @@ FOR_PEOPLE = {
     "hsl_node.demo.setup": "the demo's settings, made again with the demo",
     "hsl_node.results.report": "a report",
     "hsl_node.results.predict": "predictions",
+    "hsl_node.results.scores": "scores of each image, for a person's own statistics",
     "hsl_node.admin.rotate": "the update to be mailed, the card",
 }
 

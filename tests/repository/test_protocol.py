@@ -86,7 +86,7 @@ def test_the_limits_are_those_of_the_inbox() -> None:
     table = TEXT.partition("## Limits that a sender must keep")[2]
     limits = Limits()
     for said in (
-        f"{limits.login_timeout_s} s, {limits.login_attempts} tries",
+        f"{limits.login_timeout_s:.0f} s, {limits.login_attempts} tries",
         f"| {limits.connections_per_peer}, {limits.sessions_per_peer};",
         f"| {limits.handles_per_connection} |",
         f"| {limits.quota.files}, of {limits.quota.bytes // 2**30} GiB together",
