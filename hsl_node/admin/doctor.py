@@ -29,7 +29,8 @@ from hsl_node.errors import (
 )
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.config import Federation
-from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.federation.node_toml import DataConfig, NodeConfig
+from hsl_node.federation.plan import Plan
 from hsl_node.host import permissions, wrong_paths
 from hsl_node.host.control import ask
 from hsl_node.host.hints import NOTHING_HERE, addressed
@@ -115,7 +116,8 @@ def _examined(state: Path) -> list[Check]:
     there = checks[-1].outcome == "ok"
     skipped = Check("fused models", "skipped", "needs the journal")
     checks.append(_check("fused models", lambda: _models(layout)) if there else skipped)
-    checks.append(_check("images", lambda: _images(configured.data.path)))
+    plan = federation.plan if federation else None
+    checks.append(_check("images", lambda: _images(layout, configured.data, plan)))
     checks.append(_check("port", lambda: _port(state, configured)))
     checks.append(_check("torch", lambda: _torch(configured.train.device)))
     if federation is None or ring is None:
@@ -210,7 +212,17 @@ def _models(layout: Layout) -> str:
     return "those that results are taken from are as the journal says"
 
 
-def _images(path: Path | None) -> str:
+def _images(layout: Layout, data: DataConfig, plan: Plan | None) -> str:
+    """What a start would refuse of the images, as far as it can be told without reading each of them."""
+    there = _seen(data.path)
+    if plan is None:
+        return there
+    from hsl_node.train.data import dataset
+
+    return f"{data.path}: {dataset.foresee(data, plan, cache=layout.cache, ledger=layout.splits)}"
+
+
+def _seen(path: Path | None) -> str:
     if path is None:
         raise DataError("data.path is not set", remedy="name the folder, table or .npz with the images in node.toml")
     require_images(path)

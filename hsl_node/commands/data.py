@@ -49,9 +49,10 @@ def check(
 ) -> None:
     """Count the images, find what is wrong with them.
 
-    Counts per class and split, unreadable files, duplicates across splits. Exit code 78: the node could not train.
+    What became of every row or file, counts per class and split, unreadable files, duplicates, and what is other than
+    when the run began. Exit code 78: the node could not train.
     """
-    from hsl_node.federation import node_toml
+    from hsl_node.federation import config, node_toml
     from hsl_node.train.data import check as data_check
 
     state = state_of(context)
@@ -60,9 +61,14 @@ def check(
     node, layout = node_toml.load_node(state), Layout(state)
     plan = _plan(state, classes, image_size)
     report = data_check.check(
-        node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress_bar("images")
+        node.data,
+        plan,
+        cache=layout.cache,
+        ledger=layout.splits,
+        run=config.load_federation(state).digest if layout.federation_toml.exists() else "",
+        progress=progress_bar("images"),
     )
-    text = _text(report)
+    text = _text(report, plan)
     if contact_sheet is not None and report.dataset is not None:
         from hsl_node.train.data.contact_sheet import contact_sheet as draw
 
@@ -89,21 +95,50 @@ def _plan(state: Path, classes: str | None, image_size: int | None) -> Plan:
         raise UsageError(said, remedy="e.g. --classes benign,malignant --image-size 224") from exc
 
 
-def _text(report: DataReport) -> str:
+def _text(report: DataReport, plan: Plan) -> str:
     splits = list(report.patient_counts)
     rows = [(name, *(str(c[s]) for s in splits), str(sum(c.values()))) for name, c in report.counts.items()]
     if report.grouped:
         rows.append(("patients", *(str(report.patient_counts[s]) for s in splits), str(report.patients)))
     right = range(1, len(splits) + 2)
-    lines = [table(("class", *splits, "all"), rows, right=right)]
-    if report.sites:
-        lines += ["", "sites: " + ", ".join(f"{site} {count}" for site, count in report.sites.items())]
-    lines += ["", f"each image: {report.preprocessing}"]
-    lines += _listed("problem", report.problems) + _listed("warning", report.warnings)
+    lines = [table(("class", *splits, "all"), rows, right=right), "", *_facts(report, plan)]
+    lines += _listed("problem", report.problems)
+    if report.remedy:
+        lines.append(f"  what to do: {report.remedy}")
+    lines += _listed("warning", report.warnings)
     lines += _listed("unreadable", [f"{file}: {reason}" for file, reason in report.unreadable])
     lines += _listed("the same image", [" = ".join(files) for files in report.duplicates])
     lines += _listed("alike, in two splits", [" ~ ".join(files) for files in report.near_duplicates])
-    return "\n".join([*lines, "", "ready to train" if report.ok else "not ready to train: see the problems above"])
+    count = len(report.warnings)
+    doubted = f", but see the {f'{count} warnings' if count > 1 else 'warning'} above" if count else ""
+    end = f"ready to train{doubted}" if report.ok else "not ready to train: see the problems above"
+    return "\n".join([*lines, "", end])
+
+
+def _facts(report: DataReport, plan: Plan) -> list[str]:
+    """What became of what was read, and what the figures will mean."""
+    read, parts = sum(report.account.values()), [f"{count} {why}" for why, count in report.account.items()]
+    lines = [f"{report.unit}: {read} read = {' + '.join(parts)}"]
+    for column, values in report.taken.items():
+        taken = (
+            ", ".join(f"{value!r} {count}" for value, count in values.items()) or "(not shown: it may name patients)"
+        )
+        lines.append(f"filter, {column}: {taken}")
+    lines += [f"data.exclude {entry!r}: {count} images" for entry, count in report.excluded.items()]
+    if report.sites:
+        lines.append("sites: " + ", ".join(f"{site} {count}" for site, count in report.sites.items()))
+    named = " and ".join(f"{count} by {kind}" for kind, count in report.summary.named.items() if count)
+    lines.append(f"split: {named}" if named else "split: none")
+    if len(plan.classes) == 2:
+        lines.append(
+            f"positive: {plan.classes[1]!r}, the second class of the plan; so count AUC, sensitivity, precision"
+        )
+    lines.append(f"each image: {report.preprocessing}")
+    if report.since is not None:
+        now = {name: sum(count.values()) for name, count in report.counts.items()}
+        were = ", ".join(f"{name} {began} then, {now.get(name, 0)} now" for name, began in report.since.began.items())
+        lines.append(f"since the run began: {were}; {report.since.new} images are new")
+    return lines
 
 
 def _listed(kind: str, findings: list[str] | tuple[str, ...]) -> list[str]:

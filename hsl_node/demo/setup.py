@@ -33,7 +33,9 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host import files
 from hsl_node.host.layout import Layout
 from hsl_node.study import phantoms
-from hsl_node.train.data.sources import Asked, read_rows, read_source
+from hsl_node.train.data.listing import read_source
+from hsl_node.train.data.sources import Asked
+from hsl_node.train.data.tables import find_likely, read_rows
 
 MARKER = ".hsl-demo"
 OURS = ("images", "nodes", "anchor.safetensors", "federation.toml", "report.html")  # what a new demo replaces
@@ -41,11 +43,6 @@ HOSPITALS_MAX = 8  # each is a daemon and a trainer: about 0.6 GB of memory
 PHANTOM_PX = 96
 ANCHORS_EACH = 60  # of the stand-in, per class: about as many as a small hospital has images to train on
 REAL_ANCHORS_EACH = 1000  # per class, where there are that many: the published number
-COLUMNS = {  # our word -> what tables call it, best first
-    "path": ("path", "file", "filename", "file_name", "image", "image_path", "filepath"),
-    "label": ("label", "class", "diagnosis", "pathology", "category"),
-    "patient": ("patient", "patient_id", "patientid", "subject", "case", "case_id"),
-}
 # The words of a negative finding, so that class 1 is the one to be found.
 NEGATIVE = ("normal", "benign", "negative", "healthy", "no", "control", "0")
 
@@ -124,7 +121,8 @@ def table_hospitals(target: Path, data: Path, group_by: str) -> tuple[tuple[Hosp
     """
 
     path = find_table(data)
-    header, rows = read_rows(path)
+    table = read_rows(path)
+    header, rows = table.header, table.rows
     if group_by not in header:
         raise UsageError(f"{path} has no column {group_by!r}", remedy=f"--group-by one of: {', '.join(header)}")
     columns = find_columns(path, header)
@@ -163,8 +161,7 @@ def find_table(data: Path) -> Path:
 
 def find_columns(path: Path, header: Sequence[str]) -> dict[str, str]:
     """Our word -> the table's column, by the names that tables usually have. Splits are the node's own."""
-    folded = {column.strip().casefold(): column for column in header}
-    found = {key: next((folded[n] for n in names if n in folded), "") for key, names in COLUMNS.items()}
+    found = {key: find_likely(key, header) for key in ("path", "label", "patient")}
     missing = [key for key in ("path", "label") if not found[key]]
     if missing:
         raise DataError(
@@ -243,7 +240,7 @@ def _two_classes(source: Path) -> tuple[DataConfig, Counter[str], tuple[str, ...
     data = DataConfig(path=source.absolute())
     if (source.is_dir() and any(source.glob("*.csv"))) or source.suffix in (".csv", ".tsv"):
         path = find_table(source)
-        columns = find_columns(path, read_rows(path)[0])
+        columns = find_columns(path, read_rows(path).header)
         data = DataConfig(path=path.absolute(), columns=columns)
     counts = Counter(item.label for item in read_source(data, ASKED).items)
     classes = ordered_classes(set(counts))

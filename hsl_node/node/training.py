@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -122,6 +123,7 @@ class Training:
                 case "initialised":
                     self.busy = None  # images are decoded, and this may be followed by a long wait for the peers
                     journal.set_meta("samples", str(event["images"]["train"]))
+                    journal.set_meta("split", json.dumps(event.get("split", {})))  # how it was made, with counts
                     journal.set_meta("torch", str(event["versions"]["torch"]))
                     journal.set_meta("device", str(event["device"]))
                     warnings = event.get("warnings", ())

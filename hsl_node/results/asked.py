@@ -16,7 +16,8 @@ from hsl_node.errors import DataError, UsageError
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.layout import Layout
 from hsl_node.train.data.images import looks_like_image
-from hsl_node.train.data.sources import hint, read_rows
+from hsl_node.train.data.sources import hint
+from hsl_node.train.data.tables import read_rows
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 SYSTEM_NAMES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin", "lost+found")
@@ -102,7 +103,8 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
 
 
 def _rows(table: Path, column: str) -> Iterator[tuple[int, Path]]:
-    header, rows = read_rows(table)
+    found = read_rows(table)
+    header, rows = found.header, found.rows
     if column not in header:
         raise DataError(
             f"{table.name}:1: no column {column!r} for the path{hint(column, header)}",

@@ -196,7 +196,7 @@ def write_csv(state: Path, data: DataConfig, record: Mapping[str, Any], out: Pat
     Raises:
         DataError: the images are not there.
     """
-    from hsl_node.train.data.dataset import gather
+    from hsl_node.train.data.gathering import gather
     from hsl_node.train.progress import unheard
 
     found = gather(data, load_federation(state).plan, Layout(state).cache, unheard)

@@ -24,7 +24,7 @@ _DATA = ("images", "patients", "without_patient", "test_set", "split_sha256")
 def own_predictor(state: Path, round: Round | None = None) -> Predictor:
     """The fused model of a round, or the best by this site's validation AUC, as `find_model` finds it."""
     from hsl_node.train.bundle import Card, Computed, Decision
-    from hsl_node.train.data.dataset import window_of
+    from hsl_node.train.data.gathering import window_of
     from hsl_node.train.data.preprocessing import Preprocessing
     from hsl_node.train.hardware import processor
     from hsl_node.train.predictor import of_weights

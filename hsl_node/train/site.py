@@ -39,7 +39,9 @@ def open_site(state: Path, progress: Progress = unheard) -> Site:
     node, federation = load_node(state), load_federation(state)
     plan, layout = federation.plan, Layout(state)
     hardware = open_hardware(state, plan)
-    dataset = open_dataset(node.data, plan, cache=layout.cache, ledger=layout.splits, progress=progress)
+    dataset = open_dataset(
+        node.data, plan, cache=layout.cache, ledger=layout.splits, run=federation.digest, progress=progress
+    )
     return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, open_anchor(state), hardware)
 
 

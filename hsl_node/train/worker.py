@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +77,7 @@ class Worker:
                 **site.hardware.facts,
                 "versions": opening.versions(),
                 "images": {name: len(site.indices(split)) for split, name in enumerate(SPLIT_NAMES)},
+                "split": asdict(site.dataset.summary) if site.dataset.summary else {},
                 "parameters": parameters,
                 "warnings": warnings,
             }

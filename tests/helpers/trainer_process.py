@@ -63,12 +63,14 @@ class Process:
 
 
 def state_of(folder: Path, **changes: Any) -> Path:
-    """A hospital's state directory over a folder of images, as `init`, `federation join`, `anchor build` leave it."""
-    images = folder / "images"
+    """A hospital's state directory over a table of images, as `init`, `federation join`, `anchor build` leave it."""
+    images, rows = folder / "images", ["path,label,patient"]
     for number, (pixels, label) in enumerate(zip(*learning.blobs(60), strict=True)):
         path = images / ("negative", "positive")[label] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
+        rows.append(f"{path.relative_to(folder)},{path.parent.name},patient {number}")
+    (folder / "images.csv").write_text("\n".join(rows))
     state = folder / "state"
     (state / "fused").mkdir(parents=True)
     anchors.save(learning.anchor(), state / "anchor.safetensors")
@@ -78,7 +80,7 @@ def state_of(folder: Path, **changes: Any) -> Path:
     node = {
         "name": "ash",
         "address": "127.0.0.1:9001",
-        "data": {"path": str(images)},
+        "data": {"path": str(folder / "images.csv")},
         "train": {"device": "cpu", "threads": 1},
     }
     (state / "node.toml").write_text(tomli_w.dumps(node))

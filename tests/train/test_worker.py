@@ -71,6 +71,7 @@ def test_a_round_says_what_the_supervisor_needs(undisturbed: tuple[Path, Event, 
     assert sum(first["images"].values()) == 60 and first["images"]["train"] == 36
     assert (first["device"], first["threads"], first["precision"]) == ("cpu", 1, "float32")
     assert first["warnings"] == []
+    assert first["split"]["by"] == "patient" and first["split"]["groups"] == {"train": 36, "validation": 6, "test": 18}
     assert first["parameters"] > 0 and set(first["versions"]) >= {"torch", "numpy", "hsl_node"}
 
     trained = events[-1]

@@ -25,10 +25,12 @@ from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.strings import plain_name
 from hsl_node.host import wrong_paths
 from hsl_node.train.data.cache import Unreadable, as_colour, decode_all
-from hsl_node.train.data.dataset import Gathered, gather_labelled, unreadable_error, window_of
+from hsl_node.train.data.gathering import Gathered, gather_labelled, unreadable_error, window_of
+from hsl_node.train.data.labels import labels_of, same_letters
+from hsl_node.train.data.listing import read_source
 from hsl_node.train.data.pixels import to_square
 from hsl_node.train.data.preprocessing import Preprocessing
-from hsl_node.train.data.sources import ANCHOR_BUILD, hint, labels_of, read_source
+from hsl_node.train.data.sources import ANCHOR_BUILD
 from hsl_node.train.progress import Progress, unheard
 from hsl_node.weights.checkpoint_file import Schema, read_schema, write_weights
 from hsl_node.weights.whole import sha256_of
@@ -83,7 +85,7 @@ def build(
         if label not in labels:
             words = sorted({item.label for item in source.items})
             raise DataError(
-                f"no image is labelled {wanted!r}{hint(wanted, words)}",
+                f"no image is labelled {wanted!r}{same_letters(wanted, words)}",
                 remedy=f"give two labels of this source with --classes: {', '.join(words[:20])}",
             )
     gathered = gather_labelled(source, labels, None, progress)

@@ -1,7 +1,9 @@
 """The hospital's images as training sees them: `open_dataset`. Source -> digests -> decoded cache -> splits.
 
-    sources.py   folder, table, .npz -> items            splits.py, ledger.py   who trains, validates, tests
-    digests.py   sha256 per image, remembered            images.py, cache.py    decoded once, mapped into memory
+    sources.py    what a source is             listing.py     folders.py, tables.py, arrays.py -> a source
+    labels.py     its words -> classes         patients.py    who an image belongs to
+    digests.py    sha256, remembered           images.py, cache.py    decoded once, mapped into memory
+    splits.py, ledger.py    who trains, validates, tests       doubts.py    what is wrong, or may be
 
 No message of this file holds an image's path or a patient: it may end up in a log. check.py names files, for the
 operator's own terminal.
@@ -9,10 +11,9 @@ operator's own terminal.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,27 @@ from hsl_node.errors import DataError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
-from hsl_node.train.data.cache import Unreadable, open_images
-from hsl_node.train.data.digests import digest_items
-from hsl_node.train.data.ledger import read_ledger, title_of, write_ledger
-from hsl_node.train.data.pixels import UnreadableImage
-from hsl_node.train.data.preprocessing import Preprocessing, Window
-from hsl_node.train.data.sources import (
-    NODE_TOML,
-    SPLIT_NAMES,
-    TEST,
-    TRAIN,
-    Asked,
-    Item,
-    Source,
-    first_few,
-    labels_of,
-    read_source,
-)
+from hsl_node.train.data.digests import are_remembered
+from hsl_node.train.data.doubts import TOO_FEW, examine
+from hsl_node.train.data.gathering import Gathered, gather, index_of, read_images, unreadable_error
+from hsl_node.train.data.labels import labels_of
+from hsl_node.train.data.ledger import Begun, begun_with, read_begun, read_ledger, since, title_of, write_ledger
+from hsl_node.train.data.listing import read_source
+from hsl_node.train.data.sources import NODE_TOML, SPLIT_NAMES, Asked, Item, first_few
 from hsl_node.train.data.splits import Assignment, Image, SplitConflict, assign
 from hsl_node.train.progress import Progress, unheard
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """How the images were split, for every page that shows a figure of them."""
+
+    by: str  # "patient", "study" or "image", where that is said of all; else "mixed"
+    named: dict[str, int]  # patient, study, image -> images that are grouped by it
+    images: dict[str, int]  # split -> images
+    groups: dict[str, int]  # split -> patients; an image, or a study, of an unknown patient counts as one
 
 
 @dataclass(frozen=True)
@@ -56,32 +57,17 @@ class Dataset:
     ids: tuple[str, ...]  # sha256 of each source image; never a path, never a patient
     patients: tuple[str | None, ...] = ()  # the pseudonym of each image's patient; None: unknown. In no log or bundle
     warnings: tuple[str, ...] = ()  # for the operator: nothing stops, but results will be limited
+    group: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (N,): who must stay on one side
+    summary: SplitSummary | None = None
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """The chosen items of a source, and what is known of their images; what cannot be read stands apart."""
-
-    source: Source
-    items: tuple[Item, ...]
-    images: tuple[Image, ...]  # of each item
-    unreadable: tuple[tuple[Item, str], ...]  # item, reason
-
-    def without(self, reasons: dict[int, str]) -> Gathered:
-        """Set items aside that turned out to be undecodable."""
-        keep = [n for n in range(len(self.items)) if n not in reasons]
-        return Gathered(
-            self.source,
-            tuple(self.items[n] for n in keep),
-            tuple(self.images[n] for n in keep),
-            self.unreadable + tuple((self.items[n], reason) for n, reason in reasons.items()),
-        )
-
-
-def open_dataset(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, progress: Progress = unheard) -> Dataset:
+def open_dataset(
+    data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, run: str = "", progress: Progress = unheard
+) -> Dataset:
     """Open this hospital's images, decoded and split.
 
-    `progress` hears (done, total) once over all images for what must be read, and once for what must be decoded.
+    `run`: the digest of the federation, whose first call here is remembered as what that run began with. `progress`
+    hears (done, total) once over all images for what must be read, and once for what must be decoded.
 
     Raises:
         DataError: a label that is no class, an image that cannot be read, a class or a split that lacks images.
@@ -93,84 +79,96 @@ def open_dataset(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, pro
     pages, title = read_ledger(ledger), title_of(plan)
     known = pages.get(title, {})
     assignment = split(gathered, plan, known)
-    problems, warnings = judge(gathered.images, assignment, plan)
-    if problems:
-        raise DataError("\n".join(problems), remedy=_TOO_FEW)
+    found = examine(data, gathered, pixels, assignment, plan)
+    if found.problems:
+        raise DataError("\n".join(problem.text for problem in found.problems), remedy=found.remedy)
     assert pixels is not None  # no images are a problem
-    if assignment.keys.items() <= known.items():
+    begun, here = read_begun(ledger), digests_of(gathered.images, plan)
+    starts = bool(run) and (begun is None or begun.run != run)
+    warnings = [*found.warnings, *changed_since(begun, run, here)]
+    if assignment.keys.items() <= known.items() and not starts:
         durable.accept(ledger)
     else:  # who is gone stays: their images may come back
-        write_ledger(ledger, {**pages, title: {**known, **assignment.keys}})
+        began = begun_with(run, here) if starts else begun
+        write_ledger(ledger, {**pages, title: {**known, **assignment.keys}}, began)
     return dataset_of(gathered, pixels, assignment, tuple(warnings))
 
 
-# ---------------------------------------------------------------- the steps, shared with check.py and anchor.py
+def foresee(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, asked: Asked = NODE_TOML) -> str:
+    """What a start would refuse, as far as it can be told without reading an image that is not known yet.
 
-_TOO_FEW = (
-    "every class needs images of at least three patients; add images, widen data.filter, or map labels with"
-    " data.labels in node.toml (`hsl-node data check` shows the counts)"
-)
+    Nothing is written. Gives what was looked at, in words.
 
-
-def read_images(
-    data: DataConfig, plan: Plan, cache: Path, progress: Progress, *, tells_all: bool, asked: Asked = NODE_TOML
-) -> tuple[Gathered, Array | None]:
-    """List, label, digest and decode the images; the pixels, from the cache or decoded now, None where there are none.
-
-    Once more without those that cannot be decoded, so that all of them are told at once. Unless it `tells_all`, none is
-    decoded where one cannot even be opened: that takes hours, for a set that has to change.
+    Raises:
+        DataError, LocalStateError: as `open_dataset` does.
     """
-    gathered, preprocessing = gather(data, plan, cache, progress, asked), Preprocessing.of(plan, window_of(data))
-    while gathered.items and (tells_all or not gathered.unreadable):
-        try:
-            ids = [image.sha256 for image in gathered.images]
-            return gathered, open_images(gathered.items, ids, preprocessing, cache, progress)
-        except Unreadable as exc:
-            gathered = gathered.without(exc.reasons)
-    return gathered, None
-
-
-def gather(data: DataConfig, plan: Plan, cache: Path, progress: Progress, asked: Asked = NODE_TOML) -> Gathered:
-    """List, label and digest the images."""
     source = read_source(data, asked)
-    return gather_labelled(source, labels_of(source, plan.classes, data.labels), cache, progress)
-
-
-def gather_labelled(source: Source, labels: Sequence[int | None], cache: Path | None, progress: Progress) -> Gathered:
-    """Digest the items that have a label."""
-    chosen = [(item, label) for item, label in zip(source.items, labels, strict=True) if label is not None]
-    index = cache / f"{hashlib.sha256(bytes(source.path.absolute())).hexdigest()[:16]}.index" if cache else None
-    items, images, unreadable = [], [], []
-    for (item, label), found in zip(chosen, digest_items([i for i, _ in chosen], index, progress), strict=True):
-        if isinstance(found, UnreadableImage):
-            unreadable.append((item, found.message))
-        else:
-            sha256, key = found
-            items.append(item)
-            images.append(Image(sha256, label, key, item.split))
-    return Gathered(source, tuple(items), tuple(images), tuple(unreadable))
-
-
-def window_of(data: DataConfig) -> Window | None:
-    """The operator's own window for DICOM and 16-bit images, if node.toml sets one."""
-    if (data.window_center is None) != (data.window_width is None):
-        raise DataError(
-            "data.window_center and data.window_width belong together", remedy="set both in node.toml, or neither"
-        )
-    if data.window_center is None or data.window_width is None:
-        return None
-    return Window(center=data.window_center, width=data.window_width)
+    labels = labels_of(source, plan.classes, data.labels)
+    facts = f"{sum(label is not None for label in labels)} of {source.read} {source.unit} have a class of the plan"
+    chosen = [item for item, label in zip(source.items, labels, strict=True) if label is not None]
+    if not are_remembered(chosen, index_of(source, cache)):
+        lacks = [name for c, name in enumerate(plan.classes) if c not in labels]
+        if lacks:
+            raise DataError(f"class {', '.join(map(repr, lacks))} has no images", remedy=TOO_FEW)
+        return f"{facts} (`hsl-node data check` reads the images)"
+    gathered = gather(data, plan, cache, unheard, asked)
+    assignment = split(gathered, plan, read_ledger(ledger).get(title_of(plan), {}))
+    found = examine(data, gathered, None, assignment, plan)
+    if found.problems:
+        raise DataError("\n".join(problem.text for problem in found.problems), remedy=found.remedy)
+    return f"{facts}, split by {summary_of(gathered.images, assignment).by}"
 
 
 def split(
-    gathered: Gathered, plan: Plan, known: Mapping[str, int], name: Callable[[Item], str] = lambda item: item.where
+    gathered: Gathered,
+    plan: Plan,
+    known: Mapping[str, int],
+    name: Callable[[Item], str] = lambda item: item.where,
+    listed: Callable[[Iterable[str]], list[str]] = first_few,
 ) -> Assignment:
     """Assign every image a side. `name` words an image in an error; the default is safe to log."""
     try:
-        return assign(gathered.images, plan.split_percent, plan.seed, known)
+        assignment = assign(gathered.images, plan.split_percent, plan.seed, known)
     except SplitConflict as exc:
-        named = first_few([name(gathered.items[n]) for n in exc.images])
-        raise DataError(f"{', '.join(named)}: {exc.message}", remedy=exc.remedy) from None
+        groups = listed(", ".join(listed(name(gathered.items[n]) for n in group)) for group in exc.groups)
+        raise DataError("\n".join(groups) + f": {exc.message}", remedy=exc.remedy) from None
+    require_unmoved(gathered.images, assignment, known)
+    return assignment
+
+
+def require_unmoved(images: Sequence[Image], assignment: Assignment, known: Mapping[str, int]) -> None:
+    """Whatever has changed in node.toml or in the table: no image that has a side leaves it.
+
+    Raises:
+        DataError: how many images would go from where to where.
+    """
+    moves: Counter[tuple[int, int]] = Counter()
+    for image, side in zip(images, assignment.split, strict=True):
+        before = {known[image.sha256]} if image.sha256 in known else image.places(known)
+        if before and side not in before:
+            moves[before.pop(), side] += 1
+    if moves:
+        listed = [
+            f"{n} images from {SPLIT_NAMES[old]} to {SPLIT_NAMES[new]}" for (old, new), n in sorted(moves.items())
+        ]
+        raise DataError(
+            "the split that the source gives now is not the one that this node began with: it would move "
+            + ", ".join(listed),
+            remedy="undo what has changed in node.toml, in the table or in the folders since. Before another run: move"
+            " splits.json in the state directory away, and the split is made anew",
+        )
+
+
+def summary_of(images: Sequence[Image], assignment: Assignment) -> SplitSummary:
+    named = Counter(image.grouped_by for image in images)
+    groups = Counter(side for _, side in set(zip(assignment.group, assignment.split, strict=True)))
+    sides = Counter(assignment.split)
+    return SplitSummary(
+        by=next(iter(named)) if len(named) == 1 else "mixed",
+        named={kind: named[kind] for kind in ("patient", "study", "image")},
+        images={name: sides[s] for s, name in enumerate(SPLIT_NAMES)},
+        groups={name: groups[s] for s, name in enumerate(SPLIT_NAMES)},
+    )
 
 
 def dataset_of(gathered: Gathered, pixels: Array, assignment: Assignment, warnings: tuple[str, ...]) -> Dataset:
@@ -181,50 +179,17 @@ def dataset_of(gathered: Gathered, pixels: Array, assignment: Assignment, warnin
         ids=tuple(image.sha256 for image in gathered.images),
         patients=tuple(None if image.key == image.sha256 else image.key for image in gathered.images),
         warnings=warnings,
+        group=np.array(assignment.group, dtype=np.int64),
+        summary=summary_of(gathered.images, assignment),
     )
 
 
-def unreadable_error(gathered: Gathered) -> DataError:
-    """How many images cannot be read, where in a table they stand, and why; no path."""
-    lines = first_few([f"{item.where}: {reason}" for item, reason in gathered.unreadable])
-    return DataError(
-        f"{len(gathered.unreadable)} of {len(gathered.items) + len(gathered.unreadable)} images cannot be read\n"
-        + "\n".join(lines),
-        remedy="`hsl-node data check` names the files: replace them, or list them in data.exclude in node.toml",
-    )
+def changed_since(begun: Begun | None, run: str, digests: Mapping[str, list[str]]) -> list[str]:
+    """A warning where images of this run are gone, or have another label, since it began."""
+    changed = since(begun, digests) if begun is not None and begun.run == run else None
+    return [f"since the run began: {changed}"] if changed else []
 
 
-def counted(images: Sequence[Image], assignment: Assignment, plan: Plan) -> Array:
-    """Images per class and split."""
-    count = np.zeros((len(plan.classes), len(SPLIT_NAMES)), dtype=int)
-    np.add.at(count, ([image.label for image in images], list(assignment.split)), 1)
-    return count
-
-
-def judge(images: Sequence[Image], assignment: Assignment, plan: Plan) -> tuple[list[str], list[str]]:
-    """What makes training impossible, and what merely limits it."""
-    count = counted(images, assignment, plan)
-    patients = Counter(label for _, label in {(g, i.label) for g, i in zip(assignment.group, images, strict=True)})
-    problems, warnings = [], []
-    for c, name in enumerate(plan.classes):
-        counts = ", ".join(f"{SPLIT_NAMES[s]} {count[c, s]}" for s in range(len(SPLIT_NAMES)))
-        facts = f"{count[c].sum()} images of {patients[c]} patients: {counts}"
-        if count[c].sum() == 0:
-            problems.append(f"class {name!r} has no images")
-        elif count[c, TRAIN] == 0:
-            problems.append(f"class {name!r} has no image to train on ({facts})")
-        else:
-            for s in range(1, len(SPLIT_NAMES)):
-                if count[c, s] == 0 and s != TEST and np.count_nonzero(count[:, s]) < 2:
-                    problems.append(f"the {SPLIT_NAMES[s]} split lacks class {name!r} ({facts})")
-                elif count[c, s] == 0:
-                    warnings.append(f"the {SPLIT_NAMES[s]} split lacks class {name!r} ({facts})")
-    present = np.flatnonzero(count[:, TEST])
-    if len(present) < 2 and not problems:
-        what = f"one class only ({plan.classes[present[0]]!r})" if len(present) else "no images"
-        warnings.append(f"the test split holds {what}: its AUC will be undefined")
-    if assignment.joined:
-        warnings.append(
-            f"{assignment.joined} groups of patients share an identical image and were kept on one side each"
-        )
-    return problems, warnings
+def digests_of(images: Sequence[Image], plan: Plan) -> dict[str, list[str]]:
+    """Class -> sha256 of its images."""
+    return {name: [image.sha256 for image in images if image.label == c] for c, name in enumerate(plan.classes)}

@@ -57,10 +57,12 @@ def is_directory(head: bytes) -> bool:
     return _DIRECTORY in head
 
 
-def patient_of(content: bytes) -> str | None:
-    """Raises whatever pydicom raises."""
-    header = _read(io.BytesIO(content), specific_tags=["PatientID"], stop_before_pixels=True)
-    return str(header.get("PatientID", "") or "").strip() or None
+def owner_of(content: bytes) -> tuple[str, str]:
+    """PatientID and StudyInstanceUID, "" where there is none. Raises whatever pydicom raises."""
+    tags = ["PatientID", "StudyInstanceUID"]
+    header = _read(io.BytesIO(content), specific_tags=tags, stop_before_pixels=True)
+    patient, study = (str(header.get(tag, "") or "").strip() for tag in tags)
+    return patient, study
 
 
 def outline(file: BinaryIO) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""sha256 of every source image, and the hashed patient of a DICOM file. Read once: unchanged files are remembered.
+"""sha256 of every source image, and its hashed owner. Read once: unchanged files are remembered.
 
 The memory is a small private file that holds hashes only: no path, no patient.
 """
@@ -6,42 +6,53 @@ The memory is a small private file that holds hashes only: no path, no patient.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
+from PIL import Image
 
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.host.durable import Step
+from hsl_node.train.data.arrays import npz_array
 from hsl_node.train.data.files import drop_old, replacing, used
-from hsl_node.train.data.images import content_of, dicom_patient
+from hsl_node.train.data.images import content_of
+from hsl_node.train.data.patients import NOBODY, Owner, file_owner
 from hsl_node.train.data.pixels import UnreadableImage
-from hsl_node.train.data.sources import Item, npz_array
-from hsl_node.train.data.splits import patient_key
+from hsl_node.train.data.sources import Item
 from hsl_node.train.progress import Progress
 
 Array = NDArray[Any]
 _Out = TypeVar("_Out")
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 BATCH = 64  # images in flight at a time: bounds the memory, and is enough to keep every core busy
 
 
-def digest_items(
-    items: Sequence[Item], index: Path | None, progress: Progress
-) -> list[tuple[str, str] | UnreadableImage]:
-    """Of each item its sha256, and what groups the images of one patient: the hashed patient, or the sha256 itself.
+@dataclass(frozen=True)
+class Digest:
+    """What one look at an image's bytes tells without decoding it."""
 
-    `index`, one for each data set, remembers (path, size, time of change) -> sha256 of what is there now, so that a
+    sha256: str
+    owner: Owner = NOBODY
+    side: int = 0  # px, the shorter one; 0: not known
+
+
+def digest_items(items: Sequence[Item], index: Path | None, progress: Progress) -> list[Digest | UnreadableImage]:
+    """Of each item its sha256, and whose it is as far as the file says so.
+
+    `index`, one for each data set, remembers (path, size, time of change) -> the digest of what is there now, so that a
     second call reads no image.
     """
     remembered = _read_index(index) if index else {}
     stamps = [_stamp(item) for item in items]
-    found: dict[int, tuple[str, str] | UnreadableImage] = {
+    found: dict[int, Digest | UnreadableImage] = {
         n: remembered[stamp] for n, stamp in enumerate(stamps) if stamp in remembered
     }
     fresh = [n for n in range(len(items)) if n not in found]
@@ -50,9 +61,15 @@ def digest_items(
         progress(len(found), len(items))
     if index:
         if fresh:
-            _write_index(index, {stamps[n]: pair for n, pair in found.items() if isinstance(pair, tuple)})
+            _write_index(index, {stamps[n]: one for n, one in found.items() if isinstance(one, Digest)})
         used(index)
-    return [_with_key(item, found[n]) for n, item in enumerate(items)]
+    return [found[n] for n in range(len(items))]
+
+
+def are_remembered(items: Sequence[Item], index: Path) -> bool:
+    """Whether `digest_items` would read no image."""
+    remembered = _read_index(index)
+    return all(_stamp(item) in remembered for item in items)
 
 
 def in_parallel(work: Callable[[Item, Array | None], _Out], items: Sequence[Item]) -> Iterator[_Out | UnreadableImage]:
@@ -74,22 +91,21 @@ def in_parallel(work: Callable[[Item, Array | None], _Out], items: Sequence[Item
             yield from pool.map(guarded, items[start : start + BATCH])
 
 
-def _digest(item: Item, pixels: Array | None) -> tuple[str, str]:
-    """sha256, and the hashed patient of the file or ""."""
+def _digest(item: Item, pixels: Array | None) -> Digest:
     if pixels is not None:
         head = f"{pixels.dtype.str} {pixels.shape}\n".encode("ascii")
-        return hashlib.sha256(head + pixels.tobytes()).hexdigest(), ""
+        return Digest(hashlib.sha256(head + pixels.tobytes()).hexdigest(), side=min(pixels.shape[:2], default=0))
     content = content_of(item.path)
-    patient = dicom_patient(content)
-    return hashlib.sha256(content).hexdigest(), patient_key(patient) if patient else ""
+    return Digest(hashlib.sha256(content).hexdigest(), file_owner(content), _side(content))
 
 
-def _with_key(item: Item, found: tuple[str, str] | UnreadableImage) -> tuple[str, str] | UnreadableImage:
-    """A table's own patient column decides; then the PatientID of a DICOM file; then each image stands alone."""
-    if isinstance(found, UnreadableImage):
-        return found
-    sha256, file_patient = found
-    return sha256, patient_key(item.patient) if item.patient else file_patient or sha256
+def _side(content: bytes) -> int:
+    """Of a picture; whether it is one at all is found out when it is decoded."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return min(picture.size)
+    except Exception:  # Pillow has no common error of damaged files
+        return 0
 
 
 def _stamp(item: Item) -> str:
@@ -101,18 +117,22 @@ def _stamp(item: Item) -> str:
     return hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _read_index(path: Path) -> dict[str, tuple[str, str]]:
+def _read_index(path: Path) -> dict[str, Digest]:
     """A damaged or missing index costs time, nothing else."""
     try:
         content = json.loads(path.read_bytes())
         if content["version"] != INDEX_VERSION:
             return {}
-        return {str(k): (str(sha256), str(patient)) for k, (sha256, patient) in content["files"].items()}
+        return {
+            str(stamp): Digest(str(sha256), Owner(tuple(map(str, patient)), str(study)), int(side))
+            for stamp, (sha256, patient, study, side) in content["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _write_index(path: Path, found: dict[str, tuple[str, str]]) -> None:
+def _write_index(path: Path, found: dict[str, Digest]) -> None:
+    files = {stamp: [d.sha256, list(d.owner.patient), d.owner.study, d.side] for stamp, d in found.items()}
     with replacing(path, Step.TRAINER_DIGESTS) as file:
-        file.write(canonical_json({"version": INDEX_VERSION, "files": found}))
+        file.write(canonical_json({"version": INDEX_VERSION, "files": files}))
     drop_old(path.parent, path.suffix)

@@ -11,7 +11,8 @@ from hsl_node.errors import DataError
 from hsl_node.federation.config import load_federation
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.host.layout import Layout
-from hsl_node.train.data.dataset import Dataset, read_images
+from hsl_node.train.data.dataset import Dataset
+from hsl_node.train.data.gathering import read_images
 from hsl_node.train.data.ledger import read_ledger
 from hsl_node.train.data.sources import ANCHOR_BUILD, TEST, first_few
 from hsl_node.train.progress import Progress, unheard
@@ -42,7 +43,7 @@ def open_external(state: Path, data: DataConfig, progress: Progress = unheard) -
     if pixels is None:
         raise DataError("no image there has a label", remedy="see data.labels in node.toml, which counts here too")
     learned = {key for page in read_ledger(layout.splits).values() for key, split in page.items() if split != TEST}
-    keep = [n for n, image in enumerate(gathered.images) if not {image.sha256, image.key} & learned]
+    keep = [n for n, image in enumerate(gathered.images) if not {image.sha256, image.key, *image.spellings} & learned]
     images = [gathered.images[n] for n in keep]
     dataset = Dataset(
         images=pixels[keep],

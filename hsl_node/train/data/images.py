@@ -99,12 +99,12 @@ def count_frames(path: Path) -> int:
     return found.frames if found else 1
 
 
-def dicom_patient(content: bytes) -> str | None:
-    """The PatientID of a DICOM file, or None. For hashing only: never shown, logged or stored."""
+def dicom_owner(content: bytes) -> tuple[str, str]:
+    """PatientID and StudyInstanceUID of a DICOM file, or "". For hashing only: never shown, logged or stored."""
     if not dicom.is_dicom(content):
-        return None
+        return "", ""
     with _unreadable(content):
-        return dicom.patient_of(content)
+        return dicom.owner_of(content)
 
 
 @contextmanager

@@ -1,15 +1,16 @@
 """Who is trained on, who validates, who tests: 60/10/30, stratified by label, grouped by patient. Pure.
 
-A group is what must stay on one side: a patient, or an image without one, joined with whoever owns the very same image.
-The order of the groups follows a hash of (seed, group), so neither file names nor their order decide anything, and
-groups that have a place already keep it (`known`, see ledger.py): images added later move no patient.
+A group is what must stay on one side: a patient, or an image without one, joined with whoever owns the very same image
+or the same study. The order of the groups follows a hash of (seed, group), so neither file names nor their order decide
+anything, and groups that have a place already keep it (`known`, see ledger.py): images added later move no patient.
+Each image is known by its content as well, so it keeps its place when its patient is spelt otherwise, or lost.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hsl_node.errors import DataError
@@ -23,24 +24,39 @@ class Image:
 
     sha256: str
     label: int
-    key: str  # hashed patient, or the sha256 itself where the patient is unknown
+    key: str  # hashed patient; hashed study where the patient is unknown; else the sha256 itself
     fixed: int | None = None  # the source's own split
+    spellings: tuple[str, ...] = ()  # further pseudonyms of the patient, by which a ledger may know it
+    study: str = ""  # hashed: images of one study are of one patient
+
+    @property
+    def grouped_by(self) -> str:
+        return "image" if self.key == self.sha256 else "study" if self.key == self.study else "patient"
+
+    def places(self, known: Mapping[str, int]) -> set[int]:
+        """The sides on which a ledger has this image, or its patient."""
+        return {known[k] for k in (self.sha256, self.key, *self.spellings) if k in known}
 
 
 @dataclass(frozen=True)
 class Assignment:
     split: tuple[int, ...]  # per image
     group: tuple[int, ...]  # per image, counted from 0
-    keys: dict[str, int]  # key -> split, for the ledger
+    keys: dict[str, int]  # key, and sha256, of each image -> split, for the ledger
     joined: int  # groups that hold more than one patient, because these share an image
 
 
 class SplitConflict(DataError):
-    """Some images must be on one side but are on two. `images`: their positions, for whoever knows their names."""
+    """Images that must be on one side are on two. `groups`: their positions, for whoever knows their names."""
 
-    def __init__(self, message: str, *, images: tuple[int, ...], remedy: str) -> None:
-        super().__init__(message, remedy=remedy)
-        self.images = images
+    def __init__(self, message: str, *, groups: Sequence[tuple[int, ...]], remedy: str) -> None:
+        images = sum(len(group) for group in groups)
+        super().__init__(f"{message} ({images} images in {len(groups)} groups)", remedy=remedy)
+        self.groups = tuple(groups)
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        return tuple(position for group in self.groups for position in group)
 
 
 @dataclass(frozen=True)
@@ -78,9 +94,10 @@ def assign(
     pool = _train_pool(images)
     frequency = Counter(image.label for image in images)
     strata: dict[tuple[int, tuple[int, ...]], list[_Group]] = defaultdict(list)  # by label, and splits it may go to
+    _require_one_side(images, members.values(), known or {}, pool)
     for number, positions in members.items():
         inside = [images[p] for p in positions]
-        allowed, already = _placed(inside, pool, known or {}, tuple(positions))
+        allowed, already = _placed(inside, pool, known or {})
         label = min({m.label for m in inside}, key=lambda n: (frequency[n], -n))
         rank = hashlib.sha256(f"{seed}:{min(m.key for m in inside)}".encode("ascii")).hexdigest()
         strata[label, allowed].append(_Group(number, rank, len(inside), already))
@@ -90,7 +107,7 @@ def assign(
     return Assignment(
         split=tuple(place[n] for n in group),
         group=group,
-        keys={image.key: place[n] for n, image in zip(group, images, strict=True)},
+        keys={key: place[n] for n, image in zip(group, images, strict=True) for key in (image.key, image.sha256)},
         joined=joined,
     )
 
@@ -113,30 +130,52 @@ def _fill(groups: Sequence[_Group], allowed: tuple[int, ...], percent: tuple[int
     return place
 
 
-def _placed(
-    members: Sequence[Image], pool: tuple[int, ...], known: Mapping[str, int], positions: tuple[int, ...]
-) -> tuple[tuple[int, ...], int | None]:
-    """The splits a group may go to, and the one it is in already."""
-    fixed = {m.fixed for m in members if m.fixed is not None}
-    if len(fixed) > 1:
+def _require_one_side(
+    images: Sequence[Image], groups: Iterable[Sequence[int]], known: Mapping[str, int], pool: tuple[int, ...]
+) -> None:
+    """Raises: SplitConflict: of all groups that the source's split, or the ledger, has on two sides."""
+    cut, apart = [], []
+    for positions in groups:
+        inside = [images[p] for p in positions]
+        if len({m.fixed for m in inside} - {None}) > 1:
+            cut.append(tuple(positions))
+        else:
+            allowed = _allowed(inside, pool)
+            places = set().union(*(m.places(known) for m in inside)) & set(allowed)
+            if len(allowed) > 1 and len(places) > 1:
+                apart.append(tuple(positions))
+    if cut:
         raise SplitConflict(
             "the given split puts images of one patient, or one and the same image, on two sides",
-            images=positions,
-            remedy='correct it, or let the node split: columns = { split = "" } in node.toml',
+            groups=cut,
+            remedy='correct it, or let the node split: columns = { split = "" } under [data] in node.toml; or leave one'
+            " side of each out with data.exclude",
         )
-    allowed = tuple(range(SPLITS))
-    if fixed:
-        only = fixed.pop()
-        allowed = pool if only == 0 else (only,)
+    if apart:
+        raise SplitConflict(
+            "images that belong together (one patient, one study, or the very same image) are already on different"
+            " sides, where they were put before anybody knew that",
+            groups=apart,
+            remedy="undo what has changed in patients or columns since (without patients: columns = "
+            '{ patient = "" } under [data] in node.toml), or list the files in data.exclude (`hsl-node data check`'
+            " names them). Before another run: move splits.json away, and the node splits anew",
+        )
+
+
+def _allowed(members: Sequence[Image], pool: tuple[int, ...]) -> tuple[int, ...]:
+    """The splits a group may go to."""
+    fixed = next((m.fixed for m in members if m.fixed is not None), None)
+    return tuple(range(SPLITS)) if fixed is None else pool if fixed == 0 else (fixed,)
+
+
+def _placed(
+    members: Sequence[Image], pool: tuple[int, ...], known: Mapping[str, int]
+) -> tuple[tuple[int, ...], int | None]:
+    """The splits a group may go to, and the one it is in already."""
+    allowed = _allowed(members, pool)
     if len(allowed) == 1:
         return allowed, allowed[0]
-    places = {known[m.key] for m in members if m.key in known} & set(allowed)
-    if len(places) > 1:
-        raise SplitConflict(
-            "the very same image belongs to patients who are already on different sides",
-            images=positions,
-            remedy="correct the patient, or list one of the files in data.exclude (`hsl-node data check` names them)",
-        )
+    places = set().union(*(m.places(known) for m in members)) & set(allowed)
     return allowed, places.pop() if places else None
 
 
@@ -147,7 +186,7 @@ def _train_pool(images: Sequence[Image]) -> tuple[int, ...]:
 
 
 def _groups(images: Sequence[Image]) -> tuple[tuple[int, ...], int]:
-    """Group number per image: same key or same sha256 = same group. And how many groups join several keys."""
+    """Group number per image: same key, sha256 or study = same group. And how many join keys that share an image."""
     parent: dict[str, str] = {}
 
     def root(node: str) -> str:
@@ -159,9 +198,11 @@ def _groups(images: Sequence[Image]) -> tuple[tuple[int, ...], int]:
 
     for image in images:
         parent[root("image " + image.sha256)] = root("key " + image.key)
+        if image.study:
+            parent[root("study " + image.study)] = root("key " + image.key)
     numbers: dict[str, int] = {}
     group = tuple(numbers.setdefault(root("key " + image.key), len(numbers)) for image in images)
-    keys: dict[int, set[str]] = defaultdict(set)
-    for number, image in zip(group, images, strict=True):
-        keys[number].add(image.key)
-    return group, sum(len(k) > 1 for k in keys.values())
+    owners: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        owners[image.sha256].add(image.key)
+    return group, len({n for n, image in zip(group, images, strict=True) if len(owners[image.sha256]) > 1})

@@ -96,9 +96,12 @@ def test_too_few_images_name_the_counts(tmp_path: Path) -> None:
     assert "at most 7" in caught.value.remedy
 
 
-def test_a_misspelt_class_is_named_with_the_nearest_label(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no image is labelled 'opacity'; did you mean 'opacities'"):
+def test_a_misspelt_class_is_named_with_the_labels_that_there_are_and_those_of_the_same_letters(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no image is labelled 'opacity'\n") as told:
         built(write_folders(tmp_path / "d", {"normal": 9, "opacities": 7}))
+    assert "--classes: normal, opacities" in told.value.remedy
+    with pytest.raises(DataError, match="no image is labelled 'opacity'; did you mean 'Opacity'"):
+        built(write_folders(tmp_path / "e", {"normal": 9, "Opacity": 7}))
 
 
 def test_an_unreadable_chosen_image_is_an_error_by_line(tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ def test_a_wrong_setting_is_named_with_the_nearest_right_one(
     assert caught.value.remedy and caught.value.exit_code == 78
 
 
-def test_every_unknown_label_is_named_at_once_with_line_and_nearest_class(tmp_path: Path) -> None:
+def test_every_unknown_label_is_named_at_once_with_line_and_the_class_of_the_same_letters(tmp_path: Path) -> None:
     rows = table_rows()
     rows[2]["label"], rows[5]["label"] = "malignent", "Benign"
     with pytest.raises(DataError) as caught:
         opened(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows)))
-    assert "t.csv:4: label 'malignent' is no class; did you mean 'malignant'?" in caught.value.message
+    assert "t.csv:4: label 'malignent' is no class\n" in caught.value.message, "what it means is not for us to guess"
     assert "t.csv:7: label 'Benign' is no class; did you mean 'benign'?" in caught.value.message
 
 

@@ -9,7 +9,7 @@ import pytest
 from pictures import decode_image, noise, write_dicom, write_png
 from PIL import Image
 
-from hsl_node.train.data.images import decode_array, dicom_patient
+from hsl_node.train.data.images import decode_array, dicom_owner
 from hsl_node.train.data.pixels import UnreadableImage
 from hsl_node.train.data.preprocessing import Preprocessing, Window
 
@@ -151,10 +151,11 @@ def test_colour_dicom_keeps_its_bytes(tmp_path: Path) -> None:
 
 
 def test_a_dicom_file_is_known_by_its_content_not_its_name(tmp_path: Path) -> None:
-    content = write_dicom(tmp_path / "IM0001", noise(5, (6, 6)), PatientID="  MRN 77 ").read_bytes()
+    tags = {"PatientID": "  MRN 77 ", "StudyInstanceUID": "1.2.3"}
+    content = write_dicom(tmp_path / "IM0001", noise(5, (6, 6)), **tags).read_bytes()
     assert decode_image(content, 6).shape == (6, 6)
-    assert dicom_patient(content) == "MRN 77"
-    assert dicom_patient(b"no dicom") is None
+    assert dicom_owner(content) == ("MRN 77", "1.2.3")
+    assert dicom_owner(b"no dicom") == ("", "")
 
 
 # ---------------------------------------------------------------- what cannot be read

@@ -16,8 +16,8 @@ from hsl_node.errors import DataError, DataUnavailable, LocalStateError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
-from hsl_node.train.data import dataset as data_module
 from hsl_node.train.data import digests as digests_module
+from hsl_node.train.data import gathering as data_module
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
@@ -59,12 +59,15 @@ def test_a_table_with_its_own_column_names_and_a_filter(tmp_path: Path) -> None:
     ]
     write_table(tmp_path / "d/t.csv", [{"path": r.pop("file"), **r} for r in map(dict, rows)])
     data = DataConfig(
-        path=tmp_path / "d/t.csv", columns={"label": "class"}, filter={"device": "Logiq 7"}, labels={"benign": "benign"}
+        path=tmp_path / "d/t.csv",
+        columns={"label": "class"},
+        filter={"device": "Logiq 7 *"},
+        labels={"benign": "benign"},
     )
     with pytest.raises(DataError, match="2 patients"):  # 8 images of 4 patients: too few, but rightly selected
         opened(tmp_path, data)
     assert checked(tmp_path, data).images == 8
-    assert checked(tmp_path, DataConfig(**{**data.model_dump(), "filter": {"device": "Logiq 70"}})).images == 16
+    assert checked(tmp_path, DataConfig(**{**data.model_dump(), "filter": {"device": "Logiq 70 @10MHz"}})).images == 16
 
 
 def test_threat_31_images_of_one_patient_stay_on_one_side(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_labels_are_mapped_and_unwanted_ones_left_out(tmp_path: Path) -> None:
 def test_an_npz_file_with_images_and_labels(tmp_path: Path) -> None:
     images = np.stack([noise(n, (28, 28)) for n in range(20)])
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 2)
-    dataset = opened(tmp_path, DataConfig(path=tmp_path / "a.npz"))
+    dataset = opened(tmp_path, DataConfig(path=tmp_path / "a.npz", labels={"0": "benign", "1": "malignant"}))
     assert dataset.labels.tolist() == [n % 2 for n in range(20)]
     assert len(set(dataset.ids)) == 20
 
@@ -118,7 +121,7 @@ def test_an_npz_file_whose_share_fails_while_it_is_read_is_named_and_not_the_dis
     monkeypatch.setattr(durable, "on_failure", told.append)
     path = tmp_path / "a.npz"
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8)
-    np.savez(path, images=images, labels=np.arange(20) % 2)
+    np.savez(path, images=images, labels=np.arange(20) % 2, class_names=np.array(PLAN.classes))
     opened(tmp_path, DataConfig(path=path))
     for cached in (tmp_path / "cache").glob("*.images"):
         cached.unlink()
@@ -195,7 +198,7 @@ def test_the_images_before_the_first_in_colour_and_after_it_are_as_they_were(tmp
 def test_breast_ultrasound_by_scanner(tmp_path: Path) -> None:
     """The three larger scanners of BUS-BRA are usable as they are; ratios and patients as they should be."""
     path = real_data("busbra") / "metadata.csv"
-    sizes = {"GE Logiq 7": (617, 285), "Toshiba Aplio 300": (71, 68), "U-Systems": (14, 11)}
+    sizes = {"GE Logiq 7 @10-14MHz": (617, 285), "Toshiba Aplio 300 *": (71, 68), "U-Systems*": (14, 11)}
     for device, expected in sizes.items():
         data = DataConfig(path=path, columns={"path": "file", "label": "class"}, filter={"device": device})
         dataset = opened(tmp_path / device, data)
