@@ -70,16 +70,16 @@ def content_of(path: Path) -> bytes:
 def looks_like_image(path: Path) -> bool:
     """Is it worth decoding? By its name or its first bytes: a damaged `.png` is told as damaged, not passed over.
 
-    A DICOMDIR is none: it lists images and holds none.
+    So is a file that cannot be opened. A DICOMDIR is none: it lists images and holds none.
     """
+    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
+        return path.is_file()
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError:
-        return path.suffix.lower() in IMAGE_SUFFIXES
-    if dicom.is_dicom(head):
-        return not dicom.is_directory(head)
-    return path.suffix.lower() in IMAGE_SUFFIXES or picture.is_picture(head)
+        return True
+    return not dicom.is_directory(head) if dicom.is_dicom(head) else picture.is_picture(head)
 
 
 def outline(path: Path) -> Outline | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -224,6 +225,19 @@ def test_what_is_no_image_is_named_by_what_it_is(tmp_path: Path, content: bytes,
 def test_what_neither_is_an_image_nor_called_one_is_passed_over(tmp_path: Path, content: bytes):
     (tmp_path / "notes").write_bytes(content)
     assert not images.looks_like_image(tmp_path / "notes")
+
+
+def test_what_cannot_be_opened_is_told_and_what_is_no_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    os.mkfifo(tmp_path / "pipe.png")
+    assert not images.looks_like_image(tmp_path / "pipe.png") and not images.looks_like_image(tmp_path / "absent")
+    (tmp_path / "IM0001").touch()
+    monkeypatch.setattr(images, "open", refuse, raising=False)
+    assert images.looks_like_image(tmp_path / "IM0001")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM"])
