@@ -17,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGExtended12Bit, JPEGLosslessS
 
 from hsl_node.train.data import dicom, images
 from hsl_node.train.data.pixels import UnreadableImage
+from hsl_node.train.data.preprocessing import Window
 
 PIXELS = np.array([[0, 100], [150, 255]], np.uint16)
 TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"
@@ -65,6 +66,32 @@ def test_values_beside_a_voi_lut_take_its_ends(tmp_path: Path, bits: int):
     pixels = np.array([[0, 151], [152, 255]], np.uint16)
     tags = {"RescaleSlope": 1, "RescaleIntercept": -50, "VOILUTSequence": Sequence([table])}
     assert decoded(tmp_path, pixels, **tags) == [[0, 85], [255, 255]]
+
+
+@pytest.mark.parametrize("declared", [-100, 65436])
+def test_a_voi_lut_that_begins_below_zero(tmp_path: Path, declared: int):
+    """Values -100, 0, 100, 155 through a LUT from -100 on, 0..255; its start may be written as unsigned."""
+    table = lut(-100, 8, list(range(256)))
+    table["LUTDescriptor"].VR = "US" if declared > 0 else "SS"
+    table.LUTDescriptor = [256, declared, 8]
+    values = np.array([[-100, 0], [100, 155]], np.int16)
+    if declared < 0:
+        assert decoded(tmp_path, values, VOILUTSequence=Sequence([table])) == [[0, 100], [200, 255]]
+    rescaled = {"RescaleSlope": 1, "RescaleIntercept": -100, "VOILUTSequence": Sequence([table])}
+    assert decoded(tmp_path, (values + 100).astype(np.uint16), **rescaled) == [[0, 100], [200, 255]]
+
+
+def test_the_sites_window_counts_before_a_voi_lut(tmp_path: Path):
+    path = write_dicom(tmp_path / "a", PIXELS, VOILUTSequence=Sequence([lut(0, 8, list(range(255, -1, -1)))]))
+    assert decode_image(path, 2, Window(center=128, width=256)).tolist() == [[0, 100], [150, 255]]
+
+
+def test_an_unknown_window_shape_is_taken_as_linear_and_an_empty_window_as_none(tmp_path: Path):
+    odd = {"WindowCenter": 128, "WindowWidth": 256, "VOILUTFunction": "CUBIC"}
+    assert decoded(tmp_path, PIXELS, **odd) == [[0, 100], [150, 255]]
+    half = PIXELS * 2  # of more than 8 bits: its own range
+    for tags in ({"WindowCenter": None, "WindowWidth": None}, {"WindowCenter": 5, "WindowWidth": 0}):
+        assert decoded(tmp_path, half, **tags) == [[0, 100], [150, 255]]
 
 
 def test_a_lut_with_two_entries_to_a_word(tmp_path: Path):
