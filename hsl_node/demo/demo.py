@@ -151,6 +151,16 @@ def exit_code(agreed: Sequence[Agreement]) -> int:
     return 0 if all(row.agree for row in agreed) else PeerDataError.exit_code
 
 
+def _difference(node: NodeFacts) -> str:
+    """AUC of the fused model less that of the one trained alone, and how sure it is."""
+    pair = next((p for m in node.measured if m.statistics and (p := m.statistics.find("fused", "alone"))), None)
+    if pair is None or pair.difference.value is None:
+        return ""
+    sure = pair.difference
+    known = sure.low is not None and sure.high is not None
+    return f"{sure.value:+.3f} ({sure.low:+.3f} to {sure.high:+.3f})" if known else "too few to say"
+
+
 def closing(
     nodes: Sequence[NodeFacts],
     agreed: Sequence[Agreement],
@@ -159,15 +169,14 @@ def closing(
     warned: Mapping[tuple[str, str], str] = {},
 ) -> str:
     """The table, what the journals say about the digests, and where the report is."""
-    header = ("hospital", "train", "test", "trained alone", "fused", "difference")
+    header = ("hospital", "train", "test", "trained alone", "fused", "difference (95 % interval)")
     rows = []
     for node in nodes:
         if (record := node.evaluation) is None:
             continue
         alone, fused = (record["test"][k]["auc"] for k in ("alone", "fused"))
-        difference = "" if alone is None or fused is None else f"{fused - alone:+.3f}"
         counts = (str(record["images"][split]) for split in ("train", "test"))
-        rows.append((node.name, *counts, auc(alone, "undefined"), auc(fused, "undefined"), difference))
+        rows.append((node.name, *counts, auc(alone, "undefined"), auc(fused, "undefined"), _difference(node)))
     lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 6)), ""]
     if any("undefined" in row for row in rows):
         lines += ["undefined: that test set holds one class only", ""]

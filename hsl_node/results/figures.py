@@ -21,6 +21,7 @@ _COLOURS = {
     **{colour: f"--phase-{name}" for name, colour in PHASES.items()},
 }
 PANEL_IN = (3.5, 2.7)
+SQUARE_IN = (2.9, 2.7)  # where both axes go from 0 to 1
 MARKED_MAX = 60  # rounds: with more, marks run into each other
 WIDE_IN = 10.4
 STYLES: dict[str, tuple[str, float, Any]] = {  # of the models: colour, width, dashes
@@ -66,7 +67,7 @@ def auc_panel(name: str, local: Mapping[int, float], fused: Mapping[int, float],
 
 def roc_panel(name: str, curves: Mapping[str, Sequence[Points]]) -> str:
     """ROC of one hospital's test set: kind of model -> its curves (one, or one per class)."""
-    figure, axes = _figure(PANEL_IN)
+    figure, axes = _figure(SQUARE_IN)
     axes.plot([0, 1], [0, 1], color=GRID, linewidth=1, linestyle=(0, (4, 3)))
     for kind, (colour, width, dashes) in STYLES.items():
         for curve in curves.get(kind, ()):
@@ -81,7 +82,7 @@ def roc_panel(name: str, curves: Mapping[str, Sequence[Points]]) -> str:
 
 def calibration_panel(name: str, bins: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
     """Of what a model calls so probable, how many are: kind of model -> (mean probability, share, images) per bin."""
-    figure, axes = _figure(PANEL_IN)
+    figure, axes = _figure(SQUARE_IN)
     axes.plot([0, 1], [0, 1], color=GRID, linewidth=1, linestyle=(0, (4, 3)))
     for kind, (colour, width, dashes) in STYLES.items():
         found = bins.get(kind, ())
@@ -97,7 +98,9 @@ def calibration_panel(name: str, bins: Mapping[str, Sequence[tuple[float, float,
     return _svg(figure, f"calibration-{name}", f"Calibration on the test set of {name}")
 
 
-def timeline(names: Sequence[str], bars: Sequence[Bar], round_starts: Sequence[tuple[int, float]]) -> str:
+def timeline(
+    names: Sequence[str], bars: Sequence[Bar], round_starts: Sequence[tuple[int, float]], since: str = ""
+) -> str:
     """What every hospital did when: one row each, a bar per phase, a thin line where a round begins."""
     figure, axes = _figure((WIDE_IN, 0.75 + ROW_IN * len(names)))
     end_s = max((b.start_s + b.seconds for b in bars), default=1.0)
@@ -111,7 +114,7 @@ def timeline(names: Sequence[str], bars: Sequence[Bar], round_starts: Sequence[t
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, end_s / scale)
-    axes.set_xlabel(f"{unit} since the first daemon began; above, the rounds")
+    axes.set_xlabel(f"{unit} since {since or 'the first daemon'} began; above, the rounds")
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -20,13 +20,16 @@ from hsl_node.errors import UsageError
 from hsl_node.federation.config import Federation
 from hsl_node.host.files import write_new
 from hsl_node.host.units import auc, clock, duration, size
+from hsl_node.results import method, report_tests
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
-from hsl_node.results.figures import PHASES, Bar, auc_panel, roc_panel, timeline
-from hsl_node.results.words import FIGURES, MODELS, classes_without_images
+from hsl_node.results.figures import PHASES, STYLES, Bar, auc_panel, timeline
+from hsl_node.results.words import MODELS
 from hsl_node.status.history import unusual_of
 
 TEMPLATE = "report.html"
 NOTES_MAX = 50  # the newest; a node that could not reach a peer for a week has thousands
+UNUSUAL_MAX = 12  # lines: the table has them all
+BARS_MAX = 4000  # of the timeline: more can neither be told apart nor drawn in seconds
 PHASE_WORDS = {
     "agree": "compare setup or last fusion",
     "train": "local epochs",
@@ -56,7 +59,8 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
     )
     environment.filters.update(auc=lambda value: auc(value, "undefined"), size=size, duration=duration)
     federation = nodes[0].federation
-    agreed = agreement(nodes)
+    agreed, columns = agreement(nodes), report_tests.columns(nodes)
+    panels, pictures = _auc_panels(nodes), report_tests.pictures(nodes)
     page = environment.get_template(TEMPLATE).render(
         title=federation.name if len(nodes) > 1 else f"{nodes[0].name} · {federation.name}",
         federation=federation,
@@ -64,17 +68,23 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
         note=note,
         tiles=_tiles(nodes, agreed),
         state=_state(nodes),
-        tests=_tests(nodes),
-        figures=FIGURES,
-        panels=_auc_panels(nodes),
-        rocs=_rocs(nodes),
+        tests=report_tests.entries(nodes, columns),
+        columns=columns,
+        pictures={picture["id"]: picture for picture in pictures},
+        models={kind: MODELS[kind] for kind in STYLES if any(kind in picture["kinds"] for picture in pictures)},
+        panels=panels,
+        trained=max((row["round"] for panel in panels for row in panel["rows"]), default=0),
+        journals=[n.name for n in nodes],
         gantt=_gantt(nodes),
         phase_words=PHASE_WORDS,
         seconds=_phase_seconds(nodes),
         transfers=_transfers(nodes),
         agreement=agreed,
         influence=_influence(nodes),
+        unusual_max=UNUSUAL_MAX,
         software=_software(nodes),
+        method=method.sentences(federation),
+        citations=method.citations(federation.plan),
         settings=_settings(federation),
         notes=_notes(nodes, time.time()),
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -108,6 +118,7 @@ def _tiles(nodes: Sequence[NodeFacts], agreed: Sequence[Agreement]) -> list[dict
     sent = sum(t["bytes"] or 0 for n in nodes for t in n.transfers)
     samples = {m.peer: m.samples for n in nodes for m in n.manifests}
     same = bool(agreed) and all(a.agree for a in agreed)
+    told = same and all(len(a.digests) == len(federation.peers) for a in agreed)
     return [
         {"label": "hospitals", "value": str(len(federation.peers))},
         {"label": "rounds fused", "value": f"{min(n.rounds_fused for n in nodes)} of {federation.plan.rounds}"},
@@ -116,31 +127,10 @@ def _tiles(nodes: Sequence[NodeFacts], agreed: Sequence[Agreement]) -> list[dict
         {"label": "from first to last", "value": duration(max(ended) - min(started)) if started else "-"},
         {
             "label": "fused models",
-            "value": "identical" if same else "DIFFER" if agreed else "-",
-            "kind": "good" if same else "bad" if agreed else "",
+            "value": "identical" if told else "identical so far" if same else "DIFFER" if agreed else "-",
+            "kind": "good" if told else "bad" if agreed and not same else "",
         },
     ]
-
-
-def _tests(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
-    """One entry per evaluated hospital: its counts, and per model the figures and the confusion matrix."""
-    found = []
-    for node in nodes:
-        record = node.evaluation
-        if record is None:
-            continue
-        kinds = [k for k in MODELS if k in record["test"]]
-        fused, alone = (record["test"].get(k, {}).get("auc") for k in ("fused", "alone"))
-        found.append(
-            {
-                **record,
-                "name": node.name,
-                "models": [{"kind": k, "word": MODELS[k], **record["test"][k]} for k in kinds],
-                "difference": f"{fused - alone:+.3f}".replace("-", "−") if None not in (fused, alone) else "",
-                "empty": classes_without_images(record),
-            }
-        )
-    return found
 
 
 def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
@@ -155,7 +145,7 @@ def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
     }
     values = [a for m in (*local.values(), *fused.values()) for a in m.values() if a is not None]
     low = min(0.5, min(values, default=0.5)) // 0.1 / 10
-    rounds = nodes[0].federation.plan.rounds
+    rounds = max((r for m in (*local.values(), *fused.values()) for r in m), default=1)
     best = {n.name: n.best[0] for n in nodes if n.best}
     panels = []
     for name in nodes[0].federation.peers:
@@ -169,35 +159,30 @@ def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
                 "svg": auc_panel(name, known[0], known[1], rounds, low),
                 "rows": [{"round": r, "local": mine.get(r), "fused": after.get(r)} for r in sorted({*mine, *after})],
                 "best": best.get(name),
+                "fused": bool(after),
                 "undefined": not any(known),
             }
         )
     return panels
 
 
-def _rocs(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
-    found = []
-    for node in nodes:
-        test = node.evaluation["test"] if node.evaluation else {}
-        curves = {k: [c for c in m["roc"] if c] for k, m in test.items()}
-        if any(curves.values()):
-            aucs = [(k, test[k]["auc"]) for k in ("alone", "local", "fused") if k in test]
-            images = test["fused"]["images"]
-            found.append({"name": node.name, "svg": roc_panel(node.name, curves), "aucs": aucs, "images": images})
-    return found
-
-
-def _gantt(nodes: Sequence[NodeFacts]) -> str:
-    phases = [(row, p) for row, node in enumerate(nodes) for p in node.phases if p["phase"] in PHASES]
+def _gantt(nodes: Sequence[NodeFacts]) -> dict[str, Any]:
+    """The timeline, and from which round on: of a long run the newest rounds, as many as can be told apart."""
+    every = [(row, p) for row, node in enumerate(nodes) for p in node.phases if p["phase"] in PHASES]
+    rounds = sorted({p["round"] for _, p in every})
+    first = rounds[-max(1, BARS_MAX * len(rounds) // len(every)) :][0] if every else 0
+    phases = [(row, p) for row, p in every if p["round"] >= first]
     if not phases:
-        return ""
+        return {}
     zero, last = min(p["started"] for _, p in phases), max(p["ended"] or p["started"] for _, p in phases)
     bars = [Bar(row, p["phase"], p["started"] - zero, (p["ended"] or last) - p["started"]) for row, p in phases]
     begins: dict[int, float] = {}
     for _, p in phases:
         if p["phase"] == "train":
             begins[p["round"]] = min(p["started"] - zero, begins.get(p["round"], math.inf))
-    return timeline([n.name for n in nodes], bars, sorted(begins.items()))
+    whole = first == rounds[0]
+    svg = timeline([n.name for n in nodes], bars, sorted(begins.items()), since="" if whole else f"round {first}")
+    return {"svg": svg, "since": None if whole else first}
 
 
 def _phase_seconds(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
@@ -244,6 +229,7 @@ def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
     return [
         {
             "round": round,
+            "unusual": [f"round {round}, {name}: {why}" for name, why in sorted(unusual_of(record).items()) if why],
             "peers": [
                 {
                     "norm": f"{figures['norm']:.3g}",
@@ -259,10 +245,19 @@ def _influence(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
 
 
 def _software(nodes: Sequence[NodeFacts]) -> list[dict[str, str]]:
-    """What every hospital says it runs, from its newest manifest; the device of those whose journal we have."""
+    """What every hospital says it runs, from its newest manifest; the machine of those whose journal we have."""
     said = {m.peer: m.software for n in nodes for m in n.manifests}
-    devices = {n.name: n.device for n in nodes}
-    return [{"name": p, "software": s, "device": devices.get(p, "")} for p, s in sorted(said.items())]
+    machines = {n.name: _machine(n) for n in nodes}
+    return [{"name": p, "software": s, "device": machines.get(p, "")} for p, s in sorted(said.items())]
+
+
+def _machine(node: NodeFacts) -> str:
+    """As the evaluation found it; else the device alone, which the trainer told."""
+    found = node.measured[0].record.get("machine") if node.measured else None
+    if found is None:
+        return node.device
+    many = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    return f"{found['processor']} ({found['device']}), {many}, {found['precision']}"
 
 
 def _settings(federation: Federation) -> list[tuple[str, str]]:

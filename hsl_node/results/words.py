@@ -17,6 +17,8 @@ MODELS = {  # in the order of tables; how people read them
 }
 COMPARED = ("fused", "alone", "local")  # of which one may be the best
 FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")  # in the order of tables
+NO_INTERVALS = "An earlier version measured this: no intervals."
+PLAIN = {"auc": "AUC", "f1": "F1"}
 SURE = {
     "auc": "AUC",
     "auc_patients": "AUC by patient",
@@ -46,20 +48,19 @@ def by_whom(found: Statistics) -> str:
         over = f"{found.images} images, by image: no patient is known, so they are too narrow where one has several"
     else:
         over = f"{found.patients} patients" + (f", of whom {found.alone} are images without one" if found.alone else "")
-    return f"In brackets: 95 % interval by bootstrap ({RESAMPLES} resamples) over {over}."
+    return f"95 % intervals: bootstrap ({RESAMPLES} resamples) over {over}."
 
 
 def comparison(found: Comparison, statistics: Statistics) -> str:
-    """`AUC +0.010 (95 % interval −0.012 to +0.034, p = 0.41): no difference shown`."""
+    """`AUC +0.010 (95 % interval −0.012 to +0.034, p = 0.41)`, or why there is none."""
     difference = found.difference
     if difference.value is None:
         return "undefined: the images are of one class only"
     if difference.low is None or difference.high is None:
         return f"too few to say ({statistics.too_few})"
-    words = {"better": "better", "worse": "worse", "no difference": "no difference shown", "too few": ""}
     p = "p < 0.01" if found.p is not None and found.p < 0.01 else f"p = {found.p:.2f}"
     span = f"{signed(difference.low)} to {signed(difference.high)}"
-    return f"AUC {signed(difference.value)} (95 % interval {span}, {p}): {words[found.verdict]}"
+    return f"AUC {signed(difference.value)} (95 % interval {span}, {p})"
 
 
 def judgements(where: str, found: Statistics) -> list[str]:
@@ -148,10 +149,10 @@ def evaluation_text(
     if missing:
         lines += ["", f"undefined: the test set holds no image of class {', '.join(missing)}"]
     if statistics is not None:
-        lines += ["", by_whom(statistics), *_threshold_lines(record, kinds)]
+        lines += ["", by_whom(statistics), *threshold_lines(record, kinds)]
         lines += ["", *judgements("At this hospital", statistics)]
     else:
-        lines += ["", "An earlier version measured this: no intervals. With --again it is measured anew, and counted."]
+        lines += ["", f"{NO_INTERVALS} With --again it is measured anew, and counted."]
     if left := record.get("external", {}).get("left_out"):
         lines += ["", f"Left out: {left} images that were trained or validated on here, or whose patients were."]
     if asked is not None and record["at"] < asked:
@@ -177,8 +178,7 @@ def _rows(record: Mapping[str, Any], kinds: Sequence[str], statistics: Statistic
             rows.append((f"AUC of {c}", *cells))
     at = "" if statistics is None else " at 0.5" if len(record["classes"]) == 2 else ""
     plain = FIGURES if statistics is None else FIGURES[1:]
-    words = {"auc": "AUC", "f1": "F1"}
-    rows += [(words.get(f, f) + at, *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in plain]
+    rows += [(PLAIN.get(f, f) + at, *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in plain]
     return rows
 
 
@@ -192,6 +192,6 @@ def shown(statistics: Statistics | None) -> dict[str, str]:
     return {name: word for name, word in SURE.items() if name not in absent}
 
 
-def _threshold_lines(record: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
+def threshold_lines(record: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
     limits = record.get("thresholds", {})
     return [f"* {MODELS[k]}: from {limits[k]['value']:.3f} on; {limits[k]['rule']}" for k in kinds if k in limits]

@@ -1,0 +1,115 @@
+"""The report's part on test figures: an entry per evaluation, with its table, its sentences and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hsl_node.host.units import auc
+from hsl_node.results import words
+from hsl_node.results.evaluate import EVALUATION
+from hsl_node.results.facts import NodeFacts
+from hsl_node.results.figures import STYLES, calibration_panel, roc_panel
+from hsl_node.results.statistics import Statistics
+from hsl_node.results.words import FIGURES, MODELS, classes_without_images
+
+
+def columns(nodes: Sequence[NodeFacts]) -> dict[str, str]:
+    """Of the table: the figures with an interval that any evaluation has; the plain ones too, where one has none."""
+    found = {name: word for node in nodes for m in node.measured for name, word in words.shown(m.statistics).items()}
+    plain = any(m.statistics is None for node in nodes for m in node.measured)
+    ordered = {name: word for name, word in words.SURE.items() if name in found or name == "auc"}
+    return ordered | ({name: words.PLAIN.get(name, name) for name in FIGURES[1:]} if plain else {})
+
+
+def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One entry per evaluation: its counts, sentences, and per model the figures and the confusion matrix."""
+    found = []
+    for node in nodes:
+        for number, measured in enumerate(node.measured):
+            record, statistics = measured.record, measured.statistics
+            kinds = [k for k in MODELS if k in record["test"]]
+            best = statistics.best([k for k in kinds if k in words.COMPARED]) if statistics else None
+            where = f"At {node.name}" if len(nodes) > 1 else "At this hospital"
+            found.append(
+                {
+                    **record,
+                    "name": node.name,
+                    "id": f"{node.name}-{number}",
+                    "external": record.get("external"),
+                    "alone": "alone" in record["test"],
+                    "name_of_round": record.get("name", EVALUATION) != EVALUATION,
+                    "counts": words.counted(record),
+                    "split": words.split_by(record),
+                    "by": words.by_whom(statistics) if statistics else words.NO_INTERVALS,
+                    "models": [
+                        {
+                            "kind": k,
+                            "word": MODELS[k],
+                            "best": k == best,
+                            "cells": [_cell(record, statistics, k, name) for name in shown],
+                            **record["test"][k],
+                        }
+                        for k in kinds
+                    ],
+                    "judgements": words.judgements(where, statistics) if statistics else _plain(where, record),
+                    "thresholds": words.threshold_lines(record, kinds),
+                    "by_class": _by_class(statistics, record),
+                    "uses": words.uses(record),
+                    "empty": classes_without_images(record),
+                }
+            )
+    return found
+
+
+def _cell(record: Mapping[str, Any], statistics: Statistics | None, kind: str, name: str) -> dict[str, str]:
+    """A figure, and its interval or ""."""
+    model = statistics.models.get(kind) if statistics else None
+    if name in words.SURE and model is not None:
+        estimate = getattr(model, name)
+        sure = estimate.low is not None and estimate.high is not None
+        span = f"{estimate.low:.3f}–{estimate.high:.3f}" if sure else ""
+        return {"value": auc(estimate.value, "undefined"), "span": span}
+    known = name if name in FIGURES and (name == "auc" or statistics is None) else ""
+    return {"value": auc(record["test"][kind][known], "undefined") if known else "", "span": ""}
+
+
+def _plain(where: str, record: Mapping[str, Any]) -> list[str]:
+    """Of an earlier version's record, which has no intervals."""
+    fused, alone = (record["test"].get(k, {}).get("auc") for k in ("fused", "alone"))
+    if fused is None or alone is None:
+        return []
+    return [f"{where} the AUC of the fused model less that of the one trained alone is {words.signed(fused - alone)}."]
+
+
+def _by_class(statistics: Statistics | None, record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Of more than two classes, each against the rest."""
+    if statistics is None or len(record["classes"]) == 2:
+        return []
+    return [
+        {"model": MODELS[kind], "class": name, "images": str(statistics.images_of[name]),
+         "auc": words.estimate(of.auc), "auprc": words.estimate(of.auprc)}
+        for kind, model in statistics.models.items()
+        for name, of in model.classes.items()
+    ]  # fmt: skip
+
+
+def pictures(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """Per evaluation its ROC and calibration, as far as it has them."""
+    found = []
+    for node in nodes:
+        for number, measured in enumerate(node.measured):
+            name, test = f"{node.name}-{number}", measured.record["test"]
+            curves = {k: lines for k, m in test.items() if (lines := [c for c in m["roc"] if c])}
+            models = measured.statistics.models if measured.statistics else {}
+            bins = {k: model.calibration for k, model in models.items() if k in STYLES and model.calibration}
+            found.append(
+                {
+                    "id": name,
+                    "roc": roc_panel(name, curves) if curves else "",
+                    "calibration": calibration_panel(name, bins) if bins else "",
+                    "kinds": [k for k in STYLES if k in curves or k in bins],
+                    "aucs": [(k, test[k]["auc"]) for k in STYLES if k in test],
+                }
+            )
+    return found
