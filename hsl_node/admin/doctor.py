@@ -21,6 +21,7 @@ from hsl_node.errors import (
     ConfigError,
     DataError,
     DataUnavailable,
+    FederationMismatch,
     HslError,
     LocalStateError,
     NotInitialised,
@@ -321,6 +322,11 @@ def _peers(state: Path, me: str, federation: Federation, ring: keyring.Keyring) 
             checks.append(Check(f"peer {name}", "skipped", "its keys are revoked here"))
         elif answer.exit_code:
             checks.append(Check(f"peer {name}", "failed", answer.error, answer.remedy, answer.exit_code))
+        elif answer.other_federation:
+            code = FederationMismatch.exit_code
+            checks.append(Check(f"peer {name}", "failed", answer.says, answer.remedy_of_it, code))
+        elif answer.says:
+            checks.append(Check(f"peer {name}", "warning", answer.says, answer.remedy_of_it))
         else:
             checks.append(Check(f"peer {name}", "ok", f"{answer.address}: logged in, both keys are right"))
     return checks

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hsl_node.errors import HslError, UsageError
+from hsl_node.errors import HslError, PeerDataError, TransportError, UsageError
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import Identity
@@ -18,6 +18,8 @@ from hsl_node.federation.names import Peer
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host.hints import addressed
 from hsl_node.host.layout import Layout
+from hsl_node.host.units import duration
+from hsl_node.sync import life
 from hsl_node.sync.wire.connect import connect
 from hsl_node.sync.wire.transport import Patience, Transport
 
@@ -32,6 +34,9 @@ class Answer:
     error: str
     remedy: str
     exit_code: int
+    says: str = ""  # of itself: another federation file, another time of day, paused
+    remedy_of_it: str = ""
+    other_federation: bool = False
 
 
 def ping(state: Path, names: Sequence[str], me: Identity | None = None) -> list[Answer]:
@@ -47,12 +52,16 @@ def ping(state: Path, names: Sequence[str], me: Identity | None = None) -> list[
     if any(card.name == node.name for card in cards):
         raise UsageError(f"{node.name} is this node", remedy="`hsl-node status` says how it is")
     answers = asyncio.run(_ping(cards, node, me, ring))
-    return [replace(answer, remedy=addressed(answer.remedy, state)) for answer in answers]
+    return [
+        replace(answer, remedy=addressed(answer.remedy, state), remedy_of_it=addressed(answer.remedy_of_it, state))
+        for answer in answers
+    ]
 
 
 def text(answer: Answer) -> str:
     if answer.seconds is not None:
-        return f"{answer.peer}  {answer.address}  logged in, {answer.seconds * 1000:.0f} ms"
+        says = f"; {answer.says}\n  what to do: {answer.remedy_of_it}" if answer.says else ""
+        return f"{answer.peer}  {answer.address}  logged in, {answer.seconds * 1000:.0f} ms{says}"
     remedy = f"\n  what to do: {answer.remedy}" if answer.remedy else ""
     return f"{answer.peer}  {answer.address}  FAILED: {answer.error}{remedy}"
 
@@ -69,7 +78,33 @@ async def _ping(cards: Sequence[PeerCard], node: NodeConfig, me: Identity, ring:
 async def _one(card: PeerCard, node: NodeConfig, me: Identity, ring: Keyring) -> Answer:
     began = time.monotonic()
     try:
-        async with login(card, node, me, ring):
-            return Answer(card.name, card.address, time.monotonic() - began, "", "", 0)
+        async with login(card, node, me, ring) as link:
+            answer = Answer(card.name, card.address, time.monotonic() - began, "", "", 0)
+            with suppress(TransportError, PeerDataError):  # an earlier version; another program's inbox; it is there
+                path = (
+                    life.file_path(Peer(card.name))
+                    if card.host_key
+                    else life.asking_path(life.Sign(ring.federation.fed8, None))
+                )
+                return _told(
+                    answer, await life.ask(link, path, Peer(card.name), ring.keys(card.name)), ring, time.time()
+                )
+            return answer
     except HslError as exc:
         return Answer(card.name, card.address, None, exc.message, exc.remedy, exc.exit_code)
+
+
+def _told(answer: Answer, its: life.Life, ring: Keyring, now: float) -> Answer:
+    """With what the peer's node says of itself. A file in its inbox may be old: its clock says nothing then."""
+    ours, peer = ring.federation, answer.peer
+    if its.federation != ours.digest:
+        text, fix = life.other_federation(peer, its.federation[:8], ours.fed8)
+        return replace(answer, says=text, remedy_of_it=fix, other_federation=True)
+    ahead_s = its.at - now
+    if abs(ahead_s) > life.CLOCK_LIMIT_S and not ours.get(peer).host_key:
+        says = f"its clock is {duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} this one"
+        return replace(answer, says=says, remedy_of_it="`timedatectl` here and there says which one NTP does not set")
+    if its.paused_s is not None:
+        says = f"paused by its operator for {duration(its.paused_s)}"
+        return replace(answer, says=says, remedy_of_it=f"call {peer}: `hsl-node resume` there")
+    return answer

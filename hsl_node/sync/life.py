@@ -1,4 +1,4 @@
-"""The sign of life: what a node says of itself when it asks another, and, signed, when it is asked. No network.
+"""The sign of life: what a node says of itself when it asks another, and, signed, when it is asked.
 
 The asker reads `offer/<its own sign>.life`, so both learn of each other in one request. Where the inbox is another
 program's, which answers nothing itself, the node lays its signed sign as a file beside the receipts of each peer.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_high, median_low
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -22,10 +22,13 @@ from hsl_node.federation.strings import Sha256
 from hsl_node.sync.manifest import Signed, parse_signed
 from hsl_node.sync.offer import OFFER
 
+if TYPE_CHECKING:
+    from hsl_node.sync.wire.transport import Transport
+
 LIFE_MAX_BYTES = 4 * 1024
 CLOCK_LIMIT_S = 60.0  # between two clocks; a slow line delays a sign by less, else no login succeeds
 AT_MAX, PAUSED_MAX_S = 10**11 - 1, 10**9 - 1  # what a calendar shows, whatever a peer says: 3000 years, 31 years
-_SIGN = re.compile(r"(?P<fed8>[0-9a-f]{8})-(?P<at>[0-9]{1,11})(?:-paused-(?P<paused>[0-9]{1,9}))?\.life", re.ASCII)
+_SIGN = re.compile(r"([0-9a-f]{8})(?:-([0-9]{1,11})(?:-paused-([0-9]{1,9}))?)?\.life", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class Sign:
     """What a peer says of itself: its federation, its wall clock, and for how long its operator has paused it."""
 
     fed8: str
-    at: int
+    at: int | None  # None: a command asks, the node itself may be down
     paused_s: int | None = None
 
     def name(self) -> str:
+        if self.at is None:
+            return f"{self.fed8}.life"
         paused = "" if self.paused_s is None else f"-paused-{self.paused_s}"
         return f"{self.fed8}-{self.at}{paused}.life"
 
@@ -70,7 +75,17 @@ def file_path(peer: Peer) -> str:
 def find_sign(name: str) -> Sign | None:
     """What an asker says of itself in the name that it asks for below offer/; None: that is no sign of life."""
     found = _SIGN.fullmatch(name)
-    return found and Sign(found["fed8"], int(found["at"]), None if found["paused"] is None else int(found["paused"]))
+    return found and Sign(found[1], *(None if number is None else int(number) for number in found.groups()[1:]))
+
+
+async def ask(link: Transport, path: str, peer: Peer, keys: Sequence[str]) -> Life:
+    """What the peer at the other end says of itself, at `asking_path` or `file_path`.
+
+    Raises:
+        TransportError: the link broke; `OperationFailed`: nothing is there, or it is an earlier version.
+        PeerDataError: see `parse_life`.
+    """
+    return parse_life(await link.read(path, 0, LIFE_MAX_BYTES), peer, keys)
 
 
 def parse_life(document: bytes, peer: Peer, keys: Sequence[str]) -> Life:
@@ -105,3 +120,13 @@ def wrong_clocks(ahead_s: Mapping[Peer, float]) -> tuple[float, dict[Peer, float
     mine = -most if abs(most) > CLOCK_LIMIT_S else 0.0
     others = {peer: ahead + mine for peer, ahead in ahead_s.items()}
     return mine, {peer: ahead for peer, ahead in others.items() if abs(ahead) > CLOCK_LIMIT_S}
+
+
+def other_federation(peer: str, its: str, ours: str) -> tuple[str, str]:
+    """What is said of a peer whose federation file is another one, and what to do. Both by their short hashes."""
+    text = f"{peer} joined another federation file ({its}, ours is {ours}): nothing of it is taken here"
+    fix = (
+        f"compare yours with the file of {peer}: `hsl-node federation diff FILE`; the hospital with the wrong one "
+        "stops, joins the right one with `federation join --replace`, and starts"
+    )
+    return text, fix

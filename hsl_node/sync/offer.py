@@ -24,7 +24,7 @@ OFFER = "offer"  # the folder's name
 ROUNDS_MAX = 350  # manifests of asker and offerer, the newest: 200 bytes each, and 64 peers x 3 rounds, fit in a block
 OFFER_MAX_BYTES = 255 * 1024  # read in one request: two reads could see two lists
 _STATE = re.compile(r"([0-9a-f]{16})\.state")
-_LIFE = re.compile(r"[0-9a-z-]{10,60}\.life")  # what it says: see `life.py`
+_LIFE = re.compile(r"[0-9a-z-]{8,60}\.life")  # what it says: see `life.py`
 _NAME = Annotated[str, Field(pattern=rf"^{PEER_PATTERN}$")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,18 +16,21 @@ import asyncssh
 import pytest
 from cluster import WAIT_S, Cluster
 from command_line import shell
+from memory_file import in_memory
 from ports import free_ports
 
 from hsl_node.admin import doctor
-from hsl_node.admin.ping import ping
+from hsl_node.admin.ping import ping, text
 from hsl_node.errors import LocalStateError, UsageError
 from hsl_node.federation import config, identity, node_toml, strings
+from hsl_node.federation.identity import LIFE_NAMESPACE
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
 from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.pulse import Pulse
+from hsl_node.sync import life
 from hsl_node.sync.store.room import Quota
 from hsl_node.sync.store.store import Store
 
@@ -217,3 +221,42 @@ def test_ping_logs_in_at_the_real_inbox_and_tells_refusal_from_absence(two: tupl
     assert answer.exit_code == 13
     with pytest.raises(UsageError, match="is this node"):
         ping(ash, ["ash"])
+
+
+def test_doctor_and_ping_name_another_federation_file_a_wrong_clock_and_a_pause_over_there(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ash, birch = two
+    mine, key = config.load_federation(birch), identity.load(Layout(birch).key)
+    said: dict[str, Any] = {"federation": mine.digest, "peer": "birch", "paused_s": None}
+
+    def beside_birch() -> tuple[str, str, str]:
+        """What doctor makes of birch, and what ping says of it."""
+        from hsl_node.sync.inbox import server
+
+        def offer(peer: Peer, name: str, twice: bool) -> int:
+            assert name == f"{mine.fed8}.life", "a command says nothing of the life of its node"
+            return in_memory(key.sign(life.Life(**said).content(), LIFE_NAMESPACE))
+
+        made = server.InboxServer
+        monkeypatch.setattr(server, "InboxServer", lambda admission, **rest: _offering(made(admission, **rest), offer))
+        monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+        checks, (answer,) = beside(birch, lambda: (doctor.examine(ash), ping(ash, [])))
+        monkeypatch.setattr(server, "InboxServer", made)
+        check = next(c for c in checks if c.name == "peer birch")
+        return check.outcome, check.text, text(answer)
+
+    def _offering(server: Any, offer: Any) -> Any:
+        server.admission.offer = offer
+        return server
+
+    said["at"] = int(time.time())
+    assert beside_birch()[0] == "ok"
+    said["at"] = int(time.time()) + 1830
+    assert beside_birch()[:2] == ("warning", "its clock is 30 min ahead of this one")
+    said |= {"at": int(time.time()), "paused_s": 7200}
+    outcome, _, shown = beside_birch()
+    assert outcome == "warning" and "paused by its operator for 2 h 00 min" in shown
+    said["federation"] = "5adf52bc" + "0" * 56
+    outcome, found, shown = beside_birch()
+    assert outcome == "failed" and f"(5adf52bc, ours is {mine.fed8})" in found and "federation diff" in shown

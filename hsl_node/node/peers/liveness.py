@@ -26,15 +26,15 @@ from hsl_node.node.peers.links import Links
 from hsl_node.status import snapshot as schema
 from hsl_node.sync.life import (
     AT_MAX,
-    LIFE_MAX_BYTES,
     PAUSED_MAX_S,
     Life,
     Sign,
+    ask,
     asking_path,
     file_name,
     file_path,
     judged,
-    parse_life,
+    other_federation,
     wrong_clocks,
 )
 from hsl_node.sync.store.plain_files import open_folder, open_plain
@@ -97,10 +97,12 @@ class Liveness:
 
     def said(self, peer: Peer, sign: Sign) -> None:
         """It gave its sign, on a connection of its own or on ours."""
+        self.federation_of(peer, sign.fed8)
+        if sign.at is None:
+            return
         seen, now = self._peers[peer], self._clock()
         seen.heard, seen.said, seen.gives_signs, seen.silent_until = now, (now, sign), True, 0.0
         seen.due = now + self.every_s * random.uniform(1.0, 1.3)  # else both ask at once
-        self.federation_of(peer, sign.fed8)
         self._tell_clocks()
         self._tell(peer)
 
@@ -108,12 +110,7 @@ class Liveness:
         """What its sign, or a name that it used, says of the federation file that it joined."""
         ours = self._here.federation.fed8
         if fed8 != ours:
-            self._alarms.sound(
-                f"federation {peer}",
-                f"{peer} joined another federation file ({fed8}, ours is {ours}): nothing of it is taken here",
-                f"compare yours with the file of {peer}: `hsl-node federation diff FILE`; the hospital with the wrong "
-                "one stops, joins the right one with `federation join --replace`, and starts",
-            )
+            self._alarms.sound(f"federation {peer}", *other_federation(peer, fed8, ours))
             self.on_our_file[peer].clear()
         elif f"federation {peer}" in self._alarms:
             self._alarms.settle(f"federation {peer}")
@@ -127,7 +124,9 @@ class Liveness:
     def document(self) -> bytes:
         """My sign, signed: what an asker reads."""
         sign = self.my_sign()
-        life = Life(federation=self._here.federation.digest, peer=self._here.me, at=sign.at, paused_s=sign.paused_s)
+        life = Life(
+            federation=self._here.federation.digest, peer=self._here.me, at=sign.at or 0, paused_s=sign.paused_s
+        )
         return self._keys.identity.sign(life.content(), LIFE_NAMESPACE)
 
     def exchanged(self, peer: Peer, sign: Sign) -> bytes:
@@ -203,16 +202,15 @@ class Liveness:
             return
         try:
             path = file_path(peer) if foreign else asking_path(self.my_sign())
-            document = await link.read(path, 0, LIFE_MAX_BYTES)
+            life = await ask(link, path, peer, self._keys.ring.keys(peer))
         except OperationFailed:
             # An earlier version, or nothing laid there yet. Its own server's answer is a sign of life all the same.
             seen.gives_signs = not foreign
             seen.silent_until = 0.0 if foreign else self._clock() + OLD_S
             return
-        sign = parse_life(document, peer, self._keys.ring.keys(peer)).sign()
-        if not foreign or sign.at > seen.file_at:
-            seen.file_at = sign.at
-            self.said(peer, sign)
+        if not foreign or life.at > seen.file_at:
+            seen.file_at = life.at
+            self.said(peer, life.sign())
 
     def _foreign(self, peer: Peer) -> bool:
         """Its inbox is another program's, which is there while the node is not."""
@@ -251,7 +249,7 @@ class Liveness:
     def ahead_s(self, peer: Peer) -> float | None:
         """By how much its clock is ahead of this node's as that is set now."""
         said = self._peers[peer].said
-        return None if said is None else said[1].at + (self._clock() - said[0]) - time.time()
+        return None if said is None else (said[1].at or 0) + (self._clock() - said[0]) - time.time()
 
     def of(self, peer: Peer) -> schema.Life:
         """What `status` tells."""

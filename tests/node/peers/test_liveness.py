@@ -331,7 +331,8 @@ async def test_a_wrong_clock_is_named_here_or_there_and_a_clock_that_is_set_ends
 
 
 @pytest.mark.parametrize(
-    "name", ["5adf52bc-1764461000.life", "5adf52bc-1764461000-paused-600.life", "00000000-0-paused-0.life"]
+    "name",
+    ["5adf52bc-1764461000.life", "5adf52bc-1764461000-paused-600.life", "00000000-0-paused-0.life", "5adf52bc.life"],
 )
 def test_a_sign_is_a_name_below_offer_and_is_read_back_as_it_was(name: str) -> None:
     sign = find_sign(name)
@@ -340,7 +341,8 @@ def test_a_sign_is_a_name_below_offer_and_is_read_back_as_it_was(name: str) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["5adf52bc-.life", "5adf52b-1.life", "5adf52bc-1-paused-.life", "5adf52bc-123456789012.life", "5adf52bc--1.life",
+    ["5adf52bc-.life", "5adf52b.life", "5adf52bc-paused-1.life",
+     "5adf52b-1.life", "5adf52bc-1-paused-.life", "5adf52bc-123456789012.life", "5adf52bc--1.life",
      "5adf52bc-1-paused-1234567890.life", "5ADF52BC-1.life", "5adf52bc-1.life\n", "5adf52bc-\u0661.life"],
 )  # fmt: skip
 def test_threat_20_what_is_no_sign_says_nothing(name: str) -> None:
@@ -428,3 +430,12 @@ async def test_whoever_watches_asks_by_itself_and_leaves_nothing_behind(tmp_path
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert not [t for t in asyncio.all_tasks() if t.get_name().startswith("sign of life")]
+
+
+def test_a_command_that_asks_says_which_file_it_joined_and_nothing_of_the_life_of_its_node(tmp_path: Path) -> None:
+    parts = Parts(make_federation(2, plan=PLAN), tmp_path, ASH)
+    parts.liveness.said(BIRCH, Sign("5adf52bc", None))
+    told = parts.liveness.of(BIRCH)
+    assert (told.state, told.heard, told.clock_s) == ("unknown", None, None)
+    assert "federation birch" in parts.alarms
+    parts.close()
