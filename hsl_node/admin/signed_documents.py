@@ -12,14 +12,22 @@ from hsl_node.federation.names import Peer
 
 CHECK = """\
 #!/bin/sh
-# Checks every document of this folder with stock ssh-keygen; needs nothing of hsl-node. Silent where all is well.
+# Checks every document of this folder with stock ssh-keygen; needs nothing of hsl-node. Exit code 1: not all are good.
 cd "$(dirname "$0")" || exit 2
-bad=0
+wanted={count}
+good=0
+[ -r index ] && [ -r allowed_signers ] || {{ echo "BAD: index or allowed_signers is missing"; exit 1; }}
 while read -r signer namespace file; do
-    ssh-keygen -Y verify -f allowed_signers -I "$signer" -n "$namespace" -s "$file.sig" <"$file" >/dev/null ||
-        { echo "BAD: $file of $signer"; bad=1; }
+    if ssh-keygen -Y verify -f allowed_signers -I "$signer" -n "$namespace" -s "$file.sig" <"$file" >/dev/null; then
+        good=$((good + 1))
+    else
+        echo "BAD: $file of $signer"
+    fi
 done <index
-exit $bad
+seen=$(sort -u index | wc -l)
+[ "$seen" -eq "$wanted" ] || echo "BAD: index lists $seen documents, exported were $wanted"
+echo "$good of $wanted documents good"
+[ "$good" -eq "$wanted" ] && [ "$seen" -eq "$wanted" ]
 """
 
 
@@ -50,4 +58,4 @@ class Export:
         spaces = ",".join((MANIFEST_NAMESPACE, RECEIPT_NAMESPACE, OFFER_NAMESPACE, UPDATE_NAMESPACE))
         signers = [f'{p} namespaces="{spaces}" {key}\n' for p in ring.federation.peers for key in ring.chain(p)]
         (self.folder / "allowed_signers").write_text("".join(signers), encoding="ascii")
-        (self.folder / "check.sh").write_text(CHECK, encoding="ascii")
+        (self.folder / "check.sh").write_text(CHECK.format(count=self.count), encoding="ascii")

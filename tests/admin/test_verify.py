@@ -74,11 +74,44 @@ def test_stock_ssh_keygen_confirms_every_exported_document(state: Path, tmp_path
             checked = subprocess.run([*command, "-s", str(folder / f"{name}.sig")], stdin=line, capture_output=True)
         assert checked.returncode == 0, (name, checked.stderr)
         json.loads((folder / name).read_text())
-    assert subprocess.run(["sh", str(folder / "check.sh")]).returncode == 0
+    assert checked_by_script(folder) == (0, "16 of 16 documents good\n")
     (folder / listed[0][2]).write_text("{}\n")
-    told = subprocess.run(["sh", str(folder / "check.sh")], capture_output=True, text=True)
-    assert told.returncode == 1 and told.stdout.startswith(f"BAD: {listed[0][2]}")
+    code_, told = checked_by_script(folder)
+    assert code_ == 1 and told.startswith(f"BAD: {listed[0][2]}") and told.endswith("15 of 16 documents good\n")
     assert code(run("--state", str(state), "verify", "--export", str(folder))) == 2, "never over another export"
+
+
+def checked_by_script(folder: Path) -> tuple[int, str]:
+    done = subprocess.run(["sh", str(folder / "check.sh")], capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("harm", ["index removed", "index cut", "index empty", "index doubled", "document removed",
+                                  "signature removed", "signers removed"])  # fmt: skip
+def test_the_script_of_an_export_fails_where_anything_of_it_is_missing(state: Path, tmp_path: Path, harm: str) -> None:
+    """It was silent, and exit code 0, without an index: nothing was checked, and all seemed well."""
+    folder = tmp_path / "audit"
+    assert run("--state", str(state), "verify", "--export", str(folder)).exit_code == 0
+    index = folder / "index"
+    lines = index.read_text().splitlines(keepends=True)
+    name = lines[0].split()[2]
+    match harm:
+        case "index removed":
+            index.unlink()
+        case "index cut":
+            index.write_text("".join(lines[:-1]))
+        case "index empty":
+            index.write_text("")
+        case "index doubled":
+            index.write_text("".join([*lines[:-1], lines[0]]))
+        case "document removed":
+            (folder / name).unlink()
+        case "signature removed":
+            (folder / f"{name}.sig").unlink()
+        case "signers removed":
+            (folder / "allowed_signers").unlink()
+    code_, told = checked_by_script(folder)
+    assert code_ == 1 and "BAD: " in told and (harm == "index doubled" or "16 of 16" not in told)
 
 
 def sql(state: Path, *commands: str) -> None:
