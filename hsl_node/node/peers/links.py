@@ -47,6 +47,7 @@ class Links:
     def _keys_changed(self, peers: Collection[Peer], ours: bool) -> None:
         for peer in self._here.others:
             if ours or peer in peers:
+                self.refused[peer].drop()
                 self.refused[peer] = RefusedKey(peer, random.Random())  # it was another key that was refused
 
     async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
@@ -90,7 +91,7 @@ class Links:
         )
         self.open[peer] += 1
         try:
-            async with self.refused[peer].login(login, patience.connect_s) as link:
+            async with self.refused[peer].login(login, patience.connect_s, patience) as link:
                 yield link
         finally:
             self.open[peer] -= 1

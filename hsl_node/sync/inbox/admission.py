@@ -109,6 +109,9 @@ class Admission:
         self.on_commit, self.on_connect, self.on_twice = on_commit, on_connect, on_twice
         self.on_other_federation = on_other_federation
         self.offer, self._lot = offer, lot
+        # A gateway may bring all peers from one address, each with one login at a time and one that the network forgot.
+        places = 2 * (len(federation.peers) - 1)
+        self._strangers, self._per_source = max(limits.strangers, places), max(limits.strangers_per_source, places)
         self.lines = LogLimit(limits.log_lines_per_minute)
         self.members = {peer: Member(peer, limits, data_bytes) for peer in federation.peers if peer != me}
         self.links: list[Connection] = []  # oldest first
@@ -145,9 +148,9 @@ class Admission:
         strangers = [k for k in self.links if k.peer is None and (k.source in self._sources) == familiar]
         sources = Counter(link.source for link in strangers)
         crowd: list[Connection] = []
-        if sources[new.source] > self.limits.strangers_per_source:
+        if sources[new.source] > self._per_source:
             crowd = [link for link in strangers if link.source == new.source]
-        elif len(strangers) > self.limits.strangers:
+        elif len(strangers) > self._strangers:
             crowd = [link for link in strangers if sources[link.source] == max(sources.values())]
         if crowd:
             drawn = self._lot.choice(crowd)

@@ -22,6 +22,7 @@ from hsl_node.sync.wire.sockets import tune
 from hsl_node.sync.wire.toll import Turnstile
 
 LOGIN_MAX_BYTES = 32 * 1024  # until the login is done; those of OpenSSH, asyncssh and paramiko take 2 to 4 KB
+AGAIN_S = 10.0  # of silence, after which a question is as good as a new connection: the peer is there (again)
 UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
 
 
@@ -162,7 +163,9 @@ class Link(asyncssh.SSHServer):
     def asked(self) -> None:
         """A request came. Raises: PeerDataError: one too many."""
         self.turnstile.request()
-        self.last_request = time.monotonic()
+        before, self.last_request = self.last_request, time.monotonic()
+        if self.last_request - before > AGAIN_S:
+            self._admission.on_connect(self.member.peer)
         if not self._answered:
             self._answered = True
             self._admission.answered(self)

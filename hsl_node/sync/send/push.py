@@ -80,7 +80,7 @@ async def push(
         transfer.enter("connecting")
         wake.clear()
         try:
-            async with refused.login(login, patience.connect_s) as link:
+            async with refused.login(login, patience.connect_s, patience) as link:
                 receipt = await deliver(
                     link, parcel, card=card, federation=federation, transfer=transfer, known=known, keys=keys
                 )

@@ -126,7 +126,7 @@ class _Doorman(asyncssh.SSHClient):
 class _Link:
     _login: Login
     _connection: asyncssh.SSHClientConnection
-    _patience: Patience
+    patience: Patience
     _doorman: _Doorman
     sftp: asyncssh.SFTPClient = field(init=False)
     _up: Flow = field(default_factory=Flow)
@@ -157,8 +157,11 @@ class _Link:
         self._connection.abort()
         return self._login.lost(what, self._doorman.turnstile.over or exc)
 
+    def alive(self) -> bool:
+        return not self._connection.is_closed()
+
     async def size(self, path: str) -> int | None:
-        async with self.answer("asking for a file's size", self._patience.answer_s):
+        async with self.answer("asking for a file's size", self.patience.answer_s):
             try:
                 attributes = await self.sftp.stat(self._login.root + path)
             except _ABSENT:
@@ -169,12 +172,12 @@ class _Link:
 
     async def read(self, path: str, offset: int, count: int) -> bytes:
         result = b""
-        async with self.answer("reading", self._patience.for_all(count)):
+        async with self.answer("reading", self.patience.for_all(count)):
             file = await self.sftp.open(self._login.root + path, FXF_READ, encoding=None, block_size=0)
             try:
                 while len(result) < count:  # a server may answer with less than it was asked for
                     asked, began = min(count - len(result), self._down.most_bytes), time.monotonic()
-                    async with self.answer("reading", self._patience.for_bytes(asked)):
+                    async with self.answer("reading", self.patience.for_bytes(asked)):
                         block = await file.read(asked, offset + len(result))
                     if not block:
                         break
@@ -191,13 +194,13 @@ class _Link:
         flags = FXF_WRITE | (FXF_CREAT | FXF_EXCL if create else 0)
         content = await asyncio.to_thread(Source, source)
         try:
-            async with self.answer("opening the part", self._patience.answer_s):
+            async with self.answer("opening the part", self.patience.answer_s):
                 file = await self.sftp.open(self._login.root + path, flags, encoding=None, block_size=0)
             await self._send(file, content, offset, progress)
-            async with self.answer("making the part durable", self._patience.for_disk(content.size)):
+            async with self.answer("making the part durable", self.patience.for_disk(content.size)):
                 with suppress(*_NOT_OFFERED):
                     await file.fsync()
-            async with self.answer("closing the part", self._patience.for_disk(content.size)):
+            async with self.answer("closing the part", self.patience.for_disk(content.size)):
                 await file.close()
         finally:
             content.close()
@@ -218,7 +221,7 @@ class _Link:
         async def acknowledged() -> None:
             nonlocal on_its_way
             count, end, request = waiting[0]
-            async with self.answer("sending", self._patience.for_bytes(count)):
+            async with self.answer("sending", self.patience.for_bytes(count)):
                 await request
             waiting.popleft()
             on_its_way -= count
@@ -242,9 +245,9 @@ class _Link:
             await asyncio.gather(*(request for *_, request in waiting), return_exceptions=True)
 
     async def rename(self, old: str, new: str) -> None:
-        async with self.answer("renaming", self._patience.answer_s):
+        async with self.answer("renaming", self.patience.answer_s):
             await self.sftp.rename(self._login.root + old, self._login.root + new)
 
     async def remove(self, path: str) -> None:
-        async with self.answer("removing a part", self._patience.answer_s):
+        async with self.answer("removing a part", self.patience.answer_s):
             await self.sftp.remove(self._login.root + path)

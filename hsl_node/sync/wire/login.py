@@ -1,4 +1,7 @@
-"""When our key may be offered again to a peer that refused it: one wait for whoever connects, over rounds and pushes.
+"""A login for whoever in this node connects to one peer: one wait after a refused key, one connection after another.
+
+A login costs both ends a key exchange, and many at once behind one address push each other out. So the connection that
+was of use is kept for who comes next: a push leaves it to a question, and a round to the next.
 
 async with refused.login(lambda: connect(card, me, identity), 60) as link:   # KeyRefused: just now, or not yet time
     ...
@@ -13,14 +16,34 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from hsl_node.errors import KeyRefused, TransportError
-from hsl_node.sync.wire.transport import Transport
+from hsl_node.sync.wire.transport import Patience, Transport
 
 # At most 12 tries an hour, the one for a call included: more looks like an attack to the peer's defences.
 KEY_REFUSED_WAIT_S, KEY_REFUSED_JITTER = 330.0, 1.2
 CALLED_WAIT_S = 1.0  # two nodes that refuse each other must not call each other at the speed of the network
 HOUR_S = 3600.0
+KEEP_S = 300.0  # without use; the inbox itself closes what asks nothing for twice as long
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A connection that nobody uses now."""
+
+    link: Transport
+    stack: AsyncExitStack  # closes it
+    end: asyncio.Task[None] | None = None
+    taken: bool = False
+
+    async def close_later(self) -> None:
+        try:
+            await asyncio.sleep(KEEP_S)
+        finally:
+            if not self.taken:
+                self.taken = True
+                await self.stack.aclose()
 
 
 class RefusedKey:
@@ -34,12 +57,19 @@ class RefusedKey:
         self._not_before = -math.inf
         self._called = -math.inf  # when a call last ended a wait
         self._sooner = asyncio.Event()
+        self._kept: _Kept | None = None
+        self._keeps = True
 
     @asynccontextmanager
     async def login(
-        self, connect: Callable[[], AbstractAsyncContextManager[Transport]], seconds: float
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[Transport]],
+        seconds: float,
+        patience: Patience | None = None,
     ) -> AsyncIterator[Transport]:
-        """Enter what `connect` gives, if it is time. `seconds`: so long another login to this peer is waited for.
+        """A connection that was kept, else what `connect` gives, if it is time. It is yours alone.
+
+        `seconds`: so long another login to this peer is waited for. `patience`: for what is asked over it.
 
         Raises:
             KeyRefused: the peer refuses, or has refused and the wait is not over.
@@ -57,15 +87,44 @@ class RefusedKey:
             try:
                 if self._why is not None and self.left_s > 0:
                     raise KeyRefused(self._why.message, remedy=self._why.remedy)
-                try:
-                    link = await stack.enter_async_context(connect())
-                except KeyRefused as exc:
-                    self._refuse(exc)
-                    raise
+                link = await self._take(stack)
+                if link is None:
+                    try:
+                        link = await stack.enter_async_context(connect())
+                    except KeyRefused as exc:
+                        self._refuse(exc)
+                        raise
+                elif patience is not None:
+                    link.patience = patience
                 self._why = None
             finally:
                 self._one_at_a_time.release()
-            yield link
+            yield link  # whoever fails over it has spoilt it
+            self._keep(link, stack)
+
+    def drop(self) -> None:
+        """A key was replaced: what is kept is closed, and no more is."""
+        self._keeps = False
+        if self._kept is not None and self._kept.end is not None:
+            self._kept.end.cancel()
+        self._kept = None
+
+    async def _take(self, stack: AsyncExitStack) -> Transport | None:
+        kept, self._kept = self._kept, None
+        if kept is None or kept.taken or kept.end is None:
+            return None
+        kept.taken = True
+        kept.end.cancel()
+        if not kept.link.alive():
+            await kept.stack.aclose()
+            return None
+        stack.push_async_exit(kept.stack)
+        return kept.link
+
+    def _keep(self, link: Transport, stack: AsyncExitStack) -> None:
+        if self._keeps and self._kept is None and link.alive():
+            self._kept = _Kept(link, stack.pop_all())
+            self._kept.end = asyncio.create_task(self._kept.close_later())
 
     @property
     def left_s(self) -> float:

@@ -94,7 +94,7 @@ class _Link:
     def __init__(self, login: Login, sock: socket.socket, patience: Patience, toll: Toll) -> None:
         self._login = login
         self._sock = sock
-        self._patience = patience
+        self.patience = patience
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"sftp-{login.peer}")
         self._ssh = paramiko.Transport(sock)
         self._toll = toll
@@ -106,7 +106,7 @@ class _Link:
     # ------------------------------------------------------------ in the event loop
 
     async def log_in(self, identity: Identity) -> None:
-        await self._run("logging in", self._patience.connect_s, self._blocking_log_in, identity)
+        await self._run("logging in", self.patience.connect_s, self._blocking_log_in, identity)
 
     async def close(self) -> None:
         self._cut()
@@ -114,18 +114,21 @@ class _Link:
         await loop.run_in_executor(self._thread, self._blocking_close)
         self._thread.shutdown()
 
+    def alive(self) -> bool:
+        return bool(self._ssh.is_active())
+
     async def size(self, path: str) -> int | None:
-        return await self._run("asking for a file's size", self._patience.answer_s, self._blocking_size, path)
+        return await self._run("asking for a file's size", self.patience.answer_s, self._blocking_size, path)
 
     async def read(self, path: str, offset: int, count: int) -> bytes:
-        return await self._run("reading", self._patience.for_bytes(count), self._blocking_read, path, offset, count)
+        return await self._run("reading", self.patience.for_bytes(count), self._blocking_read, path, offset, count)
 
     async def rename(self, old: str, new: str) -> None:
         root = self._login.root
-        await self._run("renaming", self._patience.answer_s, lambda: self.sftp.rename(root + old, root + new))
+        await self._run("renaming", self.patience.answer_s, lambda: self.sftp.rename(root + old, root + new))
 
     async def remove(self, path: str) -> None:
-        await self._run("removing a part", self._patience.answer_s, lambda: self.sftp.remove(self._login.root + path))
+        await self._run("removing a part", self.patience.answer_s, lambda: self.sftp.remove(self._login.root + path))
 
     async def write(
         self, path: str, source: Path | bytes, offset: int, *, create: bool, progress: Callable[[int], None]
@@ -138,21 +141,31 @@ class _Link:
 
         content = await asyncio.to_thread(Source, source)
         try:
-            disk_s = self._patience.for_disk(content.size)
-            handle = await self._run("opening the part", self._patience.answer_s, self._blocking_open, path, flags)
-            block_s = self._patience.for_bytes(BLOCK_BYTES)
-            await self._run("sending", block_s, self._blocking_send, handle, content, offset, report)
+            disk_s = self.patience.for_disk(content.size)
+            handle = await self._run("opening the part", self.patience.answer_s, self._blocking_open, path, flags)
+            await self._run(
+                "sending",
+                lambda: self.patience.for_bytes(self._up.piece_bytes),
+                self._blocking_send,
+                handle,
+                content,
+                offset,
+                report,
+            )
             await self._run("making the part durable", disk_s, self._blocking_fsync, handle)
             await self._run("closing the part", disk_s, self._blocking_end, handle)
         finally:
             content.close()
 
-    async def _run(self, what: str, seconds: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in the thread. When nothing moves for `seconds`, or we are cancelled, the socket is shut down."""
+    async def _run(
+        self, what: str, allowed: float | Callable[[], float], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `work` in the thread. If nothing moves for `allowed` seconds, or we are cancelled, the socket is shut."""
         self._moved = time.monotonic()
         call = asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
         try:
             while not call.done():
+                seconds = allowed() if callable(allowed) else allowed
                 left = self._moved + seconds - time.monotonic()
                 if left <= 0:
                     raise self._login.silent(what, seconds)
@@ -187,7 +200,7 @@ class _Link:
         options.key_types = ("ssh-ed25519",)
         options.compression = ("none",)
         # The event loop watches, and says what is wrong; paramiko's own limits, which say less, must not come before.
-        later_s = 10 * self._patience.connect_s
+        later_s = 10 * self.patience.connect_s
         ssh.banner_timeout = ssh.handshake_timeout = ssh.auth_timeout = later_s
         ssh.start_client(timeout=later_s)
         offered = ssh.get_remote_server_key()
@@ -204,7 +217,7 @@ class _Link:
         channel = ssh.open_session(timeout=later_s)
         channel.invoke_subsystem("sftp")
         self.sftp = paramiko.SFTPClient(channel)
-        ssh.set_keepalive(int(max(1, self._patience.keepalive_s)))
+        ssh.set_keepalive(int(max(1, self.patience.keepalive_s)))
 
     def _blocking_close(self) -> None:
         self._ssh.close()
@@ -244,7 +257,7 @@ class _Link:
 
     def _blocking_read(self, path: str, offset: int, count: int) -> bytes:
         handle = self._blocking_open(path, SFTP_FLAG_READ)
-        result, until = b"", time.monotonic() + self._patience.for_all(count)
+        result, until = b"", time.monotonic() + self.patience.for_all(count)
         try:
             while len(result) < count:  # a server may answer with less than it was asked for
                 asked, began = min(count - len(result), self._down.most_bytes), time.monotonic()

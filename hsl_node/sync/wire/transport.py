@@ -69,6 +69,11 @@ class Transport(Protocol):
         TransportError: the link broke, or nothing moved for longer than `Patience` allows; connect anew.
     """
 
+    patience: Patience  # of the next question
+
+    def alive(self) -> bool:
+        """Has nobody closed it yet, as far as is known here?"""
+
     async def size(self, path: str) -> int | None:
         """Bytes of a file; None: there is no such file."""
 

@@ -20,6 +20,7 @@ from boxes import BIRCH, CEDAR, DATA, inbox, on_loop, put
 from hsl_node.errors import LocalStateError
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Peer
+from hsl_node.sync.inbox import link as link_module
 
 # ---------------------------------------------------------------- who may come in (threats 14, 15, 17)
 
@@ -240,3 +241,16 @@ async def test_threat_12_a_login_that_nobody_lives_to_use_makes_no_second_proces
         assert told == [False] * 3
         await log_in("a")
         assert told[3:] == [True], "it asks for something, so it lives"
+
+
+@on_loop
+async def test_a_peer_that_asks_again_after_a_silence_has_shown_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its connection, so no login tells."""
+    async with inbox(tmp_path) as box, box.sftp(CEDAR) as client:
+        await client.stat(b"inbox")
+        assert box.connects == [CEDAR]
+        monkeypatch.setattr(link_module, "AGAIN_S", 0.0)
+        await client.stat(b"inbox")
+        assert box.connects == [CEDAR, CEDAR]

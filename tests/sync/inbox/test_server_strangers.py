@@ -179,6 +179,16 @@ async def flood(box: Box, count: int, source: str = "") -> AsyncIterator[None]:
 
 
 @on_loop
+async def test_all_peers_behind_one_gateway_log_in_at_once(tmp_path: Path) -> None:
+    """From 24 on they pushed each other out. Here one more than the lot spares: twice as many as there are peers."""
+    async with inbox(tmp_path, strangers=1, strangers_per_source=1, sweep_s=3600) as box, flood(box, 4, "127.0.9.1"):
+        await until(lambda: box.counted.unauthenticated == 4)
+        assert box.counted.evicted == 0
+        async with flood(box, 1, "127.0.9.1"):
+            await until(lambda: box.counted.evicted == 1)
+
+
+@on_loop
 async def test_threat_05_a_stranger_has_so_long_to_log_in(tmp_path: Path) -> None:
     async with inbox(tmp_path, login_timeout_s=0.2) as box:
         reader, writer = await asyncio.open_connection("127.0.0.1", box.port)

@@ -149,6 +149,13 @@ def test_another_key_ends_the_wait(change: Callable[[Daemon], None], monkeypatch
 # ---------------------------------------------------------------- one peer's refusals alone
 
 
+class Spent(str):
+    """A connection that cannot be kept for another use."""
+
+    def alive(self) -> bool:
+        return False
+
+
 @contextlib.asynccontextmanager
 async def knock(letting_in: Callable[[], bool], tries: list[float]) -> AsyncIterator[Any]:
     """In place of a connection to the peer."""
@@ -156,7 +163,7 @@ async def knock(letting_in: Callable[[], bool], tries: list[float]) -> AsyncIter
     tries.append(asyncio.get_running_loop().time())
     if not letting_in():
         raise KeyRefused("refused", remedy="mend it")
-    yield "link"
+    yield Spent("link")
 
 
 def run(story: Callable[[VirtualLoop], Awaitable[None]]) -> None:
