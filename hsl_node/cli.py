@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hsl_node.errors import HslError, escaped
-from hsl_node.host import account, wrong_paths
+from hsl_node.host import bare_host, wrong_paths
 from hsl_node.host.hints import addressed, state_directory
 
 LINE_MAX_CHARS = 10_000  # of an error; the longest that we write lists a few dozen file names
@@ -23,7 +23,7 @@ LINE_MAX_CHARS = 10_000  # of an error; the longest that we write lists a few do
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Always ends in SystemExit."""
-    account.need_none()
+    bare_host.complete()
     states, rest = _states_apart(list(sys.argv[1:] if arguments is None else arguments))
     state = state_directory(Path(states[-1]) if states else None)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may be no text, or none that this terminal can show

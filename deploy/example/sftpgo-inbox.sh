@@ -34,8 +34,6 @@ cat >/etc/sftpgo/hsl.json.new <<'END_OF_FILE'
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINSORZMKDaQbllmzj6LntWTiqwiEI+sjTvO/eS5vsA7T east"
    ],
    "max_sessions": 3,
-   "quota_size": 4294967296,
-   "quota_files": 64,
    "permissions": {
     "/": [
      "list"
@@ -58,7 +56,7 @@ cat >/etc/sftpgo/hsl.json.new <<'END_OF_FILE'
     ]
    },
    "filters": {
-    "max_upload_file_size": 1073741824,
+    "max_upload_file_size": 96468992,
     "denied_protocols": [
      "FTP",
      "DAV",
@@ -87,8 +85,6 @@ cat >/etc/sftpgo/hsl.json.new <<'END_OF_FILE'
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIXBxIzLBwcy4xT5i8wUN6IvRMiCCxZ33vuopQR6hB3z north"
    ],
    "max_sessions": 3,
-   "quota_size": 4294967296,
-   "quota_files": 64,
    "permissions": {
     "/": [
      "list"
@@ -111,7 +107,7 @@ cat >/etc/sftpgo/hsl.json.new <<'END_OF_FILE'
     ]
    },
    "filters": {
-    "max_upload_file_size": 1073741824,
+    "max_upload_file_size": 96468992,
     "denied_protocols": [
      "FTP",
      "DAV",

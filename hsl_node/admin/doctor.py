@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hsl_node.admin.enrol import require_roomy_inbox
 from hsl_node.admin.ping import ping
 from hsl_node.errors import (
     ConfigError,
@@ -42,6 +43,7 @@ from hsl_node.node.checks import (
     mapping_needed,
     require_images,
     require_port,
+    require_quota,
     require_same_federation,
     unreadable,
 )
@@ -259,6 +261,10 @@ def _anchor(layout: Layout, node: NodeConfig, federation: Federation) -> str:
 def _disk(layout: Layout, node: NodeConfig, federation: Federation) -> str:
     initial = layout.fused(0)
     started = initial.exists()
+    if started:
+        require_quota(node, initial.stat().st_size)
+    else:
+        require_roomy_inbox(node, federation)
     found = room(layout, initial.stat().st_size if started else 0, len(federation.peer), reserve_of(node.inbox.kind))
     if found.free < found.arrival:
         text = f"{size(found.free)} free: no checkpoint of a peer is taken in below {size(found.arrival)}"

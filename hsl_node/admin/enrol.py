@@ -22,7 +22,7 @@ from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.host.files import write_new
 from hsl_node.host.layout import Layout
-from hsl_node.node.checks import require_anchor
+from hsl_node.node.checks import require_anchor, require_quota
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.store import Store
 
@@ -54,7 +54,8 @@ NODE_TOML = """\
 [inbox]
 # kind = "embedded"                        # embedded | directory: OpenSSH or SFTPGo (hsl-node inbox provision)
 # directory = "/srv/hsl/inbox"             # with kind = "directory": the folder that holds a home folder per sender
-# quota_mib = 4096                         # disk space that one peer may use here, MiB
+# quota_mib = 4096                         # disk space that one peer may use here, MiB; default: as the plan's model
+                                           # needs, 4096 at least
 """
 
 
@@ -147,6 +148,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
     A journal of another federation moves to STATE/past/ with all that belongs to it: its promises bind that one only.
 
     Raises:
+        ConfigError: this site's inbox has no room for a checkpoint of its plan.
         FederationMismatch: this node's key is not in it; the anchor is another; or rounds have been trained under the
             federation joined before, and `replace` is not set.
         AlreadyRunning: the daemon runs and would not notice.
@@ -158,6 +160,7 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
     config.require_unedited(path, federation)
     if anchor is not None:
         require_anchor(anchor, federation)
+    require_roomy_inbox(node, federation)
     store = Store(layout)  # holds the lock: no daemon may start on a half-replaced state
     try:
         if store.journal.state() is not None and store.journal.meta("federation") != federation.digest:
@@ -177,6 +180,14 @@ def join(state: Path, path: Path, *, anchor: Path | None = None, replace: bool =
     finally:
         store.close()
     return federation
+
+
+def require_roomy_inbox(node: NodeConfig, federation: Federation) -> None:
+    """Raises: ConfigError: no checkpoint of this plan ever fits into this site's inbox."""
+    if node.inbox.kind == "embedded" and node.inbox.quota_set is not None:
+        from hsl_node.train.site import checkpoint_bytes  # torch: only where node.toml sets a quota of its own
+
+        require_quota(node, checkpoint_bytes(federation.plan))
 
 
 def read_aloud(federation: Federation) -> str:

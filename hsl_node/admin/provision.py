@@ -34,7 +34,6 @@ SSHD_CONFIG = Path("/etc/ssh/hsl_sshd_config")
 SSHD_UNIT = Path("/etc/systemd/system/hsl-inbox.service")
 SFTPGO_CONFIG = Path("/etc/sftpgo/hsl.json")
 SFTPGO_ENV = Path("/etc/sftpgo/env.d/hsl.env")
-QUOTA_FILES = 64
 
 _LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # what useradd takes everywhere
 _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
@@ -43,10 +42,11 @@ _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
 SFTP_REQUESTS = "open,close,read,write,lstat,fstat,stat,opendir,readdir,realpath,rename,remove,fsync,statvfs,limits"
 
 
-def provision(ring: Keyring, me: str, kind: Literal["openssh", "sftpgo"], homes: Path, quota_mib: int) -> str:
+def provision(ring: Keyring, me: str, kind: Literal["openssh", "sftpgo"], homes: Path, checkpoint_bytes: int) -> str:
     """The script that makes accounts for all other peers of the federation on an OpenSSH or SFTPGo server.
 
-    `quota_mib`: per peer, as in node.toml; OpenSSH has no quota of its own.
+    `checkpoint_bytes`: of the plan's model, but for its header. What a peer may hold in all is for the file system to
+    limit: OpenSSH has no quota, and SFTPGo's does not see what the node takes out of the folders.
 
     Raises:
         UsageError: `me` is not a peer, or `homes` is no plain absolute path.
@@ -59,7 +59,9 @@ def provision(ring: Keyring, me: str, kind: Literal["openssh", "sftpgo"], homes:
         )
     card = ring.federation.get(me)
     users = logins(ring.federation, card)
-    return _sftpgo(ring, card, users, homes, quota_mib) if kind == "sftpgo" else _openssh(ring, card, users, homes)
+    return (
+        _sftpgo(ring, card, users, homes, checkpoint_bytes) if kind == "sftpgo" else _openssh(ring, card, users, homes)
+    )
 
 
 def logins(federation: Federation, card: PeerCard) -> dict[str, PeerCard]:
@@ -207,11 +209,12 @@ WantedBy=multi-user.target
 # ------------------------------------------------------------------ SFTPGo
 
 
-def sftpgo_data(ring: Keyring, users: dict[str, PeerCard], homes: Path, quota_mib: int) -> dict[str, Any]:
+def sftpgo_data(ring: Keyring, users: dict[str, PeerCard], homes: Path, checkpoint_bytes: int) -> dict[str, Any]:
     """What SFTPGo loads at its start: one user per peer, public key only, SFTP only.
 
     `rename_files` is needed on both folders of a rename, `overwrite` on parts/ to resume, `download` there to verify a
-    prefix. No `overwrite` on inbox/: what has been published stays as it is.
+    prefix. No `overwrite` on inbox/: what has been published stays as it is. No `quota_size` and `quota_files`: SFTPGo
+    counts uploads and its own deletions, so with them it would refuse all after some rounds.
     """
     mib = 1024 * 1024
     return {
@@ -224,8 +227,6 @@ def sftpgo_data(ring: Keyring, users: dict[str, PeerCard], homes: Path, quota_mi
                 "home_dir": str(homes / peer.name),
                 "public_keys": [f"{key} {peer.name}" for key in ring.keys(peer.name)],
                 "max_sessions": 3,
-                "quota_size": quota_mib * mib,
-                "quota_files": QUOTA_FILES,
                 "permissions": {
                     "/": ["list"],
                     f"/{PARTS}": ["list", "download", "upload", "overwrite", "delete_files", "rename_files"],
@@ -233,8 +234,7 @@ def sftpgo_data(ring: Keyring, users: dict[str, PeerCard], homes: Path, quota_mi
                     f"/{RECEIPTS}": ["list", "download"],
                 },
                 "filters": {
-                    # two rounds of one peer, each checkpoint with its part, must fit into the quota
-                    "max_upload_file_size": quota_mib * mib // 4,
+                    "max_upload_file_size": (checkpoint_bytes // mib + 2) * mib,  # its header has less than a MiB
                     "denied_protocols": ["FTP", "DAV", "HTTP"],
                     "denied_login_methods": [
                         "password",
@@ -272,8 +272,8 @@ SFTPGO_LOADDATA_MODE=0
 """
 
 
-def _sftpgo(ring: Keyring, card: PeerCard, users: dict[str, PeerCard], homes: Path, quota_mib: int) -> str:
-    data = json.dumps(sftpgo_data(ring, users, homes, quota_mib), indent=1) + "\n"
+def _sftpgo(ring: Keyring, card: PeerCard, users: dict[str, PeerCard], homes: Path, checkpoint_bytes: int) -> str:
+    data = json.dumps(sftpgo_data(ring, users, homes, checkpoint_bytes), indent=1) + "\n"
     folders = "".join(f"home {peer.name}\n" for peer in users.values())
     return f"""\
 {_head(ring.federation, card, "SFTPGo", homes, users)}

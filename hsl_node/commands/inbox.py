@@ -38,8 +38,9 @@ def provision(
     """
     from hsl_node.admin import provision as script
     from hsl_node.federation import config, keyring, node_toml
+    from hsl_node.train.site import checkpoint_bytes
 
     state = state_of(context)
     node = node_toml.load_node(state)
     ring = keyring.load(state, config.load_federation(state))
-    print(script.provision(ring, node.name, server.value, homes, node.inbox.quota_mib))
+    print(script.provision(ring, node.name, server.value, homes, checkpoint_bytes(ring.federation.plan)))

@@ -93,7 +93,7 @@ def load(path: Path) -> Identity:
     if path.stat().st_mode & (0o007 if credential else 0o077):
         raise LocalStateError(f"{path} may be read by others", remedy=f"chmod 600 {path}")
     try:
-        key = asyncssh.read_private_key(str(path))
+        key = asyncssh.import_private_key(path.read_bytes())  # not by its path, whose bytes may be no text
     except PermissionError as exc:
         raise permissions.denied(path, path.parent.parent) from exc
     except (OSError, asyncssh.KeyImportError) as exc:

@@ -40,6 +40,11 @@ class InboxConfig(Frozen):
     directory: Path | None = None  # kind = "directory": the folder that holds a home folder per sender
     quota_mib: int = Field(4096, ge=64)  # per peer
 
+    @property
+    def quota_set(self) -> int | None:
+        """What node.toml says; None: nothing, and the quota follows from the plan's model (`quota_bytes`)."""
+        return self.quota_mib if "quota_mib" in self.model_fields_set else None
+
     @model_validator(mode="after")
     def _consistent(self) -> InboxConfig:
         if self.kind == "directory" and self.directory is None:

@@ -8,7 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
-from hsl_node.host.account import NO_HOME
+from hsl_node.host.bare_host import NO_HOME
 from hsl_node.host.layout import Layout
 
 SYSTEM_STATE = Path("/var/lib/hsl-node")  # StateDirectory= of systemd/hsl-node.service

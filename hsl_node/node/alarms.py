@@ -30,8 +30,8 @@ KINDS = frozenset(
 # Those that a peer can raise and settle as often as it likes.
 BY_PEERS = frozenset(
     {
-        "clock", "federation", "loses", "lost", "not shown", "peer paused", "refused", "refused by", "set back",
-        "setup", "silent", "twice", "unproven", "wrong bytes",
+        "clock", "federation", "gone", "loses", "lost", "not shown", "peer paused", "quota", "refused", "refused by",
+        "set back", "setup", "silent", "twice", "unproven", "wrong bytes",
     }
 )  # fmt: skip
 

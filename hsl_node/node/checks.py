@@ -15,7 +15,9 @@ from hsl_node.federation.config import Federation
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
 from hsl_node.host.layout import Layout
+from hsl_node.host.units import size
 from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.room import ample_mib, holds_one
 from hsl_node.sync.wire.sockets import listening
 from hsl_node.weights.whole import sha256_of
 
@@ -75,6 +77,16 @@ def require_images(path: Path) -> None:
                 file.read(1)
     except OSError as exc:
         raise unreadable(path, exc) from exc
+
+
+def require_quota(node: NodeConfig, checkpoint_bytes: int) -> None:
+    """Raises: ConfigError: no checkpoint of this plan fits into what one peer may use of this inbox."""
+    mib = node.inbox.quota_set
+    if node.inbox.kind == "embedded" and not holds_one(mib, checkpoint_bytes):
+        raise ConfigError(
+            f"a checkpoint of this plan has {size(checkpoint_bytes)}, which inbox.quota_mib = {mib} never lets in",
+            remedy=f"set inbox.quota_mib = {ample_mib(checkpoint_bytes)} in node.toml, or remove that line",
+        )
 
 
 def unreadable(path: Path, error: OSError) -> DataUnavailable:

@@ -19,22 +19,21 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from hsl_node.errors import Altered, HslError, LocalStateError, escaped
-from hsl_node.federation import identity, keyring, node_toml
+from hsl_node.errors import Altered, LocalStateError, escaped
 from hsl_node.federation.config import Federation
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import warnings_of
-from hsl_node.federation.names import Digest, Peer, Round
+from hsl_node.federation.names import Digest, FileName, Peer, Round
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
-from hsl_node.host import durable, event_log, systemd
+from hsl_node.host import durable, systemd
 from hsl_node.host.control import serve
 from hsl_node.host.durable import Step
 from hsl_node.host.moment import Moment
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.before_signing import BeforeSigning
-from hsl_node.node.checks import MAPPING_FIX, mapping_needed, require_same_federation
+from hsl_node.node.checks import MAPPING_FIX, mapping_needed, require_quota, require_same_federation
 from hsl_node.node.delivery import Delivery
 from hsl_node.node.equivocation import Equivocations
 from hsl_node.node.fusing import Fusing
@@ -44,6 +43,7 @@ from hsl_node.node.heal.fetch_models import FetchModels
 from hsl_node.node.heal.recovery import Recovery
 from hsl_node.node.heal.set_back import SetBack
 from hsl_node.node.here import Here, Keys
+from hsl_node.node.inbox_alarms import InboxAlarms
 from hsl_node.node.intake import Intake
 from hsl_node.node.machine import Happened, Machine, Perform, Wanted
 from hsl_node.node.peers.fetch import Fetch
@@ -51,7 +51,7 @@ from hsl_node.node.peers.links import Links
 from hsl_node.node.peers.liveness import Liveness
 from hsl_node.node.peers.serve import Serve
 from hsl_node.node.pulse import Pulse
-from hsl_node.node.reload import renewed
+from hsl_node.node.reload import Reload
 from hsl_node.node.signing import Signing
 from hsl_node.node.tasks import Tasks
 from hsl_node.node.training import Training, last_to_validate
@@ -62,7 +62,6 @@ from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.limits import Limits
 from hsl_node.sync.inbox.server import InboxServer, Incoming
 from hsl_node.sync.round import Declare, Fuse, Phase, Push, State, Train
-from hsl_node.sync.store.room import Quota
 from hsl_node.sync.store.store import Store
 from hsl_node.weights.checkpoint_file import Schema, read_schema
 from hsl_node.weights.whole import holds
@@ -100,8 +99,9 @@ class Daemon:
             self.alarms,
             self.training.trainer,
             lambda: self.state,
-            lambda: self.schema.file_bytes if self.schema else 0,
+            self._checkpoint_bytes,
         )
+        self.reload = Reload(here, self.keys, self.alarms, self._checkpoint_bytes, self._reloaded)
         self.schema: Schema | None = None  # from here on: None while it is not known, or not there
         self.server: InboxServer | None = None
         self.recovery: Recovery | None = None
@@ -128,7 +128,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stop, sign.name)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
 
         def failed(error: LocalStateError) -> None:
             """From any thread, whoever catches it; in the last commit too, which no turn of the loop follows."""
@@ -160,6 +160,7 @@ class Daemon:
         here = self.here
         initial = await self._initial_weights()
         self.schema = schema = read_schema(here.layout.fused(0))
+        require_quota(here.config, schema.file_bytes)
         fetch = Fetch(here, self.alarms, self.links, schema.file_bytes)
         due = self._recovery_due(schema)
         if due is not None:
@@ -242,6 +243,7 @@ class Daemon:
         host, port = split_address(config.listen)
         if note := mapping_needed(config):
             self.alarms.sound("ports", f"{note}. No peer has come in since the start", MAPPING_FIX)
+        watch = self._inbox_alarms = InboxAlarms(self.here, self.alarms, schema.file_bytes)
         admission = Admission(
             federation=self.here.federation,
             me=self.here.me,
@@ -250,15 +252,22 @@ class Daemon:
             on_connect=self._connected,
             on_twice=self._seen_twice,
             on_other_federation=self.liveness.federation_of,
+            on_full=watch.full,
+            on_gone=watch.gone,
             offer=self.serve.open,
-            limits=Limits(quota=self._quota()),
+            limits=Limits(quota=watch.quota()),
             keyring=self.keys.ring,
         )
         self.server = InboxServer(admission, identity=self.keys.identity, homes=self.here.homes)
         await self.server.start(host, port)
 
-    def _quota(self) -> Quota:
-        return Quota(bytes=self.here.config.inbox.quota_mib * 2**20)
+    def _checkpoint_bytes(self) -> int:
+        """0: not known yet."""
+        return self.schema.file_bytes if self.schema else 0
+
+    def _reloaded(self) -> None:
+        if self.server is not None:
+            self.server.allow(self._inbox_alarms.quota())
 
     async def _end(self) -> None:
         """Leave in order: no task, process, socket or transaction stays behind."""
@@ -285,6 +294,7 @@ class Daemon:
     # ------------------------------------------------------------------ the inbox server's word
 
     def _delivered_here(self, peer: Peer) -> None:
+        self.alarms.settle(f"quota {peer}")
         if self.running:
             self.running.intake.wake(peer)
 
@@ -344,30 +354,6 @@ class Daemon:
         if self.running:
             self.running.machine.reconcile(lambda key: isinstance(key, Push) and (ours or key.peer in peers))
 
-    def _take_keys(self) -> None:
-        """Raises: HslError: they cannot be read; those that count stay."""
-        layout = self.here.layout
-        ring = keyring.load(layout.state, self.here.federation)
-        self.keys.change(ring, identity.load(identity.find_key(layout.key)))
-
-    def _reload(self) -> None:
-        """SIGHUP: whoever moved the log file away, or changed settings or keys, wants them taken now."""
-        event_log.reopen()
-        fix = "mend it, then `systemctl reload hsl-node`, or send SIGHUP again"
-        try:
-            found = node_toml.load_node(self.here.layout.state)
-            self.here.config, waiting = renewed(self.here.config, found)
-            self._take_keys()
-        except (HslError, OSError) as exc:
-            return self.alarms.sound("reload", f"the changed settings were not taken: {escaped(str(exc), 600)}", fix)
-        if self.server is not None:
-            self.server.allow(self._quota())
-        log.info("reloaded", extra={"waiting_for_a_restart": ", ".join(waiting) or "nothing"})
-        if not waiting:
-            return self.alarms.settle("reload")
-        text = f"node.toml has changed since the start; not taken before a restart: {', '.join(waiting)}"
-        self.alarms.sound("reload", text, "`systemctl restart hsl-node`, or `hsl-node stop` and start it again")
-
     def _tell_keys(self) -> None:
         for peer in self.here.federation.peers:
             warnings = warnings_of(self.keys.ring, peer, self.here.me)
@@ -390,7 +376,7 @@ class Daemon:
                 self._stop("`hsl-node stop`")
                 return {"ok": True}
             case "keys":
-                self._take_keys()
+                self.keys.read_again()
                 return {"ok": True, "fingerprint": self.keys.identity.fingerprint}
             case _:
                 return {"ok": False, "error": f"unknown request {escaped(op)!r}"}
@@ -429,7 +415,7 @@ class Running:
         self.signing = Signing(here, keys, schema, self._state, self.before_signing.check)
         self.fusing = Fusing(here, alarms, schema, self._state)
         self.equivocations = Equivocations(here, keys, alarms, links, machine)
-        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations, self._taken)
+        self.intake = Intake(here, keys, alarms, machine, schema, self.equivocations, self._taken, self._misses)
         self.set_back = SetBack(here, alarms, machine, self.ask_all, schema.file_bytes)
         recovered = daemon.recovery is not None
         self.missing = FetchMissing(
@@ -458,7 +444,12 @@ class Running:
     def _incoming(self, round: Round) -> Sequence[Incoming]:
         return self._daemon.server.incoming(round) if self._daemon.server else ()
 
+    def _misses(self, data: FileName) -> None:
+        if self._daemon.server:
+            self._daemon.server.home(data.peer).misses(data)
+
     def _taken(self, peer: Peer) -> None:
+        self._daemon.alarms.settle(f"gone {peer}", when_quiet=True)
         self._daemon.last_seen[peer] = Moment()
         self._daemon.liveness.heard(peer)
         self.missing.look()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from hsl_node.federation import keyring
+from hsl_node.federation import identity, keyring
 from hsl_node.federation.config import Federation
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import Keyring
@@ -65,11 +65,17 @@ class Here:
 class Keys:
     """Which keys speak for whom now, this node's own included. Whoever must act on a change subscribes to `changed`."""
 
-    def __init__(self, here: Here, identity: Identity) -> None:
+    def __init__(self, here: Here, own: Identity) -> None:
         self._here = here
         self.ring: Keyring = keyring.load(here.layout.state, here.federation)
-        self.identity = identity
+        self.identity = own
         self.changed: list[Callable[[Collection[Peer], bool], None]] = []  # (whose changed, did ours?)
+
+    def read_again(self) -> None:
+        """Raises: HslError: they cannot be read; those that count stay."""
+        layout = self._here.layout
+        ring = keyring.load(layout.state, self._here.federation)
+        self.change(ring, identity.load(identity.find_key(layout.key)))
 
     def change(self, ring: Keyring, own: Identity) -> None:
         """The operator changed keyring.toml, or this node's key."""

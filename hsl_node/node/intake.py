@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from hsl_node.errors import FederationMismatch, escaped
-from hsl_node.federation.names import Digest, Peer, Round
+from hsl_node.federation.names import Digest, FileName, Peer, Round
 from hsl_node.host.log_limit import LOG_LINES_PER_MINUTE, LogLimit
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.equivocation import Equivocations
@@ -43,6 +43,7 @@ class Intake:
     schema: Schema
     equivocations: Equivocations
     taken: Callable[[Peer], None]  # told whose checkpoint, or statement, was just taken
+    misses: Callable[[FileName], None] = lambda data: None  # told of data whose manifest is here, alone
 
     def __post_init__(self) -> None:
         self._wake = {p: asyncio.Event() for p in self.here.others}
@@ -76,7 +77,11 @@ class Intake:
                     now=time.time(),
                 )
             again = False
-            for item in await asyncio.to_thread(self._scan, peer, software(self.here.journal), self._signed(peer)):
+            search = self._search(peer, software(self.here.journal), self._signed(peer))
+            found = await asyncio.to_thread(receive.scan, search)
+            for data in search.missing:
+                self.misses(data)
+            for item in found:
                 if self.keys.ring.is_revoked(peer):  # while it was read; it stays where it is, unanswered
                     break
                 again |= await self._arrived(item) if isinstance(item, Arrival) else self._refused(item)
@@ -98,24 +103,22 @@ class Intake:
         state = self.machine.state
         return [claim.manifest for claim in (*state.have.values(), *state.early.values())]
 
-    def _scan(self, peer: Peer, software: str, signed: Mapping[Round, Digest]) -> list[Arrival | Refusal]:
+    def _search(self, peer: Peer, software: str, signed: Mapping[Round, Digest]) -> receive.Search:
         here = self.here
-        return receive.scan(
-            receive.Search(
-                sender=peer,
-                me=here.me,
-                homes=here.homes,
-                layout=here.layout,
-                federation=here.federation,
-                keyring=self.keys.ring,
-                current=self.machine.state.round,
-                schema=self.schema,
-                anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
-                foreign=not here.embedded,
-                software=software,
-                signed=signed,
-                taken=self._of_this_round(),
-            )
+        return receive.Search(
+            sender=peer,
+            me=here.me,
+            homes=here.homes,
+            layout=here.layout,
+            federation=here.federation,
+            keyring=self.keys.ring,
+            current=self.machine.state.round,
+            schema=self.schema,
+            anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
+            foreign=not here.embedded,
+            software=software,
+            signed=signed,
+            taken=self._of_this_round(),
         )
 
     async def _arrived(self, arrival: Arrival) -> bool:

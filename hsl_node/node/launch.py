@@ -16,11 +16,11 @@ from pathlib import Path
 
 from hsl_node.errors import AlreadyRunning, DataError, HslError, LocalStateError
 from hsl_node.federation import config, identity, keyring, node_toml
-from hsl_node.host import account, event_log, wrong_paths
+from hsl_node.host import bare_host, event_log, wrong_paths
 from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
-from hsl_node.node.checks import require_images, require_port
+from hsl_node.node.checks import require_images, require_port, require_quota
 from hsl_node.node.daemon import Daemon
 from hsl_node.node.snapshot import snapshot
 from hsl_node.status import last_words
@@ -38,7 +38,7 @@ def run(state: Path, trainer_command: list[str] | None = None) -> int:
     Raises:
         HslError: what ended it, with its own exit code.
     """
-    account.need_none()
+    bare_host.complete()
     for sign in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # a closed terminal; `systemctl kill -s` to everybody
         signal.signal(sign, signal.SIG_IGN)  # the trainer inherits it; the daemon reloads at SIGHUP once it runs
     try:
@@ -74,6 +74,8 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
     me = replace(identity.load(identity.find_key(Layout(state).key)), run=secrets.token_hex(8))
     keyring.require_mine(keyring.load(state, federation), node_config.name, me.public)
     checks.require_own_anchor(state, node_config, federation)
+    if (initial := Layout(state).fused(0)).exists():  # else the daemon asks, once the trainer has made it
+        require_quota(node_config, initial.stat().st_size)
     os.umask(0o077)
     keep_freed_memory()
     store = Store(Layout(state))

@@ -24,11 +24,12 @@ LINE_MAX_CHARS = 300  # what a monitoring system's table still shows
 CLASSES = {
     "data *": WELL, "recovered": WELL, "share *": WELL,
     "altered": PERSON, "clock": PERSON, "clock *": PERSON, "federation *": PERSON, "fetched": PERSON,
-    "fused *": PERSON, "images *": PERSON, "influence *": PERSON, "keys *": PERSON, "log": PERSON, "loses *": PERSON,
-    "lost *": PERSON, "not shown": PERSON, "old key *": PERSON, "paused": PERSON, "peer paused *": PERSON,
-    "ports": PERSON, "recovering": PERSON, "reload": PERSON, "refused *": PERSON, "refused by *": PERSON,
-    "revoked *": PERSON, "set back *": PERSON, "setup *": PERSON, "silent *": PERSON, "twice *": PERSON,
-    "unproven *": PERSON, "unvalidated": PERSON, "validation": PERSON, "wrong bytes *": PERSON,
+    "fused *": PERSON, "gone *": PERSON, "images *": PERSON, "influence *": PERSON, "keys *": PERSON, "log": PERSON,
+    "loses *": PERSON, "lost *": PERSON, "not shown": PERSON, "old key *": PERSON, "paused": PERSON,
+    "peer paused *": PERSON, "ports": PERSON, "quota *": PERSON, "recovering": PERSON, "reload": PERSON,
+    "refused *": PERSON, "refused by *": PERSON, "revoked *": PERSON, "set back *": PERSON, "setup *": PERSON,
+    "silent *": PERSON, "twice *": PERSON, "unproven *": PERSON, "unvalidated": PERSON, "validation": PERSON,
+    "wrong bytes *": PERSON,
     "disagreement": BROKEN, "disk": BROKEN, "diverged": BROKEN, "ended": BROKEN, "equivocation *": BROKEN,
     "halted": BROKEN, "keys": BROKEN, "room": BROKEN, "trainer": BROKEN, "twice": BROKEN,
 }  # fmt: skip

@@ -55,6 +55,14 @@ def open_hardware(state: Path, plan: Plan) -> Hardware:
     return prepare(device=train.device, threads=train.threads, precision=plan.precision, image_size=plan.image_size)
 
 
+def checkpoint_bytes(plan: Plan) -> int:
+    """How large a checkpoint of this plan is, but for its header. A second at most: the model is built, no more."""
+    method = METHODS[plan.method]
+    model = method.build(plan)
+    state = model.state_dict()
+    return sum(state[name].numel() * state[name].element_size() for name in method.shared(model))
+
+
 def initial_weights(
     state: Path, plan: Plan, method: Method, out: Path, known: Digest | None = None
 ) -> tuple[Digest, int]:

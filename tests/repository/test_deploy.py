@@ -21,6 +21,7 @@ from hsl_node.federation import config, plan, toml_file
 from hsl_node.federation.config import Federation
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.node_toml import NodeConfig
+from hsl_node.train.site import checkpoint_bytes
 
 DEPLOY = REPOSITORY / "deploy"
 EXAMPLE = DEPLOY / "example"
@@ -56,7 +57,7 @@ def test_the_inbox_scripts_are_what_provisioning_prints(
 ) -> None:
     """After a change, write the right-hand side into the file."""
     assert (EXAMPLE / f"{kind}-inbox.sh").read_text() == provision(
-        Keyring.of(federation), "harbour", kind, HOMES, 4096
+        Keyring.of(federation), "harbour", kind, HOMES, checkpoint_bytes(federation.plan)
     ) + "\n"
 
 

@@ -59,6 +59,7 @@ class FetchMissing:
 
     def __post_init__(self) -> None:
         self._turns = Turns(PAUSE, AFTER_CONNECT_S)
+        self._came: set[Peer] = set()  # who has connected to this node since it started
         self._since: dict[Peer, float] = {}  # who is waited for though others have fused it
         self._lost: tuple[Peer, ...] = ()
         self._shown: dict[Peer, Digest] = {}  # of these, another peer has shown the manifest: what it names
@@ -70,6 +71,7 @@ class FetchMissing:
     def connected(self, peer: Peer) -> None:
         """A peer that could not be asked may be asked now."""
         self._turns.connected(peer, self.clock())
+        self._came.add(peer)
 
     @property
     def at_work(self) -> bool:
@@ -127,11 +129,14 @@ class FetchMissing:
     def _tell(self, certain: Collection[Peer]) -> None:
         """Only what is certain: that somebody says it has fused a checkpoint does not mean that there is one."""
         for peer in sorted({*certain, *self._shown}):
-            self.alarms.sound(
-                f"lost {peer}",
-                f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it",
-                "see that the other hospitals' nodes run; where none of them can be asked, restore a backup",
-            )
+            fix = "see that the other hospitals' nodes run; where none of them can be asked, restore a backup"
+            if peer not in self._came:  # a site that can only connect outward takes part in this way
+                fix = (
+                    f"nothing, while rounds go on: {peer} has not connected to this node since the start, and what it "
+                    "sends is fetched. Where it should connect, see what keeps it from this node's address"
+                )
+            text = f"the checkpoint of {peer} is at other peers and not on its way here: they are asked for it"
+            self.alarms.sound(f"lost {peer}", text, fix)
 
     async def _ask(self, givers: Sequence[Peer]) -> None:
         """Take from these peers what they have of what is lost; each file from whoever gives it in good time."""

@@ -94,6 +94,8 @@ class Admission:
         on_connect: Callable[[Peer], None],
         on_twice: Callable[[Peer, bool], None] = lambda peer, twice: None,
         on_other_federation: Callable[[Peer, str], None] = lambda peer, fed8: None,
+        on_full: Callable[[Peer, str], None] = lambda peer, why: None,
+        on_gone: Callable[[Peer, int], None] = lambda peer, count: None,
         offer: Callable[[Peer, str, bool], int] | None = None,
         limits: Limits = Limits(),
         keyring: Keyring | None = None,
@@ -102,12 +104,13 @@ class Admission:
         """`on_commit(peer)`: a manifest lies in its inbox/.
 
         `on_twice(peer, yes)`: two processes with this peer's key are at work, or no longer. `on_other_federation(peer,
-        its hash)`: it uses names of another federation. `offer(peer, name, twice)`: a descriptor to read what lies
-        below offer/ for this peer; FileNotFoundError where there is nothing.
+        its hash)`: it uses names of another federation. `on_full(peer, why)`: its quota was refused another file.
+        `on_gone(peer, bytes)`: what it had written here vanished. `offer(peer, name, twice)`: a descriptor to read what
+        lies below offer/ for this peer; FileNotFoundError where there is nothing.
         """
         self.federation, self.data_bytes, self.limits = federation, data_bytes, limits
         self.on_commit, self.on_connect, self.on_twice = on_commit, on_connect, on_twice
-        self.on_other_federation = on_other_federation
+        self.on_other_federation, self.on_full, self.on_gone = on_other_federation, on_full, on_gone
         self.offer, self._lot = offer, lot
         # A gateway may bring all peers from one address, each with one login at a time and one that the network forgot.
         places = 2 * (len(federation.peers) - 1)
@@ -204,6 +207,8 @@ class Admission:
     def refused(self, peer: Peer, operation: str, path: str, error: PeerDataError) -> None:
         if error.code == "federation" and (its := re.search(r"/hsl1_([0-9a-f]{8})_", path)):
             self.on_other_federation(peer, its[1])
+        if error.code == "quota":
+            self.on_full(peer, escaped(error.message))
         self.note(
             peer,
             "request refused",

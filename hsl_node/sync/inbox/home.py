@@ -10,8 +10,9 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ class Home:
         self._threads = threads
         self._structure = asyncio.Lock()  # opening for writing, renaming, removing: one at a time
         self._writers: dict[str, OpenFile] = {}  # of parts, by name
+        self._begun: dict[str, Part] = {}  # what was written of parts that nobody has removed or renamed
+        self._brought: set[str] = set()  # checkpoints that came into inbox/ since the start
+        self.on_gone: Callable[[Peer, int], None] = lambda peer, count: None  # bytes that somebody else took away
         for path in (homes, homes / peer, *(homes / peer / folder for folder in FOLDERS)):
             path.mkdir(mode=0o700, exist_ok=True)
 
@@ -84,7 +88,7 @@ class Home:
     # ------------------------------------------------------------ reading
 
     def status(self, folder: str, name: FileName) -> os.stat_result:
-        with open_folder(self.homes, self.peer, folder) as descriptor:
+        with open_folder(self.homes, self.peer, folder) as descriptor, self._noticing(folder, name):
             status = os.stat(str(name), dir_fd=descriptor, follow_symlinks=False)
         require_plain(status)
         return status
@@ -120,6 +124,7 @@ class Home:
             part, reached = Part(name, self.limit_of(name), size), max(0, size - REWIND_MAX_BYTES)
             file = OpenFile(descriptor, part, reached=reached)
             self._writers[str(name)] = file
+            self._begun[str(name)] = part
             return file
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
@@ -155,7 +160,8 @@ class Home:
                 open_folder(self.homes, self.peer, PARTS) as parts,
                 open_folder(self.homes, self.peer, INBOX) as inbox,
             ):
-                status = os.stat(str(old), dir_fd=parts, follow_symlinks=False)
+                with self._noticing(PARTS, old):
+                    status = os.stat(str(old), dir_fd=parts, follow_symlinks=False)
                 require_plain(status)
                 limit = self.limit_of(old)
                 if status.st_size != limit if old.kind is Kind.DATA else not 0 < status.st_size <= limit:
@@ -165,18 +171,38 @@ class Home:
                     raise FileExistsError(errno.EEXIST, "already delivered")
                 with durable.passing(Step.RECEIVER_COMMIT):
                     durable.rename(str(old), str(new), old_folder=parts, new_folder=inbox)
+                self._begun.pop(str(old), None)
+                if new.kind is Kind.DATA:
+                    self._brought.add(str(new))
 
     async def remove(self, name: FileName) -> None:
         async with self._structure:
             await self._close_writer(name)
             with open_folder(self.homes, self.peer, PARTS) as folder:
                 os.unlink(str(name), dir_fd=folder)
+            self._begun.pop(str(name), None)
 
     async def _close_writer(self, name: FileName) -> None:
         if writer := self._writers.pop(str(name), None):
             await writer.close()
 
+    @contextmanager
+    def _noticing(self, folder: str, name: FileName) -> Iterator[None]:
+        """A part that was written here, that nobody removed, and that is not there: a virus scanner's work, say."""
+        try:
+            yield
+        except FileNotFoundError:
+            if folder == PARTS and (part := self._begun.pop(str(name), None)) and part.size:
+                self.on_gone(self.peer, part.size)
+            raise
+
     # ------------------------------------------------------------ for the node
+
+    def misses(self, data: FileName) -> None:
+        """A manifest lies here, and its checkpoint nowhere: did it ever come?"""
+        if str(data) in self._brought:
+            self._brought.remove(str(data))
+            self.on_gone(self.peer, self._data_bytes)
 
     def awaits(self, name: FileName) -> bool:
         """Is `name` in inbox/ now?"""
@@ -200,7 +226,8 @@ class Home:
         need = self.limit_of(name)
         held = sum(MANIFEST_MAX_BYTES if ".manifest" in other else self._data_bytes for other in present)
         if held + need > self.quota.bytes:
-            raise PeerDataError(f"{held} bytes are taken of {self.quota.bytes}", code="quota")
+            text = f"{held} bytes are taken of {self.quota.bytes} (inbox.quota_mib), and this file may have {need}"
+            raise PeerDataError(text, code="quota")
         self._require_free(os.statvfs(self.homes), need)
 
     def _write(self, part: Part, descriptor: int, offset: int, data: bytes) -> None:

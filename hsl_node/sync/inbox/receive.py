@@ -101,6 +101,7 @@ class Search:
     software: str = ""
     signed: Mapping[Round, Digest] = field(default_factory=dict)
     taken: Collection[Digest] = ()
+    missing: list[FileName] = field(default_factory=list)  # filled by `scan`: data whose manifest is here, alone
 
 
 def scan(search: Search) -> list[Arrival | Refusal]:
@@ -188,7 +189,7 @@ def answer(
 def collect_parts(sender: Peer, *, homes: Path, claimed: Path, current: Round, now: float) -> int:
     """Delete what nobody will finish: old parts, old data without manifest. `now` is wall clock. Gives the count.
 
-    Data of the current or a later round may still get its manifest and stays.
+    What belongs to the current or a later round stays, however long its line is down: it may still be finished.
     """
     removed = 0
     with _ours(f"home of {sender}"):
@@ -196,7 +197,7 @@ def collect_parts(sender: Peer, *, homes: Path, claimed: Path, current: Round, n
             present = set(os.listdir(inbox))
             removed += _remove_old((n for n in present if _is_orphan(n, present, current)), inbox, now)
         with open_folder(homes, sender, PARTS) as parts:
-            removed += _remove_old(os.listdir(parts), parts, now)
+            removed += _remove_old((n for n in os.listdir(parts) if not _is_wanted(n, current)), parts, now)
         with open_folder(homes, sender, RECEIPTS) as receipts:
             torn = [n for n in os.listdir(receipts) if n.startswith(".")]  # a kill left them half written
             removed += _remove_old(torn, receipts, now)
@@ -245,6 +246,7 @@ def _take(search: Search, name: FileName, inbox: int) -> Arrival | Refusal | Non
         if not claim(data_name, inbox, target, search.schema.file_bytes, foreign=search.foreign):
             if _is_kept(search, manifest):
                 return Arrival(search.sender, manifest, document, None)
+            search.missing.append(data_name)
             return None
         data = target
         check_file(data, search.schema, sha256=manifest.sha256)
@@ -352,6 +354,13 @@ def _is_orphan(text: str, present: Iterable[str], current: Round) -> bool:
     except PeerDataError:
         return False
     return name.kind is Kind.DATA and name.round < current and str(name.of(Kind.MANIFEST)) not in present
+
+
+def _is_wanted(part: str, current: Round) -> bool:
+    try:
+        return current <= parse_file_name(part).round <= current + 1
+    except PeerDataError:
+        return False
 
 
 def _remove_old(names: Iterable[str], folder: int, now: float) -> int:

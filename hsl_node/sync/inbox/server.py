@@ -65,6 +65,7 @@ class InboxServer:
         here, limits = self.admission, self.admission.limits
         for peer in here.members:
             self._home[peer] = Home(self._homes, peer, here.federation, here.data_bytes, limits.quota, self._threads)
+            self._home[peer].on_gone = here.on_gone
         try:
             self._acceptor = await asyncssh.listen(
                 host,

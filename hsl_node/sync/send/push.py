@@ -18,7 +18,7 @@ from hsl_node.sync.manifest import Receipt
 from hsl_node.sync.send.deliver import LOST, Known, Parcel, Transfer, deliver
 from hsl_node.sync.wire.connect import connect
 from hsl_node.sync.wire.login import RefusedKey
-from hsl_node.sync.wire.transport import Client, Patience
+from hsl_node.sync.wire.transport import Client, OperationFailed, Patience
 
 Wait = Callable[..., Awaitable[None]]  # (seconds, wake, *, at_least)
 
@@ -92,7 +92,9 @@ async def push(
             await refused.over()
         except TransportError as exc:
             failures = 1 if transfer.most > before else failures + 1
-            seconds, at_least = BACKOFF.drawn(failures, rng), 0 if failures == 1 else WOKEN_WAIT_S
+            seconds, at_least = BACKOFF.drawn(failures, rng), 0.0 if failures == 1 else WOKEN_WAIT_S
+            if isinstance(exc, OperationFailed):  # its server said no, a full inbox say: that it is there is no news
+                at_least = seconds
             # Whole copies that its server took and then had no more; the first may be that server's bad day.
             if lost_s := LOST.after(transfer.lost_bytes // max(transfer.total, 1) - 1):
                 seconds = at_least = lost_s

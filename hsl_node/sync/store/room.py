@@ -10,6 +10,8 @@ from pathlib import Path
 
 from hsl_node.host.layout import Layout
 
+SMALL_FILES_BYTES = 64 * 1024  # a manifest, and its part
+
 
 @dataclass(frozen=True)
 class Quota:
@@ -18,6 +20,23 @@ class Quota:
     files: int = 16  # a checkpoint and a manifest for two rounds, four times over
     bytes: int = 4096 * 1024 * 1024
     reserve_bytes: int = 256 * 1024 * 1024  # of the disk; no peer's write takes of it: the journal must go on
+
+
+def quota_bytes(quota_mib: int | None, checkpoint_bytes: int) -> int:
+    """What one sender may hold: what node.toml says, else what the plan's model needs, and 4 GiB at least."""
+    if quota_mib is not None:
+        return quota_mib * 2**20
+    return max(Quota.bytes, ample_mib(checkpoint_bytes) * 2**20)
+
+
+def ample_mib(checkpoint_bytes: int) -> int:
+    """Of a quota: two rounds and what may be left of two more, with their small files."""
+    return -(-4 * checkpoint_bytes // 2**20) + 1
+
+
+def holds_one(quota_mib: int | None, checkpoint_bytes: int) -> bool:
+    """Below that no checkpoint ever comes in."""
+    return quota_bytes(quota_mib, checkpoint_bytes) >= checkpoint_bytes + SMALL_FILES_BYTES
 
 
 @dataclass(frozen=True)

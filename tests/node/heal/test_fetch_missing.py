@@ -255,6 +255,12 @@ def test_an_arrival_ends_the_alarm_at_once_and_who_has_fused_since_is_asked_at_o
     watch.look()
     assert watch._turns.due(time.monotonic()) == [CEDAR]
     assert "lost cedar" in alarms, "cedar is in the next round, so it has our receipt"
+    (alarm,) = alarms.listing()
+    assert "cedar has not connected to this node since the start" in alarm["fix"] and "backup" not in alarm["fix"]
+    watch.connected(CEDAR)
+    watch.look()
+    (alarm,) = alarms.listing()
+    assert alarm["fix"].endswith("where none of them can be asked, restore a backup")
 
     state = replace(state, have={**state.have, CEDAR: checkpoint(CEDAR)})
     watch.look()

@@ -143,15 +143,19 @@ def test_threat_23_a_failed_fsync_is_not_an_arrival(site: Site, monkeypatch: pyt
 # ---------------------------------------------------------------- leftovers
 
 
-def test_parts_are_collected_after_a_day_and_data_that_may_be_wanted_stays(site: Site) -> None:
+def test_parts_are_collected_after_a_day_and_what_may_be_wanted_stays_however_long_its_line_is_down(site: Site) -> None:
     data, now = site.good_data(), 1e9
     wanted = site.manifest(data).file_name().of(Kind.DATA)
     orphan = site.manifest(data, round=ROUND - 1).file_name().of(Kind.DATA)
     paired = site.deliver(data, site.manifest(data, round=ROUND - 2))
-    part = site.manifest(data).file_name().as_part()
+    part, beyond, *living = (
+        site.manifest(data, round=r).file_name().as_part() for r in (ROUND - 1, ROUND + 2, ROUND, ROUND + 1)
+    )
+    parts = {site.homes / BIRCH / "parts" / str(p): False for p in living}
     files = {
         site.inbox / str(wanted): False, site.inbox / str(orphan): True, site.inbox / str(paired): False,
         site.inbox / str(paired.of(Kind.DATA)): False, site.homes / BIRCH / "parts" / str(part): True,
+        site.homes / BIRCH / "parts" / str(beyond): True, **parts,
         site.homes / BIRCH / "parts/junk": True, site.claimed / BIRCH / str(orphan): True,
     }  # fmt: skip
     (site.claimed / BIRCH).mkdir(parents=True)
@@ -171,7 +175,8 @@ def test_parts_are_collected_after_a_day_and_data_that_may_be_wanted_stays(site:
 def test_threat_24_a_clock_that_jumps_collects_nothing_and_a_day_later_by_the_new_clock_all_is_as_before(
     site: Site, years: int
 ) -> None:
-    part = site.homes / BIRCH / "parts" / str(site.manifest(site.good_data()).file_name().as_part())
+    past = site.manifest(site.good_data(), round=ROUND - 1).file_name().as_part()
+    part = site.homes / BIRCH / "parts" / str(past)
     part.touch()
     now = part.stat().st_mtime + years * 365 * 86_400
 

@@ -97,6 +97,27 @@ def test_after_a_refused_key_it_waits_five_minutes_and_a_peer_that_calls_ends_th
     run(tmp_path, scenario)
 
 
+def test_a_server_that_says_no_is_asked_again_ever_more_rarely_though_its_node_calls_all_the_time(
+    tmp_path: Path,
+) -> None:
+    """A full inbox: two nodes that connect to each other for other reasons must not retry once a second for it."""
+    waits: list[tuple[float, float]] = []
+
+    async def wait(seconds: float, wake: asyncio.Event, *, at_least: float) -> None:
+        waits.append((seconds, at_least))
+        if len(waits) == 5:
+            raise asyncio.CancelledError
+
+    async def scenario(receiver: Receiver, parcel: Parcel) -> None:
+        receiver.path("parts").mkdir()  # no plain file: the server refuses each request about it
+        task = pushing(receiver, parcel, transfer := Transfer(PEER), rng=Patient(), wait=wait)
+        await asyncio.gather(task, return_exceptions=True)
+        assert "was refused" in transfer.last_error
+
+    run(tmp_path, scenario)
+    assert waits == [(s, s) for s in (1.0, 2.0, 4.0, 8.0, 16.0)]
+
+
 def test_a_peer_that_calls_does_not_shorten_a_wait_below_what_it_must_be() -> None:
     async def main() -> None:
         wake = asyncio.Event()
