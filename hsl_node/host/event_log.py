@@ -14,6 +14,7 @@ import json
 import logging
 import logging.handlers
 import os
+import select
 import subprocess
 import time
 from collections import deque
@@ -54,7 +55,7 @@ def setup(state: Path, level: str = "INFO") -> None:
 def finish() -> None:
     """The process is about to end: all is written that can be, and nothing that is said later waits for stderr."""
     for handler in _take_down():
-        if not handler.heard:
+        if not handler.heard or not select.select([], [STDERR], [], 0)[1]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), STDERR)
 
 

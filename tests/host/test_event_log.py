@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -156,6 +157,26 @@ def test_a_closed_stderr_costs_nothing_but_stderr(tmp_path: Path, capfd: pytest.
     finally:
         os.dup2(before, 2)
         for descriptor in (before, pipe):
+            os.close(descriptor)
+
+
+def test_what_is_said_after_the_end_of_the_log_waits_for_no_reader_either(tmp_path: Path) -> None:
+    """The last error of a start that logged nothing, into a pipe that was full before."""
+    before, (reader, pipe) = os.dup(2), os.pipe()
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"." * 4096)
+    os.set_blocking(pipe, True)
+    os.dup2(pipe, 2)
+    try:
+        event_log.setup(tmp_path)
+        event_log.finish()
+        os.write(2, b"Error: nobody hears it")
+        assert os.readlink("/proc/self/fd/2") == "/dev/null"
+    finally:
+        os.dup2(before, 2)
+        for descriptor in (before, reader, pipe):
             os.close(descriptor)
 
 
