@@ -65,7 +65,9 @@ def evaluate(
     round; and the site's own beside it. Once: a test set that is looked at again and again tests nothing.
     """
     from hsl_node.commands.data import columns_of
+    from hsl_node.host.wrong_paths import require_place
     from hsl_node.results import evaluate as results
+    from hsl_node.results.asked import require_no_input
     from hsl_node.results.words import evaluation_text
 
     if column and data is None:
@@ -74,6 +76,9 @@ def evaluate(
     wish = results.Asked(alone, pairing, sensitivity)
     state, asked, hear = state_of(context), time.time(), progress_lines()
     source = results.source_of(state, data, columns_of(column or ()))
+    if scores is not None:
+        require_place(scores)
+        require_no_input(scores, [source.path] if source.path else [])
     if data is None:
         found = results.evaluate(state, round=round, asked=wish, again=again, report=hear)
     else:

@@ -54,7 +54,19 @@ def sentences(federation: Federation) -> list[tuple[str, str]]:
             "the fused model of the round with the best validation AUC at the hospital; a threshold, where there is "
             "one, from validation images too. No test image chose anything",
         ),
+        *([("other than published", differences(plan))] if differences(plan) else []),
     ]
+
+
+def differences(plan: Plan) -> str:
+    """From the publication, where the numbers could be compared with its own."""
+    if plan.method != "hsl":
+        return ""
+    return (
+        "an image is scored beside the mean anchor embedding, not beside a random anchor image (`hsl-node evaluate "
+        "--random-pairing` measures both). The authors' code, other than their text, uses AdamW, sends the epoch with "
+        "the lowest training loss, and never steps its cosine schedule"
+    )
 
 
 def citations(plan: Plan) -> list[str]:

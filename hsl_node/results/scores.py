@@ -53,7 +53,9 @@ def statistics_of(record: Mapping[str, Any], scores: Scores | None) -> Statistic
     labels, found = arrays_of(part)
     ordered = {str(kind): found[kind] for kind in ("fused", "local", "alone", "fused_random") if kind in found}
     limits = {kind: limit["value"] for kind, limit in record.get("thresholds", {}).items()}
-    return describe(record["classes"], labels, part["patients"], ordered, np.random.default_rng(SEED), limits)
+    return describe(
+        record["classes"], labels, part["ids"], part["patients"], ordered, np.random.default_rng(SEED), limits
+    )
 
 
 def joined(there: Scores | None, found: Scores) -> Scores:

@@ -2,7 +2,8 @@
 
 N images, P patients, B resamples, C classes. A resample draws P patients with replacement, and with a patient all its
 images: images of one patient are alike, so drawing images would make the intervals too narrow. An image whose patient
-nobody knows counts as a patient of its own. All models are measured on the same resamples, so a comparison is paired.
+nobody knows counts as a patient of its own; the very same image twice as one. All models are measured on the same
+resamples, so a comparison is paired.
 
 Intervals are the percentiles 2.5 and 97.5 of the resamples, widened to hold the figure itself; p is two-tailed, by
 percentiles too (HSL paper: 1000 resamples, alpha 0.05). What cannot be known is None, and `too_few` says why.
@@ -118,6 +119,7 @@ class _Set:
 def describe(
     classes: Sequence[str],
     labels: Integers,
+    ids: Sequence[str],
     patients: Sequence[str | None],
     probabilities: Mapping[str, Floats],
     rng: Generator,
@@ -125,9 +127,9 @@ def describe(
 ) -> Statistics:
     """All statistics of one set of images, labels (N,), by several models, each (N,) or (N, C).
 
-    `patients`: each image's, None where unknown. The same `rng` gives the same bytes.
+    `ids`: each image's sha256; `patients`: each image's, None where unknown. The same `rng` gives the same bytes.
     """
-    cluster, known = _clusters(patients), any(p is not None for p in patients)
+    cluster, known = _clusters(ids, patients), any(p is not None for p in patients)
     held = labels == np.arange(len(classes))[:, None]
     patients_of = {name: len(np.unique(cluster[mask])) for name, mask in zip(classes, held, strict=True)}
     lacking = [f"{n} of {name}" for name, n in patients_of.items() if n < PATIENTS_MIN]
@@ -263,9 +265,9 @@ def _summed(values: Integers, starts: Integers) -> Integers:
     return np.add.reduceat(values, starts, axis=1)
 
 
-def _clusters(patients: Sequence[str | None]) -> Integers:
+def _clusters(ids: Sequence[str], patients: Sequence[str | None]) -> Integers:
     """(N,): a number for each patient, and for each image without one."""
-    keys = [("", n) if patient is None else (patient, -1) for n, patient in enumerate(patients)]
+    keys = [(patient is None, patient or image) for image, patient in zip(ids, patients, strict=True)]
     numbers = {key: n for n, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], np.int64)
 

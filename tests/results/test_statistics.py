@@ -21,13 +21,20 @@ def described(
     labels: Sequence[int] | np.ndarray,
     patients: Sequence[str | None] | None = None,
     classes: Sequence[str] = TWO,
+    ids: Sequence[str] | None = None,
     thresholds: dict[str, float] | None = None,
     **scores: Any,
 ) -> Statistics:
     values = {name: np.asarray(score, np.float64) for name, score in scores.items()}
-    rng = np.random.default_rng(1)
+    every = range(len(labels))
     return describe(
-        classes, np.asarray(labels, np.int64), patients or [None] * len(labels), values, rng, thresholds or {}
+        classes,
+        np.asarray(labels, np.int64),
+        ids or [f"{n:064x}" for n in every],
+        patients or [None for _ in every],
+        values,
+        np.random.default_rng(1),
+        thresholds or {},
     )
 
 
@@ -116,6 +123,16 @@ def test_every_image_twice_makes_no_interval_narrower() -> None:
     assert twice == once
     by_image = described(np.tile(labels, 2), own=np.tile(score, 2)).models["own"].auc
     assert width(by_image) < 0.8 * width(once)
+
+
+def test_the_same_image_twice_counts_once_for_the_interval_where_no_patient_is_known() -> None:
+    rng = np.random.default_rng(5)
+    labels = np.arange(60) % 2
+    score, ids = noisy(rng, labels, 1), [f"{n:064x}" for n in range(60)]
+    once = described(labels, ids=ids, own=score)
+    twice = described(np.tile(labels, 2), ids=ids * 2, own=np.tile(score, 2))
+    assert twice.models["own"].auc == once.models["own"].auc
+    assert twice.patients_of == once.patients_of == {"benign": 30, "malignant": 30}
 
 
 def test_images_of_one_patient_that_are_alike_widen_the_interval() -> None:
