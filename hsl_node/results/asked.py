@@ -7,6 +7,7 @@ content, or calls itself one, in all folders below; the rest is counted.
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from pathlib import Path
 from hsl_node.errors import DataError, UsageError
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.layout import Layout
+from hsl_node.train.data.folders import is_hidden
 from hsl_node.train.data.images import looks_like_image
 from hsl_node.train.data.sources import hint
-from hsl_node.train.data.tables import read_rows
+from hsl_node.train.data.tables import find_file, find_likely, read_rows
 
 TABLE_SUFFIXES = (".csv", ".tsv")
-SYSTEM_NAMES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin", "lost+found")
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def gather(names: Sequence[Path], column: str = "path") -> Asked:
             )
         else:
             files.append(name)
-    asked = Asked(tuple(files), lines, left_out)
+    asked = Asked(tuple(files), lines, +left_out)
     if not files:
-        rest = f" ({asked.left_out_text()})" if left_out else ""
+        rest = f" ({asked.left_out_text()})" if asked.left_out else ""
         raise UsageError(
             f"{', '.join(map(str, names))}: no images{rest}",
             remedy="give image files (PNG, JPEG, TIFF, BMP, DICOM ...), a folder with some, or a table that names some",
@@ -79,43 +80,39 @@ def column_of(state: Path | None) -> str:
     return (load_node(state).data.columns.get("path") if known and state else None) or "path"
 
 
-def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Image files below a folder, in the order of their paths."""
-
-    def unreadable(exc: OSError) -> None:
-        left_out["folders that cannot be opened"] += 1
-
-    for folder, below, names in os.walk(root, onerror=unreadable):
-        for name in below:
-            if is_hidden(name):
-                left_out["hidden or system folders"] += 1
-            elif os.path.islink(os.path.join(folder, name)):
-                left_out["links to folders"] += 1
-        below[:] = sorted(name for name in below if not is_hidden(name))
-        for name in sorted(names):
+def _walk(root: Path, left_out: Counter[str]) -> list[Path]:
+    """Image files below a folder, sorted; links are followed, each folder once. A folder that cannot be listed stands
+    among them: what is in it would be missing without a word."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    closed = lambda exc: found.append(Path(exc.filename))  # noqa: E731
+    for folder, below, names in os.walk(root, onerror=closed, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        left_out["hidden or system folders"] += sum(map(is_hidden, below))
+        below[:] = [name for name in below if not is_hidden(name)]
+        for name in names:
             path = Path(folder, name)
             if is_hidden(name):
                 left_out["hidden or system files"] += 1
-            elif os.path.isfile(path) and looks_like_image(path):
-                yield path
+            elif looks_like_image(path):
+                found.append(path)
             else:
                 left_out["files that are no images"] += 1
+    return sorted(found)
 
 
 def _rows(table: Path, column: str) -> Iterator[tuple[int, Path]]:
     found = read_rows(table)
-    header, rows = found.header, found.rows
-    if column not in header:
+    if column not in found.header:
+        likely = find_likely("path", found.header)
         raise DataError(
-            f"{table.name}:1: no column {column!r} for the path{hint(column, header)}",
-            remedy=f"columns here: {', '.join(header)}; name it with --column",
+            f"{table.name}:1: no column {column!r} for the path{hint(column, found.header)}",
+            remedy=f"columns here: {', '.join(found.header)}; "
+            + (f"if this is the one: --column {shlex.quote(likely)}" if likely else "name it with --column"),
         )
-    for line, row in rows:
-        file = table.parent / row[column]
-        windows = "\\" in row[column] and not os.path.isfile(file)
-        yield line, table.parent / row[column].replace("\\", "/") if windows else file
-
-
-def is_hidden(name: str) -> bool:
-    """What file systems and their servers put beside a person's files."""
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+    for line, row in found.rows:
+        yield line, find_file(table.parent, row[column])

@@ -143,7 +143,7 @@ def _decoded(predictor: Predictor, asked: Asked) -> Iterator[tuple[Array | None,
 
     def decoded(item: Item, _: Array | None) -> tuple[Array, str]:
         if not os.path.isfile(item.path):  # a pipe would be waited for
-            raise UnreadableImage("is no file" if os.path.lexists(item.path) else "no such file")
+            raise UnreadableImage(_why_no_file(item.path))
         square, frames = decode(item.path, preprocessing), count_frames(item.path)
         taken = frames // 2 + 1 if preprocessing.frame == "middle" else 1
         return square, f"frame {taken} of {frames}" if frames > 1 else ""
@@ -155,3 +155,9 @@ def _decoded(predictor: Predictor, asked: Asked) -> Iterator[tuple[Array | None,
             yield None, f"{found.message} ({line})" if line else found.message
         else:
             yield found
+
+
+def _why_no_file(path: Path) -> str:
+    if os.path.isdir(path):
+        return "is a folder that cannot be listed"
+    return "is no file" if os.path.lexists(path) else "no such file"

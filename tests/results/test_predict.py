@@ -244,15 +244,15 @@ def test_a_folder_is_walked_by_content_and_what_is_no_image_is_counted(tmp_path:
         os.rename(root / "junk.png", root / junk)
     (root / "notes.txt").write_text("seen by Dr. Ash")
     (root / "gone.png").symlink_to(root / "nowhere")
-    (root / "same").symlink_to(root / "b")
+    (root / "same").symlink_to(root / "b")  # each folder once
+    (root / "b" / "above").symlink_to(root)
     found = asked.gather([root])
     names = [path.relative_to(root).as_posix() for path in found.files]
-    assert names == ["1.2.826.17", "a.png", "broken.png", "b/0.IMA.old", "b/2.png"]
+    assert names == ["1.2.826.17", "a.png", "b/0.IMA.old", "b/2.png", "broken.png"]
     assert found.left_out == {
         "hidden or system files": 2,
         "hidden or system folders": 3,
         "files that are no images": 2,
-        "links to folders": 1,
     }
     assert asked.gather([root]) == found
 
@@ -276,15 +276,36 @@ def test_a_folder_without_images_is_refused_with_what_lies_there(tmp_path: Path,
     assert ("1 hidden" in caught.value.message) == (layout == "only hidden")
 
 
+def test_a_folder_that_cannot_be_listed_is_told_like_an_image_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may list all of them: the system's refusal is played."""
+    good, closed = write_png(tmp_path / "a.png", noise(1)), str(tmp_path / "closed")
+    os.mkdir(closed)
+    listed = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    rows = predict.predict(bright(), asked.gather([tmp_path]))["images"]
+    assert [(row["image"], row["note"]) for row in rows] == [
+        (str(good), ""),
+        (closed, "is a folder that cannot be listed"),
+    ]
+
+
 # ---------------------------------------------------------------- tables
 
 
 def test_a_tables_files_are_predicted_in_its_order_by_the_nodes_rules(tmp_path: Path) -> None:
-    """Paths from the table's own folder, also as Windows writes them; a BOM; a quoted separator."""
+    """Paths from the table's own folder, also as Windows writes them; a BOM; quoted separators."""
     for name in ("one.png", "sub/two.png"):
         write_png(tmp_path / "t" / name, noise(1))
     table = tmp_path / "t" / "scans.csv"
-    table.write_text('path;age\nsub\\two.png;"61; f"\none.png;5\nabsent.png;\n', "utf-8-sig")
+    table.write_text('path;"age, sex, site"\nsub\\two.png;"61; f, x"\none.png;"5, m, x"\nabsent.png;\n', "utf-8-sig")
     found = asked.gather([table])
     names = [path.relative_to(table.parent).as_posix() for path in found.files]
     assert names == ["sub/two.png", "one.png", "absent.png"]
@@ -298,7 +319,7 @@ def test_a_tables_own_column_is_named_by_node_toml_or_on_the_command_line(state:
     table.write_text("file,label\none.png,benign\n")
     done = run("--state", state, "predict", table)
     assert code(done) == 78
-    assert "scans.csv:1: no column 'path'" in str(done.exception) and "--column" in str(done.exception)
+    assert "scans.csv:1: no column 'path'" in str(done.exception) and "--column file" in str(done.exception)
     assert run("--state", state, "predict", table, "--column", "file").exit_code == 0
     with open(state / "node.toml", "a") as file:
         file.write('\n[data.columns]\npath = "file"\n')

@@ -45,10 +45,10 @@ def read_folder(root: Path, data: DataConfig) -> Source:
                 left[NO_IMAGE] += 1
     for folder in beside:
         for path in folder.iterdir():
-            if path.is_dir() and _is_hidden(path.name):
+            if path.is_dir() and is_hidden(path.name):
                 left[HIDDEN] += sum(1 for _ in _files(path))
             elif not path.is_dir():
-                left[HIDDEN if _is_hidden(path.name) else BESIDE] += 1
+                left[HIDDEN if is_hidden(path.name) else BESIDE] += 1
     return Source(tuple(items), len(items) + left.total(), +left, unit="files", root=root)
 
 
@@ -75,14 +75,14 @@ def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
             continue
         seen.add(real)
         here = Path(name)
-        hidden = any(_is_hidden(part) for part in here.relative_to(folder).parts) or _is_hidden(folder.name)
-        found += [(here / file, hidden or _is_hidden(file)) for file in files]
+        hidden = any(is_hidden(part) for part in here.relative_to(folder).parts) or is_hidden(folder.name)
+        found += [(here / file, hidden or is_hidden(file)) for file in files]
     return iter(sorted(found))
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not _is_hidden(p.name))
+    return sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS or name.casefold() in ("thumbs.db", "desktop.ini")

@@ -131,12 +131,9 @@ def _text(content: bytes) -> tuple[str, str]:
 
 
 def _delimiter(text: str) -> str:
-    """The one that makes most cells of the header."""
-
-    def cells(delimiter: str) -> int:
-        return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
-
-    return max(DELIMITERS, key=cells)
+    """The one that stands most often in the header, outside of quotes."""
+    bare = re.sub(r'"(?:[^"]|"")*"', "", text[:WIDTH_MAX]).partition("\n")[0]
+    return max(DELIMITERS, key=bare.count)
 
 
 def _require_narrow(path: Path, rows: Sequence[tuple[int, list[str]]], header: Sequence[str]) -> None:
@@ -173,14 +170,14 @@ def _row_item(path: Path, line: int, row: Mapping[str, str], names: Mapping[str,
     return Item(
         where,
         cell["label"],
-        _find(path.parent, cell["path"]),
+        find_file(path.parent, cell["path"]),
         patient=cell.get("patient") or None,
         site=cell.get("site") or None,
         split=SPLIT_WORDS[split.casefold()] if split else None,
     )
 
 
-def _find(folder: Path, name: str) -> Path:
+def find_file(folder: Path, name: str) -> Path:
     """The file as the table spells it, or as the disk does: written on Windows, accents in one letter or in two."""
     for spelt in _spellings(name):
         if (folder / spelt).is_file():
@@ -208,7 +205,7 @@ def _column_names(path: Path, table: Table, data: DataConfig, asked: Asked) -> d
     names = {key: data.columns.get(key, key) for key in COLUMNS}
     for key, column in names.items():
         if column not in header and (key in REQUIRED or (column and key in data.columns)):
-            if any(cell and _find(path.parent, cell).is_file() for cell in header):
+            if any(cell and find_file(path.parent, cell).is_file() for cell in header):
                 raise DataError(
                     f"{path.name}:1: a row with an image, but no header",
                     remedy="write the names of the columns above it, in their order, e.g. path,label,patient",
