@@ -23,7 +23,15 @@ from hsl_node.node.poisoning import (
 from hsl_node.sync.store.journal import Journal
 from hsl_node.weights.checkpoint_file import Array, Schema, read_chunk, schema_of, write_weights
 from hsl_node.weights.fuse_files import fuse_files
-from hsl_node.weights.influence import NORM_LIMIT, Figures, Influence, changed_counts, largest_share, unusual
+from hsl_node.weights.influence import (
+    NORM_LIMIT,
+    PART_SHARE,
+    Figures,
+    Influence,
+    changed_counts,
+    largest_share,
+    unusual,
+)
 
 ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
 PEERS = (ASH, BIRCH, CEDAR)
@@ -160,12 +168,32 @@ def test_one_against_others_who_do_not_agree_is_not_unusual():
     assert set(unusual({**now, ASH: plain(cosine=-0.5, agreement=0.4)}, [])) == {ASH}
 
 
-def test_opposed_parts_are_unusual_from_the_second_round_in_a_row_on():
+def test_opposed_parts_are_unusual_from_the_third_round_in_a_row_on():
     opposed = {ASH: plain(opposed=(("skip", -0.1), ("tower", -0.3))), BIRCH: plain(), CEDAR: plain()}
     honest = dict.fromkeys(PEERS, plain())
     assert unusual(opposed, []) == {}
+    assert unusual(opposed, [opposed]) == {}
     assert unusual(opposed, [opposed, honest]) == {}
-    assert "skip -0.10, tower -0.30" in unusual(opposed, [honest, opposed])[ASH]
+    assert unusual(opposed, [opposed, honest, opposed]) == {}
+    assert "skip -0.10, tower -0.30" in unusual(opposed, [honest, opposed, opposed])[ASH]
+
+
+def test_of_two_hospitals_none_is_the_odd_one():
+    """Each is all others of the other; a direction says nothing of who is wrong. A huge update still does."""
+    against = plain(cosine=-0.9, agreement=1.0, opposed=(("encoder", -0.9),))
+    two = {ASH: against, BIRCH: against}
+    assert unusual(two, [two, two, two]) == {}
+    assert set(unusual({ASH: plain(1000), BIRCH: plain(1)}, [])) == {ASH}
+
+
+def test_a_part_of_a_few_numbers_is_not_opposed_whatever_its_direction(tmp_path):
+    """A gate of an honest small hospital turned for 20 rounds on end."""
+    base = {"gate.w": f32(0), "encoder.w": f32(0, 0)}
+    one = {"gate.w": f32(1), "encoder.w": f32(10, 0)}
+    for gate, opposed in ((-1.9, ()), (-2.1, (("gate", pytest.approx(-1.0)),))):
+        found = figures_of(tmp_path, base, one, one, {"gate.w": f32(gate), "encoder.w": f32(10, 0)})
+        share = abs(gate) / np.hypot(gate, 10)
+        assert (share >= PART_SHARE) == bool(opposed) and found[CEDAR].opposed == opposed
 
 
 # ------------------------------------------------------------------ numbers of images
