@@ -36,9 +36,10 @@ lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(INSTALLED)  ## the index of the decisions and the examples of the protocol, where they changed
+docs: $(INSTALLED)  ## the index of the decisions, the examples of the protocol and the manual page, where they changed
 	$(BIN)/python tests/repository/decisions_index.py
 	$(BIN)/python tests/repository/protocol_examples.py
+	$(BIN)/python tests/repository/man_page.py
 
 threats: $(INSTALLED)  ## tests/README.md: which test answers which threat, and what `make test` leaves to test-all
 	$(BIN)/python tests/repository/threat_table.py
@@ -89,4 +90,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,dicom,onnx]' \
 	  >$(VENV)/install.log 2>&1 || { tail -n 30 $(VENV)/install.log >&2; exit 1; }
 	@touch $@
-	@echo 'Installed.'
+	@echo 'Installed: $(BIN)/hsl-node. So that plain hsl-node is found in this shell: . $(BIN)/activate'

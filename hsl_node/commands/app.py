@@ -24,6 +24,7 @@ from hsl_node.commands import (  # fmt: skip
     verify,
 )
 from hsl_node.commands.shared import PANELS
+from hsl_node.host import versions
 from hsl_node.host.hints import STATE_VARIABLE, SYSTEM_STATE, state_directory
 from hsl_node.host.wrong_paths import require_state
 
@@ -48,11 +49,16 @@ app = typer.Typer(
     "hospitals over SFTP, fuses without a server. No image leaves the hospital.",
     epilog="Try it on this machine: hsl-node demo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,  # they print local variables, which may hold data
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(versions.this_program())
+        raise typer.Exit()
 
 
 @app.callback()
@@ -65,9 +71,13 @@ def root(
             envvar=STATE_VARIABLE,
             readable=False,  # our own words, and exit codes, say whose it is
             show_envvar=True,
-            help=f"State directory of the node. Default: {SYSTEM_STATE} if it is ours, else ~/.local/state/hsl-node.",
+            help=f"State directory of the node. Default: {SYSTEM_STATE} or ~/.local/state/hsl-node, the first that "
+            f"holds a node; else {SYSTEM_STATE} if it is there and ours.",
         ),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = state_directory(state)
     require_state(context.obj)

@@ -29,7 +29,10 @@ IN_PAST = (
 def nothing_here(state: Path) -> str:
     """What to do where a state directory holds no node.toml."""
     node = Layout(state.parent.parent)
-    return IN_PAST.format(node=node.state) if state.parent == node.past and node.node_toml.exists() else NOTHING_HERE
+    if state.parent == node.past and node.node_toml.exists():
+        return IN_PAST.format(node=node.state)
+    elsewhere = next((place for place in _usual_places() if place != state and _holds_a_node(place)), None)
+    return NOTHING_HERE if elsewhere is None else f"a node is at {elsewhere}: --state {elsewhere}. Else: {NOTHING_HERE}"
 
 
 def state_directory(given: Path | None) -> Path:
@@ -38,14 +41,29 @@ def state_directory(given: Path | None) -> Path:
 
 
 def default_state() -> Path:
-    """Where a service installed by the systemd unit keeps its state; for others a folder in their home, if any."""
+    """Where a node is: the service's directory if it is ours, else the one in our home. While none is: the same order.
+
+    A node in the home stays the one that is meant when somebody makes the service's directory, until a node is there.
+    """
+    places = _usual_places()
+    return next((place for place in places if _holds_a_node(place)), places[0])
+
+
+def _usual_places() -> list[Path]:
+    found = []
     with contextlib.suppress(PermissionError):  # a mount that another user made, say
         if SYSTEM_STATE.is_dir() and os.geteuid() in (0, SYSTEM_STATE.stat().st_uid):
-            return SYSTEM_STATE
-    if states := os.environ.get("XDG_STATE_HOME"):
-        return Path(states) / "hsl-node"
+            found.append(SYSTEM_STATE)
     home = os.path.expanduser("~")
-    return SYSTEM_STATE if home in ("~", NO_HOME) else Path(home, ".local", "state", "hsl-node")
+    if states := os.environ.get("XDG_STATE_HOME"):
+        found.append(Path(states) / "hsl-node")
+    elif home not in ("~", NO_HOME):
+        found.append(Path(home, ".local", "state", "hsl-node"))
+    return found or [SYSTEM_STATE]
+
+
+def _holds_a_node(state: Path) -> bool:
+    return os.path.exists(Layout(state).node_toml)
 
 
 def command(state: Path) -> str:

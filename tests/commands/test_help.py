@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -84,3 +86,19 @@ def test_the_help_names_every_command_once_under_its_panel() -> None:
     shown = [line.split()[0] for line in shell("--help").stdout.splitlines() if line.startswith("  ") and line.split()]
     for word in {words.split()[0] for words in COMMANDS}:
         assert shown.count(word) == 1, word
+
+
+def test_the_version_names_the_commit_of_a_checkout() -> None:
+    done = run("--version")
+    assert done.exit_code == 0
+    assert re.fullmatch(r"hsl-node \d+\.\d+\.\d+( \(commit [0-9a-f]{10}\+?\))?\n", done.stdout)
+    assert json.loads(run("version", "--json").stdout)["commit"]
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(kind: str) -> None:
+    script = shell("--show-completion", kind)
+    assert script.returncode == 0 and "hsl-node" in script.stdout
+    words = {"COMP_WORDS": "hsl-node fed", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "hsl-node fed"}
+    done = shell(_HSL_NODE_COMPLETE=f"complete_{kind}", _TYPER_COMPLETE_FISH_ACTION="get-args", **words)
+    assert "federation" in done.stdout, done

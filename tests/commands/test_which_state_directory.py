@@ -8,7 +8,7 @@ import pytest
 from command_line import made, shell
 
 from hsl_node.admin import doctor, enrol
-from hsl_node.host.hints import addressed, command, default_state
+from hsl_node.host.hints import addressed, command, default_state, nothing_here
 
 
 def test_the_state_directory_may_be_named_before_or_after_the_command(tmp_path: Path) -> None:
@@ -76,3 +76,18 @@ def test_a_hint_can_be_copied_as_it_stands_where_the_state_is_elsewhere(tmp_path
 def test_where_the_state_is_as_usual_a_hint_is_short(tmp_path: Path) -> None:
     done = shell("status", HSL_NODE_STATE=str(tmp_path))
     assert done.returncode == 10 and "`hsl-node init`" in done.stderr
+
+
+def test_a_node_in_the_home_stays_the_one_that_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`init` by root before the service's directory was there; once somebody made it, `status` said "no node here"."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    system, own = tmp_path / "system", tmp_path / ".local" / "state" / "hsl-node"
+    monkeypatch.setattr("hsl_node.host.hints.SYSTEM_STATE", system)
+    made(own)
+    system.mkdir()
+    assert default_state() == own
+    made(system, "birch", 9002)
+    assert default_state() == system, "the service's own node comes first"
+    (system / "node.toml").unlink()
+    assert f"a node is at {own}: --state {own}" in nothing_here(system)
