@@ -5,9 +5,10 @@ init -> card ... mailed, fingerprint compared by phone ... -> federation create 
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,16 @@ NODE_TOML = """\
 """
 
 
-def init(state: Path, *, name: str, address: str, listen: str | None, data: Path | None) -> PeerCard:
+def init(
+    state: Path,
+    *,
+    name: str,
+    address: str,
+    listen: str | None,
+    data: Path | None,
+    columns: Mapping[str, str] = {},
+    labels: Mapping[str, str] = {},
+) -> PeerCard:
     """Make the state directory, key, node.toml and peer card. An init that was cut short is completed.
 
     Raises:
@@ -73,6 +83,10 @@ def init(state: Path, *, name: str, address: str, listen: str | None, data: Path
             remedy="`hsl-node card` prints its peer card again; for a second node give another --state",
         )
     text = settings_text(name=name, address=address, listen=listen, data=data)
+    for key, table in (("columns", columns), ("labels", labels)):
+        if table:
+            inline = ", ".join(_line(k, v) for k, v in table.items())
+            text = re.sub(rf"^# {key} = .*$", lambda _, k=key, i=inline: f"{k} = {{ {i} }}", text, flags=re.MULTILINE)  # type: ignore[misc]
     layout.make()
     me = identity.load(layout.key) if layout.key.exists() else identity.generate(layout.key)
     durable.sync_folder(state.absolute().parent)

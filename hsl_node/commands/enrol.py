@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hsl_node.commands.shared import ENROL, Json, own_state_of, state_of
-from hsl_node.errors import ConfigError, UsageError
+from hsl_node.errors import ConfigError, DataError, UsageError
 from hsl_node.host.hints import command
 from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import print_json
+
+if TYPE_CHECKING:
+    from hsl_node.admin.first_look import Answers
 
 KEYS = (
     "name, address, listen, anchor, client, data.path, data.filter, data.columns, data.labels, data.exclude, "
@@ -47,21 +51,50 @@ def init(
 
     state = own_state_of(context)
     try:
-        made = enrol.init(state, name=name, address=address, listen=listen, data=data)
+        asked = _asked(state, data)
+        made = enrol.init(
+            state, name=name, address=address, listen=listen, data=data, columns=asked.columns, labels=asked.labels
+        )
     except ConfigError as exc:  # no file says so, but the command line
         raise UsageError(exc.message, remedy=exc.remedy) from exc
     print(config.card_text(made), end="")
-    us = command(state)
+    us, classes = command(state), shlex.quote(",".join(asked.classes)) if asked.classes else "negative,positive"
+    if not asked.classes:
+        classes += "  (your own two, in the federation's order)"
     if data is not None and not data.exists():
         print(f"\nWarning: there is nothing at {data.absolute()} yet: no images to train on.", file=sys.stderr)
     print(
         f"\nMade {state}. Next:\n"
         f"  1. mail {Layout(state).card(made.name)} (the lines above) to whoever makes the federation,\n"
         f"     and read the last line to them over the phone\n"
-        f"  2. look through {Layout(state).node_toml}, then: {us} data check\n"
+        f"  2. look through {Layout(state).node_toml}, then: {us} data check --classes {classes}\n"
         f"  3. when federation.toml comes back: {us} federation join federation.toml",
         file=sys.stderr,
     )
+
+
+def _asked(state: Path, data: Path | None) -> Answers:
+    """At a terminal what the images are; in a script, and where nothing is to be looked at, nothing."""
+    from hsl_node.admin.first_look import Answers, ask
+    from hsl_node.host.files import is_initialised
+
+    if data is None or not data.exists() or is_initialised(state) or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return Answers()
+
+    def answer(question: str) -> str:
+        print(question, end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            raise EOFError
+        return line.rstrip("\n")
+
+    try:
+        return ask(data, lambda text: print(text, file=sys.stderr), answer)
+    except EOFError:
+        print("\nNot answered: columns and labels stay as they are; node.toml holds them.", file=sys.stderr)
+        return Answers()
+    except DataError as exc:
+        print(f"{exc.message}: columns and labels are not asked for. `data check` says more.", file=sys.stderr)
+        return Answers()
 
 
 def card(
