@@ -12,7 +12,8 @@ from pathlib import Path
 
 from hsl_node.errors import escaped
 from hsl_node.federation.node_toml import DataConfig
-from hsl_node.train.data.sources import read_rows, read_source
+from hsl_node.train.data.listing import read_source
+from hsl_node.train.data.tables import read_rows
 
 SHOWN = 12  # labels, columns
 TABLES = (".csv", ".tsv")
@@ -50,8 +51,9 @@ def ask(data: Path, say: Callable[[str], object], answer: Callable[[str], str]) 
 
 
 def _columns(table: Path, say: Callable[[str], object], answer: Callable[[str], str]) -> dict[str, str]:
-    header, rows = read_rows(table)
-    first = next((row for _, row in rows), {})
+    read = read_rows(table)
+    header = read.header
+    first = read.rows[0][1] if read.rows else {}
     say(f"Columns of {table.name}: " + _listed([f"{c} (e.g. {first.get(c, '')})" for c in header]))
     found = {}
     for key, question in QUESTIONS:
