@@ -32,6 +32,18 @@ from hsl_node.host.wrong_paths import require_state
 class InPanels(TyperGroup):
     """Lists the commands under their panels, in plain text: rich would draw boxes, for 0.1 s of processor time."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """A wrong value of an option is told in our words, as one of a file is."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as exc:
+            cause = exc.__cause__ or exc.__context__
+            if (errors := getattr(cause, "errors", None)) is not None:
+                from hsl_node.federation.problems import in_words
+
+                exc.message = in_words(errors()[0])
+            raise
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
         width = max(len(name) for name, _ in commands)

@@ -172,6 +172,10 @@ def load_card(path: Path) -> PeerCard:
     raw = parse(path, text)
     claimed = raw.pop("fingerprint", None)
     raw.pop("read_aloud", None)
+    if "peer" in raw:
+        raise ConfigError(
+            f"{path} is a federation file, no peer card", remedy="give the *.card that each hospital mailed"
+        )
     card = validate(path, text, raw, PeerCard)
     if claimed is not None and claimed != card.fingerprint:
         raise ConfigError(

@@ -92,13 +92,15 @@ def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting!r} is not of the form key=value", remedy="e.g. --set rounds=10")
-        raw[key.strip()] = _names(value) if key.strip() == "classes" else _setting(value.strip())
+        raw[key.strip()] = _value(key.strip(), value.strip())
     return validate(source, text, raw, Plan)
 
 
-def _names(text: str) -> Any:
-    """Of the command line: `benign,malignant`, or as in TOML. A name may be a number."""
-    return _setting(text.strip()) if text.strip().startswith("[") else [part.strip() for part in text.split(",")]
+def _value(key: str, text: str) -> Any:
+    """Of the command line: as in TOML, or a list as `benign,malignant`, where a name may be a number."""
+    if key == "classes" and not text.startswith("["):
+        return [part.strip() for part in text.split(",")]
+    return text if "," in text and key != "split_percent" and text[:1] not in "[\"'" else _setting(text)
 
 
 def _setting(text: str) -> Any:

@@ -155,3 +155,20 @@ def test_stop_does_not_advise_to_start_what_is_stopped(tmp_path: Path) -> None:
     elsewhere = shell("--state", tmp_path / "asch", "pause")
     assert elsewhere.returncode == 3 and "which holds no node.toml" in elsewhere.stderr
     assert "Or point --state at the right folder" in elsewhere.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("round show seven", "'seven' given, a whole number is expected"),
+        ("logs -n ten", "'ten' given, a whole number is expected"),
+        ("demo --hospitals 1", "needs 2 or more"),
+        ("stop --timeout soon", "'soon' given, a number is expected"),
+        ("inbox provision --for ftp", "'ftp' is not one of 'openssh', 'sftpgo'"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_told_in_the_products_words(words: str, said: str) -> None:
+    """The parser takes the validation library's sentences: "Input should be a valid integer, unable to parse"."""
+    done = run(*words.split())
+    assert done.exit_code == 2 and said in " ".join(done.stderr.split()), done.stderr
+    assert "Input should" not in done.stderr and "Value error" not in done.stderr
