@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from hsl_node.admin.enrol import require_roomy_inbox
-from hsl_node.admin.ping import ping
+from hsl_node.admin.ping import comes_back, ping
 from hsl_node.errors import (
     ConfigError,
     DataError,
@@ -50,6 +50,7 @@ from hsl_node.node.checks import (
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.room import reserve_of, room
+from hsl_node.sync.wire.sockets import FAST, congestion_control
 
 TORCH_S = 120.0  # the first import after an installation compiles its bytecode
 SCAN_MAX = 10_000  # files: enough to see that a folder is no empty mount point
@@ -122,6 +123,7 @@ def _examined(state: Path) -> list[Check]:
     plan = federation.plan if federation else None
     checks.append(_check("images", lambda: _images(layout, configured.data, plan)))
     checks.append(_check("port", lambda: _port(state, configured)))
+    checks.append(_check("congestion control", _line))
     checks.append(_check("torch", lambda: _torch(configured.train.device)))
     if federation is None or ring is None:
         return [*checks, *(Check(name, "skipped", "needs the federation") for name in ("anchor", "disk", "peers"))]
@@ -288,7 +290,20 @@ def _port(state: Path, node: NodeConfig) -> str:
         require_port(node.listen)
     if note := mapping_needed(node):
         raise _Doubt(f"{where}; {note}", remedy=MAPPING_FIX)
+    if pid is not None and (why := comes_back(state)):
+        raise _Doubt(
+            f"{where}; a call from here to the address that the others have does not end there: {why}",
+            remedy="a router may not lead calls from within back in; else the address or its forwarding is wrong. "
+            "Ask a hospital what its `hsl-node peer ping` says",
+        )
     return where
+
+
+def _line() -> str:
+    found = congestion_control()
+    if found == FAST.decode():
+        return f"{found} on fast lines"
+    return f"{found or 'unknown'} on all lines: this kernel offers no {FAST.decode()}, which losses slow down less"
 
 
 def _torch(device: str) -> str:

@@ -260,3 +260,29 @@ def test_doctor_and_ping_name_another_federation_file_a_wrong_clock_and_a_pause_
     said["federation"] = "5adf52bc" + "0" * 56
     outcome, found, shown = beside_birch()
     assert outcome == "failed" and f"(5adf52bc, ours is {mine.fed8})" in found and "federation diff" in shown
+
+
+def test_doctor_asks_whether_the_address_that_the_others_have_ends_here(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon runs, so its port is its own; that says nothing of the address that was agreed on."""
+    ash, birch = two
+    monkeypatch.setattr(doctor, "ask", lambda state, what: {"status": {"pid": 4711}})
+
+    def port() -> doctor.Check:
+        return doctor._check("port", lambda: doctor._port(ash, node_toml.load_node(ash)))
+
+    assert beside(ash, port).outcome == "ok"
+    away = port()
+    assert away.outcome == "warning" and "does not end there: ash at 127.0.0.1" in away.text
+    Layout(ash).key.rename(ash / "key")
+    identity.generate(Layout(ash).key)
+    assert "shows the host key" in beside(ash, port).text, "another machine answers there"
+    assert birch
+
+
+def test_doctor_says_which_congestion_control_fast_lines_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "congestion_control", lambda: "bbr")
+    assert doctor._line() == "bbr on fast lines"
+    monkeypatch.setattr(doctor, "congestion_control", lambda: "cubic")
+    assert doctor._line().startswith("cubic") and "bbr" in doctor._line()

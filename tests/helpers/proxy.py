@@ -6,6 +6,8 @@ async with Proxy(port_of_the_server) as link:
     link.bits_per_s = 4_000_000     # of each direction
     link.hole = True                # connections stay open, nothing passes until it is False again
     link.deaf = True                # nothing comes back, everything goes there
+    link.largest_up = 6000          # bytes; from a larger piece on nothing goes there: a path that loses large packets
+    link.largest_down = 6000        # the same for what comes back
     link.mute = True                # nothing goes there, everything comes back
     link.cuts, link.swallowed       # a test asserts that its fault fired
     await link.down()               # nobody listens any more; await link.up(): again, on the same port
@@ -31,6 +33,8 @@ class Proxy:
         self.hole = False
         self.deaf = False
         self.mute = False
+        self.largest_up: int | None = None
+        self.largest_down: int | None = None
         self.bytes_up = 0  # from clients, over all connections
         self.connections = 0  # ever
         self.live = 0
@@ -91,8 +95,11 @@ class Proxy:
                     side.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+        lost = False  # a packet that never arrives: TCP has no use for those behind it
         while data := await reader.read(CHUNK_BYTES):
-            dead = self.mute if up else self.deaf
+            largest = self.largest_up if up else self.largest_down
+            lost = lost or (largest is not None and len(data) > largest)
+            dead = lost or (self.mute if up else self.deaf)
             self.swallowed += len(data) if self.hole or dead else 0
             while self.hole:  # noqa: ASYNC110  (the test sets a plain attribute)
                 await asyncio.sleep(0.02)
@@ -106,6 +113,6 @@ class Proxy:
                     return
             if self.bits_per_s:
                 await asyncio.sleep(len(data) * 8 / self.bits_per_s)
-            if not (self.mute if up else self.deaf):
+            if not dead:
                 writer.write(data)
                 await writer.drain()
