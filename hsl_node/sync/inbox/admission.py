@@ -168,9 +168,14 @@ class Admission:
             oldest.abort()
         self._sources.add(peer, link.source)
         self.note(peer, "peer connected", logging.INFO, peer=peer, source=link.source)
-        link.login = self.members[peer].runs.login()
-        self.on_connect(peer)
+        link.login = self.again(link)
         return self.members[peer]
+
+    def again(self, link: Connection) -> int:
+        """It is there, after a login or a silence. Gives back its place among this peer's logins."""
+        assert link.peer is not None
+        self.on_connect(link.peer)
+        return self.members[link.peer].runs.login()
 
     def answered(self, link: Connection) -> None:
         """It made a request: its process was alive after the login."""

@@ -22,7 +22,8 @@ from hsl_node.sync.wire.sockets import tune
 from hsl_node.sync.wire.toll import Turnstile
 
 LOGIN_MAX_BYTES = 32 * 1024  # until the login is done; those of OpenSSH, asyncssh and paramiko take 2 to 4 KB
-AGAIN_S = 10.0  # of silence, after which a question is as good as a new connection: the peer is there (again)
+AGAIN_S = 10.0  # of silence, after which a question is as good as a new login: the peer is there (again)
+LATER_S = 0.05  # between that question and one that shows that its process lives: what a hole held up comes all at once
 UNSENT_MAX_BYTES = 1024 * 1024  # of answers a client does not read; then we stop reading its requests
 
 
@@ -48,6 +49,7 @@ class Link(asyncssh.SSHServer):
         self._writable.set()
         self._filesystems: set[InboxFS] = set()
         self._answered = False
+        self._not_before = 0.0
 
     # ------------------------------------------------------------ coming and going
 
@@ -165,8 +167,9 @@ class Link(asyncssh.SSHServer):
         self.turnstile.request()
         before, self.last_request = self.last_request, time.monotonic()
         if self.last_request - before > AGAIN_S:
-            self._admission.on_connect(self.member.peer)
-        if not self._answered:
+            self.login, self._answered = self._admission.again(self), False
+            self._not_before = self.last_request + LATER_S
+        elif not self._answered and self.last_request >= self._not_before:
             self._answered = True
             self._admission.answered(self)
 

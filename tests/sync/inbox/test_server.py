@@ -254,3 +254,31 @@ async def test_a_peer_that_asks_again_after_a_silence_has_shown_itself(
         monkeypatch.setattr(link_module, "AGAIN_S", 0.0)
         await client.stat(b"inbox")
         assert box.connects == [CEDAR, CEDAR]
+
+
+@on_loop
+async def test_two_processes_that_keep_their_connections_are_found_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone beside the original: it does not log in again, but asks after the other one did."""
+    found: list[bool] = []
+    monkeypatch.setattr(link_module, "LATER_S", 0.0)
+    async with inbox(tmp_path) as box:
+        box.admission.on_twice = lambda peer, twice: found.append(twice)
+
+        async def use(client: asyncssh.SFTPClient) -> None:
+            monkeypatch.setattr(link_module, "AGAIN_S", 0.0)
+            await client.stat(b"inbox")
+            monkeypatch.setattr(link_module, "AGAIN_S", 3600.0)
+            await client.stat(b"inbox")
+
+        async with (
+            box.connect(client_version=f"hsl1_{1:016x}") as one,
+            one.start_sftp_client() as original,
+            box.connect(client_version=f"hsl1_{2:016x}") as two,
+            two.start_sftp_client() as clone,
+        ):
+            await use(clone)
+            assert found and not any(found), "the original may have ended"
+            await use(original)
+            assert found[-1] is True
