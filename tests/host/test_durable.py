@@ -30,6 +30,7 @@ WRITE_OTHERWISE = {
     "hsl_node.sync.store.store": "a lock",
     "hsl_node.sync.store.journal": "a copy to be read at once of what lies on a read-only disk",
     "hsl_node.host.event_log": "the log",
+    "hsl_node.host.bare_host": "the null device, where a standard stream is closed",
     "hsl_node.node.trainer": "the trainer's log",
     "hsl_node.node.peers.liveness": "a sign of life, laid anew each minute; half of one is none",
     "hsl_node.train.worker": "its standard output",
