@@ -195,6 +195,7 @@ def card_text(card: PeerCard) -> str:
 
 def federation_text(federation: Federation) -> str:
     content = federation.model_dump(mode="json", exclude_none=True)
+    content["plan"] = {key: value for key, value in agreed(federation.plan).items() if value is not None}
     return (
         f"# Federation {federation.name!r}, hash {federation.fed8}. Identical at every peer: do not edit, make a\n"
         "# new one with `hsl-node federation create` and let everybody join it again.\n" + tomli_w.dumps(content)
