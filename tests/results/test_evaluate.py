@@ -259,6 +259,20 @@ def test_models_measured_on_another_test_set_are_not_compared(state: Path) -> No
     assert {m["images"] for m in again["test"].values()} == {again["images"]["test"]}
 
 
+def test_test_images_that_were_trained_on_are_refused_not_measured(state: Path) -> None:
+    """The table's split is given after the run: of its test images some had been trained on."""
+    evaluate.evaluate(state)
+    table = state.parent / "images" / "metadata.csv"
+    lines = table.read_text().splitlines()
+    patients = sorted({line.split(",")[2] for line in lines[1:]})
+    side = {patient: ("train", "val", "test")[n % 3] for n, patient in enumerate(patients)}
+    given = [f"{line},{side[line.split(',')[2]]}" for line in lines[1:]]
+    table.write_text("\n".join([f"{lines[0]},split", *given]) + "\n")
+    with pytest.raises(DataError, match=r"it would move .* 21 images from train to test"):
+        evaluate.evaluate(state, again=True)
+    assert evaluate.evaluate(state)["evaluated"] == 1
+
+
 # ------------------------------------------------------------------ images from elsewhere
 
 
