@@ -51,7 +51,8 @@ def rotate(
         f"1. mail {begun.file} to every other peer; read the new key's line to them over the phone\n"
         f"2. each of them: hsl-node peer update {begun.file.name} --fingerprint {strings.fingerprint(update.new)}\n"
         f"3. here: {again}\n"
-        f"4. each of them: hsl-node peer update --finish {update.peer}"
+        f"4. each of them: hsl-node peer update --finish {update.peer}\n"
+        "5. everybody: a new backup; an older one does not know the new key"
     )
 
 
