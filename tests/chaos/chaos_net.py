@@ -88,9 +88,6 @@ class FakeConnection:
     def process_packet(self, kind: int, number: int, packet: object) -> bool:
         raise AssertionError("a simulated line carries no packets of SSH")
 
-    def send_packet(self, kind: int, *content: bytes, handler: object = None) -> None:
-        raise AssertionError("a simulated line carries no packets of SSH")
-
     def add_channel(self, channel: object) -> int:
         raise AssertionError("a simulated line carries no channels of SSH")
 

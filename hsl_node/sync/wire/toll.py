@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, AnyStr
+from typing import AnyStr
 
 import asyncssh
 from asyncssh.channel import SSHChannel
@@ -78,7 +78,6 @@ class Turnstile:
         self._holds = 0  # reasons not to read
         self._in_a_row = 0
         self._parse, conn.data_received = conn.data_received, self._received  # type: ignore[method-assign]
-        self._send, conn.send_packet = conn.send_packet, self._send_packet  # type: ignore[method-assign]
         self._add, conn.add_channel = conn.add_channel, self._add_channel  # type: ignore[method-assign,assignment]
         self._count(conn)
 
@@ -109,14 +108,6 @@ class Turnstile:
             if self.login_bytes > self._login_max_bytes:
                 return self._flooded()
         self._parse(data, datatype)
-
-    def _send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
-        """Without an empty packet before each, which asyncssh sends for the sake of ciphers that are not used here.
-
-        Each was a segment of its own on the line, 102 bytes with headers: as much as an answer.
-        """
-        if pkttype != MSG_IGNORE:
-            self._send(pkttype, *args, handler=handler)
 
     def _add_channel(self, channel: SSHChannel[AnyStr]) -> int:
         self._count(channel)
