@@ -25,7 +25,7 @@ from hsl_node.federation.config import (
 )
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.node_toml import NodeConfig, load_node
-from hsl_node.federation.plan import ADDED_LATER, Plan, load_plan
+from hsl_node.federation.plan import Plan, load_plan
 from hsl_node.federation.strings import split_address
 
 NODE = """\
@@ -486,22 +486,3 @@ def test_no_card_does_more_than_be_refused(tmp_path_factory, data):
     path.write_bytes(data)
     with pytest.raises(ConfigError):
         load_card(path)
-
-
-def test_a_setting_that_came_later_changes_the_digest_only_where_it_is_not_its_default() -> None:
-    """The number was printed by the version before these settings: a run goes on through the upgrade."""
-    keys = (
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f",
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB8eHRwbGhkYFxYVFBMSERAPDg0MCwoJCAcGBQQDAgEA",
-    )
-    cards = tuple(
-        PeerCard(name=name, address=f"{name}.example:8922", key=key)
-        for name, key in zip(("ada", "ben"), keys, strict=True)
-    )
-    plan = Plan(method="fedavg")
-    federation = Federation(name="t", plan=plan, peer=cards)
-    assert federation.digest == "bfab3e07c97117a8dff0a8935d7bef4164b1826921267d159665693a6a94c3e8"
-    for change in ({"fit": "pad"}, {"frame": "first"}, {"silence_alarm_minutes": 61}):
-        other = Federation(name="t", plan=plan.model_copy(update=change), peer=cards)
-        assert other.digest != federation.digest
-    assert set(ADDED_LATER) == {"fit", "frame", "silence_alarm_minutes"}
