@@ -1,4 +1,4 @@
-"""Settings of the plan that came after its first form: neither the digest nor the file tells of them at their defaults."""
+"""Settings of the plan that came after its first form: at their defaults neither digest nor file tells of them."""
 
 from __future__ import annotations
 
