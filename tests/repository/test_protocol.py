@@ -91,7 +91,7 @@ def test_the_limits_are_those_of_the_inbox() -> None:
         f"| {limits.handles_per_connection} |",
         f"| {limits.quota.files}, of {limits.quota.bytes // 2**30} GiB together",
         f"| {limits.idle_s} s without",
-        f"| {limits.progress_bytes // 1024} KiB in {limits.progress_s} s |",
+        f"| {limits.progress_bytes // 1024} KiB in {limits.progress_s} s",
         f"{limits.read_back_bytes_per_minute // 2**20} MiB a minute",
         f"| {limits.offers_per_minute} a minute; {limits.offer_files_per_hour} checkpoints an hour |",
         f"| {limits.packets_per_minute} a minute;",
