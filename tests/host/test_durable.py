@@ -28,7 +28,7 @@ WRITE_OTHERWISE = {
     "hsl_node.admin.signed_documents": "an export for other people's eyes, made anew at will",
     "hsl_node.admin.support_bundle": "a support bundle, made anew at will",
     "hsl_node.sync.store.store": "a lock",
-    "hsl_node.sync.store.journal": "a copy to be read at once of what lies on a read-only disk",
+    "hsl_node.sync.store.journal_file": "a copy to be read at once of what lies on a read-only disk",
     "hsl_node.host.event_log": "the log",
     "hsl_node.host.bare_host": "the null device, where a standard stream is closed",
     "hsl_node.node.trainer": "the trainer's log",

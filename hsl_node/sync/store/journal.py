@@ -10,31 +10,30 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host import durable, permissions
 from hsl_node.host.durable import Step, disk_failed, passing
-from hsl_node.host.units import size
+from hsl_node.sync.store.journal_file import (
+    MALFORMED,
+    NO_BACKUP,
+    broken,
+    code_of,
+    connected,
+    is_empty,
+    on_a_read_only_disk,
+)
 
 VERSION = 2
-OPEN_BYTES = 256 * 1024  # to open it takes 32 KiB for its index, and the tables the first time
 NOTES_MAX = 5000  # a hostile peer may be refused for ever; the newest tell enough
-MALFORMED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-NO_BACKUP = (
-    "without a backup: stop the node, move its state directory away, make it anew with keys/, node.toml, "
-    "federation.toml, keyring.toml, splits.json and the anchor set of the old one; then `hsl-node recover "
-    "--from-peers`, `hsl-node start`"
-)
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
 CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT NOT NULL);           -- round.State
@@ -79,15 +78,15 @@ class Journal:
     def create(cls, path: Path) -> Journal:
         """Open for writing; make it where it is absent."""
         try:
-            db = _connected(path)
+            db = connected(path)
             path.chmod(0o600)
             db.execute("PRAGMA journal_mode = WAL")
-            if _is_empty(db):
+            if is_empty(db):
                 with passing(Step.START_JOURNAL):
                     db.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', '{VERSION}'); COMMIT;")
             return cls(db)._of_our_version(path)
         except sqlite3.Error as exc:
-            raise _broken(path, exc) from exc
+            raise broken(path, exc) from exc
 
     @classmethod
     def read_only(cls, path: Path) -> Journal:
@@ -107,16 +106,16 @@ class Journal:
         try:
             uri = f"{path.absolute().as_uri()}?mode={mode}"  # quoted: a folder may be called 100%, a?b or a#b
             read_only = mode == "ro" and permissions.is_read_only(path.parent)
-            db = _on_a_read_only_disk(path, uri) if read_only else _connected(uri, uri=True)
-            if _is_empty(db):  # its first start is making it, or was killed there and will make it
+            db = on_a_read_only_disk(path, uri) if read_only else connected(uri, uri=True)
+            if is_empty(db):  # its first start is making it, or was killed there and will make it
                 db.close()
                 raise never
             return cls(db)._of_our_version(path)
         except sqlite3.Error as exc:
-            raise _broken(path, exc) from exc
+            raise broken(path, exc) from exc
 
     def _of_our_version(self, path: Path) -> Journal:
-        found = self._db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()  # `_broken` names the file
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()  # `broken` names the file
         if found is None or found["value"] != str(VERSION):
             version = found and found["value"]
             raise LocalStateError(
@@ -130,9 +129,9 @@ class Journal:
         try:
             problem = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
         except sqlite3.Error as exc:
-            raise _broken(path, exc) from exc
+            raise broken(path, exc) from exc
         if problem != "ok":
-            raise _broken(path, sqlite3.DatabaseError(problem))
+            raise broken(path, sqlite3.DatabaseError(problem))
 
     def copy(self, target: Path) -> None:
         """Into one file, as of one moment.
@@ -146,7 +145,7 @@ class Journal:
                 self._db.backup(theirs)
                 theirs.execute("PRAGMA journal_mode = DELETE")  # without a write-ahead log beside it
         except sqlite3.Error as exc:
-            if _code(exc) == sqlite3.SQLITE_FULL:  # only the copy is written
+            if code_of(exc) == sqlite3.SQLITE_FULL:  # only the copy is written
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from exc
             raise _failed("copied", exc) from exc
 
@@ -455,7 +454,7 @@ def _failed(done: str, exc: sqlite3.Error) -> LocalStateError:
     """The error to raise. Where the disk fails or the file is malformed the process has been told: who catches it can
     neither go on with that journal.
     """
-    text, code = f"the journal cannot be {done}: {exc}", _code(exc)
+    text, code = f"the journal cannot be {done}: {exc}", code_of(exc)
     if code == sqlite3.SQLITE_IOERR:
         return disk_failed(text)
     if code in MALFORMED:
@@ -465,52 +464,3 @@ def _failed(done: str, exc: sqlite3.Error) -> LocalStateError:
         durable.on_failure(error)
         return error
     return LocalStateError(text, remedy="check the disk; the node goes on from its journal after a restart")
-
-
-def _code(exc: sqlite3.Error) -> int:
-    """Malformed, where Python names no code: a text is no UTF-8, or `quick_check` found something."""
-    return int(getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
-
-
-def _connected(database: Path | str, *, uri: bool = False) -> sqlite3.Connection:
-    """For this thread alone."""
-    db = sqlite3.connect(database, isolation_level=None, timeout=10, uri=uri)
-    db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before the action that relies on it
-    return db
-
-
-def _on_a_read_only_disk(path: Path, uri: str) -> sqlite3.Connection:
-    """Readers of a write-ahead log write beside it: where that cannot be, the file as it is, or with its log a copy."""
-    with suppress(sqlite3.OperationalError):  # it can where a daemon has it open, or left its index
-        _is_empty(db := _connected(uri, uri=True))
-        return db
-    wal = path.with_name(f"{path.name}-wal")
-    if not wal.exists() or not wal.stat().st_size:
-        return _connected(f"{uri}&immutable=1", uri=True)
-    with TemporaryDirectory(prefix="hsl-node-") as folder:  # its names go at once, the open file stays readable
-        for file in (path, wal):
-            with open(file, "rb") as source, open(Path(folder, file.name), "wb") as copy:
-                shutil.copyfileobj(source, copy)
-        db = _connected(Path(folder, path.name))
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = DELETE")
-        _is_empty(db)
-    return db
-
-
-def _is_empty(db: sqlite3.Connection) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
-
-
-def _broken(path: Path, exc: sqlite3.Error) -> LocalStateError:
-    """SQLite's words are the same for a full disk, somebody else's file and a broken one."""
-    text, remedy = f"journal {path} cannot be opened: {exc}", "check disk and owner, or restore a backup"
-    if _code(exc) in MALFORMED:
-        remedy += f"; {NO_BACKUP}"
-    disk = os.statvfs(path.parent)
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        return permissions.denied(path)
-    elif disk.f_bavail * disk.f_frsize < OPEN_BYTES or (disk.f_files and not disk.f_favail):
-        text += f"; its disk is full ({size(disk.f_bavail * disk.f_frsize)} free)"
-        remedy = "free some space there first: the journal goes on as it is"
-    return LocalStateError(text, remedy=remedy)
