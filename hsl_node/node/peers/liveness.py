@@ -181,6 +181,8 @@ class Liveness:
         try:
             async with self._links.connected(peer, WAITS) as link:
                 if not self._foreign(peer):
+                    with suppress(OperationFailed):  # an answer too: a connection that was kept shows nothing by itself
+                        await link.size(RECEIPTS)
                     self.heard(peer)  # whoever serves with its own key is there, whatever it says
                 await self.greet(link, peer)
         except HslError:
