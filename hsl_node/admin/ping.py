@@ -137,7 +137,7 @@ def _told(answer: Answer, its: life.Life, ring: Keyring, now: float) -> Answer:
         return replace(answer, says=text, remedy_of_it=fix, other_federation=True)
     ahead_s = its.at - now
     if abs(ahead_s) > life.CLOCK_LIMIT_S and not ours.get(peer).host_key:
-        says = f"its clock is {duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} this one"
+        says = f"its clock is {life.off(ahead_s)} this one"
         return replace(answer, says=says, remedy_of_it="`timedatectl` here and there says which one NTP does not set")
     if its.paused_s is not None:
         says = f"paused by its operator for {duration(its.paused_s)}"

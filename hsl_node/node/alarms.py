@@ -90,6 +90,13 @@ class Alarms:
             known.times += 1
             known.settled = None
 
+    def sound_or_settle(self, code: str, said: tuple[str, str] | None, since: float | None = None) -> None:
+        """Raise it with this text and what to do; None: settle it."""
+        if said is None:
+            self.settle(code)
+        else:
+            self.sound(code, *said, since=since)
+
     def settle(self, code: str, *, when_quiet: bool = False) -> None:
         """It is so no more. Shown on until it is not raised for `QUIET_S`, where a peer raised it again so soon.
 

@@ -358,10 +358,7 @@ class Daemon:
         for peer in self.here.federation.peers:
             warnings = warnings_of(self.keys.ring, peer, self.here.me)
             for code in (f"revoked {peer}", f"keys {peer}"):
-                if code in warnings:
-                    self.alarms.sound(code, *warnings[code])
-                else:
-                    self.alarms.settle(code)
+                self.alarms.sound_or_settle(code, warnings.get(code))
 
     # ------------------------------------------------------------------ its operator, on the control socket
 

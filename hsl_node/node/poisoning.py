@@ -141,10 +141,7 @@ def renew(journal: Journal, alarms: Alarms, me: Peer, peers: Sequence[Peer]) -> 
             loud["validation"] = (f"round {round}: {gate['text']}", ANSWER.format(who=who, round=round))
             since["validation"] = fused.get(round)
     for code in [f"{code} {p}" for code in SIGNS for p in peers] + ["validation"]:
-        if code in loud:
-            alarms.sound(code, *loud[code], since=since[code])
-        else:
-            alarms.settle(code)
+        alarms.sound_or_settle(code, loud.get(code), since.get(code))
 
 
 def named_in(journal: Journal, round: Round) -> str:

@@ -19,6 +19,7 @@ from hsl_node.errors import PeerDataError
 from hsl_node.federation.identity import LIFE_NAMESPACE, verify
 from hsl_node.federation.names import PEER_PATTERN, RECEIPTS, Peer
 from hsl_node.federation.strings import Sha256
+from hsl_node.host.units import duration
 from hsl_node.sync.manifest import Signed, parse_signed
 from hsl_node.sync.offer import OFFER
 
@@ -120,6 +121,11 @@ def wrong_clocks(ahead_s: Mapping[Peer, float]) -> tuple[float, dict[Peer, float
     mine = -most if abs(most) > CLOCK_LIMIT_S else 0.0
     others = {peer: ahead + mine for peer, ahead in ahead_s.items()}
     return mine, {peer: ahead for peer, ahead in others.items() if abs(ahead) > CLOCK_LIMIT_S}
+
+
+def off(ahead_s: float) -> str:
+    """`3 min behind`, of a clock."""
+    return f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'}"
 
 
 def other_federation(peer: str, its: str, ours: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 Five ways lead to a code, and a new one in any of them is found:
 
-    alarms.sound(CODE, ...)                     the running daemon
+    alarms.sound(CODE, ...), sound_or_settle    the running daemon
     journal.note(level, CODE, ...)              what `status` shows of a daemon that is down
     StatusWarning(CODE, ...)                    made where a snapshot is made
     found[CODE] = ...  in warnings_of           the keys
@@ -58,7 +58,7 @@ def of_package(package: Path) -> dict[str, str]:
 def _arguments(tree: ast.Module, notes: bool) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Attribute(attr="sound"), args=[code, *_]):
+            case ast.Call(func=ast.Attribute(attr="sound" | "sound_or_settle"), args=[code, *_]):
                 yield code
             case ast.Call() if not notes:
                 pass

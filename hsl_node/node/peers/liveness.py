@@ -34,6 +34,7 @@ from hsl_node.sync.life import (
     file_name,
     file_path,
     judged,
+    off,
     other_federation,
     wrong_clocks,
 )
@@ -276,37 +277,25 @@ class Liveness:
         silent_s, paused_s = self.silent_s(peer), self._paused_for(peer)
         for_s = self._clock() - seen.here_since if silent_s is None else silent_s
         needed = self._needs(peer) and not self._keys.ring.is_revoked(peer)
+        silent = paused = None
         if needed and for_s >= self._alarm_s and seen.gives_signs:
             last = "since this node started" if silent_s is None else f"for {duration(for_s)}"
             fix = f"call {peer}: does its machine run, its node, its network? `hsl-node peer ping {peer}` tries once"
-            text = f"no sign of life of {peer} {last}; the plan allows {minutes}"
-            alarms.sound(f"silent {peer}", text, fix, since=time.time() - for_s)
-        else:
-            alarms.settle(f"silent {peer}")
-        if needed and paused_s is not None and paused_s >= self._alarm_s and f"silent {peer}" not in alarms:
+            silent = (f"no sign of life of {peer} {last}; the plan allows {minutes}", fix)
+        elif needed and paused_s is not None and paused_s >= self._alarm_s:
             text = f"{peer} is paused by its operator for {duration(paused_s)}; all wait for it"
-            since = time.time() - paused_s
-            alarms.sound(f"peer paused {peer}", text, f"call {peer}: over there `hsl-node resume`", since=since)
-        else:
-            alarms.settle(f"peer paused {peer}")
+            paused = (text, f"call {peer}: over there `hsl-node resume`")
+        alarms.sound_or_settle(f"silent {peer}", silent, since=time.time() - for_s)
+        alarms.sound_or_settle(f"peer paused {peer}", paused, since=time.time() - (paused_s or 0.0))
 
     def _tell_clocks(self) -> None:
         known = {p: ahead for p in self._peers if (ahead := self.ahead_s(p)) is not None}
         mine, others = wrong_clocks(known)
-        look = "`timedatectl`, or your NTP client, there"
-        if mine:
-            text = f"the clock of this machine is {_off(mine)} most of the hospitals' ({len(known)} asked)"
-            self._alarms.sound("clock", text, "set it: `timedatectl` says whether NTP runs. No round depends on it")
-        else:
-            self._alarms.settle("clock")
+        text = f"the clock of this machine is {off(mine)} most of the hospitals' ({len(known)} asked)"
+        fix = "set it: `timedatectl` says whether NTP runs. No round depends on it"
+        self._alarms.sound_or_settle("clock", (text, fix) if mine else None)
+        whom = "most of the others'" if len(known) > 1 else "the one here; which is right?"
         for peer in self._peers:
-            if ahead := others.get(peer):
-                whom, which = ("most of the others'", "") if len(known) > 1 else ("the one here", "; which is right?")
-                text = f"the clock of {peer} is {_off(ahead)} {whom}{which}"
-                self._alarms.sound(f"clock {peer}", text, f"tell {peer}: {look}. No round depends on it")
-            else:
-                self._alarms.settle(f"clock {peer}")
-
-
-def _off(ahead_s: float) -> str:
-    return f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'}"
+            text = f"the clock of {peer} is {off(others.get(peer, 0.0))} {whom}"
+            fix = f"tell {peer}: `timedatectl`, or your NTP client, there. No round depends on it"
+            self._alarms.sound_or_settle(f"clock {peer}", (text, fix) if peer in others else None)
