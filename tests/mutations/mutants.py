@@ -160,7 +160,7 @@ TEN_MUTANTS = (
     Mutant(
         "fsync",
         "the journal commits without waiting for the disk",
-        "sync/store/journal.py",
+        "sync/store/journal_file.py",
         "PRAGMA synchronous = FULL",
         "PRAGMA synchronous = OFF",
         "sync/store/test_journal.py::test_threat_23_every_commit_reaches_the_disk_before_what_relies_on_it",

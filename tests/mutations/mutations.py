@@ -27,10 +27,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from mutants import TEN, TEN_MUTANTS, Mutant, apply
+from mutants_inputs import INPUT_MUTANTS, INPUTS
 from mutants_more import MORE, MORE_MUTANTS
 
-PROTECTIONS = TEN | MORE
-MUTANTS = TEN_MUTANTS + MORE_MUTANTS
+PROTECTIONS = TEN | MORE | INPUTS
+MUTANTS = TEN_MUTANTS + MORE_MUTANTS + INPUT_MUTANTS
 TESTS = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent
 TABLE = Path(__file__).with_name("MUTATIONS.md")
@@ -159,7 +160,7 @@ HEAD = """\
 # Protections, each switched off
 
 Written by `make mutations`. Each row is a copy of the package with one protection switched off by a change in
-`mutants.py` or `mutants_more.py`, and the tests that failed then. A row without such a test would make the command
+a file `mutants*.py` here, and the tests that failed then. A row without such a test would make the command
 fail; the same tests pass on the package as it is. *Row*: of the threats in [README.md](../README.md). Only fast files
 that have to do with the protection are run, so more tests than these may notice.
 """
@@ -168,7 +169,7 @@ that have to do with the protection are run, so more tests than these may notice
 def render(failed: dict[str, Sequence[str]]) -> str:
     """The page, from what failed by mutant's name."""
     lines = [HEAD]
-    for title, names in (("The ten", TEN), ("And more", MORE)):
+    for title, names in (("The ten", TEN), ("And more", MORE), ("Of data, people and silent machines", INPUTS)):
         lines += [
             f"## {title}",
             "",
