@@ -160,7 +160,12 @@ class Keyring:
         theirs = [r for r in self.file.revoked if r.peer == peer and r.key in self.chain(peer)]
         found = [r for r in theirs if is_fingerprint_of(said, r.key)]
         if not found:
-            shown = ", ".join(fingerprint(r.key) for r in theirs) or "none"
+            if not theirs:
+                raise UsageError(
+                    f"no key of {peer} is revoked here; nothing was changed",
+                    remedy="`hsl-node peer list` shows what counts here",
+                )
+            shown = ", ".join(fingerprint(r.key) for r in theirs)
             raise UsageError(
                 f"{not_the_fingerprint(said, f'a revoked key of {peer}')}; revoked: {shown}",
                 remedy=f"call {peer} and let them read theirs aloud (hsl-node card there), then give that one, either "
@@ -305,7 +310,8 @@ def require_mine(keyring: Keyring, name: str, public_key: str) -> None:
     if holder != name:
         raise FederationMismatch(
             f"federation {federation.name!r} lists this node's key as {holder!r}, node.toml says {name!r}",
-            remedy="make the two names agree",
+            remedy=f'if node.toml was edited: write name = "{holder}" there. If the private key is that of {holder}, '
+            f"another hospital's: put this node's own back, out of a backup of {name}; never go on as {holder}",
         )
     if public_key not in keyring.keys(name) and public_key != keyring.newest(name):
         raise FederationMismatch(

@@ -26,6 +26,7 @@ DIVERGED = (
     'all hospitals see the same: agree on a new plan, with fusion = "median" or without the peer that is named. Where '
     "only this site's training is, look at its data; else agree on a lower learning_rate"
 )
+DATA_FIX = "of the plan: nothing in this run, whoever made it decides for the next; else see `hsl-node data check`"
 COPY = "`hsl-node stop`, then `hsl-node start`: it fetches the file from a peer that has it; after that"
 
 
@@ -128,7 +129,7 @@ class Training:
                     journal.set_meta("device", str(event["device"]))
                     warnings = event.get("warnings", ())
                     for number, text in enumerate(warnings):
-                        self._alarms.sound(f"data {number}", text, "look at `hsl-node data check`")
+                        self._alarms.sound(f"data {number}", text, DATA_FIX)
                     number = len(warnings)
                     while f"data {number}" in self._alarms:  # of the images as an earlier trainer found them
                         self._alarms.settle(f"data {number}")

@@ -155,6 +155,8 @@ def test_undo_wants_the_fingerprint_of_the_revoked_key_and_no_other() -> None:
             ring.pardoning(BIRCH, said)
     assert not ring.pardoning(BIRCH, key[BIRCH]).is_revoked(BIRCH)
     assert ring.pardoning(BIRCH, key[BIRCH]).is_revoked("cedar")
+    with pytest.raises(UsageError, match="no key of birch is revoked here"):
+        Keyring.of(members.federation).pardoning(BIRCH, key[BIRCH])
 
 
 def test_the_script_for_another_server_takes_the_account_away(tmp_path: Path) -> None:

@@ -135,5 +135,8 @@ def test_a_node_whose_key_is_not_listed_does_not_join(name: str) -> None:
 @pytest.mark.parametrize("name", ["ash", "oak"])
 def test_a_node_listed_under_another_name_does_not_join(name: str) -> None:
     members = make_federation(3)
-    with pytest.raises(FederationMismatch, match=rf"'birch'.*'{name}'"):
+    with pytest.raises(FederationMismatch, match=rf"'birch'.*'{name}'") as caught:
         require_mine(Keyring.of(members.federation), name, members.identities[BIRCH].public)
+    assert "never go on as birch" in caught.value.remedy, (
+        "the key may be another hospital's: the name must not follow it"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -120,7 +121,10 @@ async def _first(login: Login, untried: Addresses, seconds: float) -> tuple[sock
     peers = [exc for exc in errors if exc.errno not in _NO_WAY]
     if not peers:
         raise errors[0]
-    raise login.lost("cannot be reached", "; ".join(dict.fromkeys(exc.strerror or str(exc) for exc in peers)))
+    why = "; ".join(dict.fromkeys(os.strerror(exc.errno).lower() if exc.errno else str(exc) for exc in peers))
+    if any(isinstance(exc, ConnectionRefusedError) for exc in peers):
+        raise login.lost("cannot be reached", why, f"nothing listens there: is {login.peer} started, at this address?")
+    raise login.lost("cannot be reached", why)
 
 
 async def _connect(found: Found) -> socket.socket:

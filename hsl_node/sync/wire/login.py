@@ -81,7 +81,7 @@ class RefusedKey:
         except TimeoutError as exc:
             raise TransportError(
                 f"{self._peer}: another login there has not come to an end in {seconds:.0f} s",
-                remedy="it is tried again; check network and peer",
+                remedy="the daemon tries again by itself; check network and peer",
             ) from exc
         async with AsyncExitStack() as stack:
             try:

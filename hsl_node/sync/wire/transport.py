@@ -147,9 +147,9 @@ class Login:
             f"Else ask {self.peer} whether it runs the same federation file and has set up the account",
         )
 
-    def lost(self, what: str, reason: object) -> TransportError:
+    def lost(self, what: str, reason: object, remedy: str = "check network and peer") -> TransportError:
         text = escaped(str(reason)) or type(reason).__name__
-        return TransportError(f"{self.where}: {what}: {text}", remedy="it is tried again; check network and peer")
+        return TransportError(f"{self.where}: {what}: {text}", remedy=f"the daemon tries again by itself; {remedy}")
 
     def silent(self, what: str, seconds: float) -> TransportError:
         return self.lost(what, f"nothing moved for {seconds:.0f} s")

@@ -38,8 +38,8 @@ def labels_of(
         line = toml_table({**mapping, **dict.fromkeys(list(unknown)[:WORDS_MAX], "?")})
         raise DataError(
             "\n".join(first_few(listed)),
-            remedy=f"classes of the plan: {', '.join(classes)} (no federation joined yet: name yours with "
-            '`data check --classes A,B`). Say for each word which of these it means, or "" to leave its images out:'
+            remedy=f"classes of the plan: {', '.join(classes)} (before joining, `data check --classes A,B` "
+            'names yours). Say for each word which of these it means, or "" to leave its images out:'
             f" labels = {line} under [data] in node.toml, a class in the place of each ?",
         )
     return [classes.index(meant[i.label]) if meant[i.label] in classes else None for i in source.items]

@@ -22,9 +22,10 @@ def test_a_peer_that_does_not_listen_cannot_be_reached(client: Client) -> None:
     async def main() -> None:
         (port,) = free_ports(1)
         card = MEMBERS.federation.get(PEER).model_copy(update={"address": f"127.0.0.1:{port}"})
-        with pytest.raises(TransportError, match="cannot be reached"):
+        with pytest.raises(TransportError, match="cannot be reached: connection refused") as caught:
             async with connect(card, ME, MEMBERS.identities[ME], client=client):
                 pass
+        assert "nothing listens there" in caught.value.remedy
 
     asyncio.run(main())
 

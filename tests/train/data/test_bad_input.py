@@ -44,6 +44,7 @@ def test_every_unknown_label_is_named_at_once_with_line_and_the_class_of_the_sam
         opened(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows)))
     assert "t.csv:4: label 'malignent' is no class\n" in caught.value.message, "what it means is not for us to guess"
     assert "t.csv:7: label 'Benign' is no class; did you mean 'benign'?" in caught.value.message
+    assert "no federation joined yet" not in caught.value.remedy, "it cannot know, and mostly one is"
 
 
 def test_a_row_of_blanks_is_named_and_an_empty_one_is_none(tmp_path: Path) -> None:
