@@ -26,6 +26,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.node.checks import require_anchor, require_quota
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.store import Store
+from hsl_node.train.data.sources import toml_table
 
 NODE_TOML = """\
 # Settings of this hospital's node. Nothing in here is shared with the other hospitals.
@@ -85,8 +86,8 @@ def init(
     text = settings_text(name=name, address=address, listen=listen, data=data)
     for key, table in (("columns", columns), ("labels", labels)):
         if table:
-            inline = ", ".join(_line(k, v) for k, v in table.items())
-            text = re.sub(rf"^# {key} = .*$", lambda _, k=key, i=inline: f"{k} = {{ {i} }}", text, flags=re.MULTILINE)  # type: ignore[misc]
+            line = f"{key} = {toml_table(table)}"
+            text = re.sub(rf"^# {key} = .*$", lambda _, line=line: line, text, flags=re.MULTILINE)  # type: ignore[misc]
     layout.make()
     me = identity.load(layout.key) if layout.key.exists() else identity.generate(layout.key)
     durable.sync_folder(state.absolute().parent)

@@ -13,10 +13,9 @@ from pathlib import Path
 from hsl_node.errors import escaped
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.train.data.listing import read_source
-from hsl_node.train.data.tables import read_rows
+from hsl_node.train.data.tables import is_table, read_rows
 
 SHOWN = 12  # labels, columns
-TABLES = (".csv", ".tsv")
 QUESTIONS = (
     ("path", "Which column names the image's file?"),
     ("label", "Which one holds the diagnosis?"),
@@ -36,7 +35,7 @@ class Answers:
 def ask(data: Path, say: Callable[[str], object], answer: Callable[[str], str]) -> Answers:
     """Raises: DataError: the images can't be listed. EOFError: nobody answers any more."""
     found = Answers()
-    if data.suffix.lower() in TABLES:
+    if data.is_file() and is_table(data):
         found.columns = _columns(data, say, answer)
     columns = {key: column for key, column in found.columns.items() if key != column}
     counts = Counter(item.label for item in read_source(DataConfig(path=data.absolute(), columns=columns)).items)

@@ -12,6 +12,7 @@ import typer
 from hsl_node.commands.shared import ENROL, Json, answer, own_state_of, state_of
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.federation.plan_keys import MEANING
 from hsl_node.host.hints import command
 from hsl_node.host.layout import Layout
 from hsl_node.host.units import table
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     from hsl_node.federation.config import Federation, PeerCard
     from hsl_node.federation.keyring import Keyring
 
-PLAN_KEYS = (
-    "method, task, classes, rounds, epochs_per_round, seed, image_size, batch_size, backbone, backbone_weights, "
-    "encoder, embedding, temperature, experts, learning_rate, learning_rate_min, cosine_period_epochs, weight_decay, "
-    "optimizer_state, precision, fusion, patience_epochs, plateau_rounds, plateau_improvement, split_percent, "
-    "fit, frame, silence_alarm_minutes"
-)
-
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="The agreed peers, keys and plan: one file for everybody.")
@@ -34,7 +28,8 @@ def register(app: typer.Typer) -> None:
         epilog="Example: hsl-node federation create --name breast-us --card a.card --card b.card "
         "--anchor anchor.safetensors --set rounds=10 --set classes=benign,malignant --out federation.toml",
         help="Make federation.toml from the peers' cards and a plan.\n\nPrints the hash to compare by phone. "
-        f"Keys of a plan: {PLAN_KEYS}. `hsl-node federation plan` prints what each means, its default and its values. "
+        f"Keys of a plan: {', '.join(MEANING)}. "
+        "`hsl-node federation plan` prints what each means, its default and its values. "
         "Of two classes the second is the positive one: AUC and sensitivity are about it. "
         "What is not given has the published default. "
         f"fusion is one of {'; '.join(f'{name}: {rule.line}' for name, rule in FUSION_RULES.items())}. "

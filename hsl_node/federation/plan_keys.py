@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hsl_node.federation.plan import Plan
-
 MEANING = {
     "method": (
         "hsl: HeteroSync Learning, with an anchor set. fedavg: one plain classifier, no anchor set. (local, "
@@ -64,11 +62,15 @@ MEANING = {
 
 def defaults() -> dict[str, str]:
     """As they stand in a TOML file; "none" where there is none."""
+    from hsl_node.federation.plan import Plan  # loads slowly, and the help wants the keys alone
+
     return {key: _word(value) for key, value in Plan().model_dump(mode="json").items()}
 
 
 def limits() -> dict[str, str]:
     """The values that are allowed: a range, or the words to choose from; "" where the meaning says it."""
+    from hsl_node.federation.plan import Plan
+
     return {key: _limit(schema) for key, schema in Plan.model_json_schema()["properties"].items()}
 
 

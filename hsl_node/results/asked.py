@@ -16,12 +16,10 @@ from pathlib import Path
 from hsl_node.errors import DataError, UsageError
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.layout import Layout
-from hsl_node.train.data.folders import is_hidden
+from hsl_node.train.data.folders import is_hidden, walk_once
 from hsl_node.train.data.images import looks_like_image
 from hsl_node.train.data.sources import hint
-from hsl_node.train.data.tables import find_file, find_likely, read_rows
-
-TABLE_SUFFIXES = (".csv", ".tsv")
+from hsl_node.train.data.tables import find_file, find_likely, is_table, read_rows
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,13 @@ def gather(names: Sequence[Path], column: str = "path") -> Asked:
     lines: dict[int, str] = {}
     left_out: Counter[str] = Counter()
     for name in names:
-        suffix = name.suffix.lower()
         if os.path.isdir(name):
             files += _walk(name, left_out)
-        elif suffix in TABLE_SUFFIXES and os.path.isfile(name):
+        elif is_table(name) and os.path.isfile(name):
             for line, file in _rows(name, column):
                 lines[len(files)] = f"{name.name}:{line}"
                 files.append(file)
-        elif suffix == ".npz":
+        elif name.suffix.lower() == ".npz":
             raise UsageError(
                 f"{name} holds arrays; predict takes image files", remedy="give files, a folder of them, or a table"
             )
@@ -84,18 +81,11 @@ def _walk(root: Path, left_out: Counter[str]) -> list[Path]:
     """Image files below a folder, sorted; links are followed, each folder once. A folder that cannot be listed stands
     among them: what is in it would be missing without a word."""
     found: list[Path] = []
-    seen: set[str] = set()
-    closed = lambda exc: found.append(Path(exc.filename))  # noqa: E731
-    for folder, below, names in os.walk(root, onerror=closed, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
+    for folder, below, names in walk_once(root, lambda exc: found.append(Path(exc.filename))):
         left_out["hidden or system folders"] += sum(map(is_hidden, below))
         below[:] = [name for name in below if not is_hidden(name)]
         for name in names:
-            path = Path(folder, name)
+            path = folder / name
             if is_hidden(name):
                 left_out["hidden or system files"] += 1
             elif looks_like_image(path):

@@ -35,6 +35,7 @@ from hsl_node.results.models import find_model, find_unvalidated, get_best, is_o
 from hsl_node.results.scores import Scores, arrays_of, joined, statistics_of, write_scores
 from hsl_node.results.statistics import Statistics
 from hsl_node.sync.store.journal import Journal
+from hsl_node.train.data.tables import is_table
 
 if TYPE_CHECKING:
     from hsl_node.train.progress import Report
@@ -185,8 +186,7 @@ def source_of(state: Path, path: Path | None, columns: Mapping[str, str]) -> Dat
     data = load_node(state).data
     if path is None:
         return data
-    table = path.suffix.lower() in (".csv", ".tsv")
-    named = {**(columns or data.columns), "split": ""} if table else {}
+    named = {**(columns or data.columns), "split": ""} if is_table(path) else {}
     return data.model_copy(update={"path": path, "columns": named, "filter": {}, "exclude": ()})
 
 

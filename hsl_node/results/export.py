@@ -26,7 +26,6 @@ def own_predictor(state: Path, round: Round | None = None) -> Predictor:
     from hsl_node.train.bundle import Card, Computed, Decision
     from hsl_node.train.data.gathering import window_of
     from hsl_node.train.data.preprocessing import Preprocessing
-    from hsl_node.train.hardware import processor
     from hsl_node.train.predictor import of_weights
     from hsl_node.train.site import open_anchor, open_hardware
 
@@ -39,7 +38,7 @@ def own_predictor(state: Path, round: Round | None = None) -> Predictor:
         decision=Decision(**chosen) if (chosen := _threshold(record)) else None,
         preprocessing=Preprocessing.of(plan, window_of(load_node(state).data)),
         plan=plan,
-        hardware=Computed(**hardware.facts, processor=processor()),
+        hardware=Computed(**hardware.facts, processor=hardware.processor),
         round=model.round,
         source_weights_sha256=model.sha256,
     )

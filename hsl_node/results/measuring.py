@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hsl_node.errors import UsageError
 from hsl_node.federation.names import Digest, Round
@@ -23,7 +18,6 @@ from hsl_node.train import alone as alone_training
 from hsl_node.train import scoring
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.sources import SPLIT_NAMES, TEST, VALIDATION
-from hsl_node.train.hardware import Hardware
 from hsl_node.train.lock import hold_lock
 from hsl_node.train.method import Site
 from hsl_node.train.progress import Report, ticker
@@ -77,21 +71,11 @@ def measured(
         "patients": {name: _patients(*where) for name, where in splits.items()},
         "without_patient": sum(p is None for p in data.patients or data.ids),
         "classes": list(site.plan.classes),
-        "machine": {**site.hardware.facts, "processor": _processor(site.hardware)},
+        "machine": {**site.hardware.facts, "processor": site.hardware.processor},
         "split_sha256": digest_of([f"{i} {split}" for i, split in zip(data.ids, data.split.tolist(), strict=True)]),
         "test_set": digest_of(found[last]["ids"]),
     }
     return {**record, **facts}, joined(scores, found)
-
-
-def _processor(hardware: Hardware) -> str:
-    """Its maker's name for it, where the system tells."""
-    if hardware.device.type == "cuda":
-        return torch.cuda.get_device_name(hardware.device)
-    with suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
-        return found[1] if found else platform.machine()
-    return platform.machine()
 
 
 def _images(site: Site, split: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hsl_node.host.files import write_new
 from hsl_node.results.asked import Asked
 from hsl_node.results.export import own_predictor
 from hsl_node.train.bundle import Card, positive
+from hsl_node.train.data.sources import Item, first_few
 
 if TYPE_CHECKING:
     from hsl_node.train.predictor import Predictor
@@ -77,9 +78,8 @@ def unreadable_error(rows: list[dict[str, Any]]) -> DataError:
     """Of the images that have no probabilities."""
     bad = [f"{row['image']}: {row['note']}" for row in rows if row["probabilities"] is None]
     none = len(bad) == len(rows)
-    more = [f"... and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
     return DataError(
-        "\n".join([f"{len(bad)} of {len(rows)} images cannot be read", *bad[:NAMED], *more]),
+        "\n".join([f"{len(bad)} of {len(rows)} images cannot be read", *first_few(bad, NAMED)]),
         remedy="mend or leave out these files; " + ("nothing was" if none else "all others were") + " predicted",
     )
 
@@ -137,7 +137,6 @@ def _decoded(predictor: Predictor, asked: Asked) -> Iterator[tuple[Array | None,
     from hsl_node.train.data.digests import in_parallel
     from hsl_node.train.data.images import count_frames, decode
     from hsl_node.train.data.pixels import UnreadableImage
-    from hsl_node.train.data.sources import Item
 
     preprocessing = predictor.card.preprocessing
 

@@ -31,6 +31,17 @@ class Hardware:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     @property
+    def processor(self) -> str:
+        """Its maker's name for it, where the system tells; else its kind."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+        return platform.machine()
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What of it decides the bytes of a result."""
         return {"threads": self.threads, "device": str(self.device), "precision": self.precision}
@@ -68,15 +79,6 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def processor() -> str:
-    """Its name, where the system tells; else its kind."""
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def derived_seed(*parts: object) -> int:

@@ -59,15 +59,6 @@ def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validati
     return Validation(measure(labels, as_probabilities(logits)).auc, loss)
 
 
-def predict(
-    weights: Path, images: NDArray[np.uint8], plan: Plan, hardware: Hardware, *, anchor: AnchorSet | None
-) -> NDArray[np.float32]:
-    """Probabilities of decoded images (N, S, S[, 3]) uint8: (N,) of class 1, or (N, C)."""
-    method, model = open_model(weights, plan, hardware)
-    embedding = anchor_embedding(method, model, anchor, hardware)
-    return as_probabilities(forward(method, model, images, np.arange(len(images)), embedding, hardware))
-
-
 def open_model(weights: Path, plan: Plan, hardware: Hardware) -> tuple[Method, nn.Module]:
     """The plan's model with a checkpoint file's weights, ready to score."""
     method = METHODS[plan.method]

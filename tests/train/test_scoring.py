@@ -19,7 +19,7 @@ from hsl_node.train.bundle import NEEDED, Card, Computed
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import TEST, VALIDATION
-from hsl_node.train.hardware import derived_seed, prepare
+from hsl_node.train.hardware import Hardware, derived_seed, prepare
 from hsl_node.train.method import Site
 from hsl_node.train.predictor import Predictor, of_bundle, of_weights
 from hsl_node.train.site import initial_weights
@@ -45,6 +45,13 @@ def probabilities_of(path: Path, site: Site, split: int = TEST, **changes: Any) 
     return scoring.as_probabilities(scoring.answers(site, model, split, **changes))
 
 
+def predicted(path: Path, images: Any, plan: Plan, hardware: Hardware, *, anchor: AnchorSet | None) -> Any:
+    """Of images that are in no site's set."""
+    method, model = scoring.open_model(path, plan, hardware)
+    embedding = scoring.anchor_embedding(method, model, anchor, hardware)
+    return scoring.as_probabilities(scoring.forward(method, model, images, np.arange(len(images)), embedding, hardware))
+
+
 def predictor_of(weights: Path, plan: Plan, anchor: AnchorSet | None) -> Predictor:
     card = Card(
         classes=plan.classes,
@@ -64,7 +71,7 @@ def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None
     found = probabilities_of(path, site)
     where = np.flatnonzero(data.split == 2)
     assert found.shape == (16,) and ((found > 0) & (found < 1)).all()
-    in_order = scoring.predict(path, data.images[where], site.plan, site.hardware, anchor=site.anchor)
+    in_order = predicted(path, data.images[where], site.plan, site.hardware, anchor=site.anchor)
     assert np.array_equal(found, in_order)
     assert np.array_equal(scoring.score(site, path, TEST), found)
     assert measure(data.labels[where], found).images == 16
@@ -83,8 +90,8 @@ def test_the_reference_is_the_mean_anchor_embedding_in_evaluation_mode(tmp_path:
 def test_a_prediction_is_a_function_of_the_patients_image_alone(tmp_path: Path) -> None:
     plan, data = learning.small_plan(), learning.dataset()
     path, anchor = weights_of(tmp_path, plan), learning.anchor()
-    together = scoring.predict(path, data.images[:5], plan, learning.CPU, anchor=anchor)
-    single = [scoring.predict(path, data.images[i : i + 1], plan, learning.CPU, anchor=anchor)[0] for i in range(5)]
+    together = predicted(path, data.images[:5], plan, learning.CPU, anchor=anchor)
+    single = [predicted(path, data.images[i : i + 1], plan, learning.CPU, anchor=anchor)[0] for i in range(5)]
     np.testing.assert_allclose(together, single, rtol=1e-5)
 
 
@@ -135,11 +142,11 @@ def test_a_validation_set_of_one_class_has_a_loss_but_no_auc(tmp_path: Path) -> 
 def test_the_method_without_anchor_needs_none_and_hsl_says_that_it_does(tmp_path: Path) -> None:
     plan = learning.small_plan(method="fedavg")
     path = weights_of(tmp_path, plan)
-    assert len(scoring.predict(path, learning.dataset().images[:3], plan, learning.CPU, anchor=None)) == 3
+    assert len(predicted(path, learning.dataset().images[:3], plan, learning.CPU, anchor=None)) == 3
     hsl = learning.small_plan()
     with pytest.raises(ConfigError, match="anchor set"):
         other = weights_of(tmp_path / "hsl", hsl)
-        scoring.predict(other, learning.dataset().images[:3], hsl, learning.CPU, anchor=None)
+        predicted(other, learning.dataset().images[:3], hsl, learning.CPU, anchor=None)
 
 
 def test_spoilt_weights_are_named_instead_of_scored(tmp_path: Path) -> None:
@@ -171,7 +178,7 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
     assert {oct(f.stat().st_mode & 0o777) for f in files} == {"0o600"}
     assert {p.name for p in files} == {*NEEDED, "model.onnx", "SHA256SUMS"}
 
-    expected = scoring.predict(path, images, plan, learning.CPU, anchor=anchor)
+    expected = predicted(path, images, plan, learning.CPU, anchor=anchor)
     exported = of_bundle(tmp_path / "out")(images)  # of that folder alone: no anchor set, no state
     np.testing.assert_array_equal(exported[:, 1] if expected.ndim == 1 else exported, expected)
 

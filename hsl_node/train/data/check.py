@@ -6,7 +6,7 @@ The only place that names image files. Print the report; never log it or send it
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from hsl_node.train.data.doubts import counted, examine
 from hsl_node.train.data.duplicates import near_duplicates
 from hsl_node.train.data.folders import NO_IMAGE
 from hsl_node.train.data.gathering import Gathered, read_images, window_of
-from hsl_node.train.data.ledger import Begun, Since, read_begun, read_ledger, since, title_of
+from hsl_node.train.data.ledger import Since, read_begun, read_ledger, since, title_of
 from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import NODE_TOML, SPLIT_NAMES, first_few
 from hsl_node.train.progress import Progress, unheard
@@ -124,7 +124,7 @@ def check(
             *_remarks(gathered, near, twins),
             *outlines.remarks(gathered.items, plan, progress),
         ),
-        since=_since(begun, run, here),
+        since=since(begun, run, here),
         unreadable=tuple((name(item), reason) for item, reason in gathered.unreadable),
         duplicates=twins,
         near_duplicates=tuple((names[i], names[j]) for i, j in near),
@@ -140,10 +140,6 @@ def account_of(gathered: Gathered) -> dict[str, int]:
         **{f'label {label!r} = "" in data.labels': count for label, count in gathered.unwanted.items()},
         **({"cannot be read": len(gathered.unreadable)} if gathered.unreadable else {}),
     }
-
-
-def _since(begun: Begun | None, run: str, digests: Mapping[str, list[str]]) -> Since | None:
-    return since(begun, digests) if begun is not None and begun.run == run else None
 
 
 def _remarks(gathered: Gathered, near: Sequence[object], twins: Sequence[object]) -> list[str]:

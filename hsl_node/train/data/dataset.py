@@ -177,7 +177,7 @@ def dataset_of(gathered: Gathered, pixels: Array, assignment: Assignment, warnin
         labels=np.array([image.label for image in gathered.images], dtype=np.int64),
         split=np.array(assignment.split, dtype=np.int8),
         ids=tuple(image.sha256 for image in gathered.images),
-        patients=tuple(None if image.key == image.sha256 else image.key for image in gathered.images),
+        patients=tuple(image.patient for image in gathered.images),
         warnings=warnings,
         group=np.array(assignment.group, dtype=np.int64),
         summary=summary_of(gathered.images, assignment),
@@ -186,7 +186,7 @@ def dataset_of(gathered: Gathered, pixels: Array, assignment: Assignment, warnin
 
 def changed_since(begun: Begun | None, run: str, digests: Mapping[str, list[str]]) -> list[str]:
     """A warning where images of this run are gone, or have another label, since it began."""
-    changed = since(begun, digests) if begun is not None and begun.run == run else None
+    changed = since(begun, run, digests)
     return [f"since the run began: {changed}"] if changed else []
 
 

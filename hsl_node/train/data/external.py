@@ -50,6 +50,6 @@ def open_external(state: Path, data: DataConfig, progress: Progress = unheard) -
         labels=np.array([image.label for image in images], np.int64),
         split=np.full(len(images), TEST, np.int8),
         ids=tuple(image.sha256 for image in images),
-        patients=tuple(None if image.key == image.sha256 else image.key for image in images),
+        patients=tuple(image.patient for image in images),
     )
     return External(dataset, len(gathered.images) - len(images))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hsl_node.errors import DataUnavailable
@@ -65,19 +65,24 @@ def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
             remedy="let this node's user read and enter it, or move it out of the data",
         ) from exc
 
-    seen: set[str] = set()
     found: list[tuple[Path, bool]] = []
+    for here, _, files in walk_once(folder, refuse):
+        hidden = any(is_hidden(part) for part in here.relative_to(folder).parts) or is_hidden(folder.name)
+        found += [(here / file, hidden or is_hidden(file)) for file in files]
+    return iter(sorted(found))
+
+
+def walk_once(folder: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As `os.walk`, through links as well, each folder once. `refuse` hears of one that cannot be listed."""
+    seen: set[str] = set()
     for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders.sort()
         real = os.path.realpath(name)
         if real in seen:  # a link to a folder that was read, or back to one above it
             folders.clear()
-            continue
-        seen.add(real)
-        here = Path(name)
-        hidden = any(is_hidden(part) for part in here.relative_to(folder).parts) or is_hidden(folder.name)
-        found += [(here / file, hidden or is_hidden(file)) for file in files]
-    return iter(sorted(found))
+        else:
+            seen.add(real)
+            yield Path(name), folders, files
 
 
 def _folders(root: Path) -> list[Path]:

@@ -89,8 +89,10 @@ def begun_with(run: str, digests: Mapping[str, list[str]]) -> Begun:
     return Begun(run, {name: tuple(sorted(d[:SHORT] for d in those)) for name, those in digests.items()})
 
 
-def since(begun: Begun, digests: Mapping[str, list[str]]) -> Since:
-    """Compare what there is with what the run began with."""
+def since(begun: Begun | None, run: str, digests: Mapping[str, list[str]]) -> Since | None:
+    """Compare what there is with what this run began with; None: nothing is known of it."""
+    if begun is None or begun.run != run:
+        return None
     before = {image: name for name, images in begun.images.items() for image in images}
     now = {image[:SHORT]: name for name, images in digests.items() for image in images}
     gone: dict[str, int] = {}

@@ -16,10 +16,9 @@ from hsl_node.federation.node_toml import DataConfig
 from hsl_node.train.data.arrays import read_npz
 from hsl_node.train.data.folders import read_folder
 from hsl_node.train.data.sources import NODE_TOML, Asked, Source
-from hsl_node.train.data.tables import read_table
+from hsl_node.train.data.tables import is_table, read_table
 
 LAYOUTS = "a folder per class with images in it (also inside train/, validation/, test/), a table, or an .npz file"
-TABLES = (".csv", ".tsv", ".txt")
 
 
 def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
@@ -33,7 +32,7 @@ def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
         raise DataError("data.path is not set", remedy="name a folder, a table or an .npz file in node.toml")
     if not path.exists():
         raise _not_there(path, asked)
-    if path.is_file() and path.suffix.lower() in TABLES:
+    if path.is_file() and is_table(path):
         source = read_table(path, data, asked)
     elif data.filter or data.columns not in ({}, {"split": ""}):
         raise DataError(

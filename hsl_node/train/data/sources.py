@@ -102,10 +102,10 @@ def toml_table(values: Mapping[str, str]) -> str:
     return f"{{ {', '.join(pairs)} }}"
 
 
-def first_few(lines: Iterable[str]) -> list[str]:
+def first_few(lines: Iterable[str], most: int = NAMED_MAX) -> list[str]:
     """The first few, and how many more."""
     every = list(lines)
-    return every[:NAMED_MAX] + ([f"... and {len(every) - NAMED_MAX} more"] if len(every) > NAMED_MAX else [])
+    return every[:most] + ([f"... and {len(every) - most} more"] if len(every) > most else [])
 
 
 def hint(name: str, known: Collection[str]) -> str:

@@ -33,6 +33,11 @@ class Image:
     def grouped_by(self) -> str:
         return "image" if self.key == self.sha256 else "study" if self.key == self.study else "patient"
 
+    @property
+    def patient(self) -> str | None:
+        """Its patient's pseudonym, or its study's; None: it stands alone."""
+        return None if self.key == self.sha256 else self.key
+
     def places(self, known: Mapping[str, int]) -> set[int]:
         """The sides on which a ledger has this image, or its patient."""
         return {known[k] for k in (self.sha256, self.key, *self.spellings) if k in known}

@@ -26,6 +26,7 @@ LIKELY = {  # our word -> what tables call it, best first; compared by letters a
         *("pseudonym", "person", "personid", "participant", "participantid", "pat", "patientnr", "patientkey"),
     ),
 }
+SUFFIXES = (".csv", ".tsv", ".txt")
 DELIMITERS = ",;\t|"
 WIDTH_MAX = 1024 * 1024  # characters of a cell; the csv module's own 128 KiB fails on a report's full text
 
@@ -38,6 +39,11 @@ class Table:
     rows: tuple[tuple[int, dict[str, str]], ...]  # each with its line
     empty: int = 0  # rows without a cell that holds anything
     doubts: tuple[str, ...] = ()
+
+
+def is_table(path: Path) -> bool:
+    """By its name: what else could tell a list of files from any other text?"""
+    return path.suffix.lower() in SUFFIXES
 
 
 def read_rows(path: Path) -> Table:
