@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
+Counts = NDArray[np.int16]
 
 RESAMPLES = 1000  # as in the paper
 PATIENTS_MIN = 10  # of each class: with fewer, resamples repeat the same few, and intervals come out far too narrow
-CELLS_MAX = 4_000_000  # of a resample's matrix: 32 MB, whatever the number of images
+CELLS_MAX = 250_000  # of the matrix that some resamples at a time give: 2 MB, which a processor's cache holds
 BINS = 10  # of a calibration plot: as many images in each
 
 Verdict = Literal["better", "worse", "no difference", "too few"]
@@ -111,7 +112,7 @@ class _Set:
     classes: Sequence[str]
     held: NDArray[np.bool_]  # (C, N): which images are of a class
     cluster: Integers  # (N,): its patient's number
-    times: Integers  # (1 + B, P): how often each patient counts; row 0 is the set itself
+    times: Counts  # (1 + B, P): how often each patient counts; row 0 is the set itself
     person: Integers  # the patients that `auc_patients` counts
     label_of: Integers  # and the class of each
 
@@ -134,9 +135,7 @@ def describe(
     patients_of = {name: len(np.unique(cluster[mask])) for name, mask in zip(classes, held, strict=True)}
     lacking = [f"{n} of {name}" for name, n in patients_of.items() if n < PATIENTS_MIN]
     unit = "patients" if known else "images"
-    times = np.ones((1, cluster.max(initial=-1) + 1), np.int64)
-    if not lacking:
-        times = np.concatenate([times, _draws(times.shape[1], rng)])
+    times = _draws(cluster.max(initial=-1) + 1, 0 if lacking else RESAMPLES, rng)
     person, label_of, mixed = _by_patient(cluster, labels, len(classes))
     whole = _Set(classes, held, cluster, times, person, label_of)
     found = {name: _of_model(whole, chances, thresholds.get(name)) for name, chances in probabilities.items()}
@@ -160,10 +159,12 @@ def _of_model(whole: _Set, chances: Floats, threshold: float | None) -> tuple[Of
     score_of = {1: chances} if two else dict(enumerate(chances.T))
     ranked = {c: _ranked(times, cluster, held[c], score) for c, score in score_of.items()}
     everybody = np.arange(len(person))
-    by_patient = [
-        _ranked(times[:, person], everybody, whole.label_of == c, _mean_of(cluster, score)[person])[0]
-        for c, score in score_of.items()
-    ]
+    by_patient = [found for found, _ in ranked.values()]
+    if len(person) < len(cluster):  # some have several images, or are left out
+        by_patient = [
+            _ranked(times[:, person], everybody, whole.label_of == c, _mean_of(cluster, score)[person])[0]
+            for c, score in score_of.items()
+        ]
     auc = np.mean([found for found, _ in ranked.values()], axis=0)
     errors = np.square(chances - held[1]) if two else np.square(chances - held.T).sum(axis=1)
     sensitivity = specificity = Estimate(None)
@@ -214,44 +215,48 @@ def _estimate(figures: Floats, *, vary: bool = True) -> Estimate:
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))
 
 
-def _draws(patients: int, rng: Generator) -> Integers:
-    """(B, P): how often each resample holds each patient."""
-    return np.stack([np.bincount(rng.integers(patients, size=patients), minlength=patients) for _ in range(RESAMPLES)])
+def _draws(patients: int, resamples: int, rng: Generator) -> Counts:
+    """(1 + B, P): how often each resample holds each patient; the first row is the set itself."""
+    times = np.ones((1 + resamples, patients), np.int16)
+    for row in times[1:]:
+        row[:] = np.bincount(rng.integers(patients, size=patients), minlength=patients)
+    return times
 
 
-def _ranked(times: Integers, cluster: Integers, positive: NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+def _ranked(times: Counts, cluster: Integers, positive: NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
     """AUC and average precision on each resample, (1 + B,) each; nan where a class is missing. Ties count half."""
     order = np.argsort(-score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=np.nan))  # of each tie; nan differs from everything
     aucs, precisions = [np.empty(0)], [np.empty(0)]
     for rows in _chunks(len(times), len(score)):
-        weight = times[rows][:, cluster[order]]
-        hits = _summed(weight * positive[order], starts)  # (b, ties)
-        false = _summed(weight * ~positive[order], starts)
-        found, alarms = np.cumsum(hits, axis=1), np.cumsum(false, axis=1)
+        weight = np.take(times[rows], cluster[order], axis=1).astype(np.int64)
+        both, hits = _summed(weight, starts), _summed(weight * positive[order], starts)  # (b, ties)
+        false, found, called = both - hits, np.cumsum(hits, axis=1), np.cumsum(both, axis=1)
         all_, none = hits.sum(axis=1), false.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             aucs.append(np.sum(false * (2 * found - hits), axis=1) / (2 * all_ * none))
-            called = found + alarms
             precision = np.divide(found, called, out=np.zeros(called.shape), where=called > 0)
             precisions.append(np.where(none > 0, np.sum(hits * precision, axis=1) / all_, np.nan))
     return np.concatenate(aucs), np.concatenate(precisions)
 
 
-def _share(times: Integers, cluster: Integers, part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Floats:
+def _share(times: Counts, cluster: Integers, part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Floats:
     """Of the images in `whole` those in `part`, on each resample: (1 + B,)."""
-    size = times.shape[1]
-    of, among = np.bincount(cluster[part], minlength=size), np.bincount(cluster[whole], minlength=size)
     with np.errstate(invalid="ignore"):
-        return (times @ of) / (times @ among)
+        return _total(times, cluster, part) / _total(times, cluster, whole)
 
 
-def _mean(times: Integers, cluster: Integers, value: Floats) -> Floats:
+def _mean(times: Counts, cluster: Integers, value: Floats) -> Floats:
     """(1 + B,)."""
-    size = times.shape[1]
     with np.errstate(invalid="ignore"):
-        found: Floats = (times @ np.bincount(cluster, value, size)) / (times @ np.bincount(cluster, minlength=size))
-    return found
+        found: Floats = _total(times, cluster, value) / _total(times, cluster, np.ones_like(value))
+        return found
+
+
+def _total(times: Counts, cluster: Integers, value: NDArray[Any]) -> Floats:
+    """Of a value of each image, on each resample: (1 + B,)."""
+    by_patient = np.bincount(cluster, value, times.shape[1])
+    return np.concatenate([times[rows] @ by_patient for rows in _chunks(*times.shape)])
 
 
 def _chunks(rows: int, width: int) -> list[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -267,3 +268,19 @@ def test_calibration_bins_hold_as_many_images_each() -> None:
     assert [share for _, share, _ in found] == [0.3] * 10
     assert found[0][0] == pytest.approx(0.045)  # the mean of 0.00 to 0.09
     assert described([0, 1] * 9, own=np.linspace(0, 1, 18)).models["own"].calibration == ()
+
+
+# ------------------------------------------------------------------ many images
+
+
+def test_twenty_thousand_images_take_less_than_four_bytes_for_each_and_each_resample() -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 20_000)
+    score = noisy(rng, labels, 1)
+    tracemalloc.start()
+    found = described(labels, thresholds={"own": 0.5}, own=score)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 4 * 20_000 * RESAMPLES
+    assert found.models["own"].auc.value == pytest.approx(sklearn_metrics.roc_auc_score(labels, score))
+    assert found.models["own"].auc_patients == found.models["own"].auc
