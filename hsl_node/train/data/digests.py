@@ -31,7 +31,7 @@ from hsl_node.train.progress import Progress
 Array = NDArray[Any]
 _Out = TypeVar("_Out")
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 BATCH = 64  # images in flight at a time: bounds the memory, and is enough to keep every core busy
 
 
@@ -124,15 +124,17 @@ def _read_index(path: Path) -> dict[str, Digest]:
         if content["version"] != INDEX_VERSION:
             return {}
         return {
-            str(stamp): Digest(str(sha256), Owner(tuple(map(str, patient)), str(study)), int(side))
-            for stamp, (sha256, patient, study, side) in content["files"].items()
+            str(stamp): Digest(str(sha256), Owner(tuple(map(str, patient)), str(study), str(once)), int(side))
+            for stamp, (sha256, patient, study, once, side) in content["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _write_index(path: Path, found: dict[str, Digest]) -> None:
-    files = {stamp: [d.sha256, list(d.owner.patient), d.owner.study, d.side] for stamp, d in found.items()}
+    files = {
+        stamp: [d.sha256, list(d.owner.patient), d.owner.study, d.owner.once, d.side] for stamp, d in found.items()
+    }
     with replacing(path, Step.TRAINER_DIGESTS) as file:
         file.write(canonical_json({"version": INDEX_VERSION, "files": files}))
     drop_old(path.parent, path.suffix)

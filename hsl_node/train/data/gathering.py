@@ -108,10 +108,11 @@ def index_of(source: Source, cache: Path) -> Path:
 def _image(item: Item, label: int, found: Digest) -> Image:
     """A table's own patient column decides; then the patient of a DICOM file, then its study; else it stands alone."""
     owner = table_owner(item.patient)
+    once = owner.once if item.patient else found.owner.once
     if not owner.patient:
         owner = found.owner
     key, *spellings = owner.patient or (owner.study or found.sha256,)
-    return Image(found.sha256, label, key, item.split, tuple(spellings), owner.study)
+    return Image(found.sha256, label, key, item.split, (*spellings, *[once] * bool(once)), owner.study)
 
 
 def window_of(data: DataConfig) -> Window | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hsl_node.train.data.images import dicom_owner
 from hsl_node.train.data.splits import patient_key
@@ -31,6 +31,7 @@ class Owner:
 
     patient: tuple[str, ...] = field(default=(), repr=False)  # the one that counts first; empty: unknown
     study: str = field(default="", repr=False)
+    once: str = field(default="", repr=False)  # of a word that names nobody: an earlier version took it for a patient
 
 
 NOBODY = Owner()
@@ -54,7 +55,9 @@ def patient_keys(patient: str) -> tuple[str, ...]:
 
 
 def table_owner(patient: str | None) -> Owner:
-    return Owner(patient_keys(patient)) if patient and names_somebody(patient) else NOBODY
+    if patient and names_somebody(patient):
+        return Owner(patient_keys(patient))
+    return Owner(once=patient_key(patient)) if patient else NOBODY
 
 
 def file_owner(content: bytes) -> Owner:
@@ -64,4 +67,4 @@ def file_owner(content: bytes) -> Owner:
         UnreadableImage: its header is damaged.
     """
     patient, study = dicom_owner(content)
-    return Owner(table_owner(patient).patient, patient_key(f"study {study}") if study else "")
+    return replace(table_owner(patient), study=patient_key(f"study {study}") if study else "")

@@ -97,6 +97,24 @@ def test_threat_31_a_ledger_of_the_version_before_knows_its_patients_in_another_
             assert opened(folder, DataConfig(path=folder / "d/t.csv")).split[:2].tolist() == [side] * 2
 
 
+@pytest.mark.parametrize("kind", ["table", "dicom"])
+def test_threat_31_whom_the_version_before_took_for_a_patient_called_unknown_stays_where_all_of_it_was(
+    tmp_path: Path, kind: str
+) -> None:
+    rows = [{**row, "patient": "unknown" if n < 10 else row["patient"]} for n, row in enumerate(rows_of(40, "x{}"))]
+    path = write_table(tmp_path / "d/t.csv", rows)
+    if kind == "dicom":  # no patient in the table, and the same word in the files
+        for n in range(10):
+            write_dicom(tmp_path / "d" / rows[n]["path"], noise(n), PatientID="unknown")
+        path = rewritten(path, [{**row, "patient": row["patient"].replace("unknown", "")} for row in rows]).path
+    for side in (0, 1, 2):
+        ledger = {"version": 1, "splits": {"seed 1, 60/10/30": {patient_key("unknown"): side}}}
+        (tmp_path / "splits.json").write_text(json.dumps(ledger), encoding="utf-8")
+        for _ in range(2):  # the second time from memory
+            found = opened(tmp_path, DataConfig(path=path))
+            assert found.split[:10].tolist() == [side] * 10 and found.patients[:10] == (None,) * 10
+
+
 def test_threat_31_a_split_that_is_given_later_moves_nobody(tmp_path: Path) -> None:
     """`evaluate` reads node.toml again: it would have tested with images that were trained on."""
     rows = [{**row, "fold": ("train", "val", "test")[n // 4 % 3]} for n, row in enumerate(rows_of())]
