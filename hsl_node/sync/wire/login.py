@@ -15,8 +15,8 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 from hsl_node.errors import KeyRefused, TransportError
 from hsl_node.sync.wire.transport import Patience, Transport
@@ -33,17 +33,23 @@ class _Kept:
     """A connection that nobody uses now."""
 
     link: Transport
-    stack: AsyncExitStack  # closes it
+    opened: AbstractAsyncContextManager[Transport]  # what gave it, and closes it
     end: asyncio.Task[None] | None = None
     taken: bool = False
+    unwanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def close_later(self) -> None:
         try:
-            await asyncio.sleep(KEEP_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(KEEP_S):
+                    await self.unwanted.wait()
         finally:
             if not self.taken:
                 self.taken = True
-                await self.stack.aclose()
+                await self.close()
+
+    async def close(self) -> None:
+        await self.opened.__aexit__(None, None, None)
 
 
 class RefusedKey:
@@ -87,44 +93,43 @@ class RefusedKey:
             try:
                 if self._why is not None and self.left_s > 0:
                     raise KeyRefused(self._why.message, remedy=self._why.remedy)
-                link = await self._take(stack)
-                if link is None:
+                if kept := await self._take():
+                    link, opened = kept.link, kept.opened
+                    stack.push_async_exit(opened)
+                    link.patience = patience or link.patience
+                else:
+                    opened = connect()
                     try:
-                        link = await stack.enter_async_context(connect())
+                        link = await stack.enter_async_context(opened)
                     except KeyRefused as exc:
                         self._refuse(exc)
                         raise
-                elif patience is not None:
-                    link.patience = patience
                 self._why = None
             finally:
                 self._one_at_a_time.release()
             yield link  # whoever fails over it has spoilt it
-            self._keep(link, stack)
+            if self._keeps and self._kept is None and link.alive():
+                stack.pop_all()
+                self._kept = _Kept(link, opened)
+                self._kept.end = asyncio.create_task(self._kept.close_later())
 
     def drop(self) -> None:
         """A key was replaced: what is kept is closed, and no more is."""
         self._keeps = False
-        if self._kept is not None and self._kept.end is not None:
-            self._kept.end.cancel()
+        if self._kept is not None:
+            self._kept.unwanted.set()  # not `cancel`: a task that has not begun would close nothing
         self._kept = None
 
-    async def _take(self, stack: AsyncExitStack) -> Transport | None:
+    async def _take(self) -> _Kept | None:
         kept, self._kept = self._kept, None
         if kept is None or kept.taken or kept.end is None:
             return None
         kept.taken = True
         kept.end.cancel()
         if not kept.link.alive():
-            await kept.stack.aclose()
+            await kept.close()
             return None
-        stack.push_async_exit(kept.stack)
-        return kept.link
-
-    def _keep(self, link: Transport, stack: AsyncExitStack) -> None:
-        if self._keeps and self._kept is None and link.alive():
-            self._kept = _Kept(link, stack.pop_all())
-            self._kept.end = asyncio.create_task(self._kept.close_later())
+        return kept
 
     @property
     def left_s(self) -> float:

@@ -89,6 +89,19 @@ def test_a_kept_connection_that_broke_is_not_used(client: Client, tmp_path: Path
     run(story, client, tmp_path)
 
 
+def test_a_connection_that_was_kept_a_thousand_times_can_be_closed(tmp_path: Path) -> None:
+    """Each use must leave nothing behind: a pair of idle nodes asks so often in a day."""
+
+    async def story(node: Node) -> None:
+        first = await node.ask()
+        for _ in range(1000):
+            assert await node.ask() is first
+        node.logins.drop()  # in the moment in which it was put aside
+        await until(lambda: node.net.live == 0)
+
+    run(story, "asyncssh", tmp_path)
+
+
 def test_a_connection_that_nobody_uses_is_closed_after_a_while(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
