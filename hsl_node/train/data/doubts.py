@@ -6,6 +6,7 @@ No message names an image's path or a patient, but for what `name` makes of an i
 from __future__ import annotations
 
 import hashlib
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.train.data.gathering import Gathered
-from hsl_node.train.data.patients import names_somebody
+from hsl_node.train.data.patients import names_somebody, spelling
 from hsl_node.train.data.sources import NODE_TOML, SPLIT_NAMES, TEST, TRAIN, Item, first_few
 from hsl_node.train.data.splits import Assignment, Image
 
@@ -26,6 +27,8 @@ Array = NDArray[Any]
 
 FEW = 3  # images of a class in a split: fewer say little, and one patient decides
 MANY, MANY_TIMES, MANY_SHARE = 10, 5, 0.05  # images of one patient: so many, times the usual, of all: a placeholder?
+NEARLY_ALL = 0.8  # of the patients have a number in their identifier
+_FILLER = re.compile(r"0|9{2,}")
 TINY_PX = 16  # a thumbnail or an icon; the smallest public sets have 28
 
 TOO_FEW = (
@@ -177,14 +180,18 @@ def _odd_patients(gathered: Gathered) -> list[str]:
     images, total = gathered.images, len(gathered.images)
     doubts = []
     counts = Counter(image.key for image in images if image.grouped_by == "patient")
-    if len(counts) > 2:
-        (key, most), usual = counts.most_common(1)[0], statistics.median(counts.values())
+    usual = statistics.median(counts.values()) if len(counts) > 1 else 0
+    if counts and len(counts) != 2:  # of two each may have half
+        key, most = counts.most_common(1)[0]
         if most >= max(MANY, MANY_TIMES * usual, MANY_SHARE * total):
             first = next(i.where for i, image in zip(gathered.items, images, strict=True) if image.key == key)
             doubts.append(
-                f"one patient has {most} of {total} images, half of the others at most {usual:g}: does the identifier"
-                f" stand for an unknown patient? The first of these images: {first}"
+                f"one patient has {most} of {total} images"
+                + (f", half of the others at most {usual:g}" if len(counts) > 1 else "")
+                + ": does the identifier stand for an unknown patient, or did a spreadsheet round it (1.2E+11)?"
+                f" The first of these images: {first}"
             )
+    doubts += _placeholders(gathered, counts, usual)
     spelt: dict[str, set[str]] = defaultdict(set)
     by_file: dict[str, set[str]] = defaultdict(set)
     for item, image, digest in zip(gathered.items, images, gathered.digests, strict=True):
@@ -200,6 +207,28 @@ def _odd_patients(gathered: Gathered) -> list[str]:
             f" is its patient column the right one? If not, {ALONE}"
         )
     return doubts
+
+
+def _placeholders(gathered: Gathered, counts: Counter[str], usual: float) -> list[str]:
+    """Patients of a table called otherwise than nearly all: a word among numbers; 0 or 9999 with many images."""
+    words: dict[str, tuple[str, str]] = {}
+    for item, image in zip(gathered.items, gathered.images, strict=True):
+        if names_somebody(item.patient):
+            words.setdefault(image.key, (spelling(item.patient or ""), item.where))
+    numbered = sum(any(c.isdigit() for c in word) for word, _ in words.values())
+    odd = {
+        key: where
+        for key, (word, where) in words.items()
+        if (numbered >= NEARLY_ALL * len(words) and not any(c.isdigit() for c in word))
+        or (_FILLER.fullmatch(word) and counts[key] > 2 * usual)
+    }
+    if not odd:
+        return []
+    return [
+        f"{sum(counts[key] for key in odd)} of {len(gathered.images)} images are of {len(odd)} patients called unlike"
+        " the others (a word among numbers; 0 or 9999 with many images): if these stand for unknown patients, empty"
+        f" their cells in the table. The first: {', '.join(first_few(odd.values()))}"
+    ]
 
 
 # ---------------------------------------------------------------- pictures

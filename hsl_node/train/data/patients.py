@@ -9,20 +9,28 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
 from hsl_node.train.data.images import dicom_owner
 from hsl_node.train.data.splits import patient_key
 
-# What tables and anonymisers write where they know no patient; compared by their letters and digits alone.
+# What tables and anonymisers write where they know no patient: a cell that holds nothing but such words names nobody.
 NO_PATIENT = frozenset(
     {
-        *("nan", "na", "nat", "none", "null", "nil", "unknown", "unk", "unbekannt", "inconnu", "desconocido"),
+        *("nan", "na", "nat", "none", "null", "nil", "inf", "unknown", "unk", "unbekannt", "inconnu", "desconocido"),
         *("anonymous", "anonymized", "anonymised", "anonym", "anon", "deidentified", "removed", "redacted", "missing"),
         *("empty", "blank", "undefined", "unspecified", "notavailable", "notapplicable", "notset", "noid", "noname"),
-        *("patient", "patientid", "patientname", "tbd", "xx", "xxx", "xxxx"),
+        *("patient", "patientid", "patientname", "tbd", "tba", "tbc", "xx", "xxx", "xxxx", "withheld", "masked"),
+        *("no", "not", "id", "name", "data", "known", "available", "recorded", "given", "applicable", "set"),
+        *("keine", "kein", "ohne", "angabe", "angaben", "sans", "sin", "identifiant", "false", "true", "error"),
     }
 )
-_NUMBER = re.compile(r"0*(\d+?)(?:[.,]0*)?")  # 7, 007, 7.0 and 7,0: what spreadsheets make of one number
+_SHEET_ERROR = re.compile(r"#(REF|NAME|VALUE|NUM|DIV/0)[!?]")
+_NEGATIVE = re.compile(r"-\d+([.,]0+)?")  # -1, -99: what programs write for a number that is missing
+_FLOAT = re.compile(r"(\d+)[.,]0+")  # 7.0 and 7,0: a number that shared its column with a gap
+_THOUSANDS = re.compile(r"\d{1,3}(?:([.,'’])\d{3})(?:\1\d{3})*")
+_EXPONENT = re.compile(r"\d(?:[.,]\d+)?e\+?\d{1,2}")  # 1.2E+05
+_RUNS = re.compile(r"\d+|[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,27 @@ NOBODY = Owner()
 
 
 def names_somebody(patient: str | None) -> bool:
-    return bool(patient and (letters := re.sub(r"[\W_]", "", patient.casefold()))) and letters not in NO_PATIENT
+    cell = (patient or "").strip()
+    words = spelling(cell).split()
+    wordless = "".join(words) in NO_PATIENT or all(word in NO_PATIENT for word in words)
+    return not (wordless or _SHEET_ERROR.fullmatch(cell) or _NEGATIVE.fullmatch(cell))
 
 
 def spelling(patient: str) -> str:
-    """The one spelling for all of a patient: case, blanks, forms of letters, zeros before a number and .0 after it."""
-    word = " ".join(unicodedata.normalize("NFKC", patient).casefold().split())
-    number = _NUMBER.fullmatch(word)
-    return number[1] if number else word
+    """The one spelling for all of a patient: its runs of letters and of digits, small letters, no leading zeros.
+
+    So P-007, p7 and ="P 7" are one, and 7, 7.0 and '007; but 1-2 is not 12. A spreadsheet's 1.2E+05 and 120,000 are
+    numbers too.
+    """
+    seen = (c for c in unicodedata.normalize("NFKC", patient) if unicodedata.category(c) != "Cf")
+    word = "".join(seen).casefold().strip()
+    if _THOUSANDS.fullmatch(word):
+        word = re.sub(r"\D", "", word)
+    elif number := _FLOAT.fullmatch(word):
+        word = number[1]
+    elif _EXPONENT.fullmatch(word):
+        word = str(int(Decimal(word.replace(",", "."))))
+    return " ".join(run.lstrip("0") or "0" if run.isdecimal() else run for run in _RUNS.findall(word))
 
 
 def patient_keys(patient: str) -> tuple[str, ...]:

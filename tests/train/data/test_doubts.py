@@ -13,6 +13,7 @@ from PIL import Image
 from hsl_node.errors import DataError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
+from hsl_node.train.data.patients import names_somebody, spelling
 
 Row = dict[str, str]
 
@@ -81,6 +82,51 @@ def test_threat_31_several_spellings_of_a_patient_are_one_and_are_counted(tmp_pa
     data = DataConfig(path=write_table(tmp_path / "d/t.csv", rows))
     assert checked(tmp_path, data).patients == 30
     assert any(w.startswith("30 patients are spelt in several ways") for w in warned(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("P{:03d}", "P{}"), ("P-{}", "p{}"), ("pat_{}", "pat {}"), ('="{:05d}"', "{:05d}"), ("'{:05d}", "{}")),
+        *(("P{}\u200b", "P{}"), ("\ufeff{}", "{}"), ("A\u2011{}", "A-{}"), ("+{}", "{}")),
+        *(("1,{:03d}", "1{:03d}"), ("1.{:03d}", "1{:03d}"), ("{}.0000E+04", "{}0000"), ("{},5e5", "{}50000")),
+    ],
+)
+def test_threat_31_what_a_spreadsheet_or_a_second_export_makes_of_an_identifier(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    words = [(other if n % 2 else one).format(n // 2 % 9 + 1 if "e" in one.lower() else n // 2) for n in range(36)]
+    rows = [{**row, "patient": word} for row, word in zip(rows_of(36), words, strict=True)]
+    assert checked(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows))).patients == len(set(words)) // 2
+
+
+def test_identifiers_that_differ_in_more_than_their_spelling_stay_apart() -> None:
+    apart = ["1-2", "12", "1-20", "P1", "P10", "Q1", "101", "1.2.840.1", "1.2.840.10", "9E999999", "anon 12", "K.A."]
+    assert len({spelling(word) for word in apart}) == len(apart) and all(map(names_somebody, apart))
+
+
+@pytest.mark.parametrize(
+    "word", ["#REF!", "#NAME?", "not known", "no patient", "Anonymous^Patient", "-1", "-99.0", "?"]
+)
+def test_threat_31_words_and_codes_for_nobody_are_counted(tmp_path: Path, word: str) -> None:
+    rows = [{**row, "patient": word if n % 10 == 0 else row["patient"]} for n, row in enumerate(rows_of())]
+    warnings = warned(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows)))
+    assert any(w.startswith(f"6 of 60 images name no patient ({word!r} 6)") for w in warnings)
+
+
+@pytest.mark.parametrize("word", ["k.A.", "zu klären", "0", "9999"])
+def test_threat_31_a_patient_called_unlike_the_others_is_a_doubt(tmp_path: Path, word: str) -> None:
+    """Whatever the language: it stays one patient, and its first row is named."""
+    rows = [{**row, "patient": word if n % 10 == 0 else row["patient"]} for n, row in enumerate(rows_of())]
+    warnings = warned(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows)))
+    assert any(w.startswith("6 of 60 images are of 1 patients called unlike") and "t.csv:2" in w for w in warnings)
+
+
+def test_one_identifier_for_all_is_a_doubt(tmp_path: Path) -> None:
+    """A spreadsheet rounds 123456789001, 123456789002 and so on to one number."""
+    rows = [{**row, "patient": f"{123456789000 + n:.5E}"} for n, row in enumerate(rows_of())]
+    report = checked(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows)))
+    assert any(w.startswith("one patient has 60 of 60 images: does") for w in report.warnings)
 
 
 def test_threat_31_patients_that_are_one_by_their_dicom_files_are_a_doubt(tmp_path: Path) -> None:
