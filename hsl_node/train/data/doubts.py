@@ -161,6 +161,15 @@ def _patients(data: DataConfig, gathered: Gathered) -> list[str]:
             f"{by['study']} of {total} images name no patient and are grouped by their DICOM study: two studies of one"
             " patient may lie in training and in test"
         )
+    of_study: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        if image.study and image.grouped_by == "patient":
+            of_study[image.study].add(image.key)
+    if shared := [keys for keys in of_study.values() if len(keys) > 1]:
+        doubts.append(
+            f"{len(set().union(*shared))} patients share {len(shared)} StudyInstanceUID and were kept on one side for"
+            " each: if one was written into all files when they were made anonymous, name the patients in a table"
+        )
     return doubts + _odd_patients(gathered)
 
 

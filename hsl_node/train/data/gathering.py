@@ -21,7 +21,7 @@ from hsl_node.train.data.cache import Unreadable, open_images
 from hsl_node.train.data.digests import Digest, digest_items
 from hsl_node.train.data.labels import labels_of
 from hsl_node.train.data.listing import read_source
-from hsl_node.train.data.patients import table_owner
+from hsl_node.train.data.patients import Owner, table_owner
 from hsl_node.train.data.pixels import UnreadableImage
 from hsl_node.train.data.preprocessing import Preprocessing, Window
 from hsl_node.train.data.sources import NODE_TOML, Asked, Item, Source, first_few
@@ -89,13 +89,15 @@ def gather_labelled(source: Source, labels: Sequence[int | None], cache: Path | 
     """Digest the items that have a label."""
     chosen = [(item, label) for item, label in zip(source.items, labels, strict=True) if label is not None]
     index = index_of(source, cache) if cache else None
+    looked_at = digest_items([i for i, _ in chosen], index, progress)
+    by_file = _owners_by_file([item for item, _ in chosen], looked_at)
     items, images, digests, unreadable = [], [], [], []
-    for (item, label), found in zip(chosen, digest_items([i for i, _ in chosen], index, progress), strict=True):
+    for (item, label), found in zip(chosen, looked_at, strict=True):
         if isinstance(found, UnreadableImage):
             unreadable.append((item, found.message))
         else:
             items.append(item)
-            images.append(_image(item, label, found))
+            images.append(_image(item, label, found, by_file))
             digests.append(found)
     unwanted = Counter(item.label for item, label in zip(source.items, labels, strict=True) if label is None)
     return Gathered(source, tuple(items), tuple(images), tuple(digests), tuple(unreadable), unwanted)
@@ -105,12 +107,25 @@ def index_of(source: Source, cache: Path) -> Path:
     return cache / f"{hashlib.sha256(bytes(source.path.absolute())).hexdigest()[:16]}.index"
 
 
-def _image(item: Item, label: int, found: Digest) -> Image:
-    """A table's own patient column decides; then the patient of a DICOM file, then its study; else it stands alone."""
+def _owners_by_file(items: Sequence[Item], looked_at: Sequence[Digest | UnreadableImage]) -> dict[str, Owner]:
+    """What DICOM files call a patient or a study -> whom the table names for one of their images."""
+    return {
+        word: owner
+        for item, found in zip(items, looked_at, strict=True)
+        if isinstance(found, Digest) and (owner := table_owner(item.patient)).patient
+        for word in (*found.owner.patient[:1], found.owner.study)
+        if word
+    }
+
+
+def _image(item: Item, label: int, found: Digest, by_file: Mapping[str, Owner]) -> Image:
+    """A table's own patient column decides, also by another image of the same PatientID or study; then the patient of a
+    DICOM file, then its study; else it stands alone."""
     owner = table_owner(item.patient)
     once = owner.once if item.patient else found.owner.once
     if not owner.patient:
-        owner = found.owner
+        known = [by_file[word] for word in (*found.owner.patient[:1], found.owner.study) if word in by_file]
+        owner = known[0] if known else found.owner
     key, *spellings = owner.patient or (owner.study or found.sha256,)
     return Image(found.sha256, label, key, item.split, (*spellings, *[once] * bool(once)), owner.study)
 

@@ -138,6 +138,30 @@ def test_threat_31_patients_that_are_one_by_their_dicom_files_are_a_doubt(tmp_pa
     assert any(w.startswith("24 patients of the table are 12 by the PatientID") for w in warnings)
 
 
+@pytest.mark.parametrize("same", ["PatientID", "StudyInstanceUID"])
+def test_threat_31_a_row_without_patient_is_of_whom_the_table_names_for_the_same_dicom_patient_or_study(
+    tmp_path: Path, same: str
+) -> None:
+    for n in range(40):
+        tags = {"PatientID": "", "StudyInstanceUID": f"1.2.{n + 1}", same: f"1.3.{n // 2 + 1}"}
+        write_dicom(tmp_path / f"d/img/{n}.png", noise(n), **tags)
+    rows = [{**row, "patient": row["patient"] if n % 2 else ""} for n, row in enumerate(rows_of(40))]
+    assert checked(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows))).patients == 20
+
+
+def test_one_study_in_all_files_is_told_with_a_remedy_that_works(tmp_path: Path) -> None:
+    for n in range(40):
+        write_dicom(
+            tmp_path / f"d/{PLAN.classes[n // 2 % 2]}/{n}", noise(n), PatientID=f"P{n // 2}", StudyInstanceUID="1.2"
+        )
+    assert any(
+        w.startswith("20 patients share 1 StudyInst")
+        for w in checked(tmp_path, DataConfig(path=tmp_path / "d")).warnings
+    )
+    rows = [{**r, "path": f"{r['label']}/{n}"} for n, r in enumerate(rows_of(40))]
+    assert checked(tmp_path, DataConfig(path=write_table(tmp_path / "d/t.csv", rows))).patients == 20
+
+
 def test_threat_31_dicom_files_without_patient_are_counted_by_what_groups_them(tmp_path: Path) -> None:
     for n in range(24):
         tags = {"StudyInstanceUID": f"1.2.{n // 2}"} if n < 16 else {}
