@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import fnmatch
 import io
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from hsl_node.errors import DataError
@@ -28,6 +30,7 @@ LIKELY = {  # our word -> what tables call it, best first; compared by letters a
 }
 SUFFIXES = (".csv", ".tsv", ".txt")
 DELIMITERS = ",;\t|"
+PROBED = 100  # rows that tell what separates the cells
 WIDTH_MAX = 1024 * 1024  # characters of a cell; the csv module's own 128 KiB fails on a report's full text
 
 
@@ -55,22 +58,31 @@ def read_rows(path: Path) -> Table:
     try:
         csv.field_size_limit(WIDTH_MAX)
         text, doubt = _text(path.read_bytes())
-        declared = re.match(r"sep=(.)\r?\n", text)  # a spreadsheet's own first line
-        first = next(csv.reader(io.StringIO(text, newline="")), []) if not declared else []
+        declared = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)  # a spreadsheet's own first line
         lines = io.StringIO(text, newline="")
         if declared:
             lines.readline()
         delimiter = declared[1] if declared else _delimiter(text)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = [unicodedata.normalize("NFC", name.strip()) for name in next(reader, first)]
+        blank = f'{delimiter} "' in text[:WIDTH_MAX].partition("\n")[0]  # some programs write one after each separator
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=blank, strict=True)
+        header = [unicodedata.normalize("NFC", name.strip()) for name in next(reader, [])]
         skipped = 1 if declared else 0
         cells = [(reader.line_num + skipped, [cell.strip() for cell in row], any(row)) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"{path.name}: cannot be read as a table: {exc}", remedy="save it as CSV in UTF-8") from exc
+        raise DataError(
+            f"{path.name}: cannot be read as a table: {exc}",
+            remedy="save it as CSV in UTF-8, a quote inside a cell written twice",
+        ) from exc
     filled = [(line, row) for line, row, any_cell in cells if any_cell]
     doubts = [f"{path.name} {doubt}"] if doubt else []
     width = len(header)
+    _require_header(path, filled, header)
     _require_narrow(path, filled, header)
+    if swallowed := [line for line, row in filled if any(_holds_rows(cell, delimiter, width) for cell in row)]:
+        doubts.append(
+            f"{len(swallowed)} cells hold lines that look like rows: is a quote not closed? {path.name}, up"
+            f" to line {', '.join(first_few(map(str, swallowed)))}"
+        )
     if short := [line for line, row in filled if len(row) < width]:
         doubts.append(
             f"{len(short)} of {len(filled)} rows have fewer cells than the header, so that a value may stand in the"
@@ -88,10 +100,12 @@ def read_table(path: Path, data: DataConfig, asked: Asked = NODE_TOML) -> Source
     private = {names[key] for key in ("path", "patient") if key in names}
     rows, left, taken = _filtered(path, table, data.filter, private)
     items = [_row_item(path, line, row, names, asked) for line, row in rows]
-    absent = [i for i in items if not i.path.is_file()]
+    unnamed = {f"{path.name}:{line}" for line, row in rows if not row[names["path"]]}
+    absent = [i for i in items if i.where in unnamed or not os.path.isfile(i.path)]
     missing = [i for i in items if not i.label]
     if absent or missing:
-        listed = [f"{i.where}: no such image file" + (f": {i.path}" if asked.names_files else "") for i in absent]
+        looked = {i.where: "the path is empty" if i.where in unnamed else str(i.path) for i in absent}
+        listed = [f"{i.where}: no such image file" + f": {looked[i.where]}" * asked.names_files for i in absent]
         listed += [f"{i.where}: no label" for i in missing]
         see = "" if asked.names_files else " (`hsl-node data check` shows where each was looked for)"
         raise DataError(
@@ -105,7 +119,7 @@ def read_table(path: Path, data: DataConfig, asked: Asked = NODE_TOML) -> Source
         +left,
         root=path.parent,
         taken=taken,
-        doubts=table.doubts,
+        doubts=table.doubts + (() if "split" in names or "split" in data.columns else _unused_split(table, data)),
         likely_patient="" if "patient" in names or "patient" in data.columns else find_likely("patient", table.header),
     )
 
@@ -120,15 +134,29 @@ def find_likely(key: str, header: Sequence[str]) -> str:
 # ---------------------------------------------------------------- below
 
 
+def _unused_split(table: Table, data: DataConfig) -> tuple[str, ...]:
+    """A column that says nothing but train, validation and test, under another name than `split`."""
+    for column in table.header:
+        cells = {row[column].casefold() for _, row in table.rows} - {""}
+        if len(cells) > 1 and cells <= SPLIT_WORDS.keys():
+            line = NODE_TOML.columns({**data.columns, "split": column})
+            return (f"column {column!r} gives a split that is not used: the node makes its own. To use it: {line}",)
+    return ()
+
+
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _text(content: bytes) -> tuple[str, str]:
-    """The text, and what to doubt of it."""
+    """The text, and what to doubt of it. Raises: csv.Error: it is none."""
+    if content.startswith(b"PK\x03\x04") or content.startswith(b"\xd0\xcf\x11\xe0"):
+        raise csv.Error("it is a workbook or an archive, whatever its name")
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return content.decode("utf-32"), ""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16"), ""
-    if b"\0" in content[:64]:  # UTF-16 without its mark: every other byte of a header is zero
+    if b"\0" in content[:2]:  # UTF-16 without its mark: every other byte of a header is zero
         return content.decode("utf-16-be" if content[:1] == b"\0" else "utf-16-le"), ""
     try:
         return content.decode("utf-8-sig"), ""
@@ -137,9 +165,29 @@ def _text(content: bytes) -> tuple[str, str]:
 
 
 def _delimiter(text: str) -> str:
-    """The one that stands most often in the header, outside of quotes."""
-    bare = re.sub(r'"(?:[^"]|"")*"', "", text[:WIDTH_MAX]).partition("\n")[0]
-    return max(DELIMITERS, key=bare.count)
+    """The one by which most of the first rows are as wide as the header; of several the one that makes it widest."""
+
+    def fits(delimiter: str) -> tuple[int, int]:
+        rows = [row for row in islice(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), PROBED) if row]
+        width = len(rows[0]) if rows else 0
+        return sum(len(row) == width for row in rows) if width > 1 else 0, width
+
+    return max(DELIMITERS, key=fits)
+
+
+def _holds_rows(cell: str, delimiter: str, width: int) -> bool:
+    return width > 1 and any(line.count(delimiter) >= width - 1 for line in cell.splitlines()[1:])
+
+
+def _require_header(path: Path, rows: Sequence[tuple[int, list[str]]], header: Sequence[str]) -> None:
+    """The first line names columns: it is not empty, and no title above a table."""
+    widths = {len(row) for _, row in rows[:PROBED]}
+    if not any(header) or (len(widths) == 1 and len(header) == 1 < min(widths)):
+        what = "is empty" if not any(header) else "is one cell, the rows below it are more: a title?"
+        raise DataError(
+            f"{path.name}:1: the first line {what}",
+            remedy="let the table begin with the names of its columns, e.g. path,label,patient",
+        )
 
 
 def _require_narrow(path: Path, rows: Sequence[tuple[int, list[str]]], header: Sequence[str]) -> None:
@@ -170,7 +218,7 @@ def _row_item(path: Path, line: int, row: Mapping[str, str], names: Mapping[str,
     split = cell.get("split", "")
     if split and split.casefold() not in SPLIT_WORDS:
         raise DataError(
-            f"{where}: split {split!r} is neither train, validation nor test{hint(split, SPLIT_WORDS)}",
+            f"{where}: split {split!r} is neither train, validation nor test",
             remedy=f"mend that line, or set {asked.unsplit} to pass over that column",
         )
     return Item(
@@ -186,7 +234,7 @@ def _row_item(path: Path, line: int, row: Mapping[str, str], names: Mapping[str,
 def find_file(folder: Path, name: str) -> Path:
     """The file as the table spells it, or as the disk does: written on Windows, accents in one letter or in two."""
     for spelt in _spellings(name):
-        if (folder / spelt).is_file():
+        if os.path.isfile(folder / spelt):  # pathlib raises where a name is too long or a folder is closed
             return folder / spelt
     return folder / name
 

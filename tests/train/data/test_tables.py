@@ -251,3 +251,77 @@ def test_images_of_an_npz_file_without_labels_are_not_passed_over(tmp_path: Path
     np.savez(tmp_path / "a.npz", **arrays, train_labels=np.arange(4) % 2)
     with pytest.raises(DataError, match=r"a\.npz: no labels for test_images"):
         opened(tmp_path, DataConfig(path=tmp_path / "a.npz"))
+
+
+# ---------------------------------------------------------------- what other programs write
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "column"),
+    [(";", "size (w,h,d,e)"), (",", "a;b;c;d;e"), ("\t", "size (w,h,d,e)"), (",", "bar|bar|bar|bar")],
+)
+def test_signs_in_a_header_do_not_decide_what_separates_the_cells(tmp_path: Path, delimiter: str, column: str) -> None:
+    path = write_table(tmp_path / "d/t.csv", [{**row, "note": "x"} for row in table_rows(24)], delimiter)
+    path.write_text(path.read_text(encoding="utf-8").replace("note", column, 1), encoding="utf-8")
+    assert read_rows(path).header == ("path", "label", "patient", column)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "SEP=,\n" + text,
+        lambda text: '"sep=,"\n' + text,
+        lambda text: "\n".join(", ".join(f'"{c}"' for c in line.split(",")) for line in text.splitlines()),
+        lambda text: text.replace("\n", "\r"),
+    ],
+)
+def test_other_programs_first_lines_blanks_and_line_ends_are_read(tmp_path: Path, change) -> None:
+    assert checked(tmp_path, DataConfig(path=table(tmp_path, change))).patients == 12
+
+
+def test_utf_32_is_read(tmp_path: Path) -> None:
+    path = table(tmp_path)
+    path.write_bytes(path.read_text(encoding="utf-8").encode("utf-32"))
+    assert read_rows(path).header == ("path", "label", "patient")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "first line is empty"),
+        (b"\npath,label\na,b\n", "first line is empty"),
+        (b"Export of May\npath,label\na,b\n", "first line is one cell, the rows below it are more: a title"),
+        (b"PK\x03\x04rest of a workbook", "a workbook or an archive"),
+    ],
+)
+def test_what_is_no_table_yet_is_told_as_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_rows(tmp_path / "t.csv")
+
+
+def test_rows_that_an_open_quote_swallows_are_told(tmp_path: Path) -> None:
+    """8 of 24 rows became the text of one cell, and the sum of the rows was right all the same."""
+    rows = [{**row, "note": "n"} for row in table_rows(24)]
+    path = write_table(tmp_path / "d/t.csv", rows)
+    text = path.read_text(encoding="utf-8").replace("pt2,n", 'pt2,"n', 1).replace("pt6,n", 'pt6,n"', 1)
+    path.write_text(text, encoding="utf-8")
+    report = checked(tmp_path, DataConfig(path=path))
+    assert report.images == 16 and any("is a quote not closed? t.csv, up to line 14" in w for w in report.warnings)
+
+
+def test_a_split_in_a_column_of_another_name_is_told_with_a_line_that_works(tmp_path: Path) -> None:
+    rows = [{**row, "Set": ("train", "val", "test")[n // 4 % 3]} for n, row in enumerate(table_rows(24))]
+    path = write_table(tmp_path / "d/t.csv", rows)
+    (told,) = (w for w in checked(tmp_path, DataConfig(path=path)).warnings if "not used" in w)
+    assert told.endswith('columns = { split = "Set" } under [data] in node.toml')
+    used = checked(tmp_path, DataConfig(path=path, columns={"split": "Set"}))
+    assert [sum(c[s] for c in used.counts.values()) for s in ("train", "validation", "test")] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"), [("", "t.csv:2: no such image file: the path is empty"), ("a" * 5000, "t.csv:2: no such image")]
+)
+def test_a_path_that_is_none_or_too_long_is_told_by_its_line(tmp_path: Path, cell: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        checked(tmp_path, DataConfig(path=table(tmp_path, lambda text: text.replace("img/0.png", cell, 1))))
