@@ -97,7 +97,7 @@ def test_the_version_names_the_commit_of_a_checkout() -> None:
 
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
 def test_a_shell_completes_commands_and_options(kind: str) -> None:
-    script = shell("--show-completion", kind)
+    script = shell("--show-completion", kind, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")  # ours is not `kind`
     assert script.returncode == 0 and "hsl-node" in script.stdout
     words = {"COMP_WORDS": "hsl-node fed", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "hsl-node fed"}
     done = shell(_HSL_NODE_COMPLETE=f"complete_{kind}", _TYPER_COMPLETE_FISH_ACTION="get-args", **words)
