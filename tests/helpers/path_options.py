@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 
 from hsl_node.cli import main
@@ -189,28 +190,29 @@ def tried(words: list[str]) -> tuple[int, str, str]:
 
 def attempts(world: Path, kind: str, only: str = "") -> Iterator[Outcome]:
     """Each slot with a path of this kind, each on a fresh copy of `world`."""
-    tame()
-    for number, slot in enumerate(slots()):
-        if only not in str(slot):
-            continue
-        copy = world.with_name(f"{world.name}-{os.getpid()}-{number}")
-        shutil.copytree(world, copy, symlinks=True)
-        given = world.parent / "given" / str(number)
-        if kind in KINDS or kind == "a pipe":
-            given.mkdir(parents=True, exist_ok=True)
-        path = wrong(kind, given if kind in KINDS or kind == "a pipe" else Path("/"))
-        before = os.getcwd()
-        os.chdir(copy)
-        try:
-            code, said, trace = tried(line(slot, path, copy))
-        finally:
-            os.chdir(before)
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.rmtree(given, ignore_errors=True)
-        yield Outcome(str(slot), path, code, said, trace)
+    with tamed():
+        for number, slot in enumerate(slots()):
+            if only not in str(slot):
+                continue
+            copy = world.with_name(f"{world.name}-{os.getpid()}-{number}")
+            shutil.copytree(world, copy, symlinks=True)
+            given = world.parent / "given" / str(number)
+            if kind in KINDS or kind == "a pipe":
+                given.mkdir(parents=True, exist_ok=True)
+            path = wrong(kind, given if kind in KINDS or kind == "a pipe" else Path("/"))
+            before = os.getcwd()
+            os.chdir(copy)
+            try:
+                code, said, trace = tried(line(slot, path, copy))
+            finally:
+                os.chdir(before)
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.rmtree(given, ignore_errors=True)
+            yield Outcome(str(slot), path, code, said, trace)
 
 
-def tame() -> None:
+@contextlib.contextmanager
+def tamed() -> Iterator[None]:
     """What would start processes, or take minutes, where nothing refuses before: the demo's daemons, torch's import."""
     from hsl_node.admin import doctor
     from hsl_node.demo import demo
@@ -218,10 +220,12 @@ def tame() -> None:
     def running(*args: Any, **options: Any) -> Any:
         raise SystemExit(0)
 
-    demo.processes.running = running  # type: ignore[attr-defined]
-    demo.setup.phantom_hospitals = running  # type: ignore[attr-defined]
-    demo.processes.interruptible = lambda: None  # type: ignore[attr-defined]
-    doctor._torch = lambda device: "not asked"  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo.processes, "running", running)
+        patch.setattr(demo.processes, "interruptible", lambda: None)
+        patch.setattr(demo.setup, "phantom_hospitals", running)
+        patch.setattr(doctor, "_torch", lambda device: "not asked")
+        yield
 
 
 if __name__ == "__main__":
