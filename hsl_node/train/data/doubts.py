@@ -126,11 +126,9 @@ def _two_labels(
     """One image under two labels: the same bytes, or other bytes that decode to the same picture."""
     same: dict[str, list[int]] = defaultdict(list)
     for n, image in enumerate(gathered.images):
-        same[image.sha256].append(n)
-        if pixels is not None and not _is_flat(pixels[n]):
-            same[hashlib.sha256(pixels[n].tobytes()).hexdigest() + " decoded"].append(n)
-    torn = {tuple(those) for those in same.values() if len({gathered.images[n].label for n in those}) > 1}
-    found = [those for those in torn if not any(set(those) < set(other) for other in torn)]
+        square = pixels[n] if pixels is not None and not _is_flat(pixels[n]) else None
+        same[image.sha256 if square is None else f"{hashlib.sha256(square).hexdigest()} decoded"].append(n)
+    found = [those for those in same.values() if len({gathered.images[n].label for n in those}) > 1]
     if not found:
         return []
 

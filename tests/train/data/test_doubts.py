@@ -13,7 +13,11 @@ from PIL import Image
 from hsl_node.errors import DataError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
+from hsl_node.train.data.doubts import examine
+from hsl_node.train.data.gathering import gather
 from hsl_node.train.data.patients import names_somebody, spelling
+from hsl_node.train.data.splits import assign
+from hsl_node.train.progress import unheard
 
 Row = dict[str, str]
 
@@ -210,6 +214,19 @@ def test_one_image_of_an_npz_file_under_two_labels_is_a_problem(tmp_path: Path) 
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 2, class_names=np.array(PLAN.classes))
     message = refused(tmp_path, DataConfig(path=tmp_path / "a.npz")).message
     assert "a.npz images[4] 'benign' = a.npz images[7] 'malignant'" in message
+
+
+@pytest.mark.timeout(60)
+def test_a_table_with_a_row_for_each_of_two_findings_is_told_at_once(tmp_path: Path) -> None:
+    """20,000 images under two labels: compared each with each they took minutes, at each start."""
+    images = np.arange(20_000, dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2)
+    twice = dict(train_images=images, train_labels=np.zeros(20_000, int), val_images=images)
+    np.savez(tmp_path / "a.npz", **twice, val_labels=np.ones(20_000, int), class_names=np.array(PLAN.classes))
+    data, plan = DataConfig(path=tmp_path / "a.npz", columns={"split": ""}), PLAN
+    gathered = gather(data, plan, tmp_path / "cache", unheard)
+    found = examine(data, gathered, None, assign(gathered.images, plan.split_percent, plan.seed), plan)
+    assert found.problems[0].text.startswith("20000 images are there under two labels: a.npz train_images[0] 'benign'")
+    assert found.problems[0].text.endswith("... and 19992 more")
 
 
 @pytest.mark.parametrize(
