@@ -115,6 +115,20 @@ def test_threat_31_whom_the_version_before_took_for_a_patient_called_unknown_sta
             assert found.split[:10].tolist() == [side] * 10 and found.patients[:10] == (None,) * 10
 
 
+def test_threat_31_whom_the_version_before_knew_by_its_file_stays_where_the_table_now_names_it(tmp_path: Path) -> None:
+    """A row without a patient goes by rows of the same PatientID that have one; the ledger holds the PatientID."""
+    rows = [
+        {**row, "patient": "" if n < 5 else "seven" if n < 10 else row["patient"]} for n, row in enumerate(rows_of())
+    ]
+    path = write_table(tmp_path / "d/t.csv", rows)
+    for n in range(10):
+        write_dicom(tmp_path / "d" / rows[n]["path"], noise(n), PatientID="A7")
+    for side in (0, 1, 2):
+        ledger = {"version": 1, "splits": {"seed 1, 60/10/30": {patient_key("A7"): side}}}
+        (tmp_path / "splits.json").write_text(json.dumps(ledger), encoding="utf-8")
+        assert opened(tmp_path, DataConfig(path=path)).split[:10].tolist() == [side] * 10
+
+
 def test_threat_31_a_split_that_is_given_later_moves_nobody(tmp_path: Path) -> None:
     """`evaluate` reads node.toml again: it would have tested with images that were trained on."""
     rows = [{**row, "fold": ("train", "val", "test")[n // 4 % 3]} for n, row in enumerate(rows_of())]
