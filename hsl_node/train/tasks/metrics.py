@@ -62,7 +62,7 @@ def choose_threshold(labels: Labels, probabilities: Floats, sensitivity: float |
         gained = hits[1:] * well - false[1:] * ill  # J in whole numbers: exact
         best, rule = int(np.flatnonzero(gained == gained.max())[-1]), "largest Youden's J"
     else:
-        best, rule = int(np.argmax(hits[1:] >= sensitivity * ill)), f"sensitivity of at least {sensitivity:g}"
+        best, rule = int(np.argmax(hits[1:] / ill >= sensitivity)), f"sensitivity of at least {sensitivity:g}"
     return Threshold(float(at[best]), f"{rule} on {ill} positive and {well} negative validation images")
 
 

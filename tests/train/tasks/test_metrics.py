@@ -140,5 +140,14 @@ def test_with_too_few_validation_images_no_threshold_is_chosen(labels: list[int]
     assert found.value == 0.5 and "too few to choose one" in found.rule
 
 
+def test_a_sensitivity_that_a_threshold_has_exactly_is_reached_by_it() -> None:
+    """11 of 20 are 0.55, though 0.55 times 20 is more than 11 in binary."""
+    for ill in (20, 40, 100):
+        labels, score = np.repeat([1, 0], ill), np.linspace(1, 0, 2 * ill)
+        for hits in range(1, ill + 1):
+            found = choose_threshold(labels, score, round(hits / ill, 4))
+            assert (score[:ill] >= found.value).sum() == hits
+
+
 def test_equal_scores_give_a_threshold_that_finds_all() -> None:
     assert choose_threshold(np.repeat([0, 1], 10), np.full(20, 0.3)).value == pytest.approx(0.3)
