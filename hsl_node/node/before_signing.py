@@ -26,6 +26,7 @@ from hsl_node.sync.wire.transport import OperationFailed
 log = logging.getLogger(__name__)
 
 RETRY = Pace(2, 30)  # what a peer said must be settled before a signature
+LIST_S = 60.0  # for one list, however slowly it is given, and however many addresses the peer's name has
 SOON_S = 5.0  # whoever has not answered by then is named as the one we wait for
 READ_S = 60.0  # for all that one list has of ours: one document settles it, where the peer is honest
 
@@ -95,7 +96,7 @@ class BeforeSigning:
             TransportError, PeerDataError, KeyRefused: it gives no list.
         """
         here = self.here
-        offer = await self.links.offer_of(peer, BEFORE_SIGNING)
+        offer = await self.links.offer_of(peer, BEFORE_SIGNING, LIST_S)
         if newer := newer_of_mine(offer, here.me, here.journal.last_signed()):
             self._unread[peer] = last = Round(max(m.round for m in newer))
             self._tell_unread()  # before it is read: that takes as long as the peer likes

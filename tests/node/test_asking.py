@@ -24,6 +24,7 @@ from ports import free_ports
 from hsl_node.errors import (
     KeyRefused,
     LocalStateError,
+    TransportError,
 )
 from hsl_node.federation.config import PeerCard
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
@@ -84,6 +85,44 @@ def test_threat_12_who_listed_a_signature_and_is_gone_is_waited_for_too(site: Si
             await site.start()
             await check
             assert "not shown" not in site.alarms
+
+    run(story)
+
+
+def test_threat_12_a_kept_connection_that_leads_nowhere_is_no_reason_to_sign_unasked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was set back, memory and all, has connections that look alive, and peers that know more."""
+
+    async def nowhere(*_: object) -> bytes:
+        raise TransportError("nothing moved for 10 s")
+
+    async def story() -> None:
+        async with site:
+            site.listing = False
+            asks = site.before_signing()
+            await asks.check()
+            kept = asks.links.refused[BIRCH]._kept
+            assert kept is not None and kept.link.alive()
+            monkeypatch.setattr(kept.link, "read", nowhere)
+            site.listing = True
+            with pytest.raises(LocalStateError, match="this node was set back"):
+                await asks.check()
+
+    run(story)
+
+
+def test_threat_12_a_list_that_never_ends_holds_no_signature_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(before_signing, "LIST_S", 0.05)
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        async with site:
+            monkeypatch.setattr(links, "ask", never)
+            async with asyncio.timeout(30):
+                await site.before_signing().check()
 
     run(story)
 

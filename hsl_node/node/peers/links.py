@@ -50,9 +50,9 @@ class Links:
                 self.refused[peer].drop()
                 self.refused[peer] = RefusedKey(peer, random.Random())  # it was another key that was refused
 
-    async def offer_of(self, peer: Peer, patience: Patience = Patience()) -> Offer:
-        """Raises: TransportError, KeyRefused, PeerDataError: it gives no list."""
-        offer = (await self.signed_offer_of(peer, patience))[0]
+    async def offer_of(self, peer: Peer, patience: Patience = Patience(), within_s: float | None = None) -> Offer:
+        """Raises: TransportError, KeyRefused, PeerDataError: it gives no list, or, once asked, not `within_s`."""
+        offer = (await self.signed_offer_of(peer, patience, within_s))[0]
         for hear in self.heard:
             hear(offer)
         return offer
@@ -65,10 +65,26 @@ class Links:
         offers = {peer: offer for peer, (_, offer) in found.items() if offer is not None}
         return offers, {peer for peer, (reached, _) in found.items() if reached}
 
-    async def signed_offer_of(self, peer: Peer, patience: Patience = Patience()) -> tuple[Offer, bytes]:
+    async def signed_offer_of(
+        self, peer: Peer, patience: Patience = Patience(), within_s: float | None = None
+    ) -> tuple[Offer, bytes]:
         """Its list, and the document that it signed."""
+        async with self._slots:  # waiting for one counts for nothing: else who hangs would take the others' time
+            try:
+                async with asyncio.timeout(within_s):
+                    kept = self.refused[peer].keeps_one
+                    try:
+                        return await self._asked(peer, patience)
+                    except TransportError as exc:  # the network may have forgotten a connection that was kept
+                        if not kept or isinstance(exc, OperationFailed):
+                            raise
+                        return await self._asked(peer, patience)
+            except TimeoutError as exc:
+                raise TransportError(f"{peer} has not given its list in {within_s:.0f} s") from exc
+
+    async def _asked(self, peer: Peer, patience: Patience) -> tuple[Offer, bytes]:
         here = self._here
-        async with self._slots, self.connected(peer, patience) as link:
+        async with self.connected(peer, patience) as link:
             found = await ask(link, here.federation, peer=peer, me=here.me, keys=self._keys.ring.keys(peer))
             if self.greet is not None:
                 with contextlib.suppress(TransportError, PeerDataError):

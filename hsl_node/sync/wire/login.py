@@ -132,6 +132,11 @@ class RefusedKey:
         return kept
 
     @property
+    def keeps_one(self) -> bool:
+        """A connection, which whoever connects next gets; nobody knows whether it still leads anywhere."""
+        return self._kept is not None and not self._kept.taken
+
+    @property
     def left_s(self) -> float:
         """Of the wait."""
         return max(0.0, self._not_before - self._now())
