@@ -215,3 +215,57 @@ def test_chest_films_keep_their_published_test_set(tmp_path: Path) -> None:
     assert report.ok and report.channels == 1, "stored as RGB, but grey"
     assert (report.counts["normal"]["test"], report.counts["pneumonia"]["test"]) == (231, 387)
     assert report.near_duplicates == ()
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+LABELS = np.arange(12) % 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": np.repeat(PIXELS[..., None], 4, 3)}, r"images holds uint8 of shape \(12, 8, 8, 4\)"),
+        ({"images": np.repeat(PIXELS[:, None], 3, 1)}, r"shape \(12, 3, 8, 8\)"),
+        ({"images": PIXELS.reshape(12, -1)}, r"shape \(12, 64\)"),
+        ({"images": np.array(["a.png"] * 12)}, "images holds str"),
+        ({"images": PIXELS.astype(complex)}, "images holds complex128"),
+        ({"labels": LABELS.astype(float)}, r"not one whole number or word per image \(float64, shape \(12,\)\)"),
+        ({"labels": np.eye(2, dtype=int)[LABELS]}, r"\(int64, shape \(12, 2\)\)"),
+        ({"mask_images": PIXELS, "mask_labels": LABELS}, "mask_images: neither train, val nor test"),
+        ({"class_names": np.array({"a": 1})}, "it holds some"),
+    ],
+)
+def test_arrays_that_are_no_images_or_labels_are_told_with_type_and_shape(tmp_path: Path, change, said: str) -> None:
+    """Each image used to be "empty", and masks were images."""
+    np.savez(tmp_path / "d.npz", **{"images": PIXELS, "labels": LABELS, **change})
+    with pytest.raises(DataError, match=said):
+        opened(tmp_path, DataConfig(path=tmp_path / "d.npz", labels={"0": "benign", "1": "malignant"}))
+
+
+def test_arrays_in_other_letters_count_and_others_are_named(tmp_path: Path) -> None:
+    """`Test_Images` beside `train_images` was left out without a word."""
+    words = np.array([b"benign ", b"malignant"])[LABELS]
+    test = {"Test_Images": PIXELS[6:], "Test_Labels": words[6:], "patients": LABELS}
+    np.savez(tmp_path / "d.npz", train_images=PIXELS[:6], train_labels=words[:6], **test)
+    report = checked(tmp_path, DataConfig(path=tmp_path / "d.npz"))
+    assert report.images == 12 and sum(c["test"] for c in report.counts.values()) == 6
+    assert "d.npz: not read: patients" in report.warnings
+
+
+def test_numbers_other_than_bytes_are_stretched_and_that_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", images=PIXELS.astype(np.int64), labels=np.array(["benign", "malignant"])[LABELS])
+    (told,) = (w for w in checked(tmp_path, DataConfig(path=tmp_path / "d.npz")).warnings if "int64" in w)
+    assert "smallest and largest value become black and white" in told
+
+
+def test_an_npz_file_that_is_none_or_is_damaged_inside_is_no_traceback(tmp_path: Path) -> None:
+    np.save(tmp_path / "n.npy", PIXELS)
+    (tmp_path / "n.npy").rename(tmp_path / "n.npz")
+    with pytest.raises(DataError, match=r"n\.npz: cannot be read as \.npz"):
+        opened(tmp_path, DataConfig(path=tmp_path / "n.npz"))
+    np.savez(tmp_path / "d.npz", images=PIXELS.repeat(99, 1), labels=np.array(["benign", "malignant"])[LABELS])
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    content[50_000] ^= 255
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"d\.npz: images is damaged or cut short"):
+        opened(tmp_path, DataConfig(path=tmp_path / "d.npz"))
