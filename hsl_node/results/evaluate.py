@@ -126,7 +126,8 @@ def evaluate_external(
     report: Report = lambda event: None,
 ) -> dict[str, Any]:
     """Labelled images from elsewhere, prepared as this site's own. They are no test set: nothing is refused, and each
-    call measures. Images that were trained or validated on here, or whose patients were, are left out and counted.
+    call measures. This site's own images, those of its test set too, and others of patients that it trained or
+    validated on are left out and counted.
 
     Raises:
         UsageError: none is left.
@@ -138,9 +139,9 @@ def evaluate_external(
 
     layout, chosen = Layout(state), find_model(state, round)
     found = open_external(state, data, ticker(report, "decoding images"))
-    if not len(found.dataset.labels):
+    if found.left_out == len(found.dataset.labels):
         raise UsageError(
-            f"all {found.left_out} images there, or their patients, were trained or validated on here",
+            f"all {found.left_out} images there are this site's own, or of patients that it trained or validated on",
             remedy="an external set holds none of them; the test set is measured without --data",
         )
     wanted = asked.kinds | ({"alone"} if find_alone(state) else set())

@@ -117,6 +117,10 @@ def counted(record: Mapping[str, Any]) -> str:
     return f"{of('test', kind)} (train {of('train', '')}, validation {of('validation', '')})"
 
 
+def left_out(images: int) -> str:
+    return f"Left out: {images} images of this site's own, or of patients that it trained or validated on."
+
+
 def split_by(record: Mapping[str, Any]) -> str:
     """By patient or by image; "": an earlier version did not note it."""
     if "without_patient" not in record:
@@ -154,7 +158,7 @@ def evaluation_text(
     else:
         lines += ["", f"{NO_INTERVALS} With --again it is measured anew, and counted."]
     if left := record.get("external", {}).get("left_out"):
-        lines += ["", f"Left out: {left} images that were trained or validated on here, or whose patients were."]
+        lines += ["", left_out(left)]
     if asked is not None and record["at"] < asked:
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["at"]))
         lines += ["", f"The stored result of {at}: the test set is used once. --again measures anew, and counts."]

@@ -25,6 +25,7 @@ from hsl_node.results.evaluate import Asked
 from hsl_node.results.scores import defused
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
+from hsl_node.train.data.patients import patient_keys
 from hsl_node.train.methods import METHODS
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.whole import sha256_of
@@ -268,7 +269,7 @@ def test_test_images_that_were_trained_on_are_refused_not_measured(state: Path) 
     side = {patient: ("train", "val", "test")[n % 3] for n, patient in enumerate(patients)}
     given = [f"{line},{side[line.split(',')[2]]}" for line in lines[1:]]
     table.write_text("\n".join([f"{lines[0]},split", *given]) + "\n")
-    with pytest.raises(DataError, match=r"it would move .* 21 images from train to test"):
+    with pytest.raises(DataError, match=r"it would move .* 22 images from train to test"):
         evaluate.evaluate(state, again=True)
     assert evaluate.evaluate(state)["evaluated"] == 1
 
@@ -319,23 +320,39 @@ def test_an_external_image_that_cannot_be_read_is_named(state: Path) -> None:
         evaluate.evaluate_external(state, evaluate.source_of(state, table, {}))
 
 
-def test_images_that_were_trained_on_are_left_out_of_an_external_set_and_counted(state: Path) -> None:
-    own = state.parent / "images" / "metadata.csv"
+def test_own_images_and_patients_that_were_learned_from_are_left_out_of_an_external_set_and_counted(
+    state: Path,
+) -> None:
+    """20 images from elsewhere, 12 of them of patients known here, beside all of this site's own, its test set too."""
+    table, own = external(state, slice(20)), rows_of(state.parent / "images" / "metadata.csv")
     images = evaluate.evaluate(state)["images"]
-    found = evaluate.evaluate_external(state, evaluate.source_of(state, own, {}))
-    assert found["external"]["left_out"] == images["train"] + images["validation"]
-    assert found["test"]["fused"]["images"] == images["test"]
+    with Journal.read_only(Layout(state).journal) as journal:
+        scores = evaluate.find_scores(journal, evaluate.find_evaluation(journal) or {})
+    assert scores is not None
+    tested = [row["patient"] for row in own if patient_keys(row["patient"])[0] in scores["test"]["patients"]]
+    learned = [row["patient"] for row in own if row["patient"] not in tested]
+    lines = table.read_text().splitlines()
+    for n, patient in enumerate([tested[0]] * 4 + [learned[0]] * 8, 1):
+        lines[n] = ",".join([*lines[n].split(",")[:2], patient])
+    lines += [f"../images/{row['path']},{row['label']},{row['patient']}" for row in own]
+    table.write_text("\n".join(lines) + "\n")
+    found = evaluate.evaluate_external(state, evaluate.source_of(state, table, {}))
+    left = len(own) + 8
+    assert (found["external"]["left_out"], found["test"]["fused"]["images"]) == (left, 12)
+    assert found["images"]["test"] == 12 and found["patients"]["test"] == 5
     text = words.evaluation_text(found, evaluate.statistics(state, found))
-    assert f"Left out: {images['train'] + images['validation']} images that were trained or validated on here" in text
+    assert f"Left out: {left} images of this site's own, or of patients that it trained or validated on." in text
+    assert images["test"] > 0 and evaluate.evaluate(state)["evaluated"] == 1
 
 
-def test_an_external_set_of_nothing_but_training_images_is_refused(state: Path) -> None:
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_an_external_set_of_nothing_but_own_images_is_refused(state: Path, part: str) -> None:
     out = state.parent / "scores.csv"
     run(state, "--scores", str(out))
-    validation = {r["image"] for r in rows_of(out) if r["split"] == "validation"}
+    chosen = {r["image"] for r in rows_of(out) if r["split"] == part}
     own = state.parent / "images" / "metadata.csv"
     lines = own.read_text().splitlines()
-    kept = [lines[0], *(line for line in lines[1:] if line.split(",")[0] in validation)]
-    (own.parent / "validation.csv").write_text("\n".join(kept) + "\n")
-    with pytest.raises(UsageError, match=f"all {len(validation)} images there, or their patients, were trained"):
-        evaluate.evaluate_external(state, evaluate.source_of(state, own.parent / "validation.csv", {}))
+    kept = [lines[0], *(line for line in lines[1:] if line.split(",")[0] in chosen)]
+    (own.parent / "chosen.csv").write_text("\n".join(kept) + "\n")
+    with pytest.raises(UsageError, match=f"all {len(chosen)} images there are this site's own"):
+        evaluate.evaluate_external(state, evaluate.source_of(state, own.parent / "chosen.csv", {}))

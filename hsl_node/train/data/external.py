@@ -17,11 +17,13 @@ from hsl_node.train.data.ledger import read_ledger
 from hsl_node.train.data.sources import ANCHOR_BUILD, TEST, first_few
 from hsl_node.train.progress import Progress, unheard
 
+LEFT_OUT = -1  # no part of a split
+
 
 @dataclass(frozen=True)
 class External:
-    dataset: Dataset  # all of it test
-    left_out: int  # images that were trained or validated on here, or whose patients were
+    dataset: Dataset  # all of it test, but what is left out
+    left_out: int  # images that are this site's own, or whose patients were trained or validated on here
 
 
 def open_external(state: Path, data: DataConfig, progress: Progress = unheard) -> External:
@@ -42,14 +44,15 @@ def open_external(state: Path, data: DataConfig, progress: Progress = unheard) -
         )
     if pixels is None:
         raise DataError("no image there has a label", remedy="see data.labels in node.toml, which counts here too")
-    learned = {key for page in read_ledger(layout.splits).values() for key, split in page.items() if split != TEST}
-    keep = [n for n, image in enumerate(gathered.images) if not {image.sha256, image.key, *image.spellings} & learned]
-    images = [gathered.images[n] for n in keep]
+    pages = read_ledger(layout.splits).values()
+    learned = {key for page in pages for key, split in page.items() if split != TEST}
+    own = {key for page in pages for key in page}  # its test images too: who looks at those is to be counted
+    foreign = [i.sha256 not in own and not {i.key, *i.spellings} & learned for i in gathered.images]
     dataset = Dataset(
-        images=pixels[keep],
-        labels=np.array([image.label for image in images], np.int64),
-        split=np.full(len(images), TEST, np.int8),
-        ids=tuple(image.sha256 for image in images),
-        patients=tuple(image.patient for image in images),
+        images=pixels,
+        labels=np.array([image.label for image in gathered.images], np.int64),
+        split=np.where(foreign, TEST, LEFT_OUT).astype(np.int8),
+        ids=tuple(image.sha256 for image in gathered.images),
+        patients=tuple(image.patient for image in gathered.images),
     )
-    return External(dataset, len(gathered.images) - len(images))
+    return External(dataset, len(foreign) - sum(foreign))
