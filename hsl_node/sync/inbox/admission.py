@@ -161,8 +161,9 @@ class Admission:
             drawn.abort()
 
     def welcome(self, link: Connection, peer: Peer) -> Member:
-        """A peer logged in. Its third connection ends its first: that is the one the network has forgotten."""
+        """A peer logged in. Its third connection ends the one that asked least lately: the network has forgotten it."""
         mine = [other for other in self.links if other.peer == peer and other is not link]
+        mine.sort(key=lambda other: other.last_request)
         for oldest in mine[: max(0, len(mine) + 1 - self.limits.connections_per_peer)]:
             self.note(peer, "older connection closed for a newer one", peer=peer)
             oldest.abort()

@@ -147,6 +147,18 @@ async def test_threat_04_a_third_connection_of_a_key_ends_its_first(tmp_path: Pa
 
 
 @on_loop
+async def test_threat_04_a_third_connection_does_not_end_the_one_that_is_at_work(tmp_path: Path) -> None:
+    """A push of hours is the oldest; what the network has forgotten is the connection that was kept beside it."""
+    async with inbox(tmp_path) as box, box.connect() as pushing:
+        client = await pushing.start_sftp_client()
+        async with box.connect() as forgotten:
+            await client.stat("/")
+            async with box.connect():
+                await forgotten.wait_closed()
+                await client.stat("/")
+
+
+@on_loop
 async def test_threat_04_unread_answers_do_not_fill_our_memory(tmp_path: Path) -> None:
     """birch asks for 64 MiB of reads and never takes an answer off the wire."""
     async with inbox(tmp_path) as box:
