@@ -141,7 +141,7 @@ def _told(answer: Answer, its: life.Life, ring: Keyring, now: float) -> Answer:
         return replace(answer, says=says, remedy_of_it="`timedatectl` here and there says which one NTP does not set")
     if its.paused_s is not None:
         says = f"paused by its operator for {duration(its.paused_s)}"
-        return replace(answer, says=says, remedy_of_it=f"call {peer}: `hsl-node resume` there")
+        return replace(answer, says=says, remedy_of_it=f"call {peer}; over there: hsl-node resume")
     return answer
 
 

@@ -33,8 +33,8 @@ def read_only(path: Path) -> LocalStateError:
     mount = f"$(findmnt -no TARGET -T {shlex.quote(str(path))})"
     return LocalStateError(
         f"{path}: its file system is mounted read-only",
-        remedy="`dmesg` says why: a disk that fails, often. `hsl-node backup /ELSEWHERE/FILE`, `status`, `verify` and "
-        f"`report` work meanwhile; where the disk is sound, as root: mount -o remount,rw {mount}",
+        remedy="`dmesg` says why: a disk that fails, often. `hsl-node backup --to FOLDER` (on another disk), `status`, "
+        f"`verify` and `report` work meanwhile; where the disk is sound, as root: mount -o remount,rw {mount}",
     )
 
 

@@ -39,7 +39,8 @@ class Reload:
             self.keys.read_again()
         except (HslError, OSError) as exc:
             fix = "mend it, then `systemctl reload hsl-node`, or send SIGHUP again"
-            text = f"the changed settings were not taken: {escaped(str(exc), 600)}"
+            why = exc.message if isinstance(exc, HslError) else str(exc)
+            text = f"the changed settings were not taken: {escaped(why, 600)}"
             return self.alarms.sound("reload", text, fix)
         self.here.config = counts
         self.taken()

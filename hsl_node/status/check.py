@@ -59,7 +59,8 @@ def judged(found: Snapshot) -> tuple[int, str]:
     loud = [w for code, w in alarms if code > WELL]
     if not loud:
         alive = sum(p.life is not None and p.life.state in ("alive", "paused") for p in found.peers)
-        which = f", round {found.round} of {found.rounds}" if found.round else ""
+        number = min(found.round or 0, found.rounds or 0)  # the statements after the last round are no round
+        which = f", round {number} of {found.rounds}" if number and found.state != "finished" else ""
         return WELL, f"{found.node} is {found.state}{which}; {alive} of {len(found.peers)} others alive"
     more = f" (and {len(loud) - 1} more)" if len(loud) > 1 else ""
     return worst, f"{found.node}: {loud[0].code}{more}: {loud[0].text}"

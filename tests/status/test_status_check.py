@@ -16,7 +16,8 @@ from hsl_node.errors import LocalStateError, WaitTimeout
 from hsl_node.federation.names import Digest
 from hsl_node.host.layout import Layout
 from hsl_node.status import check as module
-from hsl_node.status.check import BROKEN, CLASSES, DOWN, LINE_MAX_CHARS, PERSON, WELL, check, class_of
+from hsl_node.status.check import BROKEN, CLASSES, DOWN, LINE_MAX_CHARS, PERSON, WELL, check, class_of, judged
+from hsl_node.status.snapshot import from_json
 from hsl_node.sync.store.store import Store
 
 
@@ -49,6 +50,11 @@ def test_the_class_of_a_code_is_that_of_its_word(code: str, expected: int) -> No
 def test_a_node_without_an_alarm_is_well_also_while_it_waits(state: Path) -> None:
     assert told(state, warnings=[]) == (0, "well: mercy is waiting, round 3 of 20; 0 of 4 others alive")
     assert told(state, warnings=[warning("data 1")])[0] == 0
+
+
+def test_a_finished_run_names_no_round_after_its_last(state: Path) -> None:
+    over = from_json(snapshot(warnings=[], state="finished", round=21))
+    assert judged(over)[1] == "mercy is finished; 0 of 4 others alive"
 
 
 def test_the_worst_alarm_decides_and_the_others_are_counted(state: Path) -> None:

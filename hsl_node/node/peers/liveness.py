@@ -284,7 +284,7 @@ class Liveness:
             silent = (f"no sign of life of {peer} {last}; the plan allows {minutes}", fix)
         elif needed and paused_s is not None and paused_s >= self._alarm_s:
             text = f"{peer} is paused by its operator for {duration(paused_s)}; all wait for it"
-            paused = (text, f"call {peer}: over there `hsl-node resume`")
+            paused = (text, f"call {peer}; over there: hsl-node resume")
         alarms.sound_or_settle(f"silent {peer}", silent, since=time.time() - for_s)
         alarms.sound_or_settle(f"peer paused {peer}", paused, since=time.time() - (paused_s or 0.0))
 

@@ -24,6 +24,7 @@ from hsl_node.federation.config import Federation
 from hsl_node.federation.identity import LIFE_NAMESPACE
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
+from hsl_node.host.hints import addressed
 from hsl_node.node.alarms import QUIET_S
 from hsl_node.node.peers import liveness as module
 from hsl_node.node.peers.liveness import Liveness
@@ -190,6 +191,8 @@ async def test_a_paused_peer_is_seen_at_once_by_who_is_asked_and_by_who_asks_and
         node[BIRCH].paused_s = 3605.0
         await node[CEDAR].ask()
         assert node[CEDAR].alarm("peer paused birch") == "birch is paused by its operator for 60 min; all wait for it"
+        (fix,) = (a["fix"] for a in node[CEDAR].parts.alarms.listing() if a["code"] == "peer paused birch")
+        assert addressed(fix, tmp_path) == "call birch; over there: hsl-node resume"  # not with a path of this machine
         assert not node[CEDAR].alarm("silent birch")
         node[BIRCH].paused_s = None
         node[BIRCH].life.tell_all()
