@@ -102,8 +102,8 @@ def _grey(raw: Array, tags: Any, header: Any, window: Window | None) -> Array:
     """(H, W) as stored -> uint8. `tags`: what the file says of this frame's grey values."""
     from pydicom.pixels.processing import apply_modality_lut
 
-    padding = _padding(raw, header)
     stored = _stored_bits(raw, header)
+    padding = _padding(raw, header) | _padding(stored, header)  # its sign may not reach beyond Bits Stored
     values = apply_modality_lut(stored, tags)
     window = window or (None if "VOILUTSequence" in tags else _own_window(tags))
     if window:
@@ -176,13 +176,16 @@ def _stored_bits(raw: Array, header: Any) -> Array:
 
 
 def _own_window(tags: Any) -> Window | None:
-    """The first window of the file, if it has one that means something."""
-    try:
-        center, width = (float(v[0] if hasattr(v, "append") else v) for v in (tags.WindowCenter, tags.WindowWidth))
-        shape = str(tags.get("VOILUTFunction", "")).strip().upper()
-        return Window(center=center, width=width, shape=shape if shape in ("SIGMOID", "LINEAR_EXACT") else "LINEAR")
-    except (AttributeError, TypeError, ValueError, IndexError):
-        return None
+    """The first window of the file that means something, if it has one."""
+    shape = str(tags.get("VOILUTFunction", "")).strip().upper()
+    centers, widths = (
+        [*v] if hasattr(v := tags.get(tag), "append") else [v] for tag in ("WindowCenter", "WindowWidth")
+    )
+    for center, width in zip(centers, widths, strict=False):
+        with suppress(TypeError, ValueError):
+            known = shape if shape in ("SIGMOID", "LINEAR_EXACT") else "LINEAR"
+            return Window(center=float(center), width=float(width), shape=known)
+    return None
 
 
 def _through_lut(values: Array, tags: Any) -> Array:

@@ -17,7 +17,8 @@ Array = NDArray[Any]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 WITH_FRAMES = ("TIFF", "PNG", "WEBP", "GIF")  # what else has several pictures (MPO, gain map) has one and its helpers
-_ORIENTATION, _PHOTOMETRIC, _NEW_SUBFILE_TYPE = 274, 262, 254  # tags of TIFF and EXIF
+_ORIENTATION, _PHOTOMETRIC, _NEW_SUBFILE_TYPE, _SAMPLE_FORMAT = 274, 262, 254, 339  # tags of TIFF and EXIF
+_UNSIGNED, _SIGNED = 1, 2  # of Sample Format
 NOT_ONLY_BYTES = ("I", "F")  # modes of Pillow for more than 8 bits, beside those that begin with I;16
 
 NO_KIND = "is no PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, PGM, PPM or DICOM image, or is damaged"
@@ -66,11 +67,15 @@ def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window 
     image = _open(io.BytesIO(content))
     pages = _pages(image)
     image.seek(pages[len(pages) // 2 if frame == "middle" else 0])
+    halved = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and image.mode in ("LA", "RGB", "RGBA")
     image.load()
+    if halved:
+        _require_upper_bits(image)
+    numbers = _numbers(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
     image = ImageOps.exif_transpose(image)
     if image.mode in NOT_ONLY_BYTES or image.mode.startswith("I;16"):
-        grey = as_bytes(np.asarray(image), window)
+        grey = as_bytes(np.asarray(image).view(numbers) if numbers else np.asarray(image), window)
         return 255 - grey if white_is_zero else grey  # Pillow inverts up to 8 bits by itself
     if image.has_transparency_data:
         image = _on_black(image)
@@ -120,6 +125,27 @@ def _pages(image: Image.Image) -> list[int]:
         sizes.append(image.size)
         helpers.append(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 0b101)  # type: ignore[attr-defined]  # reduced, mask
     return [page for page in frames if page == 0 or (sizes[page] == sizes[0] and not helpers[page])]
+
+
+def _require_upper_bits(image: Image.Image) -> None:
+    """Pillow keeps the upper 8 of 16 bits beside colour or transparency: of 12 bits in 16 these are nearly black.
+
+    Raises:
+        UnreadableImage: grey with transparency, or no more than a quarter of the range is used.
+    """
+    colours = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    if image.mode == "LA" or max(high for _, high in colours) < 64:  # type: ignore[misc]
+        raise UnreadableImage(
+            "has 16 bits beside colour or transparency, which are not read whole: save it as 16-bit grey, or as 8 bits"
+        )
+
+
+def _numbers(image: Image.Image) -> str:
+    """The type of a TIFF's pixels where Pillow takes it for another, else "". Raises: UnreadableImage."""
+    kind = image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] if image.format == "TIFF" else 0  # type: ignore[attr-defined]
+    if kind == _SIGNED and image.mode == "L":
+        raise UnreadableImage("is a TIFF of signed 8 bits: save it as 16 bits")
+    return "uint32" if kind == _UNSIGNED and image.mode == "I" else ""
 
 
 def _on_black(image: Image.Image) -> Image.Image:

@@ -414,3 +414,17 @@ def test_a_private_transfer_syntax_is_told(tmp_path: Path, syntax: str):
     with pytest.raises(UnreadableImage):
         decode_image(path, 8)
     assert JPEGLosslessSV1 != syntax
+
+
+def test_the_first_window_that_means_something_counts(tmp_path: Path):
+    """A width of 0 means nothing: 128 of 0/128 is one grey value below the middle of the second."""
+    tags = {"WindowCenter": [100, 128], "WindowWidth": [0, 256]}
+    assert decoded(tmp_path, PIXELS, **tags) == [[0, 100], [150, 255]]
+
+
+def test_padding_whose_sign_does_not_reach_beyond_bits_stored(tmp_path: Path):
+    """-2000 in 12 bits is 0x830; the file's Pixel Padding Value has 16."""
+    stored = np.array([[-2000, 0], [100, 200]], np.int16)
+    raw = (stored.astype(np.int32) & 0xFFF).astype(np.int16)
+    tags = {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": -2000}
+    assert decoded(tmp_path, raw, **tags) == [[0, 0], [128, 255]]

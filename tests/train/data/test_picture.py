@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zlib
 from pathlib import Path
 
@@ -256,3 +257,54 @@ def test_a_decompression_bomb_is_refused():
     bomb = plain[:12] + header + zlib.crc32(header).to_bytes(4, "big") + plain[33:]
     with pytest.raises(UnreadableImage, match="more pixels than Pillow reads safely"):
         decode_image(bomb, 16)
+
+
+# ---------------------------------------------------------------- more bits than Pillow keeps
+
+
+def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:
+    """(H, W, channels); Pillow itself writes no such PNG."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
+def test_twelve_bits_beside_colour_or_transparency_are_refused_and_not_nearly_black(channels: int, colour_type: int):
+    """4095 of 65535 came out as 15 of 255."""
+    pixels = np.full((2, 2, channels), 65535, np.uint16)
+    pixels[..., : 3 if channels > 2 else 1] = np.array([[0, 1000], [2000, 4095]])[..., None]
+    with pytest.raises(UnreadableImage, match="save it as 16-bit grey"):
+        decode_image(png_of_16_bits(pixels, colour_type), 2)
+
+
+def test_colour_that_uses_its_16_bits_keeps_the_upper_8():
+    pixels = np.zeros((1, 1, 3), np.uint16) + np.array([0x1234, 0x8000, 0xFFFF], np.uint16)
+    assert decode_image(png_of_16_bits(pixels, 2), 1).tolist() == [[[0x12, 0x80, 0xFF]]]
+
+
+def tiff_of(pixels: np.ndarray, sample_format: int) -> bytes:
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: pixels.itemsize * 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    entries = {**tags, 279: pixels.nbytes, 339: sample_format}
+    listed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    start = struct.pack("<I", 8 + pixels.nbytes)
+    return b"II*\0" + start + pixels.tobytes() + struct.pack("<H", len(entries)) + listed + b"\0\0\0\0"
+
+
+def test_unsigned_32_bits_of_a_tiff_are_not_taken_as_signed():
+    pixels = np.array([[0, 1_000_000_000], [2_000_000_000, 4_000_000_000]], np.uint32)
+    assert decode_image(tiff_of(pixels, 1), 2).tolist() == [[0, 64], [128, 255]]
+
+
+def test_signed_8_bits_of_a_tiff_are_refused():
+    """Pillow takes -1 for 255."""
+    with pytest.raises(UnreadableImage, match="signed 8 bits"):
+        decode_image(tiff_of(np.array([[-1, 1]], np.int8).repeat(2, 0), 2), 2)
