@@ -34,6 +34,7 @@ from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import NODE_TOML, SPLIT_NAMES, first_few
 from hsl_node.train.progress import Progress, unheard
 
+UNREADABLE = "replace or convert the files that cannot be read, or list them in data.exclude in node.toml"
 ON_THIS_TERMINAL = replace(NODE_TOML, names_files=True)
 
 
@@ -117,7 +118,9 @@ def check(
         channels=3 if pixels is not None and pixels.ndim == 4 else 1,
         preprocessing=Preprocessing.of(plan, window_of(data)).words(),
         problems=tuple(problems),
-        remedy=found.remedy,
+        remedy="; ".join(
+            [UNREADABLE] * bool(gathered.unreadable) + [found.remedy] * bool(gathered.items and found.remedy)
+        ),
         warnings=(
             *found.warnings,
             *changed_since(begun, run, here),

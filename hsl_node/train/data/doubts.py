@@ -6,6 +6,7 @@ No message names an image's path or a patient, but for what `name` makes of an i
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -28,6 +29,9 @@ Array = NDArray[Any]
 FEW = 3  # images of a class in a split: fewer say little, and one patient decides
 MANY, MANY_TIMES, MANY_SHARE = 10, 5, 0.05  # images of one patient: so many, times the usual, of all: a placeholder?
 NEARLY_ALL = 0.8  # of the patients have a number in their identifier
+_MASK = re.compile(
+    r"(^|[_. -])(masks?|seg|segmentations?|annotations?|annotated|overlays?|contours?)(?=[_. \d-]|$)", re.I
+)
 _FILLER = re.compile(r"0|9{2,}")
 TINY_PX = 16  # a thumbnail or an icon; the smallest public sets have 28
 
@@ -71,7 +75,15 @@ def examine(
     problems, warnings = judge(gathered.images, assignment, plan)
     return Findings(
         tuple(_two_labels(gathered, pixels, plan, name, listed) + [Problem(text, TOO_FEW) for text in problems]),
-        tuple([*gathered.source.doubts, *warnings, *_patients(data, gathered), *_pictures(gathered, pixels)]),
+        tuple(
+            [
+                *gathered.source.doubts,
+                *warnings,
+                *_patients(data, gathered),
+                *_masks(data, gathered),
+                *_pictures(gathered, pixels),
+            ]
+        ),
     )
 
 
@@ -239,6 +251,18 @@ def _placeholders(gathered: Gathered, counts: Counter[str], usual: float) -> lis
 
 
 # ---------------------------------------------------------------- pictures
+
+
+def _masks(data: DataConfig, gathered: Gathered) -> list[str]:
+    """Files called so beside others that are not: outlines and overlays of the images, which train as images."""
+    called = [found for item in gathered.items if not item.row and (found := _MASK.search(item.path.stem))]
+    if not called or len(called) == len(gathered.items):
+        return []
+    patterns = sorted({f"{'*' if found[1] else ''}{found[0]}*" for found in called})
+    return [
+        f"{len(called)} of {len(gathered.items)} images are called mask or the like, and train as images. To leave them"
+        f" out: exclude = {json.dumps([*data.exclude, *patterns], ensure_ascii=False)} under [data] in node.toml"
+    ]
 
 
 def _pictures(gathered: Gathered, pixels: Array | None) -> list[str]:

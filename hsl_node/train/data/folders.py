@@ -20,6 +20,10 @@ SYSTEM_FOLDERS = frozenset(
 HIDDEN = "hidden, or in a hidden or system folder"
 NO_IMAGE = "no images"
 BESIDE = "beside the class folders"
+UNUSED_SPLIT = (
+    "lie in folders train, test or the like inside of the class folders, which is no split: the node makes its own. For"
+    " that one to count, put the class folders inside of train/, validation/ and test/"
+)
 
 
 def read_folder(root: Path, data: DataConfig) -> Source:
@@ -49,7 +53,13 @@ def read_folder(root: Path, data: DataConfig) -> Source:
                 left[HIDDEN] += sum(1 for _ in _files(path))
             elif not path.is_dir():
                 left[HIDDEN if is_hidden(path.name) else BESIDE] += 1
-    return Source(tuple(items), len(items) + left.total(), +left, unit="files", root=root)
+    inside = sum(any(part.casefold() in SPLIT_WORDS for part in i.path.relative_to(root).parts[1:-1]) for i in items)
+    doubts = (
+        (f"{inside} images {UNUSED_SPLIT}",)
+        if inside and not data.columns and classes and classes[0][1] is None
+        else ()
+    )
+    return Source(tuple(items), len(items) + left.total(), +left, unit="files", root=root, doubts=doubts)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, bool]]:

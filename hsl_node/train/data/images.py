@@ -70,10 +70,11 @@ def content_of(path: Path) -> bytes:
 def looks_like_image(path: Path) -> bool:
     """Is it worth decoding? By its name or its first bytes: a damaged `.png` is told as damaged, not passed over.
 
-    So is a file that cannot be opened. A DICOMDIR is none: it lists images and holds none.
+    So is a file that cannot be opened, and a link with such a name to where nothing is. A DICOMDIR is none: it lists
+    images and holds none.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
-        return path.is_file()
+        return path.is_file() or (path.is_symlink() and path.suffix.lower() in IMAGE_SUFFIXES)
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
 from hsl_node.errors import DataError
-from hsl_node.train.data.sources import Source, first_few, toml_table
+from hsl_node.train.data.sources import SPLIT_WORDS, Source, first_few, toml_table
 
 _NUMBER = re.compile(r"([+-]?)0*(\d+?)(?:[.,]0*)?")
 WORDS_MAX = 20  # of a line to copy; a source with more labels than this is hardly one
@@ -38,7 +38,8 @@ def labels_of(
         line = toml_table({**mapping, **dict.fromkeys(list(unknown)[:WORDS_MAX], "?")})
         raise DataError(
             "\n".join(first_few(listed)),
-            remedy=f"classes of the plan: {', '.join(classes)} (before joining, `data check --classes A,B` "
+            remedy=_deeper(source, unknown, classes)
+            or f"classes of the plan: {', '.join(classes)} (before joining, `data check --classes A,B` "
             'names yours). Say for each word which of these it means, or "" to leave its images out:'
             f" labels = {line} under [data] in node.toml, a class in the place of each ?",
         )
@@ -54,6 +55,31 @@ def same_letters(word: str, known: Collection[str]) -> str:
 def _told(where: str, label: str, name: str, classes: Sequence[str]) -> str:
     what = f"label {label!r}" if name == label else f"label {label!r} = {name!r} in data.labels"
     return f"{where}: {what} is no class{same_letters(name, classes)}"
+
+
+def _deeper(source: Source, unknown: Collection[str], classes: Sequence[str]) -> str:
+    """What to do where folders called as the classes lie inside of those that were taken for classes, else ""."""
+    if source.unit != "files":
+        return ""
+    names, tops = {_letters(name) for name in classes}, set()
+    for item in source.items:
+        parts = item.path.relative_to(source.root).parts[:-1]
+        depth = next((n for n, part in enumerate(parts) if _letters(part) in names), 0)
+        if item.label in unknown and depth:
+            tops.add(parts[: depth - 1] if parts[depth - 1].casefold() in SPLIT_WORDS else parts[:depth])
+    if not tops:
+        return ""
+    if tops == {()}:
+        return (
+            "the class folders lie in train/ and test/, which count as a split where no other folder is beside them:"
+            " move the others out"
+        )
+    if len(tops) == 1:
+        return f"the class folders lie deeper: write data.path with /{'/'.join(tops.pop())} at its end"
+    return (
+        "the class folders lie deeper, in several folders: let a folder per class come first, or train/, validation/,"
+        " test/ and nothing else; or use a table, which can name the patients too"
+    )
 
 
 def _letters(word: str) -> str:

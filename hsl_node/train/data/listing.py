@@ -15,7 +15,7 @@ from hsl_node.errors import DataError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.train.data.arrays import read_npz
 from hsl_node.train.data.folders import read_folder
-from hsl_node.train.data.sources import NODE_TOML, Asked, Source
+from hsl_node.train.data.sources import NODE_TOML, Asked, Source, first_few
 from hsl_node.train.data.tables import is_table, read_table
 
 LAYOUTS = "a folder per class with images in it (also inside train/, validation/, test/), a table, or an .npz file"
@@ -52,7 +52,13 @@ def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
     source = _less_excluded(source, data.exclude)
     if not source.items:
         why = "".join(f"; {count} {source.unit}: {reason}" for reason, count in source.left.items())
-        raise DataError(f"{asked.path} {path} holds no images{why}", remedy=LAYOUTS)
+        there = (
+            sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".csv", ".tsv", ".npz"))
+            if path.is_dir()
+            else []
+        )
+        name = f"write {asked.path} with /{' or /'.join(first_few(there))} at its end; else " if there else ""
+        raise DataError(f"{asked.path} {path} holds no images{why}", remedy=f"{name}{LAYOUTS}")
     return replace(source, path=path)
 
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from data_sets import PLAN, TEST, TRAIN, checked, opened, sha256_of, table_rows
-from pictures import write_folders, write_png, write_table
+from pictures import noise, write_folders, write_png, write_table
 from PIL import Image
 
+from hsl_node.errors import DataError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.train.data.contact_sheet import contact_sheet
 from hsl_node.train.data.duplicates import difference_hash, near_duplicates
@@ -101,3 +103,72 @@ def test_the_contact_sheet_shows_every_class_and_split_and_is_private(tmp_path: 
     first = (tmp_path / "sheet.png").read_bytes()
     contact_sheet(report.dataset, PLAN, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").read_bytes() == first
+
+
+# ---------------------------------------------------------------- what to do, when followed to the letter
+
+
+def test_the_remedy_for_files_that_cannot_be_read_is_no_other(tmp_path: Path) -> None:
+    """It said nothing, or to add images of more patients."""
+    root = write_folders(tmp_path / "d", {"benign": 10, "malignant": 10})
+    (root / "benign/z.png").write_bytes(b"")
+    (root / "benign/gone.png").symlink_to(tmp_path / "nowhere.png")
+    report = checked(tmp_path, DataConfig(path=root))
+    assert {file for file, _ in report.unreadable} == {"benign/z.png", "benign/gone.png"}
+    assert report.remedy.startswith("replace or convert") and "add images" not in report.remedy
+    assert checked(tmp_path, DataConfig(path=root, exclude=("z.png", "benign/gone.png"))).ok
+
+
+@pytest.mark.parametrize("below", ["images", "data/train"])
+def test_class_folders_that_lie_deeper_are_found_and_no_class_is_asked_for(tmp_path: Path, below: str) -> None:
+    write_folders(tmp_path / "d" / below, {"benign": 10, "malignant": 10})
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, DataConfig(path=tmp_path / "d"))
+    top = below.split("/")[0]
+    assert caught.value.remedy == f"the class folders lie deeper: write data.path with /{top} at its end"
+    assert checked(tmp_path, DataConfig(path=tmp_path / "d" / top)).images == 20
+
+
+def test_folders_beside_train_and_test_and_folders_of_patients_are_told_as_that(tmp_path: Path) -> None:
+    for name, deeper in (("d", ("train", "test")), ("e", ("P1", "P2"))):
+        for n, folder in enumerate(deeper):
+            write_folders(tmp_path / name / folder, {"benign": 10, "malignant": 10}, first_seed=20 * n)
+    (tmp_path / "d/docs").mkdir()
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, DataConfig(path=tmp_path / "d"))
+    assert caught.value.remedy.endswith("move the others out")
+    (tmp_path / "d/docs").rmdir()
+    assert checked(tmp_path, DataConfig(path=tmp_path / "d")).ok
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, DataConfig(path=tmp_path / "e"))
+    assert "use a table, which can name the patients" in caught.value.remedy
+
+
+def test_a_split_inside_of_the_class_folders_is_told(tmp_path: Path) -> None:
+    for n, side in enumerate(("train", "test")):
+        for name in PLAN.classes:
+            write_folders(tmp_path / "d" / name, {side: 10}, first_seed=40 * n + 20 * (name == "benign"))
+    assert any(
+        w.startswith("40 images lie in folders train")
+        for w in checked(tmp_path, DataConfig(path=tmp_path / "d")).warnings
+    )
+
+
+def test_masks_beside_the_images_are_told_with_a_line_that_works(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "d", {"benign": 10, "malignant": 10})
+    for name in PLAN.classes:
+        for n in range(10):
+            write_png(root / name / f"{n:03d}_mask.png", noise(500 + n + 50 * (name == "benign")))
+    (told,) = (w for w in checked(tmp_path, DataConfig(path=root, exclude=("x",))).warnings if "mask" in w)
+    line = told[told.index("exclude = ") : told.index(" under [data]")]
+    assert line == 'exclude = ["x", "*_mask*"]'
+    assert checked(tmp_path, DataConfig(path=root, exclude=("x", "*_mask*"))).images == 20
+    assert not any("called mask" in w for w in checked(tmp_path, DataConfig(path=root, exclude=("*_mask*",))).warnings)
+
+
+def test_a_folder_that_holds_the_file_of_the_images_names_it(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/set.npz").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, DataConfig(path=tmp_path / "d"))
+    assert caught.value.remedy.startswith("write data.path with /set.npz at its end; else a folder per class")
