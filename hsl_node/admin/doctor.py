@@ -116,7 +116,7 @@ def _examined(state: Path) -> list[Check]:
         return checks
     configured = node
     checks.append(_check("federation", membership))
-    checks.append(_check("journal", lambda: _journal(layout, federation)))
+    checks.append(_check("journal", lambda: _journal(layout, federation, node.name if node else "")))
     there = checks[-1].outcome == "ok"
     skipped = Check("fused models", "skipped", "needs the journal")
     checks.append(_check("fused models", lambda: _models(layout)) if there else skipped)
@@ -192,14 +192,14 @@ def _files(state: Path) -> str:
     return f"user {permissions.me()} may read and write what the daemon needs"
 
 
-def _journal(layout: Layout, federation: Federation | None) -> str:
+def _journal(layout: Layout, federation: Federation | None, name: str) -> str:
     if not layout.journal.exists():
         return "none yet: this node has not been started"
     try:
         with Journal.read_only(layout.journal) as journal:
             journal.require_sound(layout.journal)
             if federation is not None:
-                require_same_federation(journal, federation)
+                require_same_federation(journal, federation, name, layout)
     except NotInitialised:
         return "empty: the first start did not come far"
     return f"{layout.journal}: every page is readable"

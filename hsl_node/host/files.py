@@ -23,7 +23,7 @@ def write_new(
     """
     if not replace:
         require_new(path)
-    elif os.path.isdir(path):
+    else:
         wrong_paths.require_place(path)
     durable.write(path, text.encode("utf-8"), step, mode=mode)
 

@@ -37,13 +37,16 @@ def require_place(path: Path) -> None:
     """A file can be written here: known before the work is done for it.
 
     Raises:
-        UsageError: it is a folder; or its folder is missing, is none, or takes no file of this user.
+        UsageError: it is a folder, a device or a pipe; or its folder is missing, is none, or takes no file of this
+            user.
     """
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder", remedy=f"name a file, e.g. {_word(path / 'NAME')}")
     with usage(path):
         if path.is_symlink():
             os.stat(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # as root it would be gone, for the whole machine
+        raise UsageError(f"{path} is a device, a pipe or a socket, no file", remedy="name a file")
     folder = path.absolute().parent
     if not os.path.lexists(folder) and os.path.isdir(_there(path)):
         make = f"check the spelling; to make it: mkdir -p {_word(folder)}"

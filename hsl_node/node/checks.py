@@ -11,7 +11,7 @@ from hsl_node.errors import (
     FederationMismatch,
     LocalStateError,
 )
-from hsl_node.federation.config import Federation
+from hsl_node.federation.config import Federation, require_unedited
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
 from hsl_node.host.layout import Layout
@@ -37,14 +37,27 @@ def require_anchor(path: Path, federation: Federation) -> None:
         )
 
 
-def require_same_federation(journal: Journal, federation: Federation) -> None:
-    """Raises: FederationMismatch: rounds of another federation are in the journal."""
+def require_same_federation(journal: Journal, federation: Federation, me: str, layout: Layout) -> None:
+    """The joined file is as it was joined, and the journal this node's.
+
+    Raises:
+        FederationMismatch: rounds of another federation are in the journal, or it is another hospital's.
+        ConfigError: nothing has begun under federation.toml, and it was edited.
+    """
     saved, before = journal.state(), journal.meta("federation")
+    if saved is not None and saved["me"] != me:
+        raise FederationMismatch(
+            f"{layout.journal} is that of {saved['me']}, and this node is {me}: files of two nodes are mixed here",
+            remedy=f"take nothing of {saved['me']} into this folder. `hsl-node restore`, into an empty one, brings "
+            "back what a backup of this node holds; without one: docs/administrator/lost-disk.md",
+        )
     if saved is not None and before != federation.digest and saved["round"] > 0:
         raise FederationMismatch(
             f"this journal belongs to federation {str(before)[:8]}, federation.toml is now {federation.fed8}",
             remedy="join the old file again, or start the new federation in a new state directory",
         )
+    if before != federation.digest:
+        require_unedited(layout.federation_toml, federation)
 
 
 def require_own_anchor(state: Path, node: NodeConfig, federation: Federation) -> None:

@@ -33,7 +33,7 @@ from hsl_node.host.moment import Moment
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.before_signing import BeforeSigning
-from hsl_node.node.checks import MAPPING_FIX, mapping_needed, require_quota, require_same_federation
+from hsl_node.node.checks import MAPPING_FIX, mapping_needed, require_quota
 from hsl_node.node.delivery import Delivery
 from hsl_node.node.equivocation import Equivocations
 from hsl_node.node.fusing import Fusing
@@ -164,7 +164,6 @@ class Daemon:
         fetch = Fetch(here, self.alarms, self.links, schema.file_bytes)
         due = self._recovery_due(schema)
         if due is not None:
-            require_same_federation(here.journal, here.federation)
             await self._open_inbox(schema)  # whoever lost its state too is answered meanwhile
             await self._let_the_disk_rest()
             self.recovery = Recovery(here, self.keys, self.alarms, self.links, fetch, due)
@@ -218,7 +217,6 @@ class Daemon:
 
     def _load_state(self, initial: Digest) -> State:
         here, journal = self.here, self.here.journal
-        require_same_federation(journal, here.federation)
         saved = journal.state()
         new = State(me=here.me, peers=here.federation.peers, rounds=here.federation.plan.rounds, base=initial)
         if journal.meta("machine") is None:

@@ -20,7 +20,7 @@ from hsl_node.host import bare_host, event_log, wrong_paths
 from hsl_node.host.layout import Layout
 from hsl_node.host.malloc import keep_freed_memory
 from hsl_node.node import checks
-from hsl_node.node.checks import require_images, require_port, require_quota
+from hsl_node.node.checks import require_images, require_port, require_quota, require_same_federation
 from hsl_node.node.daemon import Daemon
 from hsl_node.node.snapshot import snapshot
 from hsl_node.status import last_words
@@ -81,6 +81,7 @@ def _checked(state: Path, trainer_command: list[str] | None) -> int:
     store = Store(Layout(state))
     gc.freeze()  # what the imports made stays for good: later collections need not look at it
     try:
+        require_same_federation(store.journal, federation, node_config.name, Layout(state))
         if node_config.inbox.kind == "embedded":
             require_port(node_config.listen)  # before the trainer: after it, this fault would cost minutes
         saved = store.journal.state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -185,17 +186,18 @@ def _another_key() -> str:
     [
         (lambda s: Layout(s).journal.write_bytes(random.Random(1).randbytes(8192)), "journal", 15),
         (lambda s: _edit(s / "federation.toml", "rounds = 1", "rounds = 2"), "journal", 17),
+        (lambda s: shutil.copy(Layout(s.parent / "birch").journal, Layout(s).journal), "journal", 17),
     ],
 )
 def test_what_start_refuses_doctor_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path], object], check: str, code: int
 ) -> None:
-    """A journal that is none any more, and a federation.toml that was edited in mid-run."""
+    """A journal that is none any more, or another hospital's, and a federation.toml that was edited in mid-run."""
     monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
     with Cluster(tmp_path, ("ash", "birch"), Plan(method="fedavg", rounds=1, epochs_per_round=1)) as cluster:
         cluster.start_all()
         cluster.wait_finished()
-        assert cluster.stop("ash") == 0
+        assert cluster.stop("ash") == cluster.stop("birch") == 0
         state = cluster.layout("ash").state
         sound = {c.name: c.outcome for c in doctor.examine(state)}
         assert sound["journal"] == "ok"
@@ -206,6 +208,18 @@ def test_what_start_refuses_doctor_finds(
         assert (failed.outcome, failed.exit_code) == ("failed", code) and failed.fix
         assert cluster.start("ash").wait(WAIT_S) == code
         assert failed.text in cluster.output("ash")
+
+
+def test_a_federation_file_that_was_edited_after_it_was_joined_starts_nothing(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joining looks for the same; the others would only say later that this one joined another file."""
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    state = two[0]
+    _edit(Layout(state).federation_toml, "seed = ", "seed = 7")
+    done = shell("--state", state, "start")
+    assert done.returncode == 78 and "it was edited after it was made" in done.stderr
+    assert any("it was edited" in check.text for check in doctor.examine(state) if check.outcome == "failed")
 
 
 def test_ping_logs_in_at_the_real_inbox_and_tells_refusal_from_absence(two: tuple[Path, Path]) -> None:

@@ -92,6 +92,14 @@ def test_a_wrong_path_is_refused_in_words_by_every_command(world: Path, kind: st
     require_sound(list(attempts(world, kind)))
 
 
+def test_no_file_takes_the_place_of_a_pipe_or_device(world: Path) -> None:
+    """`report --out /dev/full`, as root, left a file where the whole machine has its device."""
+    outcomes = [o for o in attempts(world, "a pipe", "--out") if not o.slot.startswith(("export", "demo"))]
+    assert len(outcomes) >= 5
+    for outcome in outcomes:
+        assert outcome.code == 2 and outcome.path in outcome.said, outcome
+
+
 PLAIN = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-chown,-fowner", "--inh-caps=-all"]
 READ_ONLY = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none "$0" && exec "$@"']
 
