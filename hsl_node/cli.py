@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsl_node.errors import HslError, escaped
+from hsl_node.errors import HslError, UsageError, escaped
 from hsl_node.host import bare_host, wrong_paths
 from hsl_node.host.hints import addressed, state_directory
 
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may be no text, or none that this terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if rest[-1:] == ["--state"] and "--" not in rest:
+            raise UsageError("--state needs a folder after it", remedy="e.g. --state /var/lib/hsl-node")
         if (asked := plain_status(rest)) is not None:
             wrong_paths.require_state(state)
             from hsl_node.commands.status import show

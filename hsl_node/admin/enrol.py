@@ -83,6 +83,11 @@ def init(
             f"{state} is initialised already; nothing was changed",
             remedy="`hsl-node card` prints its peer card again; for a second node give another --state",
         )
+    if strings.split_address(address)[0] in ("0.0.0.0", "::"):
+        raise UsageError(
+            f"{address} is every address of this machine, to listen at, and none that the others can reach",
+            remedy="give the name in DNS by which they reach it: --address mercy.example.org:8922",
+        )
     text = settings_text(name=name, address=address, listen=listen, data=data)
     for key, table in (("columns", columns), ("labels", labels)):
         if table:

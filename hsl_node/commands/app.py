@@ -33,7 +33,7 @@ class InPanels(TyperGroup):
     """Lists the commands under their panels, in plain text: rich would draw boxes, for 0.1 s of processor time."""
 
     def invoke(self, ctx: Any) -> Any:
-        """A wrong value of an option is told in our words, as one of a file is."""
+        """A wrong value of an option is told in our words, as one of a file is; a word too many with what mends it."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as exc:
@@ -42,6 +42,12 @@ class InPanels(TyperGroup):
                 from hsl_node.federation.problems import in_words
 
                 exc.message = in_words(errors()[0])
+            raise
+        except typer.TyperException as exc:
+            if exc.message.startswith("Got unexpected extra argument"):
+                exc.message += '\nWhat to do: leave that out; a value with spaces in it stands in quotes, "A B"'
+            elif exc.message.startswith("No such option") and not getattr(exc, "possibilities", None):
+                exc.message += "\nWhat to do: leave it out; a file whose name begins with - is given as ./-NAME"
             raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

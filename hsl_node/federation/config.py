@@ -31,6 +31,7 @@ from hsl_node.federation.strings import (
     read_aloud,
 )
 from hsl_node.federation.toml_file import parse, read_text, read_toml, validate
+from hsl_node.host.files import require_initialised
 from hsl_node.host.layout import Layout
 
 CARD_MAX_BYTES = 8 * 1024  # two keys and a few names: under 1 KB
@@ -132,8 +133,10 @@ class Federation(Frozen):
 def load_federation(state: Path) -> Federation:
     path = Layout(state).federation_toml
     if not path.exists():
+        require_initialised(state)
         raise NotInitialised(
-            f"{state} holds no federation.toml", remedy="run `hsl-node federation join federation.toml`"
+            f"{state} holds no federation.toml",
+            remedy="`hsl-node federation join FILE` with the federation.toml that everybody got",
         )
     return read_toml(path, Federation)
 
@@ -143,14 +146,10 @@ def read_federation(path: Path) -> Federation:
     try:
         return read_toml(path, Federation)
     except ConfigError as exc:
-        try:
-            name = load_card(path).name
-        except ConfigError:
-            raise exc from None
-        raise ConfigError(
-            f"{path} is a peer card, that of {name}, and no federation file",
-            remedy="give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
-        ) from exc
+        if not read_text(path).startswith("# Federation "):
+            raise
+        again = "it was cut or edited after it was made: ask whoever made it to send it again"
+        raise ConfigError(exc.message, remedy=again) from exc
 
 
 def require_unedited(path: Path, federation: Federation) -> None:
@@ -161,8 +160,8 @@ def require_unedited(path: Path, federation: Federation) -> None:
         raise ConfigError(
             f"{path}: its first line says hash {said[1]}, its content has {federation.fed8}: it was edited after it "
             "was made, or another version of hsl-node made it",
-            remedy="ask whoever made it to send it again. To change the federation: `hsl-node federation create` makes "
-            "a new file, and everybody joins that",
+            remedy="ask whoever made it to send it again, and `hsl-node federation join` that. To change the "
+            "federation: `hsl-node federation create` makes a new file, and everybody joins that",
         )
 
 
@@ -172,10 +171,6 @@ def load_card(path: Path) -> PeerCard:
     raw = parse(path, text)
     claimed = raw.pop("fingerprint", None)
     raw.pop("read_aloud", None)
-    if "peer" in raw:
-        raise ConfigError(
-            f"{path} is a federation file, no peer card", remedy="give the *.card that each hospital mailed"
-        )
     card = validate(path, text, raw, PeerCard)
     if claimed is not None and claimed != card.fingerprint:
         raise ConfigError(

@@ -37,6 +37,22 @@ _WORDS = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
+# A model's name: what people call its file, the keys that tell it from the others, what to give instead of another.
+_KINDS = {
+    "Federation": (
+        "federation file",
+        {"peer", "plan"},
+        "give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
+    ),
+    "NodeConfig": ("node.toml", {"name", "data"}, "put this node's own settings there, out of a backup"),
+    "PeerCard": ("peer card", {"name", "address", "key"}, "give the *.card that each hospital mailed"),
+    "Plan": (
+        "plan",
+        {"rounds"},
+        "a plan has a line `key = value` for each setting, and no [section]: `hsl-node federation plan` lists them",
+    ),
+}
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -84,6 +100,9 @@ def parse(path: Path, text: str) -> dict[str, Any]:
         at = re.search(r" \(at line (\d+), column (\d+)\)$", str(exc))
         where = f"{path}:{at[1]}" if at else str(path)
         said = str(exc)[: at.start()] + f" (column {at[2]})" if at else str(exc)
+        line = text.split("\n")[int(at[1]) - 1] if at else ""
+        if quotes := re.search("[\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb]", line):
+            said = f'{quotes[0]} is a quotation mark for print; a plain " is needed'
         text = f"{where}: not valid TOML: {escaped(said)}"
         raise ConfigError(text, remedy="mend that line; or is it another file?") from exc
     except RecursionError as exc:
@@ -107,14 +126,18 @@ def validate(path: Path, text: str, raw: Mapping[str, Any], model: type[Model]) 
     try:
         return model.model_validate(raw)
     except ValidationError as exc:
+        found = next((kind for kind, (_, keys, _) in _KINDS.items() if keys <= raw.keys() and text), "")
+        if found and found != model.__name__ in _KINDS:
+            wanted, _, give = _KINDS[model.__name__]
+            whose = f", that of {escaped(str(raw['name']), 60)}, and" if found == "PeerCard" else ","
+            raise ConfigError(f"{path} is a {_KINDS[found][0]}{whose} no {wanted}", remedy=give) from exc
         lines = [_explain(path, text, model, dict(e)) for e in exc.errors()[:PROBLEMS_MAX]]
         if exc.error_count() > PROBLEMS_MAX:
             lines.append(f"{path}: and {exc.error_count() - PROBLEMS_MAX} more")
-        if text.strip() or str(path) == "--set":
-            lists = "init --help" if model.__name__ == "NodeConfig" else "federation plan"
-            remedy = f"mend what is named above; `hsl-node {lists}` lists all keys"
-        else:
-            remedy = "mend what is named above"
+        lists = {"NodeConfig": "init --help", "Plan": "federation plan"}.get(model.__name__, "")
+        remedy = "mend what is named above"
+        if lists and (text.strip() or str(path) == "--set"):
+            remedy += f"; `hsl-node {lists}` lists all keys"
         if path.name and not text.strip() and path.is_file():
             lines, remedy = [f"{path}: the file is empty"], "is it the right one? Ask for it again"
         raise ConfigError("\n".join(lines), remedy=remedy) from exc
@@ -130,8 +153,10 @@ def _explain(path: Path, text: str, model: type[BaseModel], error: dict[str, Any
 def _problem(model: type[BaseModel], keys: list[str], error: dict[str, Any]) -> str:
     dotted = escaped(".".join(keys))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known, asked = _known_keys(model, keys[:-1]), keys[-1]
+        near = [k for k in known if len(asked) > 3 and asked in k]  # epochs: of which there are three
+        near = near or difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"unknown key '{dotted}'{hint}"
     if error["type"] == "missing":
         return f"'{dotted}' is missing"

@@ -339,13 +339,20 @@ def test_joining_takes_the_file_and_shows_the_same_hash(ash: Path, birch: Path, 
     assert fed8 in run("--state", ash, "federation", "show").stdout
 
 
-def test_a_peer_card_in_the_place_of_a_federation_file_is_called_one(ash: Path, tmp_path: Path) -> None:
+def test_a_peer_card_in_the_place_of_a_federation_file_is_called_one(ash: Path, birch: Path, tmp_path: Path) -> None:
     card = ash / "ash.card"
     for words in (("join", card), ("show", card), ("diff", card, card)):
         refused = run("--state", ash, "federation", *words)
         assert isinstance(refused.exception, ConfigError), refused.output
         assert f"{card} is a peer card, that of ash, and no federation file" in refused.exception.message
         assert "federation create" in refused.exception.remedy
+    with pytest.raises(ConfigError, match=r"node\.toml is a node\.toml, no peer card"):
+        config.load_card(ash / "node.toml")
+    path = federation_file(tmp_path, ash, birch)
+    path.write_text(path.read_text()[:150])
+    with pytest.raises(ConfigError) as cut:
+        config.read_federation(path)
+    assert "cut or edited" in cut.value.remedy and "federation plan" not in cut.value.remedy
     (tmp_path / "neither.toml").write_text("x = 1\n")
     with pytest.raises(ConfigError, match=r"neither\.toml:1: unknown key 'x'"):
         enrol.join(ash, tmp_path / "neither.toml")

@@ -36,6 +36,9 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
     [
         (["frobnicate"], 2, "No such command"),
         (["status", "--frobnicate"], 2, "No such option"),
+        (["predict", "-x.png"], 2, "is given as ./-NAME"),
+        (["peer", "update", "f", "--fingerprint", "0123", "4567"], 2, "a value with spaces in it stands in quotes"),
+        (["status", "--state"], 2, "--state needs a folder after it"),
         (["init"], 2, "Missing option '--name'"),
         (["status"], 10, "holds no node.toml"),
         (["stop"], 3, "no hsl-node is running"),

@@ -67,10 +67,10 @@ def test_a_hint_can_be_copied_as_it_stands_where_the_state_is_elsewhere(tmp_path
     assert f"{us} init`" in lost and f"{us} restore FILE`" in lost
     enrol.init(there, name="ash", address="127.0.0.1:9001", listen=None, data=tmp_path)
     assert f"{us} start`" in shell("pause", "--state", there).stderr
-    assert f"{us} federation join federation.toml`" in shell("--state", there, "peer", "list").stderr
+    assert f"{us} federation join FILE`" in shell("--state", there, "peer", "list").stderr
     checks = {check.name: check for check in doctor.examine(there)}
     assert f"{us} data check`" in checks["images"].text
-    assert f"{us} federation join federation.toml`" in checks["federation"].fix
+    assert f"{us} federation join FILE`" in checks["federation"].fix
 
 
 def test_where_the_state_is_as_usual_a_hint_is_short(tmp_path: Path) -> None:

@@ -105,6 +105,18 @@ def test_threat_27_a_misspelt_table_is_shown_with_the_nearest_one(tmp_path):
     assert errors_of(path) == [f"{path}:8: unknown key 'trian'; did you mean 'train'?"]
 
 
+def test_a_word_in_several_keys_names_them_all() -> None:
+    """Only the nearest was named, for `epoch` patience_epochs: followed, another setting was changed."""
+    with pytest.raises(ConfigError, match="'epochs_per_round' or 'cosine_period_epochs' or 'patience_epochs'"):
+        load_plan(None, ["epoch=3"])
+
+
+def test_quotation_marks_of_a_word_processor_are_called_that(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text("name = \u201cash\u201d\n")
+    with pytest.raises(ConfigError, match='a plain " is needed'):
+        load_node(tmp_path)
+
+
 def test_threat_27_all_mistakes_of_a_file_are_shown_at_once(tmp_path):
     path = write(tmp_path / "node.toml", 'name = "Ash"\nlisen = "x"\n[train]\ndevice = "gpu"\nthreads = -1\n')
     shown = errors_of(path)

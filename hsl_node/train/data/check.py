@@ -5,6 +5,7 @@ The only place that names image files. Print the report; never log it or send it
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -34,8 +35,9 @@ from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import NODE_TOML, SPLIT_NAMES, first_few
 from hsl_node.train.progress import Progress, unheard
 
-UNREADABLE = "replace or convert the files that cannot be read, or list them in data.exclude in node.toml"
 ON_THIS_TERMINAL = replace(NODE_TOML, names_files=True)
+
+LINE_MAX = 20  # file names in a line to copy; who has more writes a pattern
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,13 @@ def check(
     assignment = split(gathered, plan, read_ledger(ledger).get(title_of(plan), {}), name, list)
     found = examine(data, gathered, pixels, assignment, plan, name, list)
     problems = [problem.text for problem in found.problems]
+    remedy = found.remedy if gathered.items else ""
     if gathered.unreadable:
         problems.insert(0, f"{len(gathered.unreadable)} images cannot be read")
+        listed = [json.dumps(name(item), ensure_ascii=False) for item, _ in gathered.unreadable]
+        line = f"exclude = [{', '.join([*listed[:LINE_MAX], *(['...'] if len(listed) > LINE_MAX else [])])}]"
+        own = f"replace or convert the unreadable files, or leave them out: {line} under [data] in node.toml"
+        remedy = f"{remedy}; {own}" if remedy else own
     names = [name(item) for item in gathered.items]
     groups, sides = np.array(assignment.group, dtype=np.int64), np.array(assignment.split, dtype=np.int8)
     near = near_duplicates(pixels, sides, groups) if pixels is not None else []
@@ -118,9 +125,7 @@ def check(
         channels=3 if pixels is not None and pixels.ndim == 4 else 1,
         preprocessing=Preprocessing.of(plan, window_of(data)).words(),
         problems=tuple(problems),
-        remedy="; ".join(
-            [UNREADABLE] * bool(gathered.unreadable) + [found.remedy] * bool(gathered.items and found.remedy)
-        ),
+        remedy=remedy,
         warnings=(
             *found.warnings,
             *changed_since(begun, run, here),

@@ -28,7 +28,7 @@ LIKELY = {  # our word -> what tables call it, best first; compared by letters a
         *("pseudonym", "person", "personid", "participant", "participantid", "pat", "patientnr", "patientkey"),
     ),
 }
-SUFFIXES = (".csv", ".tsv", ".txt")
+SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods")  # the last three are told that they are workbooks
 DELIMITERS = ",;\t|"
 PROBED = 100  # rows that tell what separates the cells
 WIDTH_MAX = 1024 * 1024  # characters of a cell; the csv module's own 128 KiB fails on a report's full text
@@ -107,10 +107,13 @@ def read_table(path: Path, data: DataConfig, asked: Asked = NODE_TOML) -> Source
         looked = {i.where: "the path is empty" if i.where in unnamed else str(i.path) for i in absent}
         listed = [f"{i.where}: no such image file" + f": {looked[i.where]}" * asked.names_files for i in absent]
         listed += [f"{i.where}: no label" for i in missing]
+        drive = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+        windows = any(drive.match(row[names["path"]]) for _, row in rows)
         see = "" if asked.names_files else " (`hsl-node data check` shows where each was looked for)"
         raise DataError(
             "\n".join(first_few(listed)),
-            remedy=f"paths count from the table's own folder; mend these lines{see}",
+            remedy=f"paths count from the table's own folder; mend these lines{see}"
+            + "; those of a Windows drive lead nowhere here: leave out what stands before the folder" * windows,
         )
     left["empty rows"] = table.empty
     return Source(
@@ -252,8 +255,10 @@ def _column_names(path: Path, table: Table, data: DataConfig, asked: Asked) -> d
     header = table.header
     for key in data.columns:
         if key not in COLUMNS:
+            name, near = data.columns[key], hint(key, COLUMNS)
+            turned = name in COLUMNS and repr(name) not in near
             raise DataError(
-                f"{key!r} is no column we know{hint(key, COLUMNS)}",
+                f"{key!r} is no column we know" + (f"; turn it round: {name}={key}" if turned else near),
                 remedy=f"one of {', '.join(COLUMNS)}, in {asked.place}",
             )
     names = {key: data.columns.get(key, key) for key in COLUMNS}

@@ -21,6 +21,8 @@ from hsl_node.train.data import cache as cache_module
         ({"path": None}, "data.path is not set"),
         ({"path": Path("/nowhere/at/all")}, "does not exist"),
         ({"columns": {"lable": "x"}}, "'lable' is no column we know; did you mean 'label'"),
+        ({"columns": {"lables": "label"}}, "'lables' is no column we know; did you mean 'label'"),
+        ({"columns": {"file": "path"}}, "'file' is no column we know; turn it round: path=file"),
         ({"columns": {"label": "labels"}}, "t.csv:1: no column 'labels' for the label; did you mean 'label'"),
         ({"columns": {"patient": "mrn"}}, "t.csv:1: no column 'mrn' for the patient"),
         ({"filter": {"devise": "x"}}, "has no column 'devise'; did you mean 'device'"),
@@ -35,6 +37,22 @@ def test_a_wrong_setting_is_named_with_the_nearest_right_one(
     with pytest.raises(DataError, match=message) as caught:
         opened(tmp_path, DataConfig(**{"path": path, **change}))
     assert caught.value.remedy and caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize(("name", "content"), [("t.csv", b"PK\x03\x04 "), ("t.xls", b"\xd0\xcf\x11\xe0 ")])
+def test_a_spreadsheets_workbook_is_called_one(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: .* it is a workbook") as caught:
+        opened(tmp_path, DataConfig(path=tmp_path / name))
+    assert "CSV" in caught.value.remedy
+
+
+def test_paths_of_a_windows_drive_are_called_that(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "d/t.csv", rows := table_rows())
+    path.write_text(path.read_text().replace(rows[3]["path"], "C:\\images\\" + rows[3]["path"]))
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, DataConfig(path=path))
+    assert "a Windows drive" in caught.value.remedy
 
 
 def test_every_unknown_label_is_named_at_once_with_line_and_the_class_of_the_same_letters(tmp_path: Path) -> None:
