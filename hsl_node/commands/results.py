@@ -73,7 +73,7 @@ def evaluate(
     if column and data is None:
         raise UsageError("--column belongs to --data", remedy="the columns of this site's table are in node.toml")
     pairing: Literal["fixed", "random"] = "random" if random_pairing else "fixed"
-    wish = results.Asked(alone, pairing, sensitivity)
+    wish = results.Wish(alone, pairing, sensitivity)
     state, asked, hear = state_of(context), time.time(), progress_lines()
     source = results.source_of(state, data, columns_of(column or ()))
     if scores is not None:

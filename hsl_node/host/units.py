@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hsl_node.errors import escaped
 
@@ -56,6 +58,13 @@ def clock(at: float, now: float) -> str:
 def auc(value: float | None, none: str = "-") -> str:
     """None: undefined, or not known yet."""
     return none if value is None else f"{value:.3f}"
+
+
+def as_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Bytes of a file name that are no UTF-8 stand there as in every output: `M\\udcfcller.png`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

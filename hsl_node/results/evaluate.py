@@ -44,7 +44,7 @@ EVALUATION = "evaluation"  # its name in the journal
 
 
 @dataclass(frozen=True)
-class Asked:
+class Wish:
     """What is to be measured beside the fused model and the site's own, and how."""
 
     alone: bool = False
@@ -60,7 +60,7 @@ def evaluate(
     state: Path,
     *,
     round: Round | None = None,
-    asked: Asked = Asked(),
+    asked: Wish = Wish(),
     again: bool = False,
     report: Report = lambda event: None,
 ) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def evaluate_external(
     data: DataConfig,
     *,
     round: Round | None = None,
-    asked: Asked = Asked(),
+    asked: Wish = Wish(),
     report: Report = lambda event: None,
 ) -> dict[str, Any]:
     """Labelled images from elsewhere, prepared as this site's own. They are no test set: nothing is refused, and each

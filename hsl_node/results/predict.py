@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from hsl_node.errors import DataError, NotInitialised
 from hsl_node.federation.names import Round
 from hsl_node.host.files import write_new
+from hsl_node.host.units import as_csv
 from hsl_node.results.asked import Asked
 from hsl_node.results.export import own_predictor
 from hsl_node.train.bundle import Card, positive
@@ -85,20 +84,15 @@ def unreadable_error(rows: list[dict[str, Any]]) -> DataError:
 
 
 def csv_text(found: Mapping[str, Any]) -> str:
-    """The image, a column of probabilities per class, the decision (where a threshold is known), a note, the model.
-
-    Bytes of a file name that are no UTF-8 stand there as in every output: `M\\udcfcller.png`.
-    """
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    """The image, a column of probabilities per class, the decision (where a threshold is known), a note, the model."""
     decides = ["decision"] if found["decision"] else []
-    rows.writerow(("image", *found["classes"], *decides, "note", "model_sha256"))
+    rows: list[tuple[str, ...]] = [("image", *found["classes"], *decides, "note", "model_sha256")]
     for row in found["images"]:
         chances = row["probabilities"]
         cells = [f"{chances[c]:.6f}" if chances else "" for c in found["classes"]]
         decision = [row["decision"] or ""] if decides else []
-        rows.writerow((row["image"], *cells, *decision, row["note"], found["sha256"]))
-    return text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+        rows.append((row["image"], *cells, *decision, row["note"], found["sha256"]))
+    return as_csv(rows)
 
 
 def json_text(found: Mapping[str, Any]) -> str:

@@ -7,9 +7,7 @@ those come from the source again when the CSV is written, which is a private fil
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from hsl_node.errors import UsageError
 from hsl_node.host.files import write_new
+from hsl_node.host.units import as_csv
 from hsl_node.results.statistics import Statistics, describe
 
 Scores = dict[str, dict[str, Any]]  # part -> "ids", "patients", "labels", "probabilities"
@@ -87,11 +86,9 @@ def write_scores(
             "no scores are kept of this evaluation: an earlier version measured it",
             remedy="with --again it is measured anew, and counted",
         )
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
     classes = record["classes"]
     head = ("image", "sha256", "patient", "split", "label", "model", "model_sha256", *(f"p_{name}" for name in classes))
-    rows.writerow(head)
+    rows: list[tuple[str, ...]] = [head]
     for split, part in scores.items():
         labels, found = arrays_of(part)
         for kind, values in found.items():
@@ -102,9 +99,8 @@ def write_scores(
                 said = (f"{chance:.9g}" for chance in chances[n].tolist())
                 label = classes[labels[n]]
                 cells = (name, sha256, patient, split, label, WORDS.get(kind, kind), record["weights"][kind])
-                rows.writerow((*map(defused, cells), *said))
-    content = text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
-    write_new(path, content, mode=0o600, replace=True)  # names of images are names of patients, often
+                rows.append((*map(defused, cells), *said))
+    write_new(path, as_csv(rows), mode=0o600, replace=True)  # names of images are names of patients, often
 
 
 def defused(cell: str) -> str:

@@ -21,7 +21,7 @@ from hsl_node.commands.app import app
 from hsl_node.errors import DataError, LocalStateError, UsageError
 from hsl_node.host.layout import Layout
 from hsl_node.results import evaluate, words
-from hsl_node.results.evaluate import Asked
+from hsl_node.results.evaluate import Wish
 from hsl_node.results.scores import defused
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
@@ -156,7 +156,7 @@ def test_another_wish_for_the_threshold_is_no_use_of_the_test_set(state: Path, m
     monkeypatch.setattr("hsl_node.train.tasks.metrics.CHOOSE_MIN", 3)
     evaluate.evaluate(state)
     Layout(state).fused(1).unlink()  # nothing is left that could be scored
-    found = evaluate.evaluate(state, asked=Asked(sensitivity=0.9))
+    found = evaluate.evaluate(state, asked=Wish(sensitivity=0.9))
     assert found["evaluated"] == 1
     assert "sensitivity of at least 0.9" in found["thresholds"]["fused"]["rule"]
     assert evaluate.evaluate(state) == found, "it stays"
@@ -255,8 +255,8 @@ def test_models_measured_on_another_test_set_are_not_compared(state: Path) -> No
     lines = table.read_text().splitlines()
     table.write_text("\n".join(lines[:-20]) + "\n")
     with pytest.raises(UsageError, match="the test set is another one than when the other models were measured"):
-        evaluate.evaluate(state, asked=Asked(pairing="random"))
-    again = evaluate.evaluate(state, again=True, asked=Asked(pairing="random"))
+        evaluate.evaluate(state, asked=Wish(pairing="random"))
+    again = evaluate.evaluate(state, again=True, asked=Wish(pairing="random"))
     assert {m["images"] for m in again["test"].values()} == {again["images"]["test"]}
 
 

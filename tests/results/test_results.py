@@ -19,7 +19,7 @@ from hsl_node.errors import FederationMismatch, LocalStateError, UsageError
 from hsl_node.federation.names import Digest
 from hsl_node.host.layout import Layout
 from hsl_node.results import evaluate, export, measuring, models, words
-from hsl_node.results.evaluate import Asked
+from hsl_node.results.evaluate import Wish
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.methods import METHODS
@@ -79,7 +79,7 @@ def test_what_a_record_lacks_is_added_without_scoring_the_rest_again(state: Path
     """The fused model's file is gone: only the model trained alone can have been scored now."""
     first = evaluate.evaluate(state)
     Layout(state).fused(1).unlink()
-    found = evaluate.evaluate(state, asked=Asked(alone=True))
+    found = evaluate.evaluate(state, asked=Wish(alone=True))
     assert found["evaluated"] == 1
     assert found["test"]["fused"] == first["test"]["fused"]
     assert found["weights"]["alone"] == sha256_of(state / "trainer" / "alone.safetensors")
@@ -213,7 +213,7 @@ def test_a_record_of_another_runs_model_is_not_shown(state: Path, tmp_path: Path
 def test_two_evaluations_at_once_are_two_and_both_sets_of_figures_stay(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meanwhile(monkeypatch, lambda: evaluate.evaluate(state, asked=Asked(pairing="random")))
+    meanwhile(monkeypatch, lambda: evaluate.evaluate(state, asked=Wish(pairing="random")))
     found = evaluate.evaluate(state)
     assert found == recorded(state)
     assert (found["evaluated"], set(found["test"])) == (2, {"fused", "local", "fused_random"})
@@ -225,7 +225,7 @@ def test_what_is_added_while_another_measures_again_is_no_use_of_the_test_set_mo
 ) -> None:
     evaluate.evaluate(state)
     meanwhile(monkeypatch, lambda: evaluate.evaluate(state, again=True))
-    found = evaluate.evaluate(state, asked=Asked(pairing="random"))
+    found = evaluate.evaluate(state, asked=Wish(pairing="random"))
     assert (found["evaluated"], set(found["test"])) == (2, {"fused", "local", "fused_random"})
 
 

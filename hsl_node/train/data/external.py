@@ -12,9 +12,9 @@ from hsl_node.federation.config import load_federation
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.host.layout import Layout
 from hsl_node.train.data.dataset import Dataset
-from hsl_node.train.data.gathering import read_images
+from hsl_node.train.data.gathering import read_images, unreadable_error
 from hsl_node.train.data.ledger import read_ledger
-from hsl_node.train.data.sources import ANCHOR_BUILD, TEST, first_few
+from hsl_node.train.data.sources import ANCHOR_BUILD, TEST
 from hsl_node.train.progress import Progress, unheard
 
 LEFT_OUT = -1  # no part of a split
@@ -36,12 +36,7 @@ def open_external(state: Path, data: DataConfig, progress: Progress = unheard) -
     plan, layout = load_federation(state).plan, Layout(state)
     gathered, pixels = read_images(data, plan, layout.cache, progress, tells_all=True, asked=ANCHOR_BUILD)
     if gathered.unreadable:
-        named = first_few(f"{gathered.source.name(item)}: {reason}" for item, reason in gathered.unreadable)
-        every = len(gathered.items) + len(gathered.unreadable)
-        raise DataError(
-            "\n".join([f"{len(gathered.unreadable)} of {every} images cannot be read", *named]),
-            remedy="mend or leave out these files; nothing was measured",
-        )
+        raise unreadable_error(gathered, gathered.source.name, "mend or leave out these files; nothing was measured")
     if pixels is None:
         raise DataError("no image there has a label", remedy="see data.labels in node.toml, which counts here too")
     pages = read_ledger(layout.splits).values()

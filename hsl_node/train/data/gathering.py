@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,12 @@ def window_of(data: DataConfig) -> Window | None:
     return Window(center=data.window_center, width=data.window_width)
 
 
-def unreadable_error(gathered: Gathered) -> DataError:
-    """How many images cannot be read, where in a table they stand, and why; no path."""
-    lines = first_few([f"{item.where}: {reason}" for item, reason in gathered.unreadable])
-    return DataError(
-        f"{len(gathered.unreadable)} of {len(gathered.items) + len(gathered.unreadable)} images cannot be read\n"
-        + "\n".join(lines),
-        remedy="`hsl-node data check` names the files: replace them, or list them in data.exclude in node.toml",
-    )
+def unreadable_error(
+    gathered: Gathered,
+    name: Callable[[Item], str] = lambda item: item.where,
+    remedy: str = "`hsl-node data check` names the files: replace them, or list them in data.exclude in node.toml",
+) -> DataError:
+    """How many images cannot be read, which, and why. `name` words an image; the default is safe to log."""
+    bad, every = gathered.unreadable, len(gathered.items) + len(gathered.unreadable)
+    lines = first_few(f"{name(item)}: {reason}" for item, reason in bad)
+    return DataError("\n".join([f"{len(bad)} of {every} images cannot be read", *lines]), remedy=remedy)

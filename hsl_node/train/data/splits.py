@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hsl_node.errors import DataError
@@ -99,13 +99,18 @@ def assign(
     pool = _train_pool(images)
     frequency = Counter(image.label for image in images)
     strata: dict[tuple[int, tuple[int, ...]], list[_Group]] = defaultdict(list)  # by label, and splits it may go to
-    _require_one_side(images, members.values(), known or {}, pool)
+    cut, apart = [], []  # by the source's own split; by the ledger
     for number, positions in members.items():
         inside = [images[p] for p in positions]
-        allowed, already = _placed(inside, pool, known or {})
+        allowed, places = _placed(inside, pool, known or {})
+        if len({m.fixed for m in inside} - {None}) > 1:
+            cut.append(tuple(positions))
+        elif len(places) > 1:
+            apart.append(tuple(positions))
         label = min({m.label for m in inside}, key=lambda n: (frequency[n], -n))
         rank = hashlib.sha256(f"{seed}:{min(m.key for m in inside)}".encode("ascii")).hexdigest()
-        strata[label, allowed].append(_Group(number, rank, len(inside), already))
+        strata[label, allowed].append(_Group(number, rank, len(inside), next(iter(places), None)))
+    _require_one_side(cut, apart)
     place: dict[int, int] = {}
     for (_, allowed), groups in strata.items():
         place |= _fill(sorted(groups, key=lambda g: g.rank), allowed, percent)
@@ -135,20 +140,8 @@ def _fill(groups: Sequence[_Group], allowed: tuple[int, ...], percent: tuple[int
     return place
 
 
-def _require_one_side(
-    images: Sequence[Image], groups: Iterable[Sequence[int]], known: Mapping[str, int], pool: tuple[int, ...]
-) -> None:
+def _require_one_side(cut: Sequence[tuple[int, ...]], apart: Sequence[tuple[int, ...]]) -> None:
     """Raises: SplitConflict: of all groups that the source's split, or the ledger, has on two sides."""
-    cut, apart = [], []
-    for positions in groups:
-        inside = [images[p] for p in positions]
-        if len({m.fixed for m in inside} - {None}) > 1:
-            cut.append(tuple(positions))
-        else:
-            allowed = _allowed(inside, pool)
-            places = set().union(*(m.places(known) for m in inside)) & set(allowed)
-            if len(allowed) > 1 and len(places) > 1:
-                apart.append(tuple(positions))
     if cut:
         raise SplitConflict(
             "the given split puts images of one patient, or one and the same image, on two sides",
@@ -167,21 +160,15 @@ def _require_one_side(
         )
 
 
-def _allowed(members: Sequence[Image], pool: tuple[int, ...]) -> tuple[int, ...]:
-    """The splits a group may go to."""
-    fixed = next((m.fixed for m in members if m.fixed is not None), None)
-    return tuple(range(SPLITS)) if fixed is None else pool if fixed == 0 else (fixed,)
-
-
 def _placed(
     members: Sequence[Image], pool: tuple[int, ...], known: Mapping[str, int]
-) -> tuple[tuple[int, ...], int | None]:
-    """The splits a group may go to, and the one it is in already."""
-    allowed = _allowed(members, pool)
+) -> tuple[tuple[int, ...], set[int]]:
+    """The splits a group may go to, and those that it is in already."""
+    fixed = next((m.fixed for m in members if m.fixed is not None), None)
+    allowed = tuple(range(SPLITS)) if fixed is None else pool if fixed == 0 else (fixed,)
     if len(allowed) == 1:
-        return allowed, allowed[0]
-    places = set().union(*(m.places(known) for m in members)) & set(allowed)
-    return allowed, places.pop() if places else None
+        return allowed, set(allowed)
+    return allowed, set().union(*(m.places(known) for m in members)) & set(allowed)
 
 
 def _train_pool(images: Sequence[Image]) -> tuple[int, ...]:
