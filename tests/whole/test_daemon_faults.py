@@ -21,6 +21,7 @@ import pytest
 from asyncssh.sftp import SFTPError
 from cluster import WAIT_S, Cluster, final_digests
 from hostile import Hostile
+from small_disk import disk_of
 
 from hsl_node.errors import NotRunning
 from hsl_node.federation import identity
@@ -210,16 +211,9 @@ class Ward:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 320 MB: little more than what the inbox keeps in reserve."""
-    folder = tmp_path / "ash"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    """Little more than what the inbox keeps in reserve."""
+    with disk_of(tmp_path / "ash", 320) as folder:
+        yield folder
 
 
 def fill(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from small_disk import disk_of
 
 from hsl_node.admin import backup
 from hsl_node.errors import DiskFailed, LocalStateError, NotInitialised
@@ -24,13 +25,8 @@ SHA = Digest("a" * 64)
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with disk_of(tmp_path / "disk", 2) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("before", [True, False])
