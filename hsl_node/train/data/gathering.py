@@ -120,14 +120,16 @@ def _owners_by_file(items: Sequence[Item], looked_at: Sequence[Digest | Unreadab
 
 def _image(item: Item, label: int, found: Digest, by_file: Mapping[str, Owner]) -> Image:
     """A table's own patient column decides, also by another image of the same PatientID or study; then the patient of a
-    DICOM file, then its study; else it stands alone."""
+    DICOM file, then its study; else it stands alone. An earlier version's ledger knows it by the cell's own word, also
+    "unknown", or by its file's PatientID."""
     owner = table_owner(item.patient)
-    once = owner.once if item.patient else found.owner.once
+    before = [owner.once if item.patient else found.owner.once]
     if not owner.patient:
+        before += found.owner.patient
         known = [by_file[word] for word in (*found.owner.patient[:1], found.owner.study) if word in by_file]
         owner = known[0] if known else found.owner
     key, *spellings = owner.patient or (owner.study or found.sha256,)
-    return Image(found.sha256, label, key, item.split, (*spellings, *[once] * bool(once)), owner.study)
+    return Image(found.sha256, label, key, item.split, (*spellings, *filter(None, before)), owner.study)
 
 
 def window_of(data: DataConfig) -> Window | None:
