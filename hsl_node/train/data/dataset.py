@@ -30,7 +30,7 @@ from hsl_node.train.data.gathering import Gathered, gather, index_of, read_image
 from hsl_node.train.data.labels import labels_of
 from hsl_node.train.data.ledger import Begun, begun_with, read_begun, read_ledger, since, title_of, write_ledger
 from hsl_node.train.data.listing import read_source
-from hsl_node.train.data.sources import NODE_TOML, SPLIT_NAMES, Asked, Item, first_few
+from hsl_node.train.data.sources import SPLIT_NAMES, Item, first_few
 from hsl_node.train.data.splits import Assignment, Image, SplitConflict, assign
 from hsl_node.train.progress import Progress, unheard
 
@@ -94,7 +94,7 @@ def open_dataset(
     return dataset_of(gathered, pixels, assignment, tuple(warnings))
 
 
-def foresee(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, asked: Asked = NODE_TOML) -> str:
+def foresee(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path) -> str:
     """What a start would refuse, as far as it can be told without reading an image that is not known yet.
 
     Nothing is written. Gives what was looked at, in words.
@@ -102,7 +102,7 @@ def foresee(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, asked: A
     Raises:
         DataError, LocalStateError: as `open_dataset` does.
     """
-    source = read_source(data, asked)
+    source = read_source(data)
     labels = labels_of(source, plan.classes, data.labels)
     facts = f"{sum(label is not None for label in labels)} of {source.read} {source.unit} have a class of the plan"
     chosen = [item for item, label in zip(source.items, labels, strict=True) if label is not None]
@@ -111,7 +111,7 @@ def foresee(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path, asked: A
         if lacks:
             raise DataError(f"class {', '.join(map(repr, lacks))} has no images", remedy=TOO_FEW)
         return f"{facts} (`hsl-node data check` reads the images)"
-    gathered = gather(data, plan, cache, unheard, asked)
+    gathered = gather(data, plan, cache, unheard)
     assignment = split(gathered, plan, read_ledger(ledger).get(title_of(plan), {}))
     found = examine(data, gathered, None, assignment, plan)
     if found.problems:
