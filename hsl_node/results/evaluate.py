@@ -4,8 +4,9 @@ Of the final model (the fused one with this site's best validation AUC), or that
 "evaluation", "evaluation of round N" or, of images from elsewhere, "evaluation of set SHA256":
 
     {"evaluated": 1, "final": true, "round": 5, "at": .., "images": {"train": n, "validation": n, "test": n},
-     "patients": {"train": n, ..}, "without_patient": n, "classes": [..], "weights": {"fused": sha256, ..},
-     "auc_validation": {"fused": .., ..}, "test": {"fused": {metrics}, "local": {metrics}, "alone": {metrics}},
+     "patients": {"train": n, ..}, "without_patient": n, "by_study": n, "classes": [..],
+     "weights": {"fused": sha256, ..}, "auc_validation": {"fused": .., ..},
+     "test": {"fused": {metrics}, "local": {metrics}, "alone": {metrics}},
      "thresholds": {"fused": {"value": .., "rule": ".."}, ..}, "sensitivity": null, "machine": {..},
      "test_set": sha256, "split_sha256": sha256, "name": "evaluation",
      "used_before": [{"at": .., "round": n, "times": n, "images": n, "earlier_run": false}]}

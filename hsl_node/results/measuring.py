@@ -70,6 +70,7 @@ def measured(
         "images": {name: len(of.indices(split)) for name, (of, split) in splits.items()},
         "patients": {name: _patients(*where) for name, where in splits.items()},
         "without_patient": sum(p is None for p in data.patients or data.ids),
+        "by_study": data.summary.named["study"] if data.summary else 0,
         "classes": list(site.plan.classes),
         "machine": {**site.hardware.facts, "processor": site.hardware.processor},
         "split_sha256": digest_of([f"{i} {split}" for i, split in zip(data.ids, data.split.tolist(), strict=True)]),

@@ -122,15 +122,19 @@ def left_out(images: int) -> str:
 
 
 def split_by(record: Mapping[str, Any]) -> str:
-    """By patient or by image; "": an earlier version did not note it."""
-    if "without_patient" not in record:
+    """By patient, study or image; "": an earlier version did not note it, or the images measured were never split."""
+    if "without_patient" not in record or "external" in record:
         return ""
-    unknown, images = record["without_patient"], sum(record["images"].values())
-    if unknown == 0:
-        return "split by patient"
-    if unknown < images:
-        return f"split by patient; {unknown} images without a known one each by itself"
-    return "split by image: no patient is known, so images of one patient may be on both sides"
+    unknown, images, by_study = record["without_patient"], sum(record["images"].values()), record.get("by_study", 0)
+    if unknown == images:
+        return "split by image: no patient is known, so images of one patient may be on both sides"
+    said = ["split by patient"] if by_study + unknown < images else []
+    if by_study:
+        said.append(
+            f"{by_study} images without a known patient by their DICOM study, so two studies of one patient may be on"
+            " both sides and count as two patients"
+        )
+    return "; ".join(said + [f"{unknown} images without a known one each by itself"] * bool(unknown))
 
 
 def day(at: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from federations import FederationOf
 from finished_run import PLAN, finished_run, set_phase
+from pictures import write_dicom
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
@@ -113,6 +114,29 @@ def test_without_known_patients_the_intervals_are_by_image_and_that_is_said(stat
     text = words.evaluation_text(found, said)
     assert "split by image: no patient is known" in text
     assert f"over {said.images} images, by image: no patient is known" in text
+
+
+def test_images_that_are_grouped_by_their_study_are_not_said_to_be_split_by_patient(state: Path) -> None:
+    from PIL import Image
+
+    table = state.parent / "images" / "metadata.csv"
+    rows = rows_of(table)
+    for n, row in enumerate(rows):
+        path = state.parent / "images" / row["path"]
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L"))
+        write_dicom(path, pixels, PatientID="", StudyInstanceUID=f"1.2.{n // 2}")
+    table.write_text("\n".join(["path,label", *(f"{row['path']},{row['label']}" for row in rows)]) + "\n")
+    (state / "splits.json").unlink(missing_ok=True)
+    found = evaluate.evaluate(state)
+    assert (found["by_study"], found["without_patient"]) == (len(rows), 0)
+    text = words.evaluation_text(found, evaluate.statistics(state, found))
+    assert f"\n{len(rows)} images without a known patient by their DICOM study, so two studies of one patient" in text
+    assert "split by patient" not in text
+    some = {**found, "by_study": len(rows) - 9, "without_patient": 5}
+    assert words.split_by(some).startswith(
+        f"split by patient; {len(rows) - 9} images"
+    ) and "; 5 images" in words.split_by(some)
 
 
 def test_a_record_of_an_earlier_version_is_shown_and_said_to_have_no_intervals(state: Path) -> None:
@@ -300,6 +324,7 @@ def test_an_external_set_is_measured_and_never_counted_as_the_test_set(state: Pa
     done = run(state, "--data", str(table), *columns, "--scores", str(out))
     assert done.exit_code == 0, done.stdout + str(done.exception)
     assert "40 external images of 20 patients" in done.stdout and "external set" in done.stdout
+    assert "split by" not in done.stdout  # these never were
     assert {r["split"] for r in rows_of(out)} == {"validation", "external"}
     assert sum(r["image"] == "7.png" for r in rows_of(out)) == 2  # fused and own
     with Journal.read_only(Layout(state).journal) as journal:
