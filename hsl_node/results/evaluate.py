@@ -71,9 +71,11 @@ def evaluate(
 
     Raises:
         UsageError: the run is not over, or its last model not validated: the test set is for the final model. `again`
-            measures all the same, and counts. Or the images changed since a part of it was measured.
+            measures all the same, and counts. Or the images changed since a part of it was measured; or a sensitivity
+            is asked for of more than two classes.
         FederationMismatch: another run took the place of this one meanwhile.
     """
+    _require_two_classes(state, asked)
     layout, name = Layout(state), EVALUATION if round is None else f"{EVALUATION} of round {round}"
     with Journal.read_only(layout.journal) as journal:
         record, best = find_evaluation(journal, name), journal.best_fused()
@@ -138,6 +140,7 @@ def evaluate_external(
     from hsl_node.train.data.external import open_external
     from hsl_node.train.progress import ticker
 
+    _require_two_classes(state, asked)
     layout, chosen = Layout(state), find_model(state, round)
     found = open_external(state, data, ticker(report, "decoding images"))
     if found.left_out == len(found.dataset.labels):
@@ -153,6 +156,14 @@ def evaluate_external(
     name = f"{EVALUATION} of set {record['test_set']}"
     with Journal.beside(layout.journal) as journal, journal.transaction():
         return _recorded(journal, name, record, scores, True, asked.sensitivity)
+
+
+def _require_two_classes(state: Path, asked: Wish) -> None:
+    classes = load_federation(state).plan.classes
+    if asked.sensitivity is not None and len(classes) > 2:
+        raise UsageError(
+            f"a threshold belongs to two classes, and the plan has {len(classes)}", remedy="leave --sensitivity out"
+        )
 
 
 def find_evaluation(journal: Journal, name: str = EVALUATION) -> dict[str, Any] | None:

@@ -89,13 +89,18 @@ def write_scores(
     classes = record["classes"]
     head = ("image", "sha256", "patient", "split", "label", "model", "model_sha256", *(f"p_{name}" for name in classes))
     rows: list[tuple[str, ...]] = [head]
+    called: dict[str, str] = {}  # one word for each patient, however often it is spelt otherwise or missing
+    for part in scores.values():
+        for sha256, patient in zip(part["ids"], part["patients"], strict=True):
+            if patient and (word := names.get(sha256, ("", ""))[1]):
+                called.setdefault(patient, word)
     for split, part in scores.items():
         labels, found = arrays_of(part)
         for kind, values in found.items():
             chances = np.stack([1 - values, values], axis=1) if values.ndim == 1 else values
             for n, sha256 in enumerate(part["ids"]):
-                name, patient = names.get(sha256, ("", ""))
-                patient = patient or (part["patients"][n] or "")[:16]
+                name, patient = names.get(sha256, ("", ""))[0], part["patients"][n] or ""
+                patient = called.get(patient, patient[:16])
                 said = (f"{chance:.9g}" for chance in chances[n].tolist())
                 label = classes[labels[n]]
                 cells = (name, sha256, patient, split, label, WORDS.get(kind, kind), record["weights"][kind])

@@ -176,6 +176,12 @@ def test_the_threshold_is_chosen_on_validation_images_and_kept_with_its_rule(
     assert f"* fused: from {limit['value']:.3f} on; largest Youden's J" in words.evaluation_text(found, said)
 
 
+def test_a_sensitivity_of_three_classes_is_refused(tmp_path: Path, federation_of: FederationOf) -> None:
+    three = finished_run(tmp_path, federation_of, PLAN.model_copy(update={"classes": ("a", "b", "c")}))
+    with pytest.raises(UsageError, match="a threshold belongs to two classes, and the plan has 3"):
+        evaluate.evaluate(three, asked=Wish(sensitivity=0.9))
+
+
 def test_another_wish_for_the_threshold_is_no_use_of_the_test_set(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hsl_node.train.tasks.metrics.CHOOSE_MIN", 3)
     evaluate.evaluate(state)
@@ -207,6 +213,24 @@ def test_scores_are_written_for_each_image_and_model_privately_and_give_the_auc(
     table = {r["path"]: r["patient"] for r in rows_of(state.parent / "images" / "metadata.csv")}
     assert all(table[r["image"]] == r["patient"] for r in rows)
     assert all(float(r["p_benign"]) + float(r["p_malignant"]) == pytest.approx(1) for r in rows)
+
+
+def test_a_patient_is_one_word_in_the_scores_and_an_unknown_one_is_none(state: Path) -> None:
+    """Who counts anew from the file gets the intervals that are shown: by patient, and by image where none is known."""
+    table, out = state.parent / "images" / "metadata.csv", state.parent / "scores.csv"
+    rows = rows_of(table)
+    patients = {row["patient"]: f"{n}" for n, row in enumerate(rows)}
+    for n, row in enumerate(rows):
+        row["patient"] = "unknown" if n < 9 else patients[row["patient"]] + ".0" * (n % 2)
+    table.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]) + "\n")
+    (state / "splits.json").unlink(missing_ok=True)
+    assert run(state, "--scores", str(out)).exit_code == 0
+    with Journal.read_only(Layout(state).journal) as journal:
+        scores = evaluate.find_scores(journal, evaluate.find_evaluation(journal) or {})
+    assert scores is not None
+    known = {p for part in scores.values() for p in part["patients"] if p}
+    words_ = {r["patient"] for r in rows_of(out)}
+    assert "unknown" not in words_ and "" in words_ and len(words_ - {""}) == len(known)
 
 
 def test_scores_are_written_of_the_stored_evaluation_which_stays_used_once(state: Path) -> None:
