@@ -57,6 +57,16 @@ def test_a_line_that_loses_large_packets_is_called_that(
     assert "mtu 1280" in answer.remedy and "FAILED: small packets pass" in ping.text(answer)
 
 
+@pytest.mark.parametrize("line", ["largest_up", "largest_down"])
+def test_what_a_broken_line_leaves_in_the_inbox_is_no_more_after_many_pings(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site has 16 places there: a ping every few minutes filled them, and its checkpoint was refused for a day."""
+    monkeypatch.setattr(ping, "ANSWER_S", 0.5)
+    left = [{part.name for part in pinged("asyncssh", tmp_path, **{line: LARGEST_BYTES})[1]} for _ in range(3)]
+    assert left[0] == left[2] and len(left[0]) <= ping.PARTS_SENT
+
+
 def test_a_server_that_takes_no_such_file_is_reached_all_the_same(client: Client, tmp_path: Path) -> None:
     (tmp_path / "homes" / ME / "parts").mkdir(parents=True)
     for number in range(64):  # as many as the inbox has places

@@ -124,7 +124,8 @@ class Home:
             part, reached = Part(name, self.limit_of(name), size), max(0, size - REWIND_MAX_BYTES)
             file = OpenFile(descriptor, part, reached=reached)
             self._writers[str(name)] = file
-            self._begun[str(name)] = part
+            if name.kind is Kind.DATA:  # the others are small, and a ping's are removed by whoever comes first
+                self._begun[str(name)] = part
             return file
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
