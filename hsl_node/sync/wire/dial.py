@@ -24,6 +24,7 @@ T = TypeVar("T")
 Found = tuple[Any, ...]  # one of `Addresses`
 
 NEXT_S = 0.25  # RFC 8305
+ADDRESSES_MAX = 8  # of a name, which is the peer's: each takes up to a login's time here, and is called by 63 others
 # This machine has no way to such addresses, which says nothing of the peer.
 _NO_WAY = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -69,7 +70,7 @@ def _all_of(failed: Sequence[KeyRefused | TransportError]) -> KeyRefused | Trans
 
 
 async def _look_up(login: Login, seconds: float) -> Addresses:
-    """In the resolver's order, but for the kinds, which take turns."""
+    """In the resolver's order, but for the kinds, which take turns. The first ADDRESSES_MAX."""
     try:
         async with asyncio.timeout(seconds):
             found = await addresses(login.host, login.port)
@@ -81,7 +82,7 @@ async def _look_up(login: Login, seconds: float) -> Addresses:
         raise login.lost("cannot be reached", "the name has no address")
     kinds = dict.fromkeys(each[0] for each in found)
     in_turn = zip_longest(*([each for each in found if each[0] == kind] for kind in kinds))
-    return [each for each in chain.from_iterable(in_turn) if each]
+    return [each for each in chain.from_iterable(in_turn) if each][:ADDRESSES_MAX]
 
 
 async def _first(login: Login, untried: Addresses, seconds: float) -> tuple[socket.socket, Found]:

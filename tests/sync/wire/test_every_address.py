@@ -21,7 +21,7 @@ from hsl_node.errors import HslError, KeyRefused, TransportError
 from hsl_node.federation.strings import fingerprint
 from hsl_node.sync.wire import dial
 from hsl_node.sync.wire.connect import connect
-from hsl_node.sync.wire.transport import Client, Patience
+from hsl_node.sync.wire.transport import Client, Login, Patience
 
 NAME = "birch.example.org"
 CARD = MEMBERS.federation.get(PEER).model_copy(update={"address": f"{NAME}:8922"})
@@ -133,6 +133,16 @@ def test_a_peer_that_is_away_while_another_machine_has_its_other_address_is_trie
         assert "shows the host key" in error.message and "cannot be reached" in error.message
 
     asyncio.run(main())
+
+
+def test_threat_01_of_a_name_with_hundreds_of_addresses_few_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is the peer's: each address may be anybody's, and takes a login's time. Of both kinds some are."""
+    four = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.1.{n}", 1)) for n in range(1, 201)]
+    six = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (f"::{n:x}", 1, 0, 0)) for n in range(2, 202)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: [*four, *six])
+    login = Login.of(CARD, ME)
+    found = asyncio.run(dial._look_up(login, 5.0))
+    assert found == [each for pair in zip(four[:4], six[:4], strict=True) for each in pair]
 
 
 def test_an_address_that_this_machine_has_no_way_to_says_nothing_of_the_peer(
