@@ -30,6 +30,9 @@ _NEGATIVE = re.compile(r"-\d+([.,]0+)?")  # -1, -99: what programs write for a n
 _FLOAT = re.compile(r"(\d+)[.,]0+")  # 7.0 and 7,0: a number that shared its column with a gap
 _THOUSANDS = re.compile(r"\d{1,3}(?:([.,'’])\d{3})(?:\1\d{3})*")
 _EXPONENT = re.compile(r"\d(?:[.,]\d+)?e\+?\d{1,2}")  # 1.2E+05
+_DATE = re.compile(
+    r"(?:(?P<first>\d{4})([-./])(\d\d?)\2(\d\d?)|(\d\d?)([-./])(\d\d?)\6(?P<last>\d{4}))(?:[ t]00:00(?::00)?)?"
+)
 _RUNS = re.compile(r"\d+|[^\W\d_]+")
 
 
@@ -60,7 +63,9 @@ def spelling(patient: str) -> str:
     """
     seen = (c for c in unicodedata.normalize("NFKC", patient) if unicodedata.category(c) != "Cf")
     word = "".join(seen).casefold().strip()
-    if _THOUSANDS.fullmatch(word):
+    if date := _DATE.fullmatch(word):  # day and month are not told apart: 5 January and 1 May count as one
+        word = " ".join([date["first"] or date["last"], *sorted(f"{n:0>2}" for n in date.group(3, 4, 5, 7) if n)])
+    elif _THOUSANDS.fullmatch(word):
         word = re.sub(r"\D", "", word)
     elif number := _FLOAT.fullmatch(word):
         word = number[1]

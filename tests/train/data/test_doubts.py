@@ -91,6 +91,7 @@ def test_threat_31_several_spellings_of_a_patient_are_one_and_are_counted(tmp_pa
 @pytest.mark.parametrize(
     ("one", "other"),
     [
+        *(("2024-01-{:02d}", "{}.1.2024"), ("1/{}/2024", "{:02d}.01.2024"), ("2024-3-{}", "2024-03-{:02d} 00:00:00")),
         *(("P{:03d}", "P{}"), ("P-{}", "p{}"), ("pat_{}", "pat {}"), ('="{:05d}"', "{:05d}"), ("'{:05d}", "{}")),
         *(("P{}\u200b", "P{}"), ("\ufeff{}", "{}"), ("A\u2011{}", "A-{}"), ("+{}", "{}")),
         *(("1,{:03d}", "1{:03d}"), ("1.{:03d}", "1{:03d}"), ("{}.0000E+04", "{}0000"), ("{},5e5", "{}50000")),
@@ -105,7 +106,22 @@ def test_threat_31_what_a_spreadsheet_or_a_second_export_makes_of_an_identifier(
 
 
 def test_identifiers_that_differ_in_more_than_their_spelling_stay_apart() -> None:
-    apart = ["1-2", "12", "1-20", "P1", "P10", "Q1", "101", "1.2.840.1", "1.2.840.10", "9E999999", "anon 12", "K.A."]
+    apart = [
+        "1-2",
+        "12",
+        "1-20",
+        "P1",
+        "P10",
+        "Q1",
+        "101",
+        "1.2.840.1",
+        "1.2.840.10",
+        "2024-01-05",
+        "2024-1-6",
+        "9E999999",
+        "anon 12",
+        "K.A.",
+    ]
     assert len({spelling(word) for word in apart}) == len(apart) and all(map(names_somebody, apart))
 
 

@@ -310,6 +310,11 @@ def test_rows_that_an_open_quote_swallows_are_told(tmp_path: Path) -> None:
     assert report.images == 16 and any("is a quote not closed? t.csv, up to line 14" in w for w in report.warnings)
 
 
+def test_a_column_of_long_texts_is_no_open_quote(tmp_path: Path) -> None:
+    rows = [{**row, "report": "seen, twice\nleft, upper, outer, no more"} for row in table_rows(24)]
+    assert read_rows(write_table(tmp_path / "d/t.csv", rows)).doubts == ()
+
+
 def test_a_split_in_a_column_of_another_name_is_told_with_a_line_that_works(tmp_path: Path) -> None:
     rows = [{**row, "Set": ("train", "val", "test")[n // 4 % 3]} for n, row in enumerate(table_rows(24))]
     path = write_table(tmp_path / "d/t.csv", rows)
