@@ -14,7 +14,8 @@ from pathlib import Path
 from hsl_node.errors import DataError
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.train.data.arrays import read_npz
-from hsl_node.train.data.folders import read_folder
+from hsl_node.train.data.folders import BESIDE, read_folder
+from hsl_node.train.data.images import looks_like_image
 from hsl_node.train.data.sources import NODE_TOML, Asked, Source, first_few
 from hsl_node.train.data.tables import is_table, read_table
 
@@ -57,6 +58,11 @@ def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
             if path.is_dir()
             else []
         )
+        if path.is_dir() and not there and source.left.get(BESIDE) and any(map(looks_like_image, path.iterdir())):
+            raise DataError(
+                f"{asked.path} {path}: its images lie in no folder that names their class",
+                remedy="if it is that of one class, write the folder above it; else make a folder per class in it",
+            )
         name = f"write {asked.path} with /{' or /'.join(first_few(there))} at its end; else " if there else ""
         raise DataError(f"{asked.path} {path} holds no images{why}", remedy=f"{name}{LAYOUTS}")
     return replace(source, path=path)

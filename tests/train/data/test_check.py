@@ -172,3 +172,10 @@ def test_a_folder_that_holds_the_file_of_the_images_names_it(tmp_path: Path) -> 
     with pytest.raises(DataError) as caught:
         checked(tmp_path, DataConfig(path=tmp_path / "d"))
     assert caught.value.remedy.startswith("write data.path with /set.npz at its end; else a folder per class")
+
+
+def test_the_folder_of_one_class_is_told_from_that_of_all(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "d", {"benign": 10, "malignant": 10})
+    with pytest.raises(DataError, match="lie in no folder that names their class") as caught:
+        checked(tmp_path, DataConfig(path=root / "benign"))
+    assert "write the folder above it" in caught.value.remedy and checked(tmp_path, DataConfig(path=root)).ok
