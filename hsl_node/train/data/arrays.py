@@ -33,6 +33,8 @@ def read_npz(path: Path, data: DataConfig, asked: Asked) -> Source:
             headers = {name: _header(file, name) for name in labels}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
         why = "it holds some" if "pickle" in str(exc).casefold() else str(exc)
+        if not isinstance(exc, OSError) and not zipfile.is_zipfile(path):
+            why = "it is no archive of arrays, or is cut short"
         raise DataError(
             f"{path.name}: cannot be read as .npz without pickled objects: {why}",
             remedy="save it anew with numpy.savez, of arrays of numbers or of words",

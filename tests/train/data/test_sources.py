@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -261,8 +262,10 @@ def test_numbers_other_than_bytes_are_stretched_and_that_is_told(tmp_path: Path)
 def test_an_npz_file_that_is_none_or_is_damaged_inside_is_no_traceback(tmp_path: Path) -> None:
     np.save(tmp_path / "n.npy", PIXELS)
     (tmp_path / "n.npy").rename(tmp_path / "n.npz")
-    with pytest.raises(DataError, match=r"n\.npz: cannot be read as \.npz"):
-        opened(tmp_path, DataConfig(path=tmp_path / "n.npz"))
+    (tmp_path / "g.npz").write_bytes(gzip.compress(b"x"))
+    for name in ("n.npz", "g.npz"):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read as \.npz.*: it is no archive of arrays"):
+            opened(tmp_path, DataConfig(path=tmp_path / name))
     np.savez(tmp_path / "d.npz", images=PIXELS.repeat(99, 1), labels=np.array(["benign", "malignant"])[LABELS])
     content = bytearray((tmp_path / "d.npz").read_bytes())
     content[50_000] ^= 255
