@@ -284,7 +284,7 @@ def parse_update(document: str) -> KeyUpdate:
         raise PeerDataError(
             "this is not a key update as `hsl-node key rotate` writes it",
             code="update",
-            remedy="ask for the file NAME_1.update again; a mail program may have changed it",
+            remedy="give the file NAME_1.update, no peer card; if it is that, ask for it again: mail changed it",
         ) from exc
     return update
 

@@ -44,7 +44,7 @@ _KINDS = {
         {"peer", "plan"},
         "give the federation.toml that came back: `hsl-node federation create` makes it of all cards",
     ),
-    "NodeConfig": ("node.toml", {"name", "data"}, "put this node's own settings there, out of a backup"),
+    "NodeConfig": ("settings file of a node", {"name", "data"}, "put this node's own settings there, out of a backup"),
     "PeerCard": ("peer card", {"name", "address", "key"}, "give the *.card that each hospital mailed"),
     "Plan": (
         "plan",

@@ -48,8 +48,8 @@ def require_same_federation(journal: Journal, federation: Federation, me: str, l
     if saved is not None and saved["me"] != me:
         raise FederationMismatch(
             f"{layout.journal} is that of {saved['me']}, and this node is {me}: files of two nodes are mixed here",
-            remedy=f"take nothing of {saved['me']} into this folder. `hsl-node restore`, into an empty one, brings "
-            "back what a backup of this node holds; without one: docs/administrator/lost-disk.md",
+            remedy=f"take nothing of {saved['me']} into this folder. `hsl-node --state NEW restore BACKUP` makes "
+            "another one of a backup of this node; without one: docs/administrator/lost-disk.md",
         )
     if saved is not None and before != federation.digest and saved["round"] > 0:
         raise FederationMismatch(

@@ -93,7 +93,8 @@ def evaluate(
         if not final and not again:
             raise UsageError(
                 "the run is not over; the test set is for the final model",
-                remedy="wait until `hsl-node status` says finished; with --again it is measured now, and counted",
+                remedy="wait until `hsl-node status` says finished"
+                + ("; with --again it is measured now, and counted" if best is not None else ""),
             )
         scores = journal.result(scores_name(name)) if record else None
         model = get_best(journal) if round is None else None

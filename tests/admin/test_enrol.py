@@ -346,7 +346,7 @@ def test_a_peer_card_in_the_place_of_a_federation_file_is_called_one(ash: Path, 
         assert isinstance(refused.exception, ConfigError), refused.output
         assert f"{card} is a peer card, that of ash, and no federation file" in refused.exception.message
         assert "federation create" in refused.exception.remedy
-    with pytest.raises(ConfigError, match=r"node\.toml is a node\.toml, no peer card"):
+    with pytest.raises(ConfigError, match=r"node\.toml is a settings file of a node, no peer card"):
         config.load_card(ash / "node.toml")
     path = federation_file(tmp_path, ash, birch)
     path.write_text(path.read_text()[:150])

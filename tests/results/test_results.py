@@ -87,8 +87,12 @@ def test_what_a_record_lacks_is_added_without_scoring_the_rest_again(state: Path
     assert evaluate.evaluate(state, again=False) == found
 
 
-def test_unfinished_run_leaves_the_test_set_untouched(state: Path) -> None:
+def test_unfinished_run_leaves_the_test_set_untouched(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_phase(state, Phase.TRAIN)
+    with monkeypatch.context() as before_any, pytest.raises(UsageError, match="not over") as early:
+        before_any.setattr(Journal, "best_fused", lambda journal: None)
+        evaluate.evaluate(state)
+    assert "--again" not in early.value.remedy, "there is no model that it could measure"
     with pytest.raises(UsageError, match="not over"):
         evaluate.evaluate(state)
     found = evaluate.evaluate(state, again=True)
