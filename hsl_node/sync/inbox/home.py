@@ -48,7 +48,7 @@ class Home:
         self._structure = asyncio.Lock()  # opening for writing, renaming, removing: one at a time
         self._writers: dict[str, OpenFile] = {}  # of parts, by name
         self._begun: dict[str, Part] = {}  # what was written of parts that nobody has removed or renamed
-        self._brought: set[str] = set()  # checkpoints that came into inbox/ since the start
+        self._brought: set[FileName] = set()  # checkpoints that came into inbox/, of the last rounds
         self.on_gone: Callable[[Peer, int], None] = lambda peer, count: None  # bytes that somebody else took away
         for path in (homes, homes / peer, *(homes / peer / folder for folder in FOLDERS)):
             path.mkdir(mode=0o700, exist_ok=True)
@@ -174,7 +174,7 @@ class Home:
                     durable.rename(str(old), str(new), old_folder=parts, new_folder=inbox)
                 self._begun.pop(str(old), None)
                 if new.kind is Kind.DATA:
-                    self._brought.add(str(new))
+                    self._brought = {new, *(data for data in self._brought if data.round >= new.round - 1)}
 
     async def remove(self, name: FileName) -> None:
         async with self._structure:
@@ -201,8 +201,8 @@ class Home:
 
     def misses(self, data: FileName) -> None:
         """A manifest lies here, and its checkpoint nowhere: did it ever come?"""
-        if str(data) in self._brought:
-            self._brought.remove(str(data))
+        if data in self._brought:
+            self._brought.remove(data)
             self.on_gone(self.peer, self._data_bytes)
 
     def awaits(self, name: FileName) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from asyncssh.sftp import SFTPNoSuchFile
 from boxes import BIRCH, DATA, DATA_BYTES, Box, inbox, on_loop, put
 
-from hsl_node.federation.names import Peer
+from hsl_node.federation.names import Peer, Round
 
 
 def watched(box: Box) -> list[tuple[Peer, int]]:
@@ -57,3 +58,14 @@ async def test_a_checkpoint_that_came_and_is_nowhere_when_its_manifest_is_read_i
         home.misses(box.name())
         home.misses(box.name())
         assert gone == [(BIRCH, DATA_BYTES)], "told once"
+
+
+@on_loop
+async def test_what_came_in_earlier_rounds_is_not_remembered_for_ever(tmp_path: Path) -> None:
+    async with inbox(tmp_path) as box, box.sftp() as client:
+        home, first = box.server.home(BIRCH), box.name()
+        for round in range(1, 6):
+            name = replace(first, round=Round(round))
+            await put(client, name, DATA)
+            (box.homes / BIRCH / "inbox" / str(name)).unlink()  # taken in
+        assert {name.round for name in home._brought} == {4, 5}
