@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hsl_node.errors import FederationMismatch, HslError, NotInitialised, UsageError
 from hsl_node.federation.config import load_federation
-from hsl_node.federation.names import Round
+from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import DataConfig, load_node
 from hsl_node.host.layout import Layout
 from hsl_node.results.models import find_model, find_unvalidated, get_best, is_over, not_final_yet
@@ -156,7 +156,14 @@ def evaluate_external(
     record["external"] = {"left_out": found.left_out}
     name = f"{EVALUATION} of set {record['test_set']}"
     with Journal.beside(layout.journal) as journal, journal.transaction():
-        return _recorded(journal, name, record, scores, True, asked.sensitivity)
+        own = _own_sensitivity(journal, chosen.round, chosen.sha256) if asked.sensitivity is None else asked.sensitivity
+        return _recorded(journal, name, record, scores, True, own)
+
+
+def _own_sensitivity(journal: Journal, round: Round, sha256: Digest) -> float | None:
+    """What this model's own threshold was chosen for: `predict` and `export` decide with that one."""
+    records = (find_evaluation(journal, name) for name in (EVALUATION, f"{EVALUATION} of round {round}"))
+    return next((r.get("sensitivity") for r in records if r and r["weights"]["fused"] == sha256), None)
 
 
 def _require_two_classes(state: Path, asked: Wish) -> None:

@@ -369,6 +369,15 @@ def test_an_external_image_that_cannot_be_read_is_named(state: Path) -> None:
         evaluate.evaluate_external(state, evaluate.source_of(state, table, {}))
 
 
+def test_an_external_set_is_decided_by_the_threshold_that_this_model_gives_away(state: Path) -> None:
+    table = evaluate.source_of(state, external(state, slice(20)), {})
+    evaluate.evaluate(state, asked=evaluate.Wish(sensitivity=0.9))
+    assert evaluate.evaluate_external(state, table)["sensitivity"] == 0.9
+    asked = evaluate.Wish(sensitivity=0.8)
+    assert evaluate.evaluate_external(state, table, asked=asked)["sensitivity"] == 0.8
+    assert evaluate.evaluate(state)["sensitivity"] == 0.9
+
+
 def test_own_images_and_patients_that_were_learned_from_are_left_out_of_an_external_set_and_counted(
     state: Path,
 ) -> None:
