@@ -61,10 +61,17 @@ def auc(value: float | None, none: str = "-") -> str:
 
 
 def as_csv(rows: Iterable[Sequence[object]]) -> str:
-    """Bytes of a file name that are no UTF-8 stand there as in every output: `M\\udcfcller.png`."""
+    """Bytes of a file name that are no UTF-8 stand there as in every output: `M\\udcfcller.png`.
+
+    A cell that a spreadsheet would run as a formula gets an apostrophe, which shows it as text.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([_defused(str(cell)) for cell in row] for row in rows)
     return text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _defused(cell: str) -> str:
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -104,10 +104,5 @@ def write_scores(
                 said = (f"{chance:.9g}" for chance in chances[n].tolist())
                 label = classes[labels[n]]
                 cells = (name, sha256, patient, split, label, WORDS.get(kind, kind), record["weights"][kind])
-                rows.append((*map(defused, cells), *said))
+                rows.append((*cells, *said))
     write_new(path, as_csv(rows), mode=0o600, replace=True)  # names of images are names of patients, often
-
-
-def defused(cell: str) -> str:
-    """A cell that a spreadsheet would run as a formula gets an apostrophe, which shows it as text."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
