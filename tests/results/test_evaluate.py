@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
 import stat
@@ -243,8 +242,7 @@ def test_scores_are_written_of_the_stored_evaluation_which_stays_used_once(state
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_a_cell_that_a_spreadsheet_would_run_is_text(cell: str) -> None:
-    shown = f"'{cell}"
-    assert list(csv.reader(io.StringIO(as_csv([(cell, f"a{cell}", "")]), newline=""))) == [[shown, f"a{cell}", ""]]
+    assert as_csv([(cell, f"a{cell}", "")]) == f"'{cell},a{cell},\n"
 
 
 # ------------------------------------------------------------------ other rounds

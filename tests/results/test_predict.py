@@ -243,16 +243,16 @@ def test_a_folder_is_walked_by_content_and_what_is_no_image_is_counted(tmp_path:
         (root / junk).parent.mkdir(parents=True, exist_ok=True)
         os.rename(root / "junk.png", root / junk)
     (root / "notes.txt").write_text("seen by Dr. Ash")
-    (root / "gone.png").symlink_to(root / "nowhere")
+    (root / "gone.png").symlink_to(root / "nowhere")  # so does this one
     (root / "same").symlink_to(root / "b")  # each folder once
     (root / "b" / "above").symlink_to(root)
     found = asked.gather([root])
     names = [path.relative_to(root).as_posix() for path in found.files]
-    assert names == ["1.2.826.17", "a.png", "b/0.IMA.old", "b/2.png", "broken.png"]
+    assert names == ["1.2.826.17", "a.png", "b/0.IMA.old", "b/2.png", "broken.png", "gone.png"]
     assert found.left_out == {
         "hidden or system files": 2,
         "hidden or system folders": 3,
-        "files that are no images": 2,
+        "files that are no images": 1,
     }
     assert asked.gather([root]) == found
 
