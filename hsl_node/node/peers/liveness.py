@@ -208,7 +208,7 @@ class Liveness:
             life = await ask(link, path, peer, self._keys.ring.keys(peer))
         except OperationFailed:
             # An earlier version, or nothing laid there yet. Its own server's answer is a sign of life all the same.
-            seen.gives_signs = not foreign
+            seen.gives_signs = not foreign or seen.said is not None
             seen.silent_until = 0.0 if foreign else self._clock() + OLD_S
             return
         if not foreign or life.at > seen.file_at:

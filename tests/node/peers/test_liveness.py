@@ -33,6 +33,7 @@ from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.server import InboxServer
 from hsl_node.sync.life import CLOCK_LIMIT_S, Life, Sign, asking_path, find_sign, judged, parse_life, wrong_clocks
 from hsl_node.sync.offer import parse_path
+from hsl_node.sync.wire.transport import OperationFailed
 
 PLAN = Plan(method="fedavg", silence_alarm_minutes=60)
 
@@ -405,6 +406,8 @@ async def test_a_node_behind_another_programs_inbox_lays_its_sign_where_the_othe
     class Link:
         async def read(self, path: str, offset: int, count: int) -> bytes:
             assert path == "receipts/hsl1_birch.life"
+            if not file.exists():
+                raise OperationFailed("no such file")
             return file.read_bytes()
 
     asker = Parts(make_federation(2, plan=PLAN), tmp_path / "asker", ASH)
@@ -420,6 +423,12 @@ async def test_a_node_behind_another_programs_inbox_lays_its_sign_where_the_othe
     laying._lay()
     await life.greet(link, BIRCH)
     assert life.of(BIRCH).state == "alive"
+    file.unlink()
+    clock.now += 3600
+    await life.greet(link, BIRCH)  # it gave signs once: a folder that was emptied is no excuse
+    assert life.of(BIRCH).state == "down"
+    life._tell(BIRCH)
+    assert "silent birch" in asker.alarms
     parts.close()
     asker.close()
 
