@@ -25,7 +25,11 @@ def write_new(
         require_new(path)
     else:
         wrong_paths.require_place(path)
-    durable.write(path, text.encode("utf-8"), step, mode=mode)
+    try:
+        durable.write(path, text.encode("utf-8"), step, mode=mode)
+    except OSError as exc:
+        exc.filename = exc.filename or str(path)  # a full disk names no file by itself
+        raise
 
 
 def require_new(path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ import path_options
 import pytest
 from path_options import Outcome, attempts, slots
 from PIL import Image
+from small_disk import disk_of
 
 from hsl_node.admin import backup, enrol, rotate
 from hsl_node.federation.config import federation_text
 from hsl_node.federation.plan import load_plan
+from hsl_node.host import wrong_paths
+from hsl_node.host.files import write_new
 from hsl_node.host.layout import Layout
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
@@ -123,3 +127,15 @@ def test_so_is_a_path_that_may_not_be_used(world: Path, tmp_path: Path, how: str
     for outcome in refused:
         assert "chmod" not in outcome.said or how == "closed", outcome
         assert "mkdir" not in outcome.said, outcome
+
+
+def test_a_disk_that_is_full_is_named_with_the_file(tmp_path: Path) -> None:
+    """A write that fails names no file by itself."""
+    with disk_of(tmp_path / "small", 1) as disk:
+        with suppress(OSError), open(disk / "ballast", "wb") as file:
+            file.write(bytes(2 * 2**20))
+        with pytest.raises(OSError) as caught:
+            write_new(disk / "report.html", "x" * 9000)
+    said = wrong_paths.explained(caught.value)
+    assert said.message == f"{disk / 'report.html'}: No space left on device"
+    assert f"df -h {disk}" in said.remedy
