@@ -59,15 +59,15 @@ def init(
         raise UsageError(exc.message, remedy=exc.remedy) from exc
     print(config.card_text(made), end="")
     us, classes = command(state), shlex.quote(",".join(asked.classes)) if asked.classes else "negative,positive"
-    if not asked.classes:
-        classes += "  (your own two, in the federation's order)"
+    words = "" if asked.classes else " with your own classes in the federation's order"
     if data is not None and not data.exists():
         print(f"\nWarning: there is nothing at {data.absolute()} yet: no images to train on.", file=sys.stderr)
     print(
         f"\nMade {state}. Next:\n"
         f"  1. mail {Layout(state).card(made.name)} (the lines above) to whoever makes the federation,\n"
         f"     and read the last line to them over the phone\n"
-        f"  2. look through {Layout(state).node_toml}, then: {us} data check --classes {classes}\n"
+        f"  2. look through {Layout(state).node_toml}, then{words}:\n"
+        f"     {us} data check --classes {classes}\n"
         f"  3. when federation.toml comes back: {us} federation join federation.toml",
         file=sys.stderr,
     )
