@@ -55,8 +55,8 @@ class _Kept:
 class RefusedKey:
     """One for each peer and pair of keys: when either side's changes, another one takes its place."""
 
-    def __init__(self, peer: str, rng: random.Random) -> None:
-        self._peer, self._rng = peer, rng
+    def __init__(self, peer: str, rng: random.Random, now: Callable[[], float] = lambda: time.monotonic()) -> None:
+        self._peer, self._rng, self._now = peer, rng, now
         self._one_at_a_time = asyncio.Lock()  # else all who connect would be refused at once
         self._why: KeyRefused | None = None  # None: the last login succeeded, or there was none
         self._since = -math.inf  # when the first of these refusals came
@@ -139,7 +139,7 @@ class RefusedKey:
     @property
     def left_s(self) -> float:
         """Of the wait."""
-        return max(0.0, self._not_before - time.monotonic())
+        return max(0.0, self._not_before - self._now())
 
     async def over(self) -> None:
         """Wait until it is time."""
@@ -156,13 +156,13 @@ class RefusedKey:
 
         That ends a wait once; after a success once more, but not in the same hour.
         """
-        now = time.monotonic()
+        now = self._now()
         if self.left_s > 0 and self._called < min(self._since, now - HOUR_S):
             self._called, self._not_before = now, min(self._not_before, now + CALLED_WAIT_S)
             self._sooner.set()
 
     def _refuse(self, error: KeyRefused) -> None:
-        now = time.monotonic()
+        now = self._now()
         if self._why is None:
             self._since = now
         self._why = error
