@@ -188,6 +188,7 @@ class World:
             "hsl_node.node.daemon.serve": _no_control_socket,
             "hsl_node.node.delivery.random": (drawn := SimpleNamespace(Random=lambda: random.Random(rng.random()))),
             "hsl_node.node.peers.links.random": drawn,
+            "hsl_node.node.peers.liveness.random": drawn,
             "asyncssh.listen": net.listen,
         }
         limits = "hsl_node.host.log_limit.LogLimit.__init__.__defaults__"

@@ -86,6 +86,7 @@ class Liveness:
         self.every_s = min(max(SHORTEST_S, EACH_PEER_S * len(here.others)), self._alarm_s / 3)
         self._peers = {peer: _Seen(clock(), here_since=clock()) for peer in here.others}
         self._asking: set[Peer] = set()
+        self._rng = random.Random()
         self._wake = asyncio.Event()
         self._laid = -1e9
         self.on_our_file = {peer: asyncio.Event() for peer in here.others}  # cleared while it is on another
@@ -103,7 +104,7 @@ class Liveness:
             return
         seen, now = self._peers[peer], self._clock()
         seen.heard, seen.said, seen.gives_signs, seen.silent_until = now, (now, sign), True, 0.0
-        seen.due = now + self.every_s * random.uniform(1.0, 1.3)  # else both ask at once
+        seen.due = now + self.every_s * self._rng.uniform(1.0, 1.3)  # else both ask at once
         self._tell_clocks()
         self._tell(peer)
 
@@ -177,7 +178,7 @@ class Liveness:
     async def _ask(self, peer: Peer) -> None:
         """One question; nothing is logged of one that fails: that is what the alarm is for, and pushes say why."""
         seen = self._peers[peer]
-        seen.due = self._clock() + self.every_s * random.uniform(1.0, 1.3)
+        seen.due = self._clock() + self.every_s * self._rng.uniform(1.0, 1.3)
         self._asking.add(peer)
         try:
             async with self._links.connected(peer, WAITS) as link:
