@@ -91,8 +91,8 @@ def init(
     text = settings_text(name=name, address=address, listen=listen, data=data)
     for key, table in (("columns", columns), ("labels", labels)):
         if table:
-            line = f"{key} = {toml_table(table)}"
-            text = re.sub(rf"^# {key} = .*$", lambda _, line=line: line, text, flags=re.MULTILINE)  # type: ignore[misc]
+            line = f"{key} = {toml_table(table)}".replace("\\", r"\\")  # in a replacement a backslash begins a group
+            text = re.sub(rf"^# {key} = .*$", line, text, flags=re.MULTILINE)
     layout.make()
     me = identity.load(layout.key) if layout.key.exists() else identity.generate(layout.key)
     durable.sync_folder(state.absolute().parent)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from hsl_node.train.data.pixels import UnreadableImage, as_bytes
 from hsl_node.train.data.preprocessing import Window
@@ -72,7 +73,7 @@ def pixels_of(content: bytes, frame: Literal["middle", "first"], window: Window 
     if halved:
         _require_upper_bits(image)
     numbers = _numbers(image)
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+    white_is_zero = _tag(image, _PHOTOMETRIC, 1) == 0
     image = ImageOps.exif_transpose(image)
     if image.mode in NOT_ONLY_BYTES or image.mode.startswith("I;16"):
         grey = as_bytes(np.asarray(image).view(numbers) if numbers else np.asarray(image), window)
@@ -123,7 +124,7 @@ def _pages(image: Image.Image) -> list[int]:
     for page in frames:
         image.seek(page)
         sizes.append(image.size)
-        helpers.append(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 0b101)  # type: ignore[attr-defined]  # reduced, mask
+        helpers.append(_tag(image, _NEW_SUBFILE_TYPE, 0) & 0b101)  # reduced, mask
     return [page for page in frames if page == 0 or (sizes[page] == sizes[0] and not helpers[page])]
 
 
@@ -134,15 +135,20 @@ def _require_upper_bits(image: Image.Image) -> None:
         UnreadableImage: grey with transparency, or no more than a quarter of the range is used.
     """
     colours = image.getextrema()[: 1 if image.mode == "LA" else 3]
-    if image.mode == "LA" or max(high for _, high in colours) < 64:  # type: ignore[misc]
+    if image.mode == "LA" or max(np.ravel(colours)) < 64:
         raise UnreadableImage(
             "has 16 bits beside colour or transparency, which are not read whole: save it as 16-bit grey, or as 8 bits"
         )
 
 
+def _tag(image: Image.Image, number: int, default: Any) -> Any:
+    """What a TIFF says of itself, else the default."""
+    return image.tag_v2.get(number, default) if isinstance(image, TiffImageFile) else default
+
+
 def _numbers(image: Image.Image) -> str:
     """The type of a TIFF's pixels where Pillow takes it for another, else "". Raises: UnreadableImage."""
-    kind = image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] if image.format == "TIFF" else 0  # type: ignore[attr-defined]
+    kind = _tag(image, _SAMPLE_FORMAT, (_UNSIGNED,))[0] if isinstance(image, TiffImageFile) else 0
     if kind == _SIGNED and image.mode == "L":
         raise UnreadableImage("is a TIFF of signed 8 bits: save it as 16 bits")
     return "uint32" if kind == _UNSIGNED and image.mode == "I" else ""
