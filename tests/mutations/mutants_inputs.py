@@ -23,7 +23,7 @@ INPUT_MUTANTS = (
         "train/data/splits.py",
         "for k in (self.sha256, self.key, *self.spellings) if k in known}",
         "for k in (self.key, *self.spellings) if k in known}",
-        "train/data/test_who_stays.py::test_threat_31_images_stay_where_they_are_when_the_patient_column_is_lost",
+        "train/data/test_who_stays.py::test_threat_31_an_image_that_goes_to_another_patient_does_not_go_to_another_side",
         ("train/data/test_who_stays.py", "train/data/test_splits.py"),
         "a start refuses a split that would move an image",
     ),
