@@ -20,7 +20,7 @@ from hsl_node.errors import UsageError
 from hsl_node.federation.config import Federation
 from hsl_node.host.files import write_new
 from hsl_node.host.units import auc, clock, duration, size
-from hsl_node.results import method, report_tests
+from hsl_node.results import method, report_evaluations
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
 from hsl_node.results.figures import PHASES, STYLES, Bar, auc_panel, timeline
 from hsl_node.results.words import MODELS
@@ -59,8 +59,8 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
     )
     environment.filters.update(auc=lambda value: auc(value, "undefined"), size=size, duration=duration)
     federation = nodes[0].federation
-    agreed, columns = agreement(nodes), report_tests.columns(nodes)
-    panels, pictures = _auc_panels(nodes), report_tests.pictures(nodes)
+    agreed, columns = agreement(nodes), report_evaluations.columns(nodes)
+    panels, pictures = _auc_panels(nodes), report_evaluations.pictures(nodes)
     page = environment.get_template(TEMPLATE).render(
         title=federation.name if len(nodes) > 1 else f"{nodes[0].name} · {federation.name}",
         federation=federation,
@@ -68,7 +68,7 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
         note=note,
         tiles=_tiles(nodes, agreed),
         state=_state(nodes),
-        tests=report_tests.entries(nodes, columns),
+        tests=report_evaluations.entries(nodes, columns),
         columns=columns,
         pictures={picture["id"]: picture for picture in pictures},
         models={kind: MODELS[kind] for kind in STYLES if any(kind in picture["kinds"] for picture in pictures)},

@@ -16,7 +16,7 @@ import numpy as np
 
 from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
-from hsl_node.train.data import outlines
+from hsl_node.train.data import file_headers
 from hsl_node.train.data.dataset import (
     Dataset,
     SplitSummary,
@@ -130,7 +130,7 @@ def check(
             *found.warnings,
             *changed_since(begun, run, here),
             *_remarks(gathered, near, twins),
-            *outlines.remarks(gathered.items, plan, progress),
+            *file_headers.remarks(gathered.items, plan, progress),
         ),
         since=since(begun, run, here),
         unreadable=tuple((name(item), reason) for item, reason in gathered.unreadable),

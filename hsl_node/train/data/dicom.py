@@ -237,7 +237,7 @@ def _decoded(header: Any, index: int) -> Array:
         raise UnreadableImage("is a video: save the frames that matter as images")
     try:
         plugins = get_decoder(syntax).available_plugins if syntax.is_compressed else ()
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError):  # how pydicom says that it has no decoder, or knows no such syntax
         raise UnreadableImage(
             "is stored in a transfer syntax that is not read here: convert it, e.g. with `gdcmconv`"
         ) from None
