@@ -301,7 +301,7 @@ def _fused_again(
     layout: Layout, paths: Mapping[Peer, Path], samples: dict[Peer, int], federation: config.Federation
 ) -> str | None:
     try:
-        return fuse_files(federation.plan.fusion, paths, samples, read_schema(layout.fused(0)), None)
+        return fuse_files(federation.plan.rule, paths, samples, read_schema(layout.fused(0)), None)
     except (Altered, FileNotFoundError):
         if all(path.exists() for path in (*paths.values(), layout.fused(0))):
             raise

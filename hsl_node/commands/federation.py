@@ -12,7 +12,7 @@ import typer
 from hsl_node.commands.shared import ENROL, Json, answer, own_state_of, state_of
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.plan_keys import MEANING
+from hsl_node.federation.plan_keys import MEANING, of_methods
 from hsl_node.host.hints import command
 from hsl_node.host.layout import Layout
 from hsl_node.host.units import table
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: hsl-node federation create --name breast-us --card a.card --card b.card "
         "--anchor anchor.safetensors --set rounds=10 --set classes=benign,malignant --out federation.toml",
         help="Make federation.toml from the peers' cards and a plan.\n\nPrints the hash to compare by phone. "
-        f"Keys of a plan: {', '.join(MEANING)}. "
+        f"Keys of a plan: {', '.join(MEANING)}; of its method: {', '.join(of_methods())}. "
         "`hsl-node federation plan` prints what each means, its default and its values. "
         "Of two classes the second is the positive one: AUC and sensitivity are about it. "
         "What is not given has the published default. "
@@ -85,6 +85,9 @@ def plan(json: Json = False) -> None:
     defaults, limits = plan_keys.defaults(), plan_keys.limits()
     value = {
         key: {"default": defaults[key], "values": limits[key], "means": text} for key, text in plan_keys.MEANING.items()
+    } | {
+        key: {"default": plan_keys.word(setting.default), "values": setting.values, "means": setting.does}
+        for key, setting in plan_keys.of_methods().items()
     }
     lines = []
     for key, said in value.items():
@@ -169,8 +172,10 @@ def _load(context: typer.Context, file: Path | None) -> Federation:
 def _text(federation: Federation, ring: Keyring) -> str:
     from hsl_node.admin.enrol import read_aloud
     from hsl_node.federation.plan import Plan
+    from hsl_node.federation.plan_keys import flat
 
-    plan, usual = federation.plan.model_dump(mode="json"), Plan().model_dump(mode="json")
+    plan = dict(flat(federation.plan.model_dump(mode="json")))
+    usual = dict(flat(Plan(method=federation.plan.method).model_dump(mode="json")))
     changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}
     rows = [row for p in federation.peer for row in _keys(p, ring)]
     anchor = federation.anchor

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from hsl_node.errors import ConfigError, NotInitialised, UsageError, escaped
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.federation.methods import Need
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.federation.plan import Plan, agreed
 from hsl_node.federation.strings import (
@@ -69,11 +70,22 @@ class PeerCard(Frozen):
 class Federation(Frozen):
     """The agreed list of peers, their keys, the plan and the anchor set. The same file for everybody."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: Name
     anchor: AnchorCard | None = None
     plan: Plan = Plan()
     peer: tuple[PeerCard, ...] = Field(min_length=2, max_length=PEERS_MAX)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_version(cls, raw: Any) -> Any:
+        """An older file is told in one sentence, and not by each key that has moved since."""
+        if isinstance(raw, dict) and raw.get("version") == 1:
+            raise ValueError(
+                "version: 1 is the form of an earlier hsl-node: finish that run with the version that began it, then "
+                "`hsl-node federation create` makes a new file"
+            )
+        return raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Federation:
@@ -85,19 +97,17 @@ class Federation(Frozen):
             twice = {v for v in values if values.count(v) > 1}
             if twice:
                 raise ValueError(f"two peers have the same {what}: {', '.join(sorted(twice))}")
-        if self.plan.method == "local":
-            raise ValueError(
-                'plan.method: "local" never fuses, so there is nothing to exchange: agree on hsl or fedavg; for each '
-                "hospital's model without the others: `hsl-node evaluate --alone`"
-            )
-        if self.plan.method == "hsl" and self.anchor is None:
-            raise ValueError("anchor: the method hsl needs an anchor set (hsl-node anchor build)")
-        if self.plan.method == "hsl" and self.anchor and self.anchor.image_size != self.plan.image_size:
-            raise ValueError(f"anchor: built at {self.anchor.image_size} px, the plan says {self.plan.image_size} px")
-        peers_min = FUSION_RULES[self.plan.fusion].peers_min
+        plan, card = self.plan, self.plan.card
+        if card.simulation_only:
+            raise ValueError(f'plan.method: no federation can agree on "{card.name}": {card.simulation_only}')
+        if Need.ANCHOR in card.needs and self.anchor is None:
+            raise ValueError(f"anchor: the method {card.name} needs an anchor set (hsl-node anchor build)")
+        if Need.ANCHOR in card.needs and self.anchor and self.anchor.image_size != plan.image_size:
+            raise ValueError(f"anchor: built at {self.anchor.image_size} px, the plan says {plan.image_size} px")
+        peers_min = FUSION_RULES[plan.rule].peers_min
         if len(self.peer) < peers_min:
             raise ValueError(
-                f'plan.fusion: "{self.plan.fusion}" needs {peers_min} peers or more, here are {len(self.peer)}: '
+                f'plan.fusion: "{plan.rule}" needs {peers_min} peers or more, here are {len(self.peer)}: '
                 'with fewer it is the mean and protects from nothing; set fusion = "mean", or invite another peer'
             )
         return self

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
-from hsl_node.errors import UsageError
+from hsl_node.errors import UsageError, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.federation.methods import Card, card_of, nearest
 from hsl_node.federation.strings import Frozen, Name, Sha256
 from hsl_node.federation.toml_file import parse, read_text, validate
 
@@ -21,36 +32,66 @@ def _fusion(name: str) -> str:
     return name
 
 
+def _backbone(name: str) -> str:
+    package, _, model = name.partition(":")
+    if name not in BACKBONES and not (package in LIBRARIES and re.fullmatch(r"[a-z0-9_.]{1,100}", model, re.ASCII)):
+        known = ", ".join([*BACKBONES, *(f"{library}:NAME" for library in LIBRARIES)])
+        raise ValueError(f"'{escaped(name, 60)}' is no backbone{nearest(name, [*BACKBONES])}; one of {known}")
+    return name
+
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "tiny", "efficientnet_lite0", "vit_tiny")
+LIBRARIES = ("torchvision", "timm")  # `timm:NAME` is that package's model of that name
 FusionName = Annotated[str, AfterValidator(_fusion)]
+MethodName = Annotated[str, AfterValidator(lambda name: card_of(name).name)]
+
+
+class Augment(Frozen):
+    """How training images are altered, anew in every epoch; all 0: not at all."""
+
+    flip: bool = False  # left and right
+    flip_upright: bool = False  # up and down
+    shift: float = Field(0.0, ge=0, le=0.5)  # of the side, at most
+    zoom: float = Field(0.0, ge=0, le=0.5)  # in or out, at most
+    turn: float = Field(0.0, ge=0, le=180)  # degrees either way, at most
+    brightness: float = Field(0.0, ge=0, le=1)  # of the range, at most
+    contrast: float = Field(0.0, ge=0, le=1)
 
 
 class Plan(Frozen):
     """What all peers agreed to train. Defaults are the published form of HeteroSync Learning."""
 
-    method: Literal["hsl", "fedavg", "local"] = "hsl"
+    method: MethodName = "hsl"
     task: Name = "primary task"
     classes: tuple[Name, ...] = Field(("negative", "positive"), min_length=2, max_length=100)  # order = label
     rounds: int = Field(20, ge=1, le=10_000)
     epochs_per_round: int = Field(5, ge=1, le=1000)
+    epoch: Literal["longest", "own"] = "longest"  # an epoch is a pass over the larger of own and anchor set, or the own
     seed: int = Field(1, ge=0, lt=2**31)
     image_size: int = Field(224, ge=16, le=1024)  # px, square
     batch_size: int = Field(32, ge=2, le=4096)  # primary images; as many anchor images are paired with them
+    class_balance: Literal["none", "weights", "sampler"] = "none"
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "tiny"] = "resnet18"
+    backbone: Annotated[str, AfterValidator(_backbone)] = "resnet18"
     backbone_weights: Sha256 | None = None  # of a local weight file that all peers start from; None: random
-    encoder: Literal["separate", "shared"] = "separate"
-    embedding: Literal["softmax", "layernorm"] = "softmax"
-    temperature: float = Field(3.0, gt=0, le=100)
-    experts: int = Field(12, ge=1, le=256)
+    norm: Literal["batch", "group"] = "batch"
+    recalibrate: bool = (
+        True  # BatchNorm statistics of a fused model anew, of own training images, to be asked or scored
+    )
 
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = Field(0.0, ge=0, lt=1)  # SGD's
     learning_rate: float = Field(1e-3, gt=0, le=1)
     learning_rate_min: float = Field(1e-4, ge=0, le=1)
+    schedule: Literal["restarts", "cosine_run"] = "restarts"  # cycles, or one fall over the whole run
     cosine_period_epochs: int = Field(10, ge=1, le=10_000)
+    warmup_epochs: int = Field(0, ge=0, le=10_000)  # of the run: from nearly 0 to learning_rate
     weight_decay: float = Field(1e-4, ge=0, le=1)
-    optimizer_state: Literal["keep", "reset"] = "keep"  # Adam's moments across a fusion
+    clip_norm: float = Field(0.0, ge=0, le=1e6)  # of the gradient; 0: not clipped
+    optimizer_state: Literal["keep", "reset"] = "keep"  # the optimiser's moments across a fusion
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where it pays
 
-    fusion: FusionName = "mean"
+    fusion: FusionName | None = None  # None: the rule of the method's authors
     patience_epochs: int = Field(5, ge=1, le=10_000)  # local epochs without a better AUC end a round early
     plateau_rounds: int = Field(3, ge=1, le=10_000)
     plateau_improvement: float = Field(0.005, ge=0, le=1)  # relative
@@ -59,21 +100,86 @@ class Plan(Frozen):
     fit: Literal["squeeze", "pad"] = "squeeze"  # how an image that is not square becomes one; the paper squeezes
     frame: Literal["middle", "first"] = "middle"  # which frame of a file that holds several
     silence_alarm_minutes: int = Field(60, ge=1, le=100_000)  # a peer that gave no sign of life for so long: an alarm
+    augment: Augment = Augment()
+    settings: Mapping[str, Any] = Field(default_factory=dict)  # the method's; in a file its own table, [plan.fedprox]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Plan:
-        if sum(self.split_percent) != 100 or min(self.split_percent) < 1:
-            raise ValueError("split_percent: three positive numbers that add up to 100")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: a class is named twice")
-        if self.learning_rate_min > self.learning_rate:
-            raise ValueError("learning_rate_min: larger than learning_rate")
-        return self
+    @property
+    def card(self) -> Card:
+        return card_of(self.method)
+
+    @property
+    def rule(self) -> str:
+        """The fusion rule in force, a name of FUSION_RULES."""
+        return self.fusion or self.card.fusion
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_settings(cls, raw: Any, handler: ModelWrapValidatorHandler[Plan]) -> Plan:
+        """The method's table becomes `settings`; what is wrong in it is told together with all else."""
+        if not isinstance(raw, Mapping):
+            return handler(raw)
+        content, found = dict(raw), list[InitErrorDetails]()
+        card = _find_card(content.get("method", cls.model_fields["method"].default))
+        given = content.pop("settings", {})
+        if not isinstance(given, Mapping):
+            found.append(_error(("settings",), "a table of the method's settings is expected"))
+            given = {}
+        for name in [key for key in raw if key not in cls.model_fields and _find_card(key)]:
+            table = content.pop(name)
+            if not isinstance(table, Mapping):
+                found.append(_error((name,), "a table of the method's settings is expected"))
+            elif card is not None and name != card.name:
+                found.append(_error((name,), f'settings of {name}, but the plan has method = "{card.name}"'))
+            else:
+                given = {**given, **table}
+        if card is not None:
+            wrong = list(card.problems(given))
+            found += [_error((card.name, key), words) for key, words in wrong]
+            content["settings"] = {} if wrong else card.settle(given)
+        try:
+            plan = handler(content)
+            found += [_error((key,), words) for key, words in _contradictions(plan)]
+        except ValidationError as exc:
+            found += [
+                InitErrorDetails(type=e["type"], loc=e["loc"], input=e["input"], ctx=e.get("ctx", {}))
+                for e in exc.errors()
+            ]
+        if found:
+            raise ValidationError.from_exception_data("Plan", found)
+        return plan
+
+    @model_serializer(mode="wrap")
+    def _with_table(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        settings = content.pop("settings", None)
+        return {**content, self.method: settings} if settings else content
 
 
-# Settings that came after the first released form: an earlier version trains as their defaults say and knows them not,
-# so a default is left out of what is agreed by digest. Such a run goes on through an upgrade. New settings go here.
-ADDED_LATER = ("fit", "frame", "silence_alarm_minutes")
+def _find_card(name: object) -> Card | None:
+    try:
+        return card_of(name) if isinstance(name, str) else None
+    except ValueError:
+        return None
+
+
+def _error(where: tuple[str, ...], words: str) -> InitErrorDetails:
+    return InitErrorDetails(type="value_error", loc=where, input=None, ctx={"error": ValueError(words)})
+
+
+def _contradictions(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Settings that are right alone and not together: (key, in words)."""
+    if sum(plan.split_percent) != 100 or min(plan.split_percent) < 1:
+        yield "split_percent", "three positive numbers that add up to 100"
+    if len(set(plan.classes)) != len(plan.classes):
+        yield "classes", "a class is named twice"
+    if plan.learning_rate_min > plan.learning_rate:
+        yield "learning_rate_min", "larger than learning_rate"
+
+
+# Settings that came after the form of federation.toml version 2: an earlier version trains as their defaults say and
+# knows them not, so a default is left out of what is agreed by digest. Such a run goes on through an upgrade. New
+# settings go here once there was a release.
+ADDED_LATER: tuple[str, ...] = ()
 
 
 def agreed(plan: Plan) -> dict[str, Any]:
@@ -92,8 +198,16 @@ def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting!r} is not of the form key=value", remedy="e.g. --set rounds=10")
-        raw[key.strip()] = _value(key.strip(), value.strip())
+        _put(raw, key.strip().split("."), _value(key.strip(), value.strip()))
     return validate(source, text, raw, Plan)
+
+
+def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
+    """`fedprox.mu` is the key `mu` of the table `fedprox`."""
+    for name in path[:-1]:
+        table = raw.get(name)
+        raw[name] = raw = dict(table) if isinstance(table, Mapping) else {}
+    raw[path[-1]] = value
 
 
 def _value(key: str, text: str) -> Any:

@@ -5,7 +5,10 @@ The same sentences as in docs/researcher/plan.md: a test compares.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from hsl_node.federation.methods import CARDS, Setting
 
 MEANING = {
     "method": (
@@ -22,28 +25,48 @@ MEANING = {
         "(plateau_rounds); 60 rounds have ended at 11"
     ),
     "epochs_per_round": (
-        "passes over the images between two fusions. With hsl an epoch is a pass over the larger of the "
-        "hospital's training images and the anchor set; the smaller one is repeated"
+        "passes over the images between two fusions. With an anchor set beside them the smaller of the two is"
+        " repeated (epoch)"
+    ),
+    "epoch": (
+        "longest: where there is an anchor set, a pass over the larger of it and the hospital's training "
+        "images; own: always over the hospital's images"
     ),
     "seed": ("of splits, initial weights and all drawing in training"),
     "image_size": ("pixels, square; the anchor set's too. 16 to 1024"),
     "batch_size": ("images in a batch; as many anchor images are paired with them"),
-    "backbone": ("the network's trunk: resnet18, resnet34, resnet50; tiny for trials"),
+    "class_balance": (
+        "weights: in the loss a class counts the more the rarer it is at this hospital; sampler: a rarer "
+        "class is drawn more often; none: as it is"
+    ),
+    "backbone": (
+        "the network's trunk: resnet18, resnet34, resnet50, efficientnet_lite0, vit_tiny; tiny for trials; "
+        "torchvision:NAME and timm:NAME: a model of that package, which then must be installed everywhere"
+    ),
     "backbone_weights": (
         "sha256 of a local weight file that all start from (train.backbone_weights in each node.toml), as "
         "torchvision saves it; none: random"
     ),
-    "encoder": ("separate: an encoder for each task; shared: one for both"),
-    "embedding": ("how the two encoders' features are joined: softmax as published, or layernorm"),
-    "temperature": ("of that softmax"),
-    "experts": ("small networks that both tasks share"),
-    "learning_rate": ("at the beginning of each cycle"),
+    "norm": (
+        "batch: BatchNorm, as the trunk was published; group: GroupNorm in its place, which keeps no "
+        "statistics of a hospital's images"
+    ),
+    "recalibrate": (
+        "a fused model is also tried with the BatchNorm statistics of the hospital's own training images, and"
+        " taken so where that is better; what travels stays the same"
+    ),
+    "optimizer": ("adam, adamw (weight decay apart from the gradient) or sgd; some methods are true of sgd alone"),
+    "momentum": ("that of sgd"),
+    "learning_rate": ("the highest: at the beginning of each cycle, or of the run"),
     "learning_rate_min": ("at its end"),
+    "schedule": ("restarts: cycles of cosine_period_epochs; cosine_run: one fall over the whole run"),
     "cosine_period_epochs": ("length of a cycle, in epochs"),
-    "weight_decay": ("Adam's"),
-    "optimizer_state": ("keep: Adam's moments go on across a fusion; reset: they begin anew each round"),
+    "warmup_epochs": ("of the run's beginning, in which the rate rises from nearly 0"),
+    "weight_decay": ("how strongly weights are drawn to 0"),
+    "clip_norm": ("a gradient longer than this is shortened to it; 0: none is"),
+    "optimizer_state": ("keep: the optimiser's moments go on across a fusion; reset: they begin anew each round"),
     "precision": ("auto: bfloat16 where it pays; or float32, bfloat16"),
-    "fusion": ("how checkpoints become one: below"),
+    "fusion": ("how checkpoints become one: below; none: as the method's authors do"),
     "patience_epochs": ("so many epochs without a better validation AUC end a round early"),
     "plateau_rounds": (
         "a hospital has its plateau after so many rounds without gain in validation AUC of its trained model;"
@@ -57,6 +80,16 @@ MEANING = {
     ),
     "frame": ("which frame, or page, of a file with several is taken: middle or first"),
     "silence_alarm_minutes": ("a peer without a sign of life for so long becomes an alarm"),
+    "augment.flip": (
+        "training images are mirrored left and right at random; each epoch draws anew, and nothing else than "
+        "training sees it"
+    ),
+    "augment.flip_upright": ("also upside down; in ultrasound and X-ray up is up"),
+    "augment.shift": ("moved by up to this share of the side"),
+    "augment.zoom": ("larger or smaller by up to this share"),
+    "augment.turn": ("turned by up to so many degrees either way"),
+    "augment.brightness": ("lighter or darker by up to this share of the range"),
+    "augment.contrast": ("contrast stronger or weaker by up to this share"),
 }
 
 
@@ -64,25 +97,57 @@ def defaults() -> dict[str, str]:
     """As they stand in a TOML file; "none" where there is none."""
     from hsl_node.federation.plan import Plan  # loads slowly, and the help wants the keys alone
 
-    return {key: _word(value) for key, value in Plan().model_dump(mode="json").items()}
+    content = Plan().model_dump(mode="json")
+    del content[Plan().method]
+    return {key: word(value) for key, value in flat(content)}
 
 
 def limits() -> dict[str, str]:
     """The values that are allowed: a range, or the words to choose from; "" where the meaning says it."""
-    from hsl_node.federation.plan import Plan
+    from hsl_node.federation.plan import Augment, Plan
 
-    return {key: _limit(schema) for key, schema in Plan.model_json_schema()["properties"].items()}
+    schemas = Plan.model_json_schema()["properties"]
+    del schemas["settings"]
+    augment = Augment.model_json_schema()["properties"]
+    schemas |= {f"augment.{key}": schema for key, schema in augment.items()}
+    found = {key: _limit(schema) for key, schema in schemas.items() if key != "augment"}
+    return found | {"method": " | ".join(name for name, card in CARDS.items() if not card.simulation_only)}
 
 
-def _word(value: object) -> str:
+def of_methods() -> dict[str, Setting]:
+    """The settings of all methods of this package, as `--set` names them."""
+    return {f"{card.name}.{key}": setting for card in CARDS.values() for key, setting in card.settings.items()}
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by the key that `--set` gives it."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def word(value: object) -> str:
+    """A value as people write it."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return "none" if value is None else str(value)
 
 
 def _limit(schema: dict[str, Any]) -> str:
+    if schema.get("type") == "boolean":
+        return "true | false"
     if isinstance(words := schema.get("enum"), list):
         return " | ".join(map(str, words))
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
-    high = schema.get("maximum", schema.get("exclusiveMaximum", 0) - 1 if "exclusiveMaximum" in schema else None)
-    return "" if low is None or high is None else f"{'above ' * ('exclusiveMinimum' in schema)}{low} to {high}"
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if isinstance(below, int) and high is None:
+        high = below - 1
+    if low is None or (high is None and below is None):
+        return ""
+    return f"{'above ' * ('exclusiveMinimum' in schema)}{low} to " + (
+        f"{high}" if below is None or high else f"below {below}"
+    )

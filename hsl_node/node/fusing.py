@@ -30,7 +30,7 @@ class Fusing:
     share: float = 0.0  # done
 
     async def fuse(self, action: Fuse) -> Happened:
-        here, state, rule = self.here, self.state(), self.here.federation.plan.fusion
+        here, state, rule = self.here, self.state(), self.here.federation.plan.rule
         samples = {p: c.samples for p, c in state.have.items()}
         paths = {p: here.layout.checkpoint(action.round, p, here.me) for p in state.peers}
 

@@ -45,7 +45,7 @@ def sentences(federation: Federation) -> list[tuple[str, str]]:
         (
             "rounds",
             f"{plan.rounds} planned, of {plan.epochs_per_round} local epochs each; the epoch with the best validation "
-            f"AUC goes into the fusion ({plan.fusion}: {FUSION_RULES[plan.fusion].does}); all hospitals take part in "
+            f"AUC goes into the fusion ({plan.rule}: {FUSION_RULES[plan.rule].does}); all hospitals take part in "
             f"every round. The run ends early when no hospital gained {plan.plateau_improvement:.1%} in validation AUC "
             f"for {plan.plateau_rounds} rounds",
         ),

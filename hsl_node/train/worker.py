@@ -66,8 +66,8 @@ class Worker:
     def _init(self, out: Path, known: Digest | None) -> None:
         site = self.site
         plan, method, warnings = site.plan, site.method, list(site.dataset.warnings)
-        if plan.fusion != method.fusion:  # works, but is not what the authors describe
-            warnings.append(f'the plan fuses by "{plan.fusion}"; the authors of {method.name} use "{method.fusion}"')
+        if plan.rule != plan.card.fusion:  # works, but is not what the authors describe
+            warnings.append(f'the plan fuses by "{plan.rule}"; the authors of {method.name} use "{plan.card.fusion}"')
         digest, parameters = opening.initial_weights(self.state, plan, method, out, known)
         self.report(
             {

@@ -139,7 +139,7 @@ def test_the_help_lists_every_key_that_an_error_message_sends_people_to(model: t
     from hsl_node.commands import enrol as enrolment
     from hsl_node.federation.plan_keys import MEANING
 
-    listed = enrolment.KEYS if model is NodeConfig else ", ".join(MEANING)
+    listed = enrolment.KEYS if model is NodeConfig else ", ".join([*MEANING, "settings"])
     assert sorted(listed.split(", ")) == sorted(keys_of(model))
 
 

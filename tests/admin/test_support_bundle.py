@@ -24,7 +24,7 @@ from hsl_node.train import worker
 CANARY = "Xaverkowski"
 PLAN = Plan(
     method="fedavg", classes=("dark", "bright"), rounds=1, epochs_per_round=1, image_size=16, batch_size=8,
-    backbone="tiny", experts=3,
+    backbone="tiny",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_words import rows
+from plan_words import PAGE, page_with_methods, rows
 from pydantic import BaseModel, ValidationError
 
 from hsl_node.admin.archive import AnchorPlace, Index, Measured
@@ -19,7 +19,7 @@ from hsl_node.federation import plan_keys, toml_file
 from hsl_node.federation.config import AnchorCard, Federation, PeerCard
 from hsl_node.federation.keyring import Accepted, KeyringFile, Revoked
 from hsl_node.federation.node_toml import DataConfig, InboxConfig, NodeConfig, TrainConfig
-from hsl_node.federation.plan import Plan, load_plan
+from hsl_node.federation.plan import Augment, Plan, load_plan
 from hsl_node.federation.problems import KINDS, PATTERNS, in_words
 
 MODELS: tuple[type[BaseModel], ...] = (
@@ -73,7 +73,7 @@ def test_every_form_of_a_text_has_words() -> None:
         ("learning_rate=0,001", "--set: learning_rate: '0,001' given, a number is expected"),
         ("rounds=0", "--set: rounds: 0 given, needs 1 or more"),
         ("rounds=many", "--set: rounds: 'many' given, a whole number is expected"),
-        ("backbone=vgg", "--set: backbone: 'vgg' given, one of 'resnet18', 'resnet34', 'resnet50' or 'tiny'"),
+        ("backbone=vgg", "--set: backbone: 'vgg' is no backbone; one of resnet18, resnet34, resnet50, tiny, "),
         ("backbone_weights=abc", "--set: backbone_weights: 'abc' given, expected is 64 digits 0-9 and a-f"),
         ("split_percent=60,40", "--set: split_percent.2: is missing"),
         ("runds=3", "--set: unknown key 'runds'; did you mean 'rounds'?"),
@@ -113,6 +113,12 @@ def test_an_empty_file_is_called_that_and_a_line_that_is_no_toml_named(tmp_path:
 def test_the_printed_plan_says_what_the_page_says() -> None:
     """`hsl-node federation plan`, docs/researcher/plan.md and the model itself name the same keys and defaults."""
     assert {key: text for key, _, text in rows()} == plan_keys.MEANING, "make docs"
-    assert list(plan_keys.MEANING) == list(Plan.model_fields)
+    fields = [key for key in Plan.model_fields if key not in ("settings", "augment")]
+    assert list(plan_keys.MEANING) == [*fields, *(f"augment.{key}" for key in Augment.model_fields)]
     assert {key: default.replace('"', "") for key, default, _ in rows()} == plan_keys.defaults()
-    assert plan_keys.limits()["rounds"] == "1 to 10000" and plan_keys.limits()["method"] == "hsl | fedavg | local"
+    assert page_with_methods() == PAGE.read_text(), "make docs"
+    assert plan_keys.limits().keys() == plan_keys.defaults().keys() and plan_keys.limits()["momentum"] == "0 to below 1"
+    assert (
+        plan_keys.limits()["rounds"] == "1 to 10000"
+        and plan_keys.limits()["method"] == "fedavg | fedbn | fedprox | hsl"
+    )

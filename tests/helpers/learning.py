@@ -28,8 +28,9 @@ def small_plan(**changes: object) -> Plan:
         "epochs_per_round": 2,
         "rounds": 2,
         "precision": "float32",
-        "experts": 3,
     }
+    if changes.get("method", "hsl") == "hsl":
+        settings["hsl"] = {"experts": 3, **changes.pop("hsl", {})}  # type: ignore[dict-item]
     return Plan.model_validate({**settings, **changes})
 
 

@@ -97,7 +97,7 @@ def test_a_prediction_is_a_function_of_the_patients_image_alone(tmp_path: Path) 
 
 def test_random_pairing_gives_the_published_behaviour(tmp_path: Path) -> None:
     """Each image beside one anchor image: the same image twice may get two answers, and the seed decides which."""
-    plan = learning.small_plan(embedding="layernorm")  # where the anchor image matters most
+    plan = learning.small_plan(hsl={"embedding": "layernorm"})  # where the anchor image matters most
     path, images = weights_of(tmp_path, plan), learning.dataset().images[:1].repeat(8, axis=0)
     site = learning.site(plan, replace(learning.dataset(0, 0, 8), images=images))
     assert np.ptp(probabilities_of(path, site)) < 1e-6
@@ -162,7 +162,9 @@ def test_spoilt_weights_are_named_instead_of_scored(tmp_path: Path) -> None:
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("settings", [{}, {"classes": ("a", "b", "c"), "embedding": "layernorm"}, {"method": "fedavg"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"classes": ("a", "b", "c"), "hsl": {"embedding": "layernorm"}}, {"method": "fedavg"}]
+)
 def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Path, settings: dict[str, Any]) -> None:
     onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")

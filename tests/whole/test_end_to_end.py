@@ -35,8 +35,8 @@ def heard(self, event):
 Training._heard = heard
 """
 PLAN = Plan(
-    classes=("dark", "bright"), rounds=2, epochs_per_round=2, image_size=16, batch_size=8, backbone="tiny", experts=3,
-    plateau_rounds=100,
+    classes=("dark", "bright"), rounds=2, epochs_per_round=2, image_size=16, batch_size=8, backbone="tiny",
+    plateau_rounds=100, settings={"experts": 3},
 )  # fmt: skip
 
 

@@ -21,10 +21,7 @@ def build(plan: Plan) -> nn.Module:
     return MMoE(
         backbone=plan.backbone,
         outputs=outputs(plan),
-        experts=plan.experts,
-        encoder=plan.encoder,
-        embedding=plan.embedding,
-        temperature=plan.temperature,
+        **plan.settings,
     )
 
 

@@ -50,7 +50,7 @@ def test_the_published_form_has_as_many_parameters_as_the_paper_adds_up_to() -> 
 
 
 def test_a_shared_encoder_halves_the_checkpoint() -> None:
-    separate, shared = (METHODS["hsl"].build(Plan(encoder=e)) for e in ("separate", "shared"))
+    separate, shared = (METHODS["hsl"].build(Plan(settings={"encoder": e})) for e in ("separate", "shared"))
     count = [sum(p.numel() for p in m.parameters()) for m in (separate, shared)]
     assert count[0] - count[1] == 11_176_512 + 512 * 512 + 512
 

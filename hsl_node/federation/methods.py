@@ -1,0 +1,218 @@
+"""The learning methods that a plan may name, as plan, manifest, daemon and help must know them. No torch.
+
+A method is a `Card` here and a value in `train/methods/`, which the card's `code` names. Another package adds one by an
+entry point of the group `hsl_node.methods`: its name is the method's, its value "module:CARD".
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+
+from hsl_node.errors import escaped
+
+Value = float | bool | str
+GROUP = "hsl_node.methods"  # of the entry points
+SCORE_NAMES: Mapping[str, str] = {"classification": "AUC"}  # a task's score, as people read it
+
+
+class Need(StrEnum):
+    """What a method cannot do without."""
+
+    ANCHOR = "an anchor set"
+    LABELS = "labelled images"
+    FULL_SET = "the checkpoints of the last round, one by one"
+    WEIGHTS = "a weight file that the plan names"
+    TRANSFORMER = "a backbone with attention"
+    BATCHNORM = "BatchNorm layers"
+
+
+@dataclass(frozen=True)
+class Said:
+    """One number that a peer signs beside its checkpoint. Bounded: a fusion may count by it; nobody can check it."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a method: a number, a switch or a word, as its default is. Limits are included."""
+
+    default: Value
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    does: str = ""
+
+    @property
+    def values(self) -> str:
+        """What is allowed, for people; "" where all is."""
+        if isinstance(self.default, bool):
+            return "true | false"
+        if isinstance(self.default, str):
+            return " | ".join(self.choices)
+        if self.low is None or self.high is None:
+            return "" if self.low is None else f"{self.low:g} or more"
+        return f"{self.low:g} to {self.high:g}"
+
+    def taken(self, value: object) -> Value:
+        """Raises: ValueError: it is of another type, or beyond the limits."""
+        usual = self.default
+        if isinstance(usual, bool):
+            right = isinstance(value, bool)
+        elif isinstance(usual, str):
+            right = isinstance(value, str) and (value in self.choices if self.choices else bool(_WORD.match(value)))
+        elif isinstance(value, bool) or not isinstance(value, int if isinstance(usual, int) else int | float):
+            right = False
+        else:
+            low, high = self.low, self.high
+            right = abs(value) < math.inf and (low is None or value >= low) and (high is None or value <= high)
+        if not right:
+            kind = "a word" if isinstance(usual, str) else "a whole number" if isinstance(usual, int) else "a number"
+            raise ValueError(f"{escaped(repr(value), 60)} given, {self.values or kind} is expected")
+        return float(value) if type(usual) is float else value  # type: ignore[arg-type, return-value]
+
+
+_WORD = re.compile(r"[\w.:/+-]{0,120}\Z", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A method, for all who do not train."""
+
+    name: str
+    title: str  # a sentence for reports and help
+    code: str  # "module:VALUE" of its torch half
+    fusion: str = "weighted_mean"  # its authors' rule, a name of FUSION_RULES
+    faith: str = "exact"  # exact | adapted | assumed; why stands in the docstring of the torch half
+    cite: str = ""
+    task: str = "classification"
+    needs: frozenset[Need] = frozenset({Need.LABELS})
+    says: tuple[Said, ...] = ()
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # other defaults, by `preset`
+    optimizer: str = ""  # the only one that its formula is true of
+    private: bool = False  # some tensors never leave the hospital
+    simulation_only: str = ""  # why no federation can agree on it
+
+    def settle(self, given: Mapping[str, object]) -> dict[str, Value]:
+        """All settings: those given, and the defaults of the others. Only what `problems` has nothing against."""
+        usual = self.presets.get(str(given.get("preset", "")), {})
+        return {
+            key: setting.taken(given.get(key, usual.get(key, setting.default)))
+            for key, setting in self.settings.items()
+        }
+
+    def problems(self, given: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+        """What is wrong with settings as they were given: (key, in words)."""
+        for key, value in given.items():
+            key = str(key)
+            if key not in self.settings:
+                has = ", ".join(self.settings) or "none"
+                yield key, f"no setting of {self.name}{nearest(key, self.settings)} (it has {has})"
+                continue
+            try:
+                self.settings[key].taken(value)
+            except ValueError as exc:
+                yield key, str(exc)
+
+
+def nearest(word: str, known: Mapping[str, object] | list[str]) -> str:
+    """A hint to the name that was meant; "" where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+@cache
+def card_of(name: str) -> Card:
+    """The card of a method, of this package or of another that is installed.
+
+    Raises:
+        ValueError: there is none; with the nearest name.
+    """
+    if name in CARDS:
+        return CARDS[name]
+    from importlib.metadata import entry_points  # takes a while, and nearly nobody needs it
+
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    if name in others:
+        card = others[name].load()
+        if not isinstance(card, Card) or card.name != name:
+            raise ValueError(f"the entry point '{name}' of {GROUP} ({others[name].value}) is no card of that name")
+        return card
+    known = [*CARDS, *others]
+    raise ValueError(
+        f"'{escaped(name, 60)}' is no method of this installation{nearest(name, known)} (it has {', '.join(known)})"
+    )
+
+
+# In the order of their names. `code` is loaded by the trainer alone.
+_METHODS = "hsl_node.train.methods."
+CARDS: Mapping[str, Card] = {
+    card.name: card
+    for card in (
+        Card(
+            "fedavg",
+            "federated averaging of one classifier, without an anchor task",
+            _METHODS + "fedavg:FEDAVG",
+            cite="McMahan, B. et al. Communication-efficient learning of deep networks from decentralized data. "
+            "AISTATS (2017)",
+        ),
+        Card(
+            "fedbn",
+            "federated averaging of all but the normalisation layers, which stay at each hospital",
+            _METHODS + "fedbn:FEDBN",
+            fusion="mean",
+            cite="Li, X. et al. FedBN: federated learning on non-IID features via local batch normalization. "
+            "ICLR (2021)",
+            private=True,
+        ),
+        Card(
+            "fedprox",
+            "federated averaging in which local training is held near the fused model",
+            _METHODS + "fedprox:FEDPROX",
+            cite="Li, T. et al. Federated optimization in heterogeneous networks. MLSys (2020)",
+            settings={
+                "mu": Setting(0.01, 0, 1000, does="weight of half the squared distance from the fused model"),
+            },
+        ),
+        Card(
+            "hsl",
+            "HeteroSync Learning: a multi-gate mixture of experts that learns the hospital's own task beside one "
+            "public anchor task, the same at every hospital",
+            _METHODS + "hsl:HSL",
+            fusion="mean",
+            cite="Hu, H.-T., Li, M.-D., Lin, X.-X. et al. Addressing data heterogeneity in distributed medical imaging "
+            "with heterosync learning. Published online 24 October 2025",
+            needs=frozenset({Need.LABELS, Need.ANCHOR}),
+            settings={
+                "encoder": Setting(
+                    "separate",
+                    choices=("separate", "shared"),
+                    does="separate: an encoder for each task; shared: one for both",
+                ),
+                "embedding": Setting(
+                    "softmax",
+                    choices=("softmax", "layernorm"),
+                    does="how the two encoders' features are joined: softmax as published, or layernorm",
+                ),
+                "temperature": Setting(3.0, 0.01, 100, does="of that softmax"),
+                "experts": Setting(12, 1, 256, does="small networks that both tasks share"),
+            },
+        ),
+        Card(
+            "local",
+            "one classifier, never fused",
+            _METHODS + "local:LOCAL",
+            simulation_only="it never fuses, so there is nothing to exchange; for each hospital's model without the "
+            "others: `hsl-node evaluate --alone`",
+        ),
+    )
+}
