@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hsl_node.train.augment import Changes, change
 from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from hsl_node.train.hardware import Hardware
 
@@ -28,26 +29,57 @@ class Batch:
     anchor_label: Tensor | None = None  # (B,) int64, 0 or 1
 
 
-def epoch_pairs(rng: np.random.Generator, primary: int, anchor: int, batch_size: int) -> list[tuple[Indices, Indices]]:
+def epoch_pairs(
+    rng: np.random.Generator,
+    primary: int,
+    anchor: int,
+    batch_size: int,
+    *,
+    own: bool = False,
+    anchor_every: int = 1,
+    balanced: NDArray[np.int64] | None = None,
+) -> list[tuple[Indices, Indices]]:
     """Positions in both sets, batch by batch, for one epoch: one pass over the longer set, the shorter one cycled.
 
     Each set is shuffled on its own, anew for each pass. `anchor = 0`: no anchor task. A single image left over joins
     the batch before it, since BatchNorm can't work with one.
 
+    own: one pass over the primary set instead, with as many anchor images drawn as it needs.
+    anchor_every: only each so-many-th batch, the first one too, has anchor images.
+    balanced: the primary images' labels (N,): a class is drawn, then one of its images, with replacement.
+
     >>> pairs = epoch_pairs(np.random.default_rng(0), 5, 3, 2)
     >>> [len(p) for p, a in pairs], sorted(np.concatenate([p for p, a in pairs]).tolist())
     ([2, 3], [0, 1, 2, 3, 4])
     """
-    length = max(primary, anchor, 2)
-    p = _cycled(rng, primary, length)
+    length = max(primary, 2) if own else max(primary, anchor, 2)
+    p = _cycled(rng, primary, length) if balanced is None else _balanced(rng, balanced, length)
     a = _cycled(rng, anchor, length) if anchor else np.empty(0, np.int64)
     starts = [s for s in range(0, length, batch_size) if length - s >= 2]
     ends = [*starts[1:], length]
-    return [(p[s:e], a[s:e]) for s, e in zip(starts, ends, strict=True)]
+    return [
+        (p[s:e], a[s:e] if number % anchor_every == 0 else a[:0])
+        for number, (s, e) in enumerate(zip(starts, ends, strict=True))
+    ]
 
 
-def upload(images: NDArray[np.uint8], hardware: Hardware) -> Tensor:
-    """(B, S, S[, 3]) uint8 -> (B, 3, S, S) float32, normalised, on the device.
+def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """(C,): factors of each class's loss by which all classes count alike; their mean over the images is 1.
+
+    A class without images weighs nothing: the others share.
+
+    >>> class_weights(np.array([0, 0, 0, 1]), 2).tolist()
+    [0.6666666865348816, 2.0]
+    """
+    counts = np.bincount(labels, minlength=classes)
+    present = counts > 0
+    weights = np.zeros(classes)
+    weights[present] = len(labels) / (present.sum() * counts[present])
+    return weights.astype(np.float32)
+
+
+def upload(images: NDArray[np.uint8], hardware: Hardware, changes: Changes | None = None) -> Tensor:
+    """(B, S, S[, 3]) uint8 -> (B, 3, S, S) float32, changed where training asks for it, normalised, on the device.
 
     The bytes travel, a quarter to a twelfth of the floats. Grey becomes three channels in the one pass that normalises,
     and the result is born channels-last, so neither costs a copy.
@@ -55,6 +87,8 @@ def upload(images: NDArray[np.uint8], hardware: Hardware) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     if hardware.device.type == "cuda":
         pixels = pixels.pin_memory().to(hardware.device, non_blocking=True)
+    if changes is not None:
+        pixels = change(pixels, changes)
     return normalise(pixels).contiguous(memory_format=hardware.memory_format)
 
 
@@ -70,3 +104,10 @@ def normalise(pixels: Tensor) -> Tensor:
 def _cycled(rng: np.random.Generator, count: int, length: int) -> Indices:
     passes = -(-length // count)
     return np.concatenate([rng.permutation(count) for _ in range(passes)])[:length]
+
+
+def _balanced(rng: np.random.Generator, labels: NDArray[np.int64], length: int) -> Indices:
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    of = rng.integers(len(members), size=length)
+    which = rng.integers(np.array([len(m) for m in members])[of])
+    return np.array([members[c][i] for c, i in zip(of, which, strict=True)], np.int64)
