@@ -6,7 +6,6 @@ loopback. Nothing else is simulated, and nothing is sent anywhere else.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from hsl_node.federation.config import Federation
 from hsl_node.federation.plan import Plan
 from hsl_node.federation.toml_file import check
 from hsl_node.host import control, wrong_paths
+from hsl_node.host.cores import available_cores
 from hsl_node.host.units import auc, duration, table
 from hsl_node.results import report
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
@@ -100,7 +100,7 @@ def run(
     anchor_file = None
     if agreed_plan.method == "hsl":
         anchor_file = setup.make_anchor(target, anchor, agreed_plan.image_size, seed, lines.progress)
-    threads = max(1, len(os.sched_getaffinity(0)) // len(sites))
+    threads = max(1, available_cores() // len(sites))
     federation = setup.enrol_all(target, sites, agreed_plan, anchor_file, threads)
     stand_in = agreed_plan.method == "hsl" and anchor is None
     note = " ".join([SYNTHETIC] * (data is None) + [STAND_IN] * stand_in)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,9 @@ from typing import Any
 import torch
 
 from hsl_node.errors import ConfigError
+from hsl_node.host.cores import available_cores
+
+log = logging.getLogger(__name__)
 
 # Where each starts to pay, measured on 2 cores with AMX, ResNet18 pairs/s: at 32 px float32 164, bfloat16 134; at 64 px
 # float32 66, bfloat16 with channels-last 80; at 224 px 5 and 19. Channels-last without bfloat16 loses below 128 px.
@@ -51,7 +56,7 @@ def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", 
     """Choose and set up device, threads, precision and deterministic algorithms, for the whole process.
 
     Raises:
-        ConfigError: a device is asked for that is not there.
+        ConfigError: a device is asked for that is not there, or that the installed torch has no code for.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
     chosen = _device(device)
@@ -61,7 +66,7 @@ def prepare(*, device: str = "auto", threads: int = 0, precision: str = "auto", 
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a costly debugging aid
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or available_cores())
     if precision == "auto":
         pays = cuda or image_size >= BFLOAT16_FROM_PX
         precision = "bfloat16" if pays and has_bfloat16(chosen) else "float32"
@@ -87,12 +92,43 @@ def derived_seed(*parts: object) -> int:
 
 
 def _device(name: str) -> torch.device:
+    """auto: the first GPU that the installed torch can use, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        usable = [number for number in range(count) if _has_code_for(number)]
+        if count and not usable:
+            log.warning("training on the CPU: %s", _no_code_for(0))
+        return torch.device(f"cuda:{usable[0]}" if usable and usable[0] else "cuda" if usable else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f'train.device = "{name}": torch sees {torch.cuda.device_count()} CUDA device(s)',
             remedy='check nvidia-smi and the driver, or set train.device = "cpu"',
         )
+    if device.type == "cuda" and not _has_code_for(device.index or 0):
+        raise ConfigError(
+            f'train.device = "{name}": {_no_code_for(device.index or 0)}',
+            remedy='install a build of torch for this GPU, or set train.device = "cpu" or another GPU',
+        )
     return device
+
+
+def _has_code_for(number: int) -> bool:
+    """Machine code runs on its own generation, from its own step on; code for later ones ("compute", PTX) is translated
+    by the driver on any GPU that is not older; code ending in a letter runs on exactly one."""
+    if torch.version.hip:
+        return True  # AMD's names are of another kind; there torch says what it lacks
+    major, minor = torch.cuda.get_device_capability(number)
+    for kind, first, step, exact in re.findall(r"(sm|compute)_(\d+)(\d)([a-z]?)", " ".join(torch.cuda.get_arch_list())):
+        of = (int(first), int(step))
+        if of == (major, minor) or (not exact and of <= (major, minor) and (kind == "compute" or of[0] == major)):
+            return True
+    return False
+
+
+def _no_code_for(number: int) -> str:
+    major, minor = torch.cuda.get_device_capability(number)
+    return (
+        f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(number)} (compute capability "
+        f"{major}.{minor}); it has code for {' '.join(torch.cuda.get_arch_list())}"
+    )

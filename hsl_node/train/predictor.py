@@ -5,7 +5,6 @@ The node's own and one that was taken away are the same value, so they cannot pr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsl_node.errors import ConfigError, HslError
+from hsl_node.host.cores import available_cores
 from hsl_node.train.bundle import REFERENCE, WEIGHTS_FILE, Card, read_card
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.cache import as_colour
@@ -61,7 +61,7 @@ def of_bundle(folder: Path) -> Predictor:
         UsageError, ConfigError: no such folder, or not what was exported (`read_card`).
     """
     card = read_card(folder)
-    threads = min(card.hardware.threads, len(os.sched_getaffinity(0)))
+    threads = min(card.hardware.threads, available_cores())
     hardware = prepare(threads=threads, precision=card.hardware.precision, image_size=card.plan.image_size)
     method = METHODS[card.plan.method]
     model = method.build(card.plan)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hsl_node.federation.canonical import canonical_json
+from hsl_node.host.cores import available_cores
 from hsl_node.host.durable import Step
 from hsl_node.train.data.arrays import npz_array
 from hsl_node.train.data.files import drop_old, replacing, used
@@ -86,7 +86,7 @@ def in_parallel(work: Callable[[Item, Array | None], _Out], items: Sequence[Item
         except UnreadableImage as exc:
             return exc
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for start in range(0, len(items), BATCH):
             yield from pool.map(guarded, items[start : start + BATCH])
 
