@@ -41,11 +41,12 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from hsl_node.train.loop import Learner, new_learner, train_epoch
-from hsl_node.train.method import Site
-from hsl_node.train.methods import METHODS
+from hsl_node.train.loop import train_epoch
+from hsl_node.train.method import Site, Start
+from hsl_node.train.methods import method_of
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.networks.mmoe import HIDDEN, TASK, MMoE
+from hsl_node.train.start import Training, new_learner
 
 JPEG_SIDE = (600, 450)  # px; ultrasound frames in BUS-BRA are of this order, chest films are larger
 BATCHES = 2  # per epoch: short windows
@@ -126,11 +127,12 @@ class Ours:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.learner: Learner = new_learner(site)
-        initialise(self.learner.model, 1)
+        learner = new_learner(site)
+        initialise(learner.model, 1)
+        self.training = Training(learner, Start(1, {}))
 
     def epoch(self) -> int:
-        train_epoch(self.site, self.learner, 1, 1, 1e-3, lambda _: None)
+        train_epoch(self.training, 1, 1e-3, lambda _: None)
         return len(self.site.dataset.labels)
 
 
@@ -140,7 +142,7 @@ def site_of(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], ba
     dataset = Dataset(mapped, labels, np.zeros(len(labels), np.int8), tuple(map(str, range(len(labels)))))
     anchor = AnchorSet("benchmark", ("a", "b"), mapped, labels)
     plan = Plan(batch_size=batch, image_size=images.shape[1])
-    return Site("bench", "", plan, METHODS["hsl"], dataset, anchor, hardware)
+    return Site("bench", "", plan, method_of("hsl"), dataset, anchor, hardware)
 
 
 # ---------------------------------------------------------------- the plain loop

@@ -46,6 +46,7 @@ class Step(Enum):
     TRAINER_LEDGER = "trainer.ledger", WRITES
     TRAINER_IMAGES = "trainer.images", WRITES
     TRAINER_BEST = "trainer.best", WRITES
+    TRAINER_OWN = "trainer.own", WRITES  # all tensors of the epoch that is sent
     TRAINER_EPOCH = "trainer.epoch", WRITES
     TRAINER_OUTBOX = "trainer.outbox", WRITES
 

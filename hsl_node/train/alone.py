@@ -1,9 +1,9 @@
 """What this hospital would have without the federation: same method, initial weights and number of epochs, no fusion.
 
-The honest column beside "fused". Both are chosen by the same validation set's AUC: here the best epoch of the whole
+The honest column beside "fused". Both are chosen by the same validation set's score: here the best epoch of the whole
 run, there the best fused model.
 
-    trainer/alone.safetensors    the weights of the best epoch
+    trainer/alone.safetensors    all tensors of the best epoch
     trainer/alone.json           what it is: Alone, below
 """
 
@@ -19,6 +19,7 @@ from hsl_node.train.loop import train_round
 from hsl_node.train.method import Site
 from hsl_node.train.progress import Report
 from hsl_node.train.site import initial_weights
+from hsl_node.train.start import StartFiles
 from hsl_node.weights.whole import holds
 
 WEIGHTS_FILE = "alone.safetensors"
@@ -30,7 +31,7 @@ class Alone:
     federation: str  # digest: whose plan it followed
     epochs: int
     best_epoch: int
-    auc: float | None  # of the validation set
+    score: float | None  # of the validation set
     sha256: str
     bytes: int
 
@@ -52,15 +53,15 @@ def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alon
     done = train_round(
         replace(site, run=f"{site.run}/alone/{epochs}", plan=plan),
         folder=folder,
-        round=1,
-        base=base,
-        base_sha256=base_sha256,
-        out=trainer / WEIGHTS_FILE,
+        files=StartFiles(1, base, base_sha256),
+        out=folder / "shared.safetensors",
+        own=trainer / WEIGHTS_FILE,
         report=report,
     )
     assert done.best is not None
     best = done.best
-    alone = Alone(site.run, epochs, best.epoch, best.validation.auc, best.sha256, best.bytes)
+    size = (trainer / WEIGHTS_FILE).stat().st_size
+    alone = Alone(site.run, epochs, best.epoch, best.validation.score, best.own_sha256, size)
     with replacing(trainer / CARD_FILE) as file:
         file.write(json.dumps(asdict(alone), indent=2).encode() + b"\n")
     return alone

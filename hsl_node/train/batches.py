@@ -21,12 +21,17 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """B primary images and, where the method has an anchor task, B anchor images beside them."""
+    """B images and, where the network has a reference, B anchor images beside them."""
 
-    primary: Tensor  # (B, 3, S, S)
-    label: Tensor  # (B,) int64
+    image: Tensor  # (B, 3, S, S)
+    target: Tensor  # (B,) int64, the class
+    where: Indices  # (B,) positions in the training set
     anchor: Tensor | None = None  # (B, 3, S, S)
     anchor_label: Tensor | None = None  # (B,) int64, 0 or 1
+
+    def part(self, at: slice) -> Batch:
+        beside = (None if x is None else x[at] for x in (self.anchor, self.anchor_label))
+        return Batch(self.image[at], self.target[at], self.where[at], *beside)
 
 
 def epoch_pairs(

@@ -1,8 +1,8 @@
 """The epoch checkpoint: what a trainer killed at any moment goes on from.
 
-    trainer/epoch.pt                          model, optimiser, position (RoundState); replaced after each epoch; the
+    trainer/epoch.pt                          model, optimizers, position (RoundState); replaced after each epoch; the
                                               last 64 bytes are the sha256 of those before them, in hex
-    trainer/best_r000003_e0002.safetensors    the round's best shared weights so far; written when they change
+    trainer/best_r000003_e0002.safetensors    ALL tensors of the round's best epoch so far; written when they change
 
 The best file is on disk before the epoch checkpoint that names it, so every state found after a kill is a true one.
 Randomness is not in it: it is derived from (seed, peer, round, epoch) before each epoch. It is put together in memory,
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,25 @@ from hsl_node.host.durable import Step, replacing
 log = logging.getLogger(__name__)
 
 EPOCH_FILE = "epoch.pt"
-VERSION = 1
+VERSION = 2
 SEAL_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The validation set's verdict on one model. AUC None: one class only; loss None: no images."""
+    """The validation set's verdict on one model. Score None: undefined (one class only); loss None: no images."""
 
-    auc: float | None
+    score: float | None  # the task's, more is better
     loss: float | None
 
     def better_than(self, other: Validation) -> bool:
-        """Higher AUC; AUC equal or undefined: lower loss; that undefined too (no images at all): the later epoch.
+        """Higher score; equal or undefined: lower loss; that undefined too (no images at all): the later epoch.
 
         Small hospitals validate on a few patients, where many epochs reach the same AUC and the first of them has
         hardly been trained.
         """
-        if self.auc is not None and other.auc is not None and self.auc != other.auc:
-            return self.auc > other.auc
+        if self.score is not None and other.score is not None and self.score != other.score:
+            return self.score > other.score
         if self.loss is not None and other.loss is not None:
             return self.loss < other.loss
         return True
@@ -55,8 +56,10 @@ class Validation:
 class Best:
     epoch: int  # 1.. within the round
     validation: Validation
-    sha256: str  # of the shared weights
-    bytes: int
+    sha256: str  # of the tensors that travel, as a file
+    bytes: int  # ... and its size
+    own_sha256: str  # of all tensors
+    said: Mapping[str, float]  # the numbers that the method says beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class RoundState:
     base_sha256: str  # the weights that the round started from
     base: Validation  # ... and what they were worth here, before the first epoch
     epoch: int = 0  # finished epochs
+    steps: tuple[int, ...] = ()  # optimiser steps of each finished epoch
+    rates: tuple[float, ...] = ()  # learning rate of each
     stale: int = 0  # finished epochs in a row that were no better than the best before them, the base included
     best: Best | None = None  # of the finished epochs, never the base
     finished: bool = False
@@ -83,13 +88,14 @@ _STATE = TypeAdapter(RoundState)
 class Saved:
     state: RoundState
     model: dict[str, Any]
-    optimizer: dict[str, Any]
+    optimizers: dict[str, Any]  # by their names in the learner
 
 
 def save(folder: Path, saved: Saved) -> None:
     """Replace the epoch checkpoint atomically and durably, then drop best files that it doesn't name."""
     state, memory = saved.state, io.BytesIO()
-    torch.save({"version": VERSION, "state": asdict(state), "model": saved.model, "optimizer": saved.optimizer}, memory)
+    content = {"version": VERSION, "state": asdict(state), "model": saved.model, "optimizers": saved.optimizers}
+    torch.save(content, memory)
     archive = memory.getbuffer()
     try:
         with replacing(folder / EPOCH_FILE, Step.TRAINER_EPOCH) as file:
@@ -122,7 +128,7 @@ def load(folder: Path) -> Saved | None:
         content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         if content["version"] != VERSION:
             raise KeyError(f"version {content['version']}")
-        return Saved(_STATE.validate_python(content["state"]), content["model"], content["optimizer"])
+        return Saved(_STATE.validate_python(content["state"]), content["model"], content["optimizers"])
     except FileNotFoundError:
         return None
     except Exception as exc:  # no memory left, say, or another version wrote it: nothing is wrong with the file

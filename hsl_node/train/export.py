@@ -125,7 +125,7 @@ class _Portable(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         image = normalise(pixels.permute(0, 2, 3, 1) * 255)
-        return probabilities(self.method.logits(self.model, image, self.reference))
+        return probabilities(self.method.network.ask(self.model, image, self.reference))
 
 
 def _export_onnx(weights: Path, plan: Plan, hardware: Hardware, reference: Tensor | None, path: Path) -> str:

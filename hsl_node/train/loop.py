@@ -6,8 +6,8 @@ Shapes at line ends: B pairs in a batch, C outputs.
 from __future__ import annotations
 
 import logging
-import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hsl_node.errors import Altered, DataError, Diverged, LocalStateError
+from hsl_node.errors import DataError, Diverged, LocalStateError
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
@@ -26,11 +26,13 @@ from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.sources import TRAIN, VALIDATION
 from hsl_node.train.hardware import Hardware, derived_seed
-from hsl_node.train.method import Site
+from hsl_node.train.method import Done, Learner, Site
+from hsl_node.train.optimizers import learning_rate
 from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker
-from hsl_node.train.scoring import place, validate
-from hsl_node.train.state_dict import load_weights, to_weights
-from hsl_node.weights.checkpoint_file import fault, read_weights, write_weights
+from hsl_node.train.scoring import validate
+from hsl_node.train.start import StartFiles, Training, begin
+from hsl_node.train.state_dict import all_tensors, to_weights
+from hsl_node.weights.checkpoint_file import digest_of, fault, read_weights, write_weights
 from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
@@ -39,22 +41,16 @@ LOWER = 'training diverged: agree on a lower learning_rate, or on precision = "f
 
 
 @dataclass(frozen=True)
-class Learner:
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+class Epoch:
+    """What came of one: optimiser steps, and the mean of every loss term over the images that it was taken of."""
+
+    steps: int
+    terms: Mapping[str, float]
 
 
-def train_round(
-    site: Site,
-    *,
-    folder: Path,
-    round: int,
-    base: Path,
-    base_sha256: str,
-    out: Path,
-    report: Report,
-) -> RoundState:
-    """Train from `base`, write the best epoch's shared weights to `out`; go on where a killed process left off.
+def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: Path, report: Report) -> RoundState:
+    """Train from what `files` says; go on where a killed process left off. The best epoch's travelling tensors go to
+    `out`, all of its tensors to `own`.
 
     The base's own validation counts as epoch 0 for the patience, but only trained epochs can be the round's checkpoint:
     a hospital always contributes what it learned. At 5 epochs and patience 5 no round is ever cut short: the paper's
@@ -63,181 +59,162 @@ def train_round(
     Raises:
         DataError: no training images.
         Diverged: a loss or an output is not a finite number, or a weight is one that no peer would take.
-        Altered: `base` is not the file it should be.
+        Altered: the base is not the file it should be.
         LocalStateError: the disk fails.
     """
-    learner, state = _open_round(site, folder, round, base, base_sha256, report)
+    training, state = _open_round(site, folder, files, report)
+    learner, round = training.learner, files.round
+    epochs = site.method.epochs(site.plan, round) if site.method.epochs else site.plan.epochs_per_round
     while not state.finished:
         epoch = state.epoch + 1
         started = time.monotonic()
-        rate = learning_rate(site, (round - 1) * site.plan.epochs_per_round + epoch)
-        loss_primary, loss_anchor = train_epoch(site, learner, round, epoch, rate, report)
+        rate = learning_rate(site.plan, (round - 1) * site.plan.epochs_per_round + epoch)
+        trained = train_epoch(training, epoch, rate, report)
         found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
-        state = _after_epoch(site, learner, folder, state, found)
-        checkpoint.save(folder, Saved(state, learner.model.state_dict(), learner.optimizer.state_dict()))
+        state = _after_epoch(training, folder, state, trained, rate, found, epochs)
+        optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
+        checkpoint.save(folder, Saved(state, learner.model.state_dict(), optimizers))
         report(
             {
                 "event": "epoch",
                 "round": round,
                 "epoch": epoch,
-                "loss_primary": loss_primary,
-                "loss_anchor": loss_anchor,
-                "auc": found.auc,
+                "terms": dict(trained.terms),
+                "score": found.score,
                 "validation_loss": found.loss,
                 "learning_rate": rate,
                 "seconds": time.monotonic() - started,
             }
         )
-    _write_best(folder, state, out)
+    _write_best(site.method.travels(learner.model), folder, state, out, own)
     return state
 
 
-def train_epoch(
-    site: Site, learner: Learner, round: int, epoch: int, rate: float, report: Report
-) -> tuple[float, float]:
-    """One pass over the longer of both sets. Gives back the mean primary and anchor loss.
+def train_epoch(training: Training, epoch: int, rate: float, report: Report) -> Epoch:
+    """All passes of the method over this site's images; each over the longer of both sets.
 
     Everything random in it follows from (plan.seed, peer, round, epoch).
     """
-    model, optimizer, hardware = learner.model, learner.optimizer, site.hardware
-    seed = derived_seed(site.plan.seed, site.peer, round, epoch)
+    learner, site = training.learner, training.learner.site
+    seed = derived_seed(site.plan.seed, site.peer, training.start.round, epoch)
     torch.manual_seed(seed)
-    train = site.indices(TRAIN)
-    anchors = len(site.anchor.images) if site.method.embed_anchor and site.anchor else 0
-    pairs = epoch_pairs(np.random.default_rng(seed), len(train), anchors, site.plan.batch_size)
-    for group in optimizer.param_groups:
+    rng = np.random.default_rng(seed)
+    for group in learner.optimizers["main"].param_groups:
         group["lr"] = rate
+    chosen = np.arange(len(site.indices(TRAIN)))
+    if site.method.samples is not None:
+        chosen = site.method.samples(learner, training.start, training.beside, epoch)
+    anchors = len(site.anchor.images) if site.method.network.reference and site.anchor else 0
+    orders = [epoch_pairs(rng, len(chosen), anchors, site.plan.batch_size) for _ in site.method.passes]
+    progress = _Progress(training.start.round, epoch, sum(map(len, orders)), report)
 
-    model.train()
-    total = torch.zeros(2, device=hardware.device)
-    images, mark = 0, time.monotonic()
-    for number, (p, a) in enumerate(pairs, 1):
-        batch = _batch(site, train[p], a)
-        primary, anchor = site.method.losses(model, batch)  # (), ()
-        optimizer.zero_grad(set_to_none=True)
-        (primary + anchor).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += torch.stack([primary.detach(), anchor.detach()]) * len(p)
-        images += len(p) + len(a)
-        now = time.monotonic()
-        if now - mark >= PROGRESS_EVERY_S or number == len(pairs):
-            if not bool(torch.isfinite(total).all()):  # the only wait for the device
-                where = f"round {round}, epoch {epoch}, batch {number}"
-                raise Diverged(f"the loss is not a finite number ({where})", remedy=LOWER)
-            now = time.monotonic()
-            report(
-                {
-                    "event": "progress",
-                    "round": round,
-                    "epoch": epoch,
-                    "batch": number,
-                    "batches": len(pairs),
-                    "images_per_s": images / max(now - mark, 1e-9),
-                }
-            )
-            mark, images = now, 0
-    loss_primary, loss_anchor = (total / sum(len(p) for p, _ in pairs)).tolist()
-    return loss_primary, loss_anchor
-
-
-def learning_rate(site: Site, epoch: int) -> float:
-    """Cosine annealing over the whole run's epochs (from 1), in closed form: nothing to save, nothing to step.
-
-    Falls from learning_rate towards learning_rate_min within each period and starts anew with the next, like torch's
-    CosineAnnealingWarmRestarts. torch's CosineAnnealingLR would instead climb back along the same cosine, a cycle of
-    twice the period; "period 10 epochs" is read as a cycle of 10.
-    """
-    plan = site.plan
-    part = ((epoch - 1) % plan.cosine_period_epochs) / plan.cosine_period_epochs
-    span = plan.learning_rate - plan.learning_rate_min
-    return plan.learning_rate_min + span * (1 + math.cos(math.pi * part)) / 2
-
-
-def new_learner(site: Site) -> Learner:
-    """Model and optimiser on the device; the values come from a weights file or an epoch checkpoint."""
-    model = place(site.method.build(site.plan), site.hardware)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=site.plan.learning_rate, weight_decay=site.plan.weight_decay, fused=True
-    )
-    return Learner(model, optimizer)
+    learner.model.train()
+    seen: dict[str, float] = {}
+    steps = 0
+    for update, pairs in zip(site.method.passes, orders, strict=True):
+        totals: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        images = sum(len(p) for p, _ in pairs)
+        for p, a in pairs:
+            step = training.step(_batch(site, chosen[p], a), seen, len(p) / images, epoch)
+            terms = update(step) or {}
+            steps += bool(terms)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0) + term.detach() * len(p)
+                counts[name] = counts.get(name, 0) + len(p)
+            progress.batch(len(p) + len(a), totals)
+        seen = seen | {name: total.item() / counts[name] for name, total in totals.items()}
+    return Epoch(steps, seen)
 
 
 # ---------------------------------------------------------------- opening and closing a round
 
 
-def _open_round(
-    site: Site, folder: Path, round: int, base: Path, base_sha256: str, report: Report
-) -> tuple[Learner, RoundState]:
-    """Three ways in: go on inside this round, carry Adam's moments over from the round before, or begin afresh."""
+def _open_round(site: Site, folder: Path, files: StartFiles, report: Report) -> tuple[Training, RoundState]:
+    """Go on inside this round, or begin it, with the optimizers' state of the round before where the plan keeps it."""
     if not len(site.indices(TRAIN)):
         raise DataError("there are no training images", remedy="look at the counts of `hsl-node data check`")
     folder.mkdir(parents=True, exist_ok=True)
-    learner = new_learner(site)
+    round = files.round
+    training = begin(site, files)
+    learner = training.learner
     saved = checkpoint.load(folder)
-    if saved and saved.state.run == site.run and (saved.state.round, saved.state.base_sha256) == (round, base_sha256):
+    ours = saved is not None and saved.state.run == site.run
+    if saved and ours and (saved.state.round, saved.state.base_sha256) == (round, files.base_sha256):
         if _has_its_best(folder, saved.state):
             _warn_if_the_machine_changed(site, saved.state)
             learner.model.load_state_dict(saved.model)
-            learner.optimizer.load_state_dict(saved.optimizer)
+            _restore(learner, saved)
             report(validated(site, round - 1, saved.state.base))  # the daemon may not have heard it
-            return learner, saved.state
+            return training, saved.state
         log.warning("its best weights so far are gone or altered: the round begins anew", extra={"round": round})
 
-    require_model(base, base_sha256)
-    if saved and saved.state.run == site.run and saved.state.round == round - 1 and saved.state.finished:
+    if saved and ours and saved.state.round == round - 1 and saved.state.finished:
         _warn_if_the_machine_changed(site, saved.state)
-        learner.model.load_state_dict(saved.model)  # tensors that are never shared go on from here
         if site.plan.optimizer_state == "keep":
-            learner.optimizer.load_state_dict(saved.optimizer)
+            _restore(learner, saved)
     elif round > 1:
         log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
-    load_weights(learner.model, read_weights(base), site.method.shared(learner.model))
     worth = worth_of(site, learner.model, round - 1, report)
-    state = RoundState(run=site.run, round=round, base_sha256=base_sha256, base=worth, **site.hardware.facts)
-    return learner, state
+    state = RoundState(run=site.run, round=round, base_sha256=files.base_sha256, base=worth, **site.hardware.facts)
+    return training, state
 
 
-def _after_epoch(site: Site, learner: Learner, folder: Path, state: RoundState, found: Validation) -> RoundState:
-    """Count the epoch; where it is the round's best so far, put its shared weights on disk."""
-    epoch, best = state.epoch + 1, state.best
+def _restore(learner: Learner, saved: Saved) -> None:
+    for name, optimizer in learner.optimizers.items():
+        optimizer.load_state_dict(saved.optimizers[name])
+
+
+def _after_epoch(
+    training: Training,
+    folder: Path,
+    state: RoundState,
+    trained: Epoch,
+    rate: float,
+    found: Validation,
+    epochs: int,
+) -> RoundState:
+    """Count the epoch; where it is the round's best so far, put its tensors on disk."""
+    epoch, best, learner = state.epoch + 1, state.best, training.learner
+    steps, rates = (*state.steps, trained.steps), (*state.rates, rate)
     leads = best is None or found.better_than(best.validation)
     stale = 0 if leads and found.better_than(state.base) else state.stale + 1
     if leads:
-        weights = to_weights(learner.model, site.method.shared(learner.model))
-        bad = next(filter(None, (fault(name, array) for name, array in weights.items())), None)
+        method = learner.site.method
+        own = to_weights(learner.model, all_tensors(learner.model))
+        travels = {name: own[name] for name in sorted(method.travels(learner.model))}
+        bad = next(filter(None, (fault(name, array) for name, array in travels.items())), None)
         if bad is not None:
             raise Diverged(f"{bad.message} (round {state.round}, epoch {epoch}): no peer would take it", remedy=LOWER)
-        path = checkpoint.best_path(folder, state.round, epoch)
-        digest = write_weights(path, weights, Step.TRAINER_BEST)
-        best = Best(epoch, found, digest, path.stat().st_size)
-    finished = epoch >= site.plan.epochs_per_round or stale >= site.plan.patience_epochs
-    return replace(state, epoch=epoch, stale=stale, best=best, finished=finished)
+        own_sha256 = write_weights(checkpoint.best_path(folder, state.round, epoch), own, Step.TRAINER_BEST)
+        sha256, size = digest_of(travels)
+        done = Done(epoch, steps, rates, trained.terms, found.score, found.loss)
+        said = method.says(learner, training.start, done)
+        best = Best(epoch, found, sha256, size, own_sha256, dict(said))
+    finished = epoch >= epochs or stale >= learner.plan.patience_epochs
+    return replace(state, epoch=epoch, steps=steps, rates=rates, stale=stale, best=best, finished=finished)
 
 
-def _write_best(folder: Path, state: RoundState, out: Path) -> None:
+def _write_best(travels: frozenset[str], folder: Path, state: RoundState, out: Path, own: Path) -> None:
     assert state.best is not None
-    if holds(out, state.best.sha256):
+    if holds(out, state.best.sha256) and holds(own, state.best.own_sha256):
         durable.accept(out)
+        durable.accept(own)
         return
     if not _has_its_best(folder, state):
         raise LocalStateError(
             f"the best weights of round {state.round} are gone or altered on the disk",
             remedy="the next attempt trains the round again; look at the disk",
         )
-    best = checkpoint.best_path(folder, state.round, state.best.epoch)
-    write_weights(out, read_weights(best), Step.TRAINER_OUTBOX)
+    best = read_weights(checkpoint.best_path(folder, state.round, state.best.epoch))
+    write_weights(own, best, Step.TRAINER_OWN)
+    write_weights(out, {name: best[name] for name in sorted(travels)}, Step.TRAINER_OUTBOX)
 
 
 def _has_its_best(folder: Path, state: RoundState) -> bool:
     """Are the weights that the epoch checkpoint names what they were?"""
     best = state.best
-    return best is None or holds(checkpoint.best_path(folder, state.round, best.epoch), best.sha256)
-
-
-def require_model(path: Path, sha256: str) -> None:
-    """Raises: Altered: this is not the fused model with that sha256 (any more)."""
-    if not holds(path, sha256):
-        raise Altered(f"{path}, the fused model with sha256 {sha256[:12]}, is gone or altered on this disk")
+    return best is None or holds(checkpoint.best_path(folder, state.round, best.epoch), best.own_sha256)
 
 
 def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
@@ -253,9 +230,11 @@ def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
             )
 
 
-def _batch(site: Site, p: Indices, a: Indices) -> Batch:
-    primary = _uploaded(site.dataset, p, site.hardware)
-    return Batch(*primary, *_uploaded(site.anchor, a, site.hardware)) if site.anchor and len(a) else Batch(*primary)
+def _batch(site: Site, where: Indices, a: Indices) -> Batch:
+    """`where`: positions in the training set; `a`: in the anchor set."""
+    image, target = _uploaded(site.dataset, site.indices(TRAIN)[where], site.hardware)
+    beside = _uploaded(site.anchor, a, site.hardware) if site.anchor and len(a) else ()
+    return Batch(image, target, where, *beside)
 
 
 def _uploaded(those: Dataset | AnchorSet, where: Indices, hardware: Hardware) -> tuple[Tensor, Tensor]:
@@ -279,6 +258,44 @@ def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Valida
 
 
 def validated(site: Site, round: int, found: Validation) -> dict[str, Any]:
-    """What a fused model is worth here; `labels`: validation images per class, for the AUC's standard error."""
+    """What a fused model is worth here; `labels`: validation images per class, for the score's standard error."""
     labels = np.bincount(site.dataset.labels[site.indices(VALIDATION)], minlength=len(site.plan.classes)).tolist()
-    return {"event": "validated", "round": round, "auc": found.auc, "loss": found.loss, "labels": labels}
+    return {
+        "event": "validated",
+        "round": round,
+        "score": found.score,
+        "loss": found.loss,
+        "labels": labels,
+        "auc": found.score,
+    }
+
+
+class _Progress:
+    """Says how far an epoch is, about once a second, and looks then, when it must wait for the device anyway, whether
+    the loss is still a number."""
+
+    def __init__(self, round: int, epoch: int, batches: int, report: Report) -> None:
+        self.round, self.epoch, self.batches, self.report = round, epoch, batches, report
+        self.number, self.images, self.mark = 0, 0, time.monotonic()
+
+    def batch(self, images: int, totals: Mapping[str, Tensor]) -> None:
+        """Raises: Diverged"""
+        self.number += 1
+        self.images += images
+        if time.monotonic() - self.mark < PROGRESS_EVERY_S and self.number < self.batches:
+            return
+        if totals and not bool(torch.isfinite(torch.stack([*totals.values()])).all()):
+            where = f"round {self.round}, epoch {self.epoch}, batch {self.number}"
+            raise Diverged(f"the loss is not a finite number ({where})", remedy=LOWER)
+        now = time.monotonic()
+        self.report(
+            {
+                "event": "progress",
+                "round": self.round,
+                "epoch": self.epoch,
+                "batch": self.number,
+                "batches": self.batches,
+                "images_per_s": self.images / max(now - self.mark, 1e-9),
+            }
+        )
+        self.mark, self.images = now, 0

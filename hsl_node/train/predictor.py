@@ -22,8 +22,9 @@ from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.cache import as_colour
 from hsl_node.train.hardware import Hardware, prepare
 from hsl_node.train.method import Method
-from hsl_node.train.methods import METHODS
-from hsl_node.train.scoring import anchor_embedding, as_probabilities, forward, open_model, place
+from hsl_node.train.methods import method_of
+from hsl_node.train.scoring import anchor_embedding, as_probabilities, forward, open_model
+from hsl_node.train.start import place
 from hsl_node.train.state_dict import load_weights
 from hsl_node.weights.checkpoint_file import read_weights
 
@@ -63,13 +64,13 @@ def of_bundle(folder: Path) -> Predictor:
     card = read_card(folder)
     threads = min(card.hardware.threads, available_cores())
     hardware = prepare(threads=threads, precision=card.hardware.precision, image_size=card.plan.image_size)
-    method = METHODS[card.plan.method]
-    model = method.build(card.plan)
+    method = method_of(card.plan.method)
+    model = method.network.build(card.plan)
     try:
         tensors = read_weights(folder / WEIGHTS_FILE)
         reference = tensors.pop(REFERENCE, None)
-        load_weights(model, tensors, method.shared(model))
-        if (reference is None) != (method.embed_anchor is None):
+        load_weights(model, tensors, method.travels(model))
+        if (reference is None) != (method.network.reference is None):
             raise ConfigError(f"the method {method.name} and {REFERENCE} do not go together")
     except HslError as exc:
         raise ConfigError(

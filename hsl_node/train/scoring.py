@@ -25,12 +25,11 @@ from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.sources import VALIDATION
 from hsl_node.train.hardware import Hardware, derived_seed
 from hsl_node.train.method import Method, Site
-from hsl_node.train.methods import METHODS
-from hsl_node.train.networks.backbone import use_precision
+from hsl_node.train.methods import method_of
 from hsl_node.train.progress import Progress, unheard
+from hsl_node.train.start import place
 from hsl_node.train.state_dict import load_weights
-from hsl_node.train.tasks.classification import primary_loss, probabilities
-from hsl_node.train.tasks.metrics import measure
+from hsl_node.train.tasks.classification import probabilities
 from hsl_node.weights.checkpoint_file import read_weights
 
 EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's batch size
@@ -48,28 +47,23 @@ def score(
 
 
 def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validation:
-    """AUC and loss on the validation set, with the fixed anchor reference; None where undefined."""
-    labels = site.dataset.labels[site.indices(VALIDATION)]
+    """Score and loss on the validation set, with the fixed anchor reference; None where undefined."""
+    labels = torch.from_numpy(site.dataset.labels[site.indices(VALIDATION)])
     if not len(labels):
         return Validation(None, None)
-    logits = answers(site, model, VALIDATION, tick=tick)
-    loss = primary_loss(logits, torch.from_numpy(labels)).item()
+    found = answers(site, model, VALIDATION, tick=tick)
+    loss = site.task.loss(found, labels).item()
     if not math.isfinite(loss):
         raise _spoilt("validation loss")
-    return Validation(measure(labels, as_probabilities(logits)).auc, loss)
+    return Validation(site.task.score(found, labels), loss)
 
 
 def open_model(weights: Path, plan: Plan, hardware: Hardware) -> tuple[Method, nn.Module]:
     """The plan's model with a checkpoint file's weights, ready to score."""
-    method = METHODS[plan.method]
-    model = place(method.build(plan), hardware)
-    load_weights(model, read_weights(weights), method.shared(model))
+    method = method_of(plan.method)
+    model = place(method.network.build(plan), hardware)
+    load_weights(model, read_weights(weights), method.travels(model))
     return method, model.eval()
-
-
-def place(model: nn.Module, hardware: Hardware) -> nn.Module:
-    use_precision(model, hardware.dtype)
-    return model.to(device=hardware.device, memory_format=hardware.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
 def answers(
@@ -92,17 +86,17 @@ def anchor_embedding(
     pairs: Indices | None = None,
     tick: Progress = unheard,
 ) -> Tensor | None:
-    """The anchor reference (512,); with `pairs` that of each of these anchor images (N, 512); None: no anchor task."""
-    if method.embed_anchor is None:
+    """The anchor reference (F,); with `pairs` that of each of these anchor images (N, F); None: it needs none."""
+    embed = method.network.reference
+    if embed is None:
         return None
     if anchor is None:
         raise ConfigError(
             f"the method {method.name} scores with the anchor set, and there is none here",
             remedy="put anchor.safetensors into the state directory (`hsl-node anchor verify`)",
         )
-    embed = method.embed_anchor
     everything = np.arange(len(anchor.images))
-    feature = _run(model, lambda x, _: embed(model, x), anchor.images, everything, hardware, tick)  # (M, 512)
+    feature = _run(model, lambda x, _: embed(model, x), anchor.images, everything, hardware, tick)  # (M, F)
     return feature.double().mean(dim=0).float() if pairs is None else feature[torch.from_numpy(pairs)]
 
 
@@ -124,7 +118,7 @@ def forward(
 
     def logits(image_BCHW: Tensor, at: slice) -> Tensor:
         beside = reference[at] if reference is not None and reference.ndim == 2 else reference
-        return method.logits(model, image_BCHW, beside)
+        return method.network.ask(model, image_BCHW, beside)
 
     found = _run(model, logits, images, where, hardware, tick)
     if not bool(torch.isfinite(found).all()):

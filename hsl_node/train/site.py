@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 import hsl_node
 from hsl_node.errors import ConfigError
@@ -21,7 +22,7 @@ from hsl_node.train.data import anchor
 from hsl_node.train.data.dataset import open_dataset
 from hsl_node.train.hardware import Hardware, prepare
 from hsl_node.train.method import Method, Site
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.progress import Progress, unheard
@@ -42,7 +43,17 @@ def open_site(state: Path, progress: Progress = unheard) -> Site:
     dataset = open_dataset(
         node.data, plan, cache=layout.cache, ledger=layout.splits, run=federation.digest, progress=progress
     )
-    return Site(node.name, federation.digest, plan, METHODS[plan.method], dataset, open_anchor(state), hardware)
+    return Site(
+        node.name,
+        federation.digest,
+        plan,
+        method_of(plan.method),
+        dataset,
+        open_anchor(state),
+        hardware,
+        backbone_weights=node.train.backbone_weights,
+        micro_batch=getattr(node.train, "micro_batch", 0),
+    )
 
 
 def open_anchor(state: Path) -> anchor.AnchorSet | None:
@@ -57,41 +68,48 @@ def open_hardware(state: Path, plan: Plan) -> Hardware:
 
 def checkpoint_bytes(plan: Plan) -> int:
     """How large a checkpoint of this plan is, but for its header. A second at most: the model is built, no more."""
-    method = METHODS[plan.method]
-    model = method.build(plan)
+    method = method_of(plan.method)
+    model = method.network.build(plan)
     state = model.state_dict()
-    return sum(state[name].numel() * state[name].element_size() for name in method.shared(model))
+    return sum(state[name].numel() * state[name].element_size() for name in method.travels(model))
 
 
 def initial_weights(
     state: Path, plan: Plan, method: Method, out: Path, known: Digest | None = None
 ) -> tuple[Digest, int]:
-    """Write round 0's shared weights, the same bytes at every peer, unless they are there. Gives digest and parameters.
+    """Write round 0's travelling weights, the same bytes at every peer, unless they are there. Gives digest and
+    parameters.
 
     `known`: their digest. Without it a file that lies there, as of a process that was killed, is written anew: the disk
     may have altered it since, and nobody else has the bytes to compare it with.
+    """
+    if known is not None and holds(out, known):
+        durable.accept(out)
+        return known, sum(p.numel() for p in method.network.build(plan).parameters())
+    model = initial_model(plan, method, load_node(state).train.backbone_weights if plan.backbone_weights else None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    digest = write_weights(out, to_weights(model, method.travels(model)), Step.START_INITIAL)
+    return digest, sum(p.numel() for p in model.parameters())
+
+
+def initial_model(plan: Plan, method: Method, backbone_weights: Path | None) -> nn.Module:
+    """The model that everybody begins with, what stays in a hospital included.
 
     Always on the CPU and from plan.seed alone; a backbone weight file named in the plan goes into every trunk.
     """
-    model = method.build(plan)
-    parameters = sum(p.numel() for p in model.parameters())
-    if known is not None and holds(out, known):
-        durable.accept(out)
-        return known, parameters
+    model = method.network.build(plan)
     initialise(model, plan.seed)
     if plan.backbone_weights is not None:
-        path = load_node(state).train.backbone_weights
-        if path is None:
+        if backbone_weights is None:
             raise ConfigError(
                 f"the plan starts from backbone weights {plan.backbone_weights[:12]}..., node.toml names no file",
                 remedy="set train.backbone_weights in node.toml to the local weight file",
             )
-        tensors = read_backbone_weights(path, plan.backbone_weights)
+        tensors = read_backbone_weights(backbone_weights, plan.backbone_weights)
         for module in model.modules():
             if isinstance(module, Trunk):
                 load_backbone_weights(module, tensors)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return write_weights(out, to_weights(model, method.shared(model)), Step.START_INITIAL), parameters
+    return model
 
 
 def versions() -> dict[str, str]:

@@ -37,6 +37,15 @@ def load_weights(model: nn.Module, weights: Weights, names: Iterable[str]) -> No
     Raises:
         FederationMismatch: names, dtypes or shapes are not this model's.
     """
+    require_kinds(model, weights, names)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, array in weights.items():
+            state[name].copy_(torch.tensor(array))  # a copy: arrays read from files are read-only
+
+
+def require_kinds(model: nn.Module, weights: Weights, names: Iterable[str]) -> None:
+    """Raises: FederationMismatch: these are not exactly the named tensors of this model, in its dtypes and shapes."""
     state: dict[str, Any] = model.state_dict()
     wanted = set(names)
     wrong = wanted ^ set(weights)
@@ -46,9 +55,6 @@ def load_weights(model: nn.Module, weights: Weights, names: Iterable[str]) -> No
             f"these weights are of another model: {len(wrong)} tensors differ, e.g. {min(wrong)!r}",
             remedy="compare plan and software versions: `hsl-node federation diff`, `hsl-node version`",
         )
-    with torch.no_grad():
-        for name in wanted:
-            state[name].copy_(torch.tensor(weights[name]))  # a copy: arrays read from files are read-only
 
 
 def _kind(array: Array) -> tuple[tuple[int, ...], str]:

@@ -2,10 +2,13 @@
 
     python -m hsl_node.train.worker --state DIR
 
-    job init      {"out", "sha256"}                        seeded initial weights    -> initialised
-    job train     {"round", "base", "base_sha256", "out"}  one round, or its rest    -> validated, epoch ..., trained
-    job validate  {"round", "base", "base_sha256"}         a fused model, on its own -> validated
+    job init      {"out", "sha256"}                      seeded initial weights    -> initialised
+    job train     {"round", ..., "out", "own"}           one round, or its rest    -> validated, epoch ..., trained
+    job validate  {"round", ...}                         a fused model, on its own -> validated
     job quit
+
+    ...: "base", "base_sha256" (the fused model); "said": {peer: {name: number}}, "samples": {peer: n}, "full_set":
+    {peer: path} of the exchange that made it; "mine", "mine_sha256": all tensors of what this site sent there, or null
 
 Killed at any moment, the same job sent again ends with the same bytes. The end of stdin means that the daemon is
 gone: the process leaves at once, in mid-epoch too, so that it never trains beside its successor.
@@ -33,10 +36,10 @@ from hsl_node.host.layout import Layout
 from hsl_node.train import site as opening
 from hsl_node.train.data.sources import SPLIT_NAMES, TRAIN
 from hsl_node.train.lock import hold_lock
-from hsl_node.train.loop import require_model, train_round, worth_of
+from hsl_node.train.loop import train_round, worth_of
 from hsl_node.train.method import Site
 from hsl_node.train.progress import Report, ticker
-from hsl_node.train.scoring import open_model
+from hsl_node.train.start import StartFiles, adopted
 
 log = logging.getLogger("hsl_node.train.worker")
 
@@ -57,9 +60,9 @@ class Worker:
             case "init":
                 self._init(Path(job["out"]), job.get("sha256"))
             case "train":
-                self._train(int(job["round"]), Path(job["base"]), str(job["base_sha256"]), Path(job["out"]))
+                self._train(_files(job, int(job["round"])), Path(job["out"]), job.get("own"))
             case "validate":
-                self._validate(int(job["round"]), Path(job["base"]), str(job["base_sha256"]))
+                self._validate(_files(job, int(job["round"]) + 1))
             case other:
                 raise TrainerError(f"unknown job {other!r}", remedy="supervisor and trainer are of different versions")
 
@@ -83,34 +86,51 @@ class Worker:
             }
         )
 
-    def _train(self, round: int, base: Path, base_sha256: str, out: Path) -> None:
+    def _train(self, files: StartFiles, out: Path, own: str | None) -> None:
+        folder = Layout(self.state).trainer
         done = train_round(
             self.site,
-            folder=Layout(self.state).trainer,
-            round=round,
-            base=base,
-            base_sha256=base_sha256,
+            folder=folder,
+            files=files,
             out=out,
+            own=Path(own) if own else folder / f"own_r{files.round:06d}.safetensors",
             report=self.report,
         )
         assert done.best is not None
         self.report(
             {
                 "event": "trained",
-                "round": round,
+                "round": files.round,
                 "sha256": done.best.sha256,
                 "bytes": done.best.bytes,
-                "auc": done.best.validation.auc,
+                "score": done.best.validation.score,
+                "loss": done.best.validation.loss,
+                "said": dict(done.best.said),
+                "own_sha256": done.best.own_sha256,
                 "samples": len(self.site.indices(TRAIN)),
                 "best_epoch": done.best.epoch,
                 "epochs": done.epoch,
+                "auc": done.best.validation.score,  # until manifests say score
             }
         )
 
-    def _validate(self, round: int, base: Path, base_sha256: str) -> None:
-        require_model(base, base_sha256)
-        _, model = open_model(base, self.site.plan, self.site.hardware)
-        worth_of(self.site, model, round, self.report)
+    def _validate(self, files: StartFiles) -> None:
+        learner, _ = adopted(self.site, files)
+        worth_of(self.site, learner.model, files.round - 1, self.report)
+
+
+def _files(job: dict[str, Any], begins: int) -> StartFiles:
+    mine = job.get("mine")
+    return StartFiles(
+        round=begins,
+        base=Path(job["base"]),
+        base_sha256=str(job["base_sha256"]),
+        said=job.get("said", {}),
+        samples=job.get("samples", {}),
+        full_set={peer: Path(path) for peer, path in job.get("full_set", {}).items()},
+        mine=Path(mine) if mine else None,
+        mine_sha256=job.get("mine_sha256"),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -112,6 +112,15 @@ def write_weights(path: Path, weights: Weights, step: Step = Step.FILE_WEIGHTS) 
     return Digest(digest.hexdigest())
 
 
+def digest_of(weights: Weights) -> tuple[Digest, int]:
+    """sha256 and size of the file that `write_weights` would write."""
+    schema = schema_of(weights)
+    digest = hashlib.sha256(schema.header)
+    for spec in schema.tensors:
+        digest.update(np.ascontiguousarray(weights[spec.name], dtype=DTYPES[spec.dtype]).data)
+    return Digest(digest.hexdigest()), schema.file_bytes
+
+
 def read_weights(path: Path) -> dict[str, Array]:
     """All tensors of a checkpoint file of our own. A peer's file goes through `check_file` first."""
     schema = read_schema(path)

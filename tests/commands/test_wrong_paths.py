@@ -26,7 +26,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.data import anchor
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.site import initial_weights
 
 DOCUMENTED = {0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 17, 78}
@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (world / "birch.update").write_text("")
     agreed = agreed_to.plan
     layout = Layout(world / "ash")
-    digest, _ = initial_weights(layout.state, agreed, METHODS[agreed.method], layout.fused(1))
+    digest, _ = initial_weights(layout.state, agreed, method_of(agreed.method), layout.fused(1))
     with Journal.create(layout.journal) as journal, journal.transaction():
         journal.record_fused(1, digest)
         journal.record_validation(1, 0.6, 0.7)

@@ -14,7 +14,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.study import phantoms
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.site import initial_weights
 
 PLAN = Plan(
@@ -42,7 +42,7 @@ def finished_run(tmp_path: Path, federation_of: FederationOf, plan: Plan = PLAN,
     }
     (layout.state / "node.toml").write_text(tomli_w.dumps(node))
     (layout.state / "federation.toml").write_text(federation_text(federation))
-    method = METHODS[plan.method]
+    method = method_of(plan.method)
     digest, _ = initial_weights(layout.state, plan, method, layout.fused(1))
     initial_weights(layout.state, plan.model_copy(update={"seed": 2}), method, layout.outbox(1))
     with Journal.create(layout.journal) as journal, journal.transaction():

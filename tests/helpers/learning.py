@@ -13,7 +13,7 @@ from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Site
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 
 SIZE = 32
 
@@ -59,14 +59,14 @@ def anchor(count: int = 24) -> AnchorSet:
 
 def site(plan: Plan | None = None, data: Dataset | None = None, peer: str = "mercy") -> Site:
     plan = plan or small_plan()
-    method = METHODS[plan.method]
+    method = method_of(plan.method)
     return Site(
         peer=peer,
         run="0" * 64,
         plan=plan,
         method=method,
         dataset=data or dataset(classes=len(plan.classes)),
-        anchor=anchor() if method.embed_anchor else None,
+        anchor=anchor() if method.network.reference else None,
         hardware=CPU,
     )
 
@@ -75,7 +75,12 @@ def all_of(trainer: Path) -> dict[str, torch.Tensor]:
     """Every tensor of an epoch checkpoint: the last epoch's model and Adam's moments, not only the best weights."""
     saved = checkpoint.load(trainer)
     assert saved is not None
-    moments = {f"{n}/{k}": v for n, state in saved.optimizer["state"].items() for k, v in state.items()}
+    moments = {
+        f"{optimizer}/{n}/{k}": v
+        for optimizer, content in saved.optimizers.items()
+        for n, state in content["state"].items()
+        for k, v in state.items()
+    }
     return {**saved.model, **moments}
 
 

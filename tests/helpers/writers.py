@@ -38,11 +38,11 @@ def saved(folder: Path, epoch: int) -> None:
     """As the training loop does: the best weights, then the epoch checkpoint that names them."""
     nothing = Validation(None, None)
     state = RoundState(
-        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=epoch, best=Best(epoch, nothing, "", 0),
+        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=epoch, best=Best(epoch, nothing, "", 0, "", {}),
         threads=1, device="cpu", precision="float32",
     )  # fmt: skip
     digest = write_weights(checkpoint.best_path(folder, 1, epoch), weights(float(epoch)), Step.TRAINER_BEST)
-    state = replace(state, best=Best(epoch, nothing, digest, 1))
+    state = replace(state, best=Best(epoch, nothing, digest, 1, digest, {}))
     checkpoint.save(folder, Saved(state, {"w": torch.full((5000,), float(epoch))}, {}))
 
 

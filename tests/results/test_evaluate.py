@@ -27,7 +27,7 @@ from hsl_node.results.evaluate import Wish
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.data.patients import patient_keys
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.whole import sha256_of
 
@@ -58,7 +58,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def another_round(state: Path, round: int, auc: float = 0.5) -> str:
     plan = PLAN.model_copy(update={"seed": 10 + round})
-    digest, _ = initial_weights(state, plan, METHODS[PLAN.method], Layout(state).fused(round))
+    digest, _ = initial_weights(state, plan, method_of(PLAN.method), Layout(state).fused(round))
     with Journal.create(Layout(state).journal) as journal:
         journal.record_fused(round, digest)
         journal.record_validation(round, auc, 0.7)

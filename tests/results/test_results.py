@@ -22,7 +22,7 @@ from hsl_node.results import evaluate, export, measuring, models, words
 from hsl_node.results.evaluate import Wish
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.whole import sha256_of
 
@@ -132,7 +132,7 @@ def test_round_that_is_not_kept_names_those_that_are(state: Path) -> None:
 def test_while_the_last_fused_model_is_to_be_validated_none_is_the_final_one(state: Path, phase: Phase) -> None:
     """It may be the best: else an earlier one would be measured, and the test set used again for the last."""
     digest, _ = initial_weights(
-        state, PLAN.model_copy(update={"seed": 3}), METHODS[PLAN.method], Layout(state).fused(2)
+        state, PLAN.model_copy(update={"seed": 3}), method_of(PLAN.method), Layout(state).fused(2)
     )
     with Journal.create(Layout(state).journal) as journal:
         journal.record_fused(2, digest)
@@ -238,7 +238,7 @@ def test_what_was_measured_before_the_end_is_measured_anew_after_it(state: Path)
     set_phase(state, Phase.TRAIN)
     first = evaluate.evaluate(state, again=True)
     digest, _ = initial_weights(
-        state, PLAN.model_copy(update={"seed": 3}), METHODS[PLAN.method], Layout(state).fused(2)
+        state, PLAN.model_copy(update={"seed": 3}), method_of(PLAN.method), Layout(state).fused(2)
     )
     with Journal.create(Layout(state).journal) as journal:
         journal.record_fused(2, digest)

@@ -35,7 +35,7 @@ def deterministic() -> None:
 
 def weights_of(folder: Path, plan: Any) -> Path:
     path = folder / "weights.safetensors"
-    initial_weights(folder, plan, scoring.METHODS[plan.method], path)
+    initial_weights(folder, plan, scoring.method_of(plan.method), path)
     return path
 
 
@@ -110,7 +110,7 @@ def test_random_pairing_gives_the_published_behaviour(tmp_path: Path) -> None:
     rows = scoring.anchor_embedding(method, model, learning.anchor(), learning.CPU, pairs)
     assert rows is not None
     with torch.no_grad():
-        logits = method.logits(model, scoring.upload(images, learning.CPU), rows)
+        logits = method.network.ask(model, scoring.upload(images, learning.CPU), rows)
     np.testing.assert_allclose(drawn, torch.sigmoid(logits[:, 0]).numpy(), rtol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_a_validation_set_of_one_class_has_a_loss_but_no_auc(tmp_path: Path) -> 
     one_class = replace(site.dataset, labels=np.zeros_like(site.dataset.labels))
     _, model = scoring.open_model(weights_of(tmp_path, site.plan), site.plan, learning.CPU)
     found = scoring.validate(replace(site, dataset=one_class), model)
-    assert found.auc is None and found.loss is not None and found.loss > 0
+    assert found.score is None and found.loss is not None and found.loss > 0
 
 
 def test_the_method_without_anchor_needs_none_and_hsl_says_that_it_does(tmp_path: Path) -> None:
@@ -223,8 +223,8 @@ def test_the_run_alone_has_as_many_epochs_and_the_same_start_as_the_federation(t
     assert [e["epoch"] for e in events if e["event"] == "epoch"] == [1, 2, 3, 4]
     assert done.epochs == 4 and alone.find_alone(tmp_path) == done
     epochs = [e for e in events if e["event"] == "epoch"]
-    best = min(epochs, key=lambda e: (-e["auc"], e["validation_loss"], e["epoch"]))
-    assert (done.auc, done.best_epoch) == (best["auc"], best["epoch"])
+    best = min(epochs, key=lambda e: (-e["score"], e["validation_loss"], e["epoch"]))
+    assert (done.score, done.best_epoch) == (best["score"], best["epoch"])
     assert sha256_of(tmp_path / "trainer" / "alone.safetensors") == done.sha256
     start, _ = initial_weights(tmp_path, site.plan, site.method, tmp_path / "r000000.safetensors")
     assert sha256_of(tmp_path / "trainer/alone/initial.safetensors") == start

@@ -78,7 +78,7 @@ def test_a_round_says_what_the_supervisor_needs(undisturbed: tuple[Path, Event, 
     assert trained["sha256"] == sha256_of(out) and trained["bytes"] == out.stat().st_size
     assert (trained["round"], trained["samples"], trained["epochs"]) == (1, 36, 2)
     epochs = {e["epoch"]: e for e in events if e["event"] == "epoch"}
-    assert trained["auc"] == epochs[trained["best_epoch"]]["auc"]
+    assert trained["score"] == epochs[trained["best_epoch"]]["score"]
     assert read_schema(out).digest == read_schema(path).digest  # what peers check against
     assert [e["round"] for e in events if e["event"] == "validated"] == [0]
 
@@ -112,7 +112,7 @@ def test_threat_22_killed_with_sigkill_again_and_again_the_run_ends_with_the_sam
     validated = process.do(
         "validated", job="validate", round=2, base=str(state / "r2.safetensors"), base_sha256=last["sha256"]
     )[-1]
-    assert validated["auc"] == last["auc"] and validated["loss"] > 0
+    assert validated["score"] == last["score"] and validated["loss"] > 0
     process.send('{"job": "quit"}')
     assert process.popen.wait() == 0
 

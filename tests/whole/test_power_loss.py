@@ -40,7 +40,7 @@ from hsl_node.sync.store.store import Store
 from hsl_node.train import checkpoint, loop
 from hsl_node.train.checkpoint import Best, RoundState, Validation
 from hsl_node.train.data.dataset import open_dataset
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.checkpoint_file import schema_of, write_weights
 from hsl_node.weights.whole import sha256_of
@@ -153,19 +153,20 @@ def best_to_outbox(root: Path) -> Path:
     (root / "trainer").mkdir(exist_ok=True)
     nothing = Validation(None, None)
     state = RoundState(
-        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=5, best=Best(5, nothing, "", 0), finished=True,
-        threads=1, device="cpu", precision="float32",
+        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=5, best=Best(5, nothing, "", 0, "", {}),
+        finished=True, threads=1, device="cpu", precision="float32",
     )  # fmt: skip
     path, out = checkpoint.best_path(root / "trainer", 1, 5), root / "r1.safetensors"
     digest = sha256_of(path) if path.exists() else write_weights(path, weights(1.0))
-    loop._write_best(root / "trainer", replace(state, best=Best(5, nothing, digest, 1)), out)
+    best = Best(5, nothing, digest, 1, digest, {})
+    loop._write_best(frozenset(weights(1.0)), root / "trainer", replace(state, best=best), out, root / "own_r1")
     return out
 
 
 def initial(root: Path) -> Path:
     out = root / "r0.safetensors"
     plan = learning.small_plan()
-    initial_weights(root, plan, METHODS[plan.method], out)
+    initial_weights(root, plan, method_of(plan.method), out)
     return out
 
 

@@ -19,7 +19,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.node import launch
 from hsl_node.node.checks import require_quota
 from hsl_node.sync.store.room import ample_mib, quota_bytes
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.site import checkpoint_bytes, initial_weights
 
 MIB, GIB = 2**20, 2**30
@@ -68,7 +68,7 @@ def test_a_quota_in_which_no_checkpoint_fits_is_refused_with_the_number_to_write
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(method="fedavg", backbone="tiny")], ids=["hsl", "tiny"])
 def test_a_checkpoints_size_is_known_from_the_plan_alone(tmp_path: Path, plan: Plan) -> None:
-    initial_weights(tmp_path, plan, METHODS[plan.method], path := tmp_path / "initial.safetensors")
+    initial_weights(tmp_path, plan, method_of(plan.method), path := tmp_path / "initial.safetensors")
     header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     assert checkpoint_bytes(plan) == path.stat().st_size - header
 

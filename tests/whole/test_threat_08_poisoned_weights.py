@@ -22,9 +22,10 @@ from hsl_node.status import history
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.loop import train_round, validated
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.scoring import open_model, validate
 from hsl_node.train.site import initial_weights
+from hsl_node.train.start import StartFiles
 from hsl_node.weights.checkpoint_file import read_schema, read_weights, write_weights
 from hsl_node.weights.whole import sha256_of
 
@@ -58,7 +59,7 @@ def federation(folder: Path, flipped: Peer | None = None, rounds: int = ROUNDS) 
     plan = small_plan(rounds=rounds, epochs_per_round=2)
     sites = {p: site(plan, hospital(p, flipped == p), p) for p in SIZES}
     journal = Journal.create(folder / "journal.sqlite3")
-    initial_weights(folder, plan, METHODS[plan.method], folder / "fused0")
+    initial_weights(folder, plan, method_of(plan.method), folder / "fused0")
     schema = read_schema(folder / "fused0")
     for round in range(1, rounds + 1):
         base, out = folder / f"fused{round - 1}", folder / f"fused{round}"
@@ -67,19 +68,18 @@ def federation(folder: Path, flipped: Peer | None = None, rounds: int = ROUNDS) 
             done = train_round(
                 sites[peer],
                 folder=folder / peer,
-                round=round,
-                base=base,
-                base_sha256=sha256_of(base),
+                files=StartFiles(round, base, sha256_of(base)),
                 out=path,
+                own=folder / f"own_{peer}",
                 report=lambda _: None,
             )
             if peer == ASH and done.best is not None:
-                journal.record_manifest(round, ASH, done.best.sha256, b"", {"auc": done.best.validation.auc})
+                journal.record_manifest(round, ASH, done.best.sha256, b"", {"auc": done.best.validation.score})
         digest, figures = fuse_watched(plan.fusion, paths, SIZES, schema, base, out)
         journal.record_fused(round, Digest(digest))
         record_fusion(journal, round, figures)
         event = validated(sites[ASH], round, validate(sites[ASH], open_model(out, plan, sites[ASH].hardware)[1]))
-        journal.record_validation(round, event["auc"], event["loss"])
+        journal.record_validation(round, event["score"], event["loss"])
         record_validation(journal, ASH, event)
     return journal
 

@@ -1,4 +1,4 @@
-"""Train alone: FedAvg's classifier, never fused. The lower reference.
+"""Train alone: FedAvg's classifier, never fused. The lower reference, in the simulation only.
 
 For HSL's own model without its federation see `train_alone` in alone.py, which any method has.
 """
@@ -9,4 +9,4 @@ from dataclasses import replace
 
 from hsl_node.train.methods.fedavg import FEDAVG
 
-LOCAL = replace(FEDAVG, name="local", fusion="own")
+LOCAL = replace(FEDAVG, name="local")

@@ -1,10 +1,12 @@
-"""A plain classifier, the model of every method without an anchor task."""
+"""A plain classifier, the network of every method without an anchor task."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from hsl_node.train.method import Network
 from hsl_node.train.networks.backbone import Trunk
+from hsl_node.train.tasks.classification import outputs
 
 
 class Classifier(nn.Module):
@@ -17,3 +19,6 @@ class Classifier(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.out(self.trunk(image_BCHW))  # type: ignore[no-any-return]
+
+
+CLASSIFIER = Network(build=lambda plan: Classifier(plan.backbone, outputs(plan)))

@@ -6,11 +6,16 @@ Shapes: B image pairs in a batch, F = 1024 joint features, E experts, H = 62 hid
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hsl_node.federation.plan import Plan
+from hsl_node.train.method import Network
 from hsl_node.train.networks.backbone import Trunk
+from hsl_node.train.tasks.classification import outputs
 
 EMBEDDING = 512  # features of one encoder
 HIDDEN = 62
@@ -136,3 +141,20 @@ class Tower(nn.Module):
     def forward(self, task: Tensor) -> Tensor:
         hidden = F.dropout(torch.relu(self.hidden(task)), TOWER_DROPOUT, self.training)
         return self.out(hidden)  # type: ignore[no-any-return]
+
+
+def build(plan: Plan) -> nn.Module:
+    return MMoE(backbone=plan.backbone, outputs=outputs(plan), **plan.settings)
+
+
+def ask(model: nn.Module, image_BCHW: Tensor, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    mmoe = cast(MMoE, model)
+    return mmoe.primary_logits(mmoe.encode_primary(image_BCHW), reference)
+
+
+def embed_anchor(model: nn.Module, image_BCHW: Tensor) -> Tensor:
+    return cast(MMoE, model).encode_anchor(image_BCHW)
+
+
+MMOE = Network(build, ask, embed_anchor)

@@ -1,4 +1,4 @@
-"""A class is asked of an image: its loss and its probabilities."""
+"""A class is asked of an image: its loss, its probabilities, and the AUC that epochs and models are chosen by."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsl_node.federation.plan import Plan
+from hsl_node.train.task import Task
+from hsl_node.train.tasks.metrics import measure
 
 
 def outputs(plan: Plan) -> int:
@@ -24,3 +26,10 @@ def primary_loss(logits: Tensor, label: Tensor) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """(N, 1) -> (N,), the probability of class 1; (N, C) -> (N, C)."""
     return torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
+
+
+def auc(logits: Tensor, label: Tensor) -> float | None:
+    return measure(label.numpy(), probabilities(logits).numpy()).auc
+
+
+CLASSIFICATION = Task("classification", outputs, primary_loss, probabilities, auc)

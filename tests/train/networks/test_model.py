@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from hsl_node.errors import ConfigError, FederationMismatch
 from hsl_node.federation.plan import Plan
-from hsl_node.train.methods import METHODS
+from hsl_node.train.methods import method_of
 from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.networks.mmoe import Experts, MMoE
@@ -42,15 +42,15 @@ def test_the_published_form_has_as_many_parameters_as_the_paper_adds_up_to() -> 
     tower = (32 * 16 + 16) + (16 * 1 + 1)
     expected = 2 * encoder + 12 * expert + 2 * (gate + skip + tower)
 
-    model = METHODS["hsl"].build(Plan())
+    model = method_of("hsl").network.build(Plan())
 
     assert sum(p.numel() for p in model.parameters()) == expected == 23_723_650
-    checkpoint = schema_of(to_weights(model, METHODS["hsl"].shared(model)))
+    checkpoint = schema_of(to_weights(model, method_of("hsl").travels(model)))
     assert 94e6 < checkpoint.file_bytes < 96e6  # the 94 MB of the paper, in float32
 
 
 def test_a_shared_encoder_halves_the_checkpoint() -> None:
-    separate, shared = (METHODS["hsl"].build(Plan(settings={"encoder": e})) for e in ("separate", "shared"))
+    separate, shared = (method_of("hsl").network.build(Plan(settings={"encoder": e})) for e in ("separate", "shared"))
     count = [sum(p.numel() for p in m.parameters()) for m in (separate, shared)]
     assert count[0] - count[1] == 11_176_512 + 512 * 512 + 512
 
@@ -181,7 +181,7 @@ def test_first_values_have_the_published_distributions() -> None:
 
 def test_every_tensor_has_a_fusion_rule_and_leaves_the_hospital() -> None:
     model = tiny()
-    found = METHODS["hsl"].shared(model)
+    found = method_of("hsl").travels(model)
     assert found == set(model.state_dict())
     assert {
         f"encoder_primary.trunk.net.bn1.{name}" for name in ("running_var", "num_batches_tracked")

@@ -1,0 +1,66 @@
+"""What one batch does to a model: plain descent, and what else is a function of a loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hsl_node.train.method import Loss, Step, Terms, Update
+
+
+def descend(loss: Loss, optimizer: str = "main") -> Update:
+    """One step of an optimizer down the sum of a loss's terms."""
+
+    def update(step: Step) -> Terms | None:
+        which = step.learner.optimizers[optimizer]
+        which.zero_grad(set_to_none=True)
+        terms = backward(step, loss)
+        if terms is not None:
+            clip(step)
+            which.step()
+        return terms
+
+    return update
+
+
+def backward(step: Step, loss: Loss) -> Terms | None:
+    """Add the gradient of a loss's terms to the model's; gives the terms, None where the batch is skipped.
+
+    Where the site computes in parts of `micro_batch` images, each part's terms count by its share of the batch: exact
+    for means over images, and an approximation where images of a batch are compared with one another, as BatchNorm
+    does. A part that is skipped adds nothing.
+    """
+    found: dict[str, Tensor] = {}
+    images, size = len(step.batch.image), step.learner.site.micro_batch
+    for part, share in _parts(step, size) if 0 < size < images else ((step, 1.0),):
+        terms = loss(part)
+        if terms is None:
+            continue
+        (sum(terms.values()) * share).backward()  # type: ignore[union-attr]
+        for name, term in terms.items():
+            found[name] = found.get(name, 0) + term.detach() * share
+    return found or None
+
+
+def clip(step: Step) -> None:
+    """Shorten the gradient of all parameters together to the plan's `clip_norm`."""
+    longest = step.learner.plan.clip_norm
+    if longest:
+        torch.nn.utils.clip_grad_norm_(step.model.parameters(), longest)
+
+
+def _parts(step: Step, size: int) -> list[tuple[Step, float]]:
+    """At most `size` images each, as equal as can be: BatchNorm can't work with one."""
+    images = len(step.batch.image)
+    count = -(-images // size)
+    ends = [images * (n + 1) // count for n in range(count)]
+    slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+    return [
+        (
+            replace(step, batch=step.batch.part(at), share=step.share * (at.stop - at.start) / images),
+            (at.stop - at.start) / images,
+        )
+        for at in slices
+    ]
