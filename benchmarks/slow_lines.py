@@ -179,7 +179,7 @@ class Site:
     def manifest(self, peer: Peer) -> Manifest:
         return Manifest(
             federation=self.federation.digest, round=1, peer=peer, sha256=self.sha256, bytes=self.size, base="0" * 64,
-            inputs={}, samples=10, auc=None, plateau=False, halted=False, anchor=None, schema="1" * 64,
+            inputs={}, samples=10, score=None, said={}, plateau=False, halted=False, anchor=None, schema="1" * 64,
             instance="line", software="line",
         )  # fmt: skip
 

@@ -115,7 +115,7 @@ def main() -> None:
                 say(event="error", error="Diverged", message=text, remedy="a lower learning_rate", exit_code=78)
             case "train":
                 round, out = job["round"], Path(job["out"])
-                say(event="validated", round=round - 1, auc=0.5, loss=0.7)
+                say(event="validated", round=round - 1, score=0.5, loss=0.7, recalibrated=None)
                 for epoch in range(1, args.epochs + 1):
                     progress = {"round": round, "epoch": epoch, "batch": 1, "batches": 1, "images_per_s": 1.0}
                     say(event="progress", **progress)
@@ -123,22 +123,23 @@ def main() -> None:
                     while held(args.hold, round):
                         time.sleep(0.05)
                         say(event="progress", **progress)  # as between two batches: it is not silent
-                    say(event="epoch", round=round, epoch=epoch, auc=0.5, validation_loss=0.7, loss_primary=0.7,
-                        loss_anchor=0.7, learning_rate=1e-3, seconds=args.epoch_s)  # fmt: skip
+                    say(event="epoch", round=round, epoch=epoch, terms={"primary": 0.7}, score=0.5, validation_loss=0.7,
+                        learning_rate=1e-3, seconds=args.epoch_s)  # fmt: skip
                 rng = np.random.default_rng(seed_of(me, round, job["base_sha256"]))
                 weights = tensors(args.bytes, args.tensors, rng)
                 if args.times != 1:
                     base = read_weights(Path(job["base"]))
                     weights = {n: (base[n] + args.times * (w - base[n])).astype(w.dtype) for n, w in weights.items()}
                 sha256 = write_weights(out, weights, Step.TRAINER_OUTBOX)
-                auc = 0.5 + 0.4 * (1 - 0.5**round)  # rises, then flattens
-                say(event="trained", round=round, sha256=sha256, bytes=out.stat().st_size, auc=auc,
-                    samples=10 + len(me), best_epoch=args.epochs, epochs=args.epochs)  # fmt: skip
+                score = 0.5 + 0.4 * (1 - 0.5**round)  # rises, then flattens
+                say(event="trained", round=round, sha256=sha256, bytes=out.stat().st_size, score=score, loss=0.6,
+                    said={}, own_sha256=sha256, samples=10 + len(me),
+                    best_epoch=args.epochs, epochs=args.epochs)  # fmt: skip
             case "validate":
                 while held(args.hold, job["round"] + 1):
                     time.sleep(0.05)
                     say(event="busy", what="validating", done=0, total=1)
-                say(event="validated", round=job["round"], auc=0.6, loss=0.6)
+                say(event="validated", round=job["round"], score=0.6, loss=0.6, recalibrated=None)
             case "quit":
                 return
 

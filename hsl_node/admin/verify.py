@@ -49,7 +49,7 @@ class RoundReport:
 
     round: Round
     fused: str | None
-    contributors: dict[str, dict[str, object]] = field(default_factory=dict)  # peer -> samples, auc, sha256
+    contributors: dict[str, dict[str, object]] = field(default_factory=dict)  # peer -> samples, score, sha256
     files: int = 0  # checkpoints still here, hashed again
     recomputed: bool = False  # all inputs are still here, and the fusion gave the same bytes
     lost: bool = False  # the fused model, which is kept for people
@@ -157,7 +157,9 @@ def require_sound(found: Findings) -> None:
 
 
 def _contributors(manifests: Mapping[Peer, Manifest]) -> dict[str, dict[str, object]]:
-    return {p: {"samples": m.samples, "auc": m.auc, "sha256": m.sha256, "bytes": m.bytes} for p, m in manifests.items()}
+    return {
+        p: {"samples": m.samples, "score": m.score, "sha256": m.sha256, "bytes": m.bytes} for p, m in manifests.items()
+    }
 
 
 # ------------------------------------------------------------------ the signed documents

@@ -83,7 +83,7 @@ def _rows(report: RoundReport) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for number, (peer, said) in enumerate(sorted(report.contributors.items())):
         checkpoint = str(said["sha256"])[:12] if said["bytes"] else "statement"
-        value = said["auc"]
+        value = said["score"]
         rows.append((str(report.round), peer, str(said["samples"]), auc(value if isinstance(value, float) else None),
                      checkpoint, _fusion(report) if number == 0 else ""))  # fmt: skip
     return rows

@@ -27,11 +27,11 @@ class Lines:
         for name, status in snapshots.items():
             if status is None:
                 continue
-            for row in status.aucs:
-                if row.local is not None:
-                    self._once(f"{name}: round {row.round} trained, validation AUC {auc(row.local)}")
+            for row in status.scores:
+                if row.own is not None:
+                    self._once(f"{name}: round {row.round} trained, validation {status.score_name} {auc(row.own)}")
                 if row.fused is not None:
-                    self._once(f"{name}: round {row.round} fused, validation AUC {auc(row.fused)}")
+                    self._once(f"{name}: round {row.round} fused, validation {status.score_name} {auc(row.fused)}")
             for warning in status.warnings:
                 self._once(f"{name}: warning: {escaped(warning.text, 300)}")
             if status.state in ("agreeing", "finished"):

@@ -47,7 +47,7 @@ def progress_lines() -> Callable[[dict[str, Any]], None]:
             case "progress":
                 text = f"epoch {event['epoch']}, batch {event['batch']} of {event['batches']}"
             case "epoch":
-                text = f"epoch {event['epoch']} trained, validation AUC {auc(event['auc'])}"
+                text = f"epoch {event['epoch']} trained, validation AUC {auc(event['score'])}"
             case _:
                 return
         print(f"\r{text:70}" if sys.stderr.isatty() else text, end="" if sys.stderr.isatty() else "\n", file=sys.stderr)

@@ -102,8 +102,8 @@ def record_validation(journal: Journal, me: Peer, event: Mapping[str, Any]) -> N
     """Within the transaction that records what a fused model is worth here (event `validated`); may be repeated."""
     round = Round(event["round"])
     mine = journal.manifest(round, me)
-    earlier = {r["round"]: r["auc"] for r in journal.rows("fused")}
-    fused, own, last = event["auc"], mine["content"]["auc"] if mine else None, earlier.get(round - 1)
+    earlier = {r["round"]: r["score"] for r in journal.rows("fused")}
+    fused, own, last = event["score"], mine["content"]["score"] if mine else None, earlier.get(round - 1)
     labels = event.get("labels")
     if round < 1 or journal.result(_gate(round)) or not labels or fused is None or own is None or last is None:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from hsl_node import __version__
@@ -31,18 +31,28 @@ class Signing:
         samples = int(self.here.journal.meta("samples") or 0)
         if action.round > 0:  # the opening statement may be corrected
             await self.nobody_objects()
-        return self._promise(self._manifest(action.round, Digest(action.base), 0, samples, None))
+        return self._promise(self._manifest(action.round, Digest(action.base), 0, samples))
 
     async def trained(self, round: Round, event: Event) -> Happened:
         """The checkpoint in outbox/, by the trainer's word of it."""
         await self.nobody_objects()
         return self._promise(
-            self._manifest(round, Digest(event["sha256"]), event["bytes"], event["samples"], event["auc"])
+            self._manifest(
+                round, Digest(event["sha256"]), event["bytes"], event["samples"], event["score"], event["said"]
+            )
         )
 
-    def _manifest(self, round: Round, sha256: Digest, size: int, samples: int, auc: float | None) -> Manifest:
+    def _manifest(
+        self,
+        round: Round,
+        sha256: Digest,
+        size: int,
+        samples: int,
+        score: float | None = None,
+        said: Mapping[str, float] = {},
+    ) -> Manifest:
         here, state, plan = self.here, self.state(), self.here.federation.plan
-        aucs = [*(found for r, found in here.journal.aucs_of(here.me).items() if r < round), auc]
+        scores = [*(found for r, found in here.journal.best_scores(here.me).items() if r < round), score]
         return Manifest(
             federation=here.federation.digest,
             round=round,
@@ -52,8 +62,9 @@ class Signing:
             base=state.base,
             inputs={str(p): str(d) for p, d in state.inputs.items()},
             samples=samples,
-            auc=auc,
-            plateau=plateaued(aucs, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
+            score=score,
+            said={name: float(value) for name, value in said.items()},
+            plateau=plateaued(scores, rounds=plan.plateau_rounds, improvement=plan.plateau_improvement),
             halted=state.phase is Phase.HALTED,
             anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
             schema=self.schema.digest,

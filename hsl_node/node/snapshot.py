@@ -130,8 +130,8 @@ def _received(daemon: Daemon, peer: Peer) -> schema.Received:
     claim = daemon.state.have.get(peer) if daemon.state else None
     if claim is not None:
         row = daemon.here.journal.manifest(claim.round, peer)
-        auc = row["content"]["auc"] if row else None
-        return schema.Received("verified", round, 0 if claim.statement else total, total, 0.0, claim.sha256, auc)
+        score = row["content"]["score"] if row else None
+        return schema.Received("verified", round, 0 if claim.statement else total, total, 0.0, claim.sha256, score)
     for incoming in daemon.server.incoming(round) if daemon.server else ():
         if incoming.name.peer == peer:
             return schema.Received("receiving", round, incoming.bytes, incoming.total, incoming.rate_bytes_per_s)

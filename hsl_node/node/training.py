@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hsl_node.errors import Altered, Diverged, HslError, LocalStateError
+from hsl_node.federation.methods import SCORE_NAMES
 from hsl_node.federation.names import Round
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
@@ -127,6 +128,8 @@ class Training:
                     journal.set_meta("split", json.dumps(event.get("split", {})))  # how it was made, with counts
                     journal.set_meta("torch", str(event["versions"]["torch"]))
                     journal.set_meta("device", str(event["device"]))
+                    task = here.federation.plan.card.task
+                    journal.set_meta("score_name", SCORE_NAMES.get(task, "score"))  # for who looks while it is down
                     warnings = event.get("warnings", ())
                     for number, text in enumerate(warnings):
                         self._alarms.sound(f"data {number}", text, DATA_FIX)
@@ -141,12 +144,17 @@ class Training:
                     self.busy = event
                 case "epoch":
                     journal.record_epoch(event["round"], event["epoch"], event)
-                    log.info("epoch", extra={k: event.get(k) for k in ("round", "epoch", "auc", "validation_loss")})
+                    log.info("epoch", extra={k: event.get(k) for k in ("round", "epoch", "score", "validation_loss")})
                 case "validated":
-                    journal.record_validation(event["round"], event["auc"], event.get("loss"))
-                    log.info("fused model validated", extra={"round": event["round"], "auc": event["auc"]})
+                    again = event["recalibrated"] or {}
+                    recalibrated = again.get("score"), again.get("loss")
+                    journal.record_validation(event["round"], event["score"], event["loss"], recalibrated)
+                    figures = {"score": event["score"], "recalibrated": recalibrated[0]}
+                    log.info("fused model validated", extra={"round": event["round"], **figures})
                     poisoning.record_validation(journal, here.me, event)
                     poisoning.renew(journal, self._alarms, here.me, here.federation.peers)
+                case "trained":
+                    journal.record_own(event["round"], event["own_sha256"], event["score"], event["loss"])
 
 
 def last_to_validate(journal: Journal, state: State) -> Round | None:

@@ -15,7 +15,7 @@ from hsl_node.results.evaluate import find_evaluation, find_evaluations, find_sc
 from hsl_node.results.scores import statistics_of
 from hsl_node.results.statistics import Statistics
 from hsl_node.status.history import steady
-from hsl_node.sync.store.journal import Journal, Said
+from hsl_node.sync.store.journal import Journal, Told
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class NodeFacts:
     reason: str
     rounds_fused: int
     best: tuple[int, str] | None
-    manifests: Sequence[Said]  # by rounds
+    manifests: Sequence[Told]  # by rounds
     fused: Sequence[Mapping[str, Any]]  # of round 1 and later
     epochs: Sequence[Mapping[str, Any]]
     phases: Sequence[Mapping[str, Any]]
@@ -81,7 +81,7 @@ def read(state: Path) -> NodeFacts:
             reason=str(saved.get("reason", "")),
             rounds_fused=max((r["round"] for r in fused), default=0),
             best=journal.best_fused(),
-            manifests=tuple(journal.said()),
+            manifests=tuple(journal.told()),
             fused=fused,
             epochs=journal.rows("epochs"),
             phases=steady(journal.rows("phases")),

@@ -139,9 +139,9 @@ def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
     for node in nodes:
         for said in node.manifests:
             if said.bytes > 0:
-                local[said.peer][said.round] = said.auc
+                local[said.peer][said.round] = said.score
     fused: dict[str, dict[int, float | None]] = {
-        n.name: {r["round"]: r["auc"] for r in n.fused if r["validated"]} for n in nodes
+        n.name: {r["round"]: r["score"] for r in n.fused if r["validated"]} for n in nodes
     }
     values = [a for m in (*local.values(), *fused.values()) for a in m.values() if a is not None]
     low = min(0.5, min(values, default=0.5)) // 0.1 / 10

@@ -12,6 +12,7 @@ from hsl_node.errors import UsageError, escaped
 from hsl_node.federation.names import Round
 from hsl_node.host.layout import Layout
 from hsl_node.host.units import auc, duration, size, table
+from hsl_node.status.snapshot import Snapshot
 from hsl_node.sync.manifest import content_digest
 from hsl_node.sync.store.journal import Journal
 
@@ -55,7 +56,8 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
             "peer": m["peer"],
             "sha256": m["sha256"],
             "manifest": content_digest(m["content"]),
-            "auc": m["content"]["auc"],
+            "score": m["content"]["score"],
+            "said": m["content"]["said"],
             "samples": m["content"]["samples"],
             "software": m["content"]["software"],
             "arrived": m["at"],
@@ -102,8 +104,10 @@ def _round(journal: Journal, round: Round, me: str, every_phase: Sequence[Mappin
         "began": min(p["started"] for p in phases),
         "fused": fused[0]["at"] if fused else None,
         "sha256": fused[0]["sha256"] if fused else None,
-        "auc_own": next((m["content"]["auc"] for m in manifests if m["peer"] == me), None),
-        "auc_fused": fused[0]["auc"] if fused else None,
+        "score_name": journal.meta("score_name") or Snapshot.score_name,
+        "score_own": next((m["content"]["score"] for m in manifests if m["peer"] == me), None),
+        "score_fused": fused[0]["score"] if fused else None,
+        "score_recalibrated": fused[0]["recalibrated_score"] if fused else None,
         "seconds": {phase: spent.get(phase) for phase in PHASES},
         "sent_bytes": sum(t["bytes"] + t["resent"] for t in transfers if t["direction"] == "sent"),
         "received_bytes": sum(m["content"]["bytes"] for m in manifests if m["peer"] != me),
@@ -115,7 +119,9 @@ def text(found: Sequence[dict[str, Any]]) -> str:
     """The table of `round history`."""
     if not found:
         return "no round has begun yet"
-    header = ("round", "began", *PHASES, "sent", "received", "own AUC", "fused", "fused model", "unusual")
+    again = any(r["score_recalibrated"] is not None for r in found)
+    scores = (f"own {found[0]['score_name']}", "fused", *["recalibrated"] * again)
+    header = ("round", "began", *PHASES, "sent", "received", *scores, "fused model", "unusual")
     rows = [
         (
             str(r["round"]),
@@ -123,14 +129,15 @@ def text(found: Sequence[dict[str, Any]]) -> str:
             *(_spent(r["seconds"][phase]) for phase in PHASES),
             size(r["sent_bytes"]),
             size(r["received_bytes"]),
-            auc(r["auc_own"]),
-            auc(r["auc_fused"]),
+            auc(r["score_own"]),
+            auc(r["score_fused"]),
+            *[auc(r["score_recalibrated"])] * again,
             r["sha256"][:12] if r["sha256"] else "-",
             ", ".join(r["unusual"]) or "-",
         )
         for r in found
     ]
-    lines = [table(header, rows, right=range(0, 9))]
+    lines = [table(header, rows, right=range(0, 9 + again))]
     known = {r["round"] for r in found}
     if lost := [n for n in range(1, max(known)) if n not in known]:
         which = f"round{'s' if len(lost) > 1 else ''} {_ranges(lost)}"
@@ -151,12 +158,15 @@ def round_text(r: dict[str, Any]) -> str:
     """The page of `round show`."""
     ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(r["fused"])) if r["fused"] else "not yet"
     spent = ", ".join(f"{phase} {_spent(r['seconds'][phase])}" for phase in PHASES)
+    found = r["score_recalibrated"]
+    again = "" if found is None else f", recalibrated {auc(found)}"
     lines = [
         f"round      {r['round']}",
         f"began      {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(r['began']))}",
         f"fused      {ended}" + (f", sha256 {r['sha256']}" if r["sha256"] else ""),
         f"time       {spent}",
-        f"AUC        own model {auc(r['auc_own'])}, fused {auc(r['auc_fused'])} (validation, this site)",
+        f"{r['score_name']:9}  own model {auc(r['score_own'])}, fused {auc(r['score_fused'])}{again} "
+        "(validation, this site)",
     ]
     if r["peers"]:
         rows = [
@@ -164,7 +174,7 @@ def round_text(r: dict[str, Any]) -> str:
                 p["peer"],
                 p["sha256"][:12],
                 p["manifest"][:12],
-                auc(p["auc"]),
+                auc(p["score"]),
                 str(p["samples"]),
                 _number(p["update"]["norm"]) if p["update"] else "-",
                 _cosine(p["update"]),
@@ -176,16 +186,28 @@ def round_text(r: dict[str, Any]) -> str:
             for p in r["peers"]
         ]
         header = (
-            "peer", "checkpoint", "manifest", "AUC", "images", "update", "cosine", "receipt", "sent", "in", "retries",
+            "peer", "checkpoint", "manifest", r["score_name"], "images", "update", "cosine", "receipt", "sent", "in",
+            "retries",
         )  # fmt: skip
         lines += ["", table(header, rows, right=(3, 4, 5, 6, 8, 9, 10))]
         lines += [f"{p}: {why}" for p, why in r["unusual"].items()]
+        if any(p["said"] for p in r["peers"]):
+            names = sorted({name for p in r["peers"] for name in p["said"]})
+            said = [(p["peer"], *(_number(p["said"].get(name)) for name in names)) for p in r["peers"]]
+            lines += ["", table(("says", *names), said, right=range(1, len(names) + 1))]
         lines += ["", *(f"{p['peer']}: {escaped(p['software'], 80)}" for p in r["peers"])]
     if r["epochs"]:
-        titles = ("epoch", "primary loss", "anchor loss", "validation loss", "AUC", "seconds")
-        keys = ("loss_primary", "loss_anchor", "validation_loss", "auc", "seconds")
-        epochs = [(str(e["epoch"]), *(_number(e.get(key)) for key in keys)) for e in r["epochs"]]
-        lines += ["", table(titles, epochs, right=range(6))]
+        terms = list(dict.fromkeys(name for e in r["epochs"] for name in e["terms"]))  # in the method's order
+        titles = ("epoch", *(f"{name} loss" for name in terms), "validation loss", r["score_name"], "seconds")
+        epochs = [
+            (
+                str(e["epoch"]),
+                *(_number(e["terms"].get(name)) for name in terms),
+                *(_number(e.get(key)) for key in ("validation_loss", "score", "seconds")),
+            )
+            for e in r["epochs"]
+        ]
+        lines += ["", table(titles, epochs, right=range(len(titles)))]
     return "\n".join(lines)
 
 

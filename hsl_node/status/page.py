@@ -23,7 +23,7 @@ Lines = list[str]
 Blocks = list[Lines]  # what is shown or left out as a whole
 
 WIDTH = 80
-AUC_ROUNDS = 9  # columns of the AUC table that fit into 80
+SCORE_ROUNDS = 9  # columns of the table of scores that fit into 80
 _LABEL = 11
 _RED, _YELLOW, _GREEN, _BOLD, _DIM = "31", "33", "32", "1", "2"
 _COLOUR = {
@@ -85,21 +85,21 @@ def render(snapshot: Snapshot, *, now: float, look: Look = Look(), height: int |
     `height`: so many lines at most, for a screen that does not scroll.
     """
     down, alarms = _not_running(snapshot, now, look), _warnings(snapshot, now, look)
-    summary, peers, aucs = _summary(snapshot, now, look), _peers(snapshot, now, look), _aucs(snapshot, look)
+    summary, peers, scores = _summary(snapshot, now, look), _peers(snapshot, now, look), _scores(snapshot, look)
     if height is not None:
-        alarms, peers, aucs = _fitted(alarms, peers, aucs, height - len(down) - len(summary))
+        alarms, peers, scores = _fitted(alarms, peers, scores, height - len(down) - len(summary))
     blank = [""] if alarms else []
-    return "\n".join([*down, *chain(*alarms), *blank, *summary, *chain(*peers), *aucs])
+    return "\n".join([*down, *chain(*alarms), *blank, *summary, *chain(*peers), *scores])
 
 
-def _fitted(alarms: Blocks, peers: Blocks, aucs: Lines, room: int) -> tuple[Blocks, Blocks, Lines]:
-    """First the AUCs go; then each alarm has one line; then alarms, and at last hospitals, are only counted."""
+def _fitted(alarms: Blocks, peers: Blocks, scores: Lines, room: int) -> tuple[Blocks, Blocks, Lines]:
+    """First the scores go; then each alarm has one line; then alarms, and at last hospitals, are only counted."""
 
     def over() -> int:
-        return sum(map(len, (*alarms, *peers, aucs))) + bool(alarms) - room
+        return sum(map(len, (*alarms, *peers, scores))) + bool(alarms) - room
 
     if over() > 0:
-        aucs = []
+        scores = []
     if over() > 0:
         alarms = [[_cut(block)] for block in alarms]
     if over() > 0:
@@ -108,7 +108,7 @@ def _fitted(alarms: Blocks, peers: Blocks, aucs: Lines, room: int) -> tuple[Bloc
         peers = [peers[0], *([row[0]] for row in peers[1:])]  # without what stands below a row
     if over() > 0 and peers:
         peers = _counted(peers, len(peers) - over() - 1, "and {} more hospitals")
-    return alarms, peers, aucs
+    return alarms, peers, scores
 
 
 def _cut(block: Lines) -> str:
@@ -244,7 +244,7 @@ def _fusion(snapshot: Snapshot) -> str:
     fused, best = snapshot.last_fused, snapshot.best
     if not fused:
         return ""
-    said = f"round {fused.round}, sha256 {fused.sha256[:12]}, validation AUC {auc(fused.auc)}"
+    said = f"round {fused.round}, sha256 {fused.sha256[:12]}, validation {snapshot.score_name} {auc(fused.score)}"
     return said + (f"; best so far: round {best.round}" if best else "")
 
 
@@ -271,14 +271,16 @@ def _peers(snapshot: Snapshot, now: float, look: Look) -> Blocks:
     for peer in snapshot.peers:
         sent, received = peer.sent, peer.received
         life = peer.life.state if peer.life else "-"
-        cells = (_shortened(peer.name, name_width), life, _sent(sent, look), _received(received, look),
-                 _seen(peer, now))  # fmt: skip
+        came = _received(received, snapshot.score_name, look)
+        cells = (_shortened(peer.name, name_width), life, _sent(sent, look), came, _seen(peer, now))
         colour = {"refused": (_RED,), "waiting to retry": (_YELLOW,)}.get(sent.state, ())
         colour = (_RED,) if received.state == "refused" or life == "down" else colour
         lines = [_row(cells, widths), *_life(peer, now, look), *_trouble(sent, look)]
         blocks.append([look.paint(line, *colour) for line in lines])
-    if any(_has_auc(peer.received) for peer in snapshot.peers):
-        legend = "AUC: that hospital's checkpoint of this round on its own validation images, as it says"
+    if any(_has_score(peer.received) for peer in snapshot.peers):
+        legend = (
+            f"{snapshot.score_name}: that hospital's checkpoint of this round on its own validation images, as it says"
+        )
         blocks.append([look.paint(line, _DIM) for line in _wrapped(legend, look.width, "", "")])
     return blocks
 
@@ -306,22 +308,22 @@ def _sent(sent: Sent, look: Look) -> str:
             return state
 
 
-def _received(received: Received, look: Look) -> str:
+def _received(received: Received, score: str, look: Look) -> str:
     match received.state:
         case "nothing":
             return "-"
         case "receiving":
             return _moving(received, received.bytes, look)
-        case "verified" if _has_auc(received):
-            return f"{size(received.total)}, AUC {auc(received.auc)}"
+        case "verified" if _has_score(received):
+            return f"{size(received.total)}, {score} {auc(received.score)}"
         case "verified":
             return f"{size(received.total)} verified" if received.total else "verified"
         case state:
             return state
 
 
-def _has_auc(received: Received) -> bool:
-    return received.state == "verified" and received.auc is not None
+def _has_score(received: Received) -> bool:
+    return received.state == "verified" and received.score is not None
 
 
 def _life(peer: PeerStatus, now: float, look: Look) -> list[str]:
@@ -362,17 +364,20 @@ def _seen(peer: PeerStatus, now: float) -> str:
     return age(now - peer.last_seen) if peer.last_seen else "not yet"
 
 
-def _aucs(snapshot: Snapshot, look: Look) -> list[str]:
-    rows = snapshot.aucs[-AUC_ROUNDS:]
+def _scores(snapshot: Snapshot, look: Look) -> list[str]:
+    rows = snapshot.scores[-SCORE_ROUNDS:]
     if not rows:
         return []
     columns = [
         ("round", *(str(r.round) for r in rows)),
-        ("own model", *(auc(r.local) for r in rows)),
+        ("own model", *(auc(r.own) for r in rows)),
         ("fused", *(auc(r.fused) for r in rows)),
     ]
-    lines = [f"{label:{_LABEL}}" + "".join(f"{cell:>7}" for cell in cells) for label, *cells in columns]
-    return ["", look.paint("validation AUC on this site's images", _DIM), *lines]
+    if any(r.recalibrated is not None for r in rows):
+        columns.append(("recalibrated", *(auc(r.recalibrated) for r in rows)))
+    wide = max(_LABEL, *(len(label) for label, *_ in columns))
+    lines = [f"{label:{wide}}" + "".join(f"{cell:>7}" for cell in cells) for label, *cells in columns]
+    return ["", look.paint(f"validation {snapshot.score_name} on this site's images", _DIM), *lines]
 
 
 def _shortened(name: str, width: int) -> str:

@@ -20,6 +20,7 @@ from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.models import harmed
 
 ERROR_NOTES = 3  # the last things that went wrong, newest last
+SCORES = ("score", "recalibrated_score")  # of a fused model
 RECOVER = "`hsl-node start`: it asks its peers what it has signed, and goes on from there"
 HALTED_FIX = (
     "nothing is trained on until the hospitals have settled it; `hsl-node verify` shows what is proven, the signed "
@@ -111,15 +112,16 @@ def _recorded(journal: Journal, revoked: Collection[str]) -> Snapshot:
 def told_by(journal: Journal, me: Peer) -> dict[str, Any]:
     """Fields of a Snapshot that a running node, too, has from its journal."""
     fused = {r["round"]: r for r in journal.rows("fused") if r["round"] > 0}
-    mine, last, best = journal.aucs_of(me), max(fused, default=None), journal.best_fused()
+    mine, last, best = journal.scores_of(me), max(fused, default=None), journal.best_fused()
     return {
         "instance": journal.meta("instance"),
         "device": journal.meta("device"),
-        "last_fused": schema.Fused(last, fused[last]["sha256"], fused[last]["auc"]) if last else None,
-        "aucs": tuple(
-            schema.Aucs(round, mine.get(round), fused[round]["auc"] if round in fused else None)
+        "last_fused": schema.Fused(last, fused[last]["sha256"], fused[last]["score"]) if last else None,
+        "scores": tuple(
+            schema.Scores(round, mine.get(round), *(fused[round][key] if round in fused else None for key in SCORES))
             for round in sorted(mine.keys() | fused.keys())
         ),
+        "score_name": journal.meta("score_name") or Snapshot.score_name,
         "best": schema.Best(*best) if best else None,
     }
 
@@ -145,7 +147,7 @@ def _peer(
             bytes=size,
             total=size,
             sha256=claim["sha256"] if claim else None,
-            auc=last["content"]["auc"] if claim and last else None,
+            score=last["content"]["score"] if claim and last else None,
         ),
         receipt=receipt_text(receipt),
     )

@@ -46,7 +46,8 @@ class Snapshot:
     device: Word | None = None
     trainer: TrainerStatus | None = None
     last_fused: Fused | None = None
-    aucs: tuple[Aucs, ...] = ()
+    scores: tuple[Scores, ...] = ()
+    score_name: Word = "AUC"  # what people call it
     best: Best | None = None
     warnings: tuple[StatusWarning, ...] = ()
     next: str = ""  # of a node that has not begun, or is to recover: what to do next
@@ -140,7 +141,7 @@ class Received:
     total: int = 0
     rate: float | None = None
     sha256: Word | None = None
-    auc: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,18 @@ class TrainerStatus:
 class Fused:
     round: int
     sha256: Word
-    auc: float | None
+    score: float | None
 
 
 @dataclass(frozen=True)
-class Aucs:
-    """Validation AUC on this site's images: of its own checkpoint, and of what was fused. None: undefined."""
+class Scores:
+    """Validation on this site's images: of its own checkpoint, of what was fused, and of that recalibrated. None:
+    undefined, or not known."""
 
     round: int
-    local: float | None
+    own: float | None
     fused: float | None
+    recalibrated: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 MANIFEST_MAX_BYTES = 32 * 1024  # 64 peers x 100 bytes of inputs, plus the signature, doubled twice
 RECEIPT_MAX_BYTES = 4 * 1024
 VERSION_MAX = 999_999
+SCORE_MAX = 1e9  # of either sign: an AUC is at most 1, a loss with a minus before it may be anything
 SAMPLES_MAX = 10**8  # more images than a hospital has. A false count drowns the others far below it: see poisoning.py
 
 _Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Name = Annotated[str, Field(pattern=rf"^{PEER_PATTERN}$")]
 _Word = Annotated[str, Field(max_length=80)]
+_SaidName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 _Code = Annotated[str, Field(pattern=r"^[a-z0-9]{1,20}$")]  # that of a PeerDataError; tables and alarms show it
 
 
@@ -69,12 +71,13 @@ class Manifest(About, Signed):
     HALTED in `round.py`.
     """
 
-    version: Literal[2] = 2  # how to change it: docs/decisions, 0015
+    version: Literal[3] = 3  # how to change it: docs/decisions, 0015
     bytes: int = Field(ge=0, le=2**63)
     base: _Sha  # the fused model this round was trained from; rounds 0 and 1: the initial weights
     inputs: dict[_Name, _Sha]  # peer -> `digest` of its manifest of the round fused into `base`; rounds 0, 1: empty
     samples: int = Field(ge=1, le=SAMPLES_MAX)  # training images
-    auc: float | None = Field(ge=0, le=1)  # local validation; None: undefined
+    score: float | None = Field(ge=-SCORE_MAX, le=SCORE_MAX)  # own validation, more is better; None: undefined
+    said: dict[_SaidName, float]  # the numbers that the method's card declares; a statement: none
     plateau: bool
     halted: bool  # a statement only: this peer stopped here, the run has not ended
     anchor: _Sha | None  # fingerprint of the anchor set
@@ -88,7 +91,7 @@ class Manifest(About, Signed):
 
     @property
     def digest(self) -> Digest:
-        """Pins everything this manifest says: the checkpoint, and the sample count and flags it is fused with."""
+        """Pins everything this manifest says: the checkpoint, and the numbers and flags it is fused with."""
         return content_digest(self.content())
 
 
@@ -139,7 +142,7 @@ def check(manifest: Manifest, name: FileName, federation: Federation, sender: Pe
     """Compare a verified manifest with its name, its sender and our round. The bytes of the data come after this.
 
     Raises:
-        PeerDataError: code `name`, `owner`, `federation`, `round`, `manifest` or `halted`.
+        PeerDataError: code `name`, `owner`, `federation`, `round`, `manifest`, `said` or `halted`.
     """
     if manifest.peer != sender or name.peer != sender:
         raise PeerDataError(f"{sender!r} delivered a manifest of {manifest.peer!r}", code="owner")
@@ -159,7 +162,21 @@ def check(manifest: Manifest, name: FileName, federation: Federation, sender: Pe
         raise PeerDataError(f"round {manifest.round} has no earlier inputs", code="manifest")
     if manifest.round > 1 and set(manifest.inputs) != set(federation.peers):
         raise PeerDataError("inputs do not name the full set", code="manifest")
+    _check_said(manifest, federation.plan)
     _check_halted(manifest, federation.plan)
+
+
+def _check_said(manifest: Manifest, plan: Plan) -> None:
+    """A fusion may count by these numbers, and nobody can check them: so there are just these, within their bounds."""
+    declared = {} if manifest.statement else {said.name: said for said in plan.card.says}
+    if manifest.said.keys() != declared.keys():
+        found, wanted = (escaped(", ".join(sorted(names)), 200) or "nothing" for names in (manifest.said, declared))
+        what = "a statement" if manifest.statement else f"the method {plan.method}"
+        raise PeerDataError(f"says {found} beside its checkpoint; {what} has {wanted}", code="said")
+    for name, value in manifest.said.items():
+        low, high = declared[name].low, declared[name].high
+        if not low <= value <= high:
+            raise PeerDataError(f"says {name} {value:g}; {plan.method} has it from {low:g} to {high:g}", code="said")
 
 
 def _check_halted(manifest: Manifest, plan: Plan) -> None:

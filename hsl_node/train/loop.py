@@ -265,8 +265,8 @@ def validated(site: Site, round: int, found: Validation) -> dict[str, Any]:
         "round": round,
         "score": found.score,
         "loss": found.loss,
+        "recalibrated": None,
         "labels": labels,
-        "auc": found.score,
     }
 
 

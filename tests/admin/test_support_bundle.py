@@ -163,7 +163,7 @@ def test_a_place_or_quotation_in_free_text_is_taken_out(secret: str) -> None:
 
 
 def test_fields_that_are_not_on_the_list_are_left_out_whatever_they_hold() -> None:
-    event = {"time": "t", "level": "info", "logger": "hsl_node.node.daemon", "event": "epoch", "round": 3, "auc": 0.5,
+    event = {"time": "t", "level": "info", "logger": "hsl_node.node.daemon", "event": "epoch", "round": 3, "score": 0.5,
              "path": CANARY, "text": CANARY, "reason": f"{CANARY} is gone", "patient": CANARY, "sha256": "ab12",
              "traceback": [f'  File "/opt/{CANARY}/hsl_node/node.py", line 3, in run', f"ValueError: {CANARY}",
                            CANARY]}  # fmt: skip

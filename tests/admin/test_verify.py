@@ -209,7 +209,7 @@ def test_a_best_or_last_fused_model_that_is_lost_is_named_by_every_command_with_
     state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     """The best one here was said to be "as recorded", and to be at the peers: each of them keeps its own best."""
-    sql(state, "UPDATE fused SET auc = round = 2")
+    sql(state, "UPDATE fused SET score = round = 2")
     for number in (2, 3):
         path = Layout(state).fused(Round(number))
         path.unlink() if harm == "gone" else flip_byte(path)

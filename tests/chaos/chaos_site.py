@@ -274,16 +274,18 @@ class StandIn:
                 raise Altered(f"{job['base']} is not the model to start from")
             case "train":
                 round, out = job["round"], Path(job["out"])
-                self._on_event({"event": "validated", "round": round - 1, "auc": 0.5, "loss": 0.7})
+                self._on_event(
+                    {"event": "validated", "round": round - 1, "score": 0.5, "loss": 0.7, "recalibrated": None}
+                )
                 if site.defect == "never trains":
                     await asyncio.Event().wait()
                 await asyncio.sleep(site.rng.uniform(*site.train_s))
                 lives = site.lives if site.defect == "trains otherwise after a restart" else 0
                 sha256 = self._write(out, Step.TRAINER_OUTBOX, me, round, job["base_sha256"], lives)
                 event = {"event": "trained", "round": round, "sha256": sha256, "bytes": out.stat().st_size}
-                event |= {"samples": samples, "auc": 0.5 + 0.4 * (1 - 0.5**round)}
+                event |= {"samples": samples, "score": 0.5 + 0.4 * (1 - 0.5**round), "loss": 0.6, "said": {}}
             case _:
-                event = {"event": "validated", "round": job["round"], "auc": 0.6, "loss": 0.6}
+                event = {"event": "validated", "round": job["round"], "score": 0.6, "loss": 0.6, "recalibrated": None}
         self._on_event(event)
         return event
 

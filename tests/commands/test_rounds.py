@@ -21,27 +21,45 @@ def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:
     state = made(tmp_path / "ash")
     journal = (store := Store(Layout(state))).journal
     journal.save_state({"me": "ash", "round": 1})
-    content = {"bytes": 5_000_000, "samples": 10, "software": "x\x1b[31m\x9b2J"}
-    for peer, auc in (("ash", 0.75), ("birch", None)):
-        journal.record_manifest(1, Peer(peer), "d" * 64, b"", {**content, "auc": auc})
+    content = {"said": {}, "bytes": 5_000_000, "samples": 10, "software": "x\x1b[31m\x9b2J"}
+    for peer, score, said in (("ash", 0.75, {"steps": 96.0}), ("birch", None, {})):
+        journal.record_manifest(1, Peer(peer), "d" * 64, b"", {**content, "score": score, "said": said})
     journal.record_phase(0, "agree")
     for phase in ("train", "collect", "fuse"):
         journal.record_phase(1, phase)
-    journal.record_epoch(1, 1, {"epoch": 1, "auc": 0.71, "loss_primary": 0.5})
+    for epoch, terms in ((1, {"primary": 0.5, "proximal": 0.25}), (2, {"primary": 0.4, "later": 0.125})):
+        journal.record_epoch(1, epoch, {"epoch": epoch, "score": 0.71, "validation_loss": 0.6, "terms": terms})
     journal.record_receipt(1, Peer("birch"), True, "accepted", "", b"")
     journal.record_transfer(1, Peer("birch"), "sent", 5_000_000, 1_000_000, 2, 4.0)
     journal.record_fused(1, Digest("f" * 64))
-    journal.record_validation(1, 0.9, 0.1)
+    journal.record_validation(1, 0.9, 0.1, (0.95, 0.1))
     store.close()
     (line,) = run("--state", state, "round", "history").stdout.splitlines()[1:]
-    assert line.split()[0] == "1" and line.split()[-8:] == ["6.0", "MB", "5.0", "MB", "0.750", "0.900", "f" * 12, "-"]
+    assert line.split()[0] == "1" and line.split()[-9:] == [
+        "6.0",
+        "MB",
+        "5.0",
+        "MB",
+        "0.750",
+        "0.900",
+        "0.950",
+        "f" * 12,
+        "-",
+    ]
     shown = run("--state", state, "round", "show", "1").stdout
     birch = next(line for line in shown.splitlines() if line.startswith("birch "))
-    signed = hashlib.sha256(canonical_json({**content, "auc": None}) + b"\n").hexdigest()[:12]
+    signed = hashlib.sha256(canonical_json({**content, "score": None}) + b"\n").hexdigest()[:12]
     assert birch.split() == ["birch", "d" * 12, signed, "-", "10", "-", "-", "accepted", "5.0", "MB", "4.0", "s", "2"]
+    lines = [line.split() for line in shown.splitlines()]
+    at = lines.index(["says", "steps"])
+    assert lines[at + 1 : at + 3] == [["ash", "96"], ["birch", "-"]]
+    assert " ".join(lines[-3]) == "epoch primary loss proximal loss later loss validation loss AUC seconds"
+    assert lines[-2] == ["1", "0.5", "0.25", "-", "0.6", "0.71", "-"]
+    assert lines[-1] == ["2", "0.4", "-", "0.125", "0.6", "0.71", "-"]
+    assert "AUC        own model 0.750, fused 0.900, recalibrated 0.950 (validation, this site)" in shown
     assert shown.replace("\n", "").isprintable() and "0.71" in shown
     plain = run("--state", state, "round", "show", "1", "--json").stdout
-    assert json.loads(plain)["auc_fused"] == 0.9
+    assert json.loads(plain)["score_fused"] == 0.9
     assert plain.isascii() and json.loads(plain)["peers"][0]["software"] == content["software"]
     assert isinstance(run("--state", state, "round", "show", "2").exception, UsageError)
     assert [r["round"] for r in history.rounds(state)] == [1]
@@ -49,7 +67,8 @@ def test_round_history_and_show_read_the_journal(tmp_path: Path) -> None:
 
 def test_round_history_says_which_rounds_were_lost() -> None:
     """Rounds 1 and 2 went with a disk, round 4 between a backup and its restoration."""
-    one = {"began": 0.0, "sha256": None, "auc_own": None, "auc_fused": None, "sent_bytes": 0, "received_bytes": 0}
+    one = {"began": 0.0, "sha256": None, "score_name": "AUC", "sent_bytes": 0, "received_bytes": 0}
+    one |= dict.fromkeys(("score_own", "score_fused", "score_recalibrated"))
     rounds = [{**one, "round": n, "seconds": dict.fromkeys(history.PHASES), "unusual": {}} for n in (3, 5)]
     assert history.text(rounds).splitlines()[-1].startswith("not in this journal: rounds 1 to 2, 4, lost")
     assert "not in this journal" not in history.text([{**rounds[0], "round": 1}])

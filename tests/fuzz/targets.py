@@ -203,8 +203,8 @@ CARDS = tuple(
 def _manifest(**changes: object) -> Manifest:
     fields = {
         "federation": SHA, "round": 3, "peer": "ash", "sha256": SHA, "bytes": 1000, "base": SHA,
-        "inputs": {"ash": SHA, "birch": SHA}, "samples": 120, "auc": 0.75, "plateau": False, "halted": False,
-        "anchor": None, "schema": SHA, "instance": "0123", "software": "hsl-node 0.1.0",
+        "inputs": {"ash": SHA, "birch": SHA}, "samples": 120, "score": 0.75, "said": {}, "plateau": False,
+        "halted": False, "anchor": None, "schema": SHA, "instance": "0123", "software": "hsl-node 0.1.0",
     }  # fmt: skip
     return Manifest.model_validate(fields | changes)
 
@@ -216,7 +216,7 @@ def _receipt(accepted: bool) -> Receipt:
     )  # fmt: skip
 
 
-_STATEMENT = _manifest(bytes=0, round=0, inputs={}, auc=None, anchor=SHA, halted=True)
+_STATEMENT = _manifest(bytes=0, round=0, inputs={}, score=None, anchor=SHA, halted=True)
 _MODEL = {"a.bias": np.zeros(3, np.float32), "a.weight": np.zeros((3, 2), np.float16), "n": np.array(7)}
 _NAME = FileName("0123abcd", 12, Peer("mercy-north"), Digest(SHA), Kind.DATA)
 _HSL = Federation(

@@ -86,8 +86,8 @@ class Counting(BeforeSigning):
 def manifest(members: Members, round: int) -> Manifest:
     return Manifest(
         federation=members.federation.digest, round=round, peer=ME, sha256="7" * 64, bytes=1000, base="b" * 64,
-        inputs={ME: "c" * 64, BIRCH: "d" * 64}, samples=10, auc=0.5, plateau=False, halted=False, anchor=None,
-        schema="e" * 64, instance="f" * 16, software="test",
+        inputs={ME: "c" * 64, BIRCH: "d" * 64}, samples=10, score=0.5, said={}, plateau=False, halted=False,
+        anchor=None, schema="e" * 64, instance="f" * 16, software="test",
     )  # fmt: skip
 
 

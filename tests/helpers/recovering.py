@@ -104,8 +104,8 @@ class Site:
     def manifest(self, peer: Peer, round: int, inputs: Mapping[str, str] = {}, samples: int = 10) -> Manifest:
         return Manifest(
             federation=self.members.federation.digest, round=round, peer=peer, sha256=f"{round:064}", bytes=1000,
-            base="b" * 64, inputs=dict(inputs), samples=samples, auc=0.5, plateau=False, halted=False, anchor=None,
-            schema="e" * 64, instance="f" * 16, software="test",
+            base="b" * 64, inputs=dict(inputs), samples=samples, score=0.5, said={}, plateau=False, halted=False,
+            anchor=None, schema="e" * 64, instance="f" * 16, software="test",
         )  # fmt: skip
 
     async def asked(self) -> Mapping[str, Any]:

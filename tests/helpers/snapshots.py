@@ -17,7 +17,7 @@ def peer(name: str, sent: dict[str, Any], received: dict[str, Any], **more: Any)
             "last_error": "", "next_try_s": None,
         } | sent,
         "received": {
-            "state": "nothing", "round": 3, "bytes": 0, "total": 94_700_000, "rate": 0.0, "sha256": None, "auc": None,
+            "state": "nothing", "round": 3, "bytes": 0, "total": 94_700_000, "rate": 0.0, "sha256": None, "score": None,
         } | received,
         "receipt": None, "life": None,
     } | more  # fmt: skip
@@ -36,7 +36,7 @@ def snapshot(**more: Any) -> dict[str, Any]:
         "busy": {"event": "busy", "what": "decoding images", "done": 300, "total": 1200}, "fusing": None,
         "peers": [
             peer("charite", {"state": "done", "bytes": 94_700_000, "retries": 1},
-                 {"state": "verified", "bytes": 94_700_000, "auc": 0.853}, connected=True),
+                 {"state": "verified", "bytes": 94_700_000, "score": 0.853}, connected=True),
             peer("st-josef-krankenhaus", {"state": "waiting to retry", "bytes": 45_200_000, "retries": 3,
                  "resent": 1_048_576, "last_error": "st-josef-krankenhaus at 192.0.2.7:8922: cannot be reached: "
                  "Connection refused", "next_try_s": 42.4}, {}),
@@ -48,9 +48,12 @@ def snapshot(**more: Any) -> dict[str, Any]:
         "waiting_for": ["st-josef-krankenhaus", "ucl", "kyoto"], "waiting_since": NOW - 840, "still_to_do": None,
         "disk": {"free": 120_400_000_000, "need": 1_136_400_000}, "device": "cuda:0",
         "trainer": {"pid": 4300, "state": "idle", "restarts": 1, "last_event_s": 12.0, "last_error": ""},
-        "last_fused": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52, "auc": 0.912},
-        "aucs": [{"round": r, "local": 0.80 + r / 100, "fused": None if r == 3 else 0.83 + r / 100} for r in (1, 2, 3)],
-        "best": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52},
+        "last_fused": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52, "score": 0.912},
+        "scores": [
+            {"round": r, "own": 0.80 + r / 100, "fused": None if r == 3 else 0.83 + r / 100, "recalibrated": None}
+            for r in (1, 2, 3)
+        ],
+        "score_name": "AUC", "best": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52},
         "warnings": [
             {"code": "refused kyoto", "text": "kyoto sent what fails a check (sha256): checkpoint of kyoto round 3 has "
              "sha256 ab12, manifest says cd34", "since": NOW - 300,

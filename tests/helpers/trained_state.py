@@ -62,8 +62,8 @@ def make_state(
             journal.save_state(to_json(state))
             for peer in members.peers:
                 for round, base in enumerate(("0" * 64, "1" * 64, (claims or {}).get(peer, "2" * 64)), 1):
-                    content = {"base": base, "bytes": 0 if round == 3 else 1000, "auc": 0.6 + round / 10, "samples": 30,
-                               "software": software}  # fmt: skip
+                    content = {"base": base, "bytes": 0 if round == 3 else 1000, "score": 0.6 + round / 10,
+                               "said": {}, "samples": 30, "software": software}  # fmt: skip
                     journal.record_manifest(round, peer, "d" * 64, b"", content)
             for round, digest in enumerate(fused, 1):
                 for step in ("train", "collect", "fuse"):

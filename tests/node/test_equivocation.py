@@ -70,7 +70,7 @@ def test_threat_11_a_halt_told_to_one_and_a_checkpoint_to_the_other_is_proven_to
         begin(cluster)
         checkpoint, data = face(cluster, 1.0)
         base = checkpoint.content["base"]
-        halted = at(cluster, "ash").manifest(checkpoint.content, sha256=base, bytes=0, auc=None, halted=True)
+        halted = at(cluster, "ash").manifest(checkpoint.content, sha256=base, bytes=0, score=None, halted=True)
         deliver(halted, None, cluster, "ash")
         cluster.wait_until("ash", lambda s: s["state"] == "halted", "told of a halt")
         deliver(checkpoint, data, cluster, "birch")
@@ -268,7 +268,7 @@ class Finder:
     def _manifest(self, samples: int) -> Manifest:
         return Manifest(
             federation=self.members.federation.digest, round=7, peer="birch", sha256="7" * 64, bytes=1000,
-            base="b" * 64, inputs={}, samples=samples, auc=0.5, plateau=False, halted=False, anchor=None,
+            base="b" * 64, inputs={}, samples=samples, score=0.5, said={}, plateau=False, halted=False, anchor=None,
             schema="e" * 64, instance="f" * 16, software="test",
         )  # fmt: skip
 

@@ -55,7 +55,7 @@ def line(status: dict[str, Any]) -> str:
 
 
 def is_validated(status: dict[str, Any]) -> bool:
-    return status["last_fused"] is not None and status["last_fused"]["auc"] is not None
+    return status["last_fused"] is not None and status["last_fused"]["score"] is not None
 
 
 def require_no_model_yet(state: Path) -> None:

@@ -79,7 +79,7 @@ async def node_before(site: Site, state: State) -> AsyncIterator[Before]:
 async def trained(job: dict[str, Any]) -> dict[str, Any]:
     out = Path(job["out"])
     digest = write_weights(out, weights())
-    return {"sha256": digest, "bytes": out.stat().st_size, "samples": 10, "auc": 0.5}
+    return {"sha256": digest, "bytes": out.stat().st_size, "samples": 10, "score": 0.5, "said": {}}
 
 
 async def nothing() -> None:
@@ -155,7 +155,7 @@ def test_threat_12_a_round_that_is_trained_again_is_published_as_it_was_signed(s
         state = BEFORE["checkpoint"]
         async with site, node_before(site, state) as node:
             event = await trained({"out": str(node.layout.outbox(ROUND))})
-            figures = event["sha256"], event["bytes"], event["samples"] + 1, event["auc"]
+            figures = event["sha256"], event["bytes"], event["samples"] + 1, event["score"]
             first = node.running.signing._manifest(Round(ROUND), *figures).content()
             document = node.daemon.keys.identity.sign(first, MANIFEST_NAMESPACE)
             node.journal.record_signed(Round(ROUND), event["sha256"], document)

@@ -128,8 +128,8 @@ def test_last_aucs_stand_in_columns_of_rounds() -> None:
 @pytest.mark.parametrize("bars", [False, True])
 def test_no_line_is_wider_than_the_terminal(width: int, bars: bool) -> None:
     long = "a" + "n" * 30 + "z"
-    many = [{"round": r, "local": 0.5, "fused": 0.5} for r in range(1, 100)]
-    lines = page(Look(width=width, bars=bars), node=long, peers=[*snapshot()["peers"], peer(long, {}, {})], aucs=many)
+    many = [{"round": r, "own": 0.5, "fused": 0.5} for r in range(1, 100)]
+    lines = page(Look(width=width, bars=bars), node=long, peers=[*snapshot()["peers"], peer(long, {}, {})], scores=many)
     assert max(len(line) for line in lines) <= max(width, 75)
 
 
@@ -176,8 +176,8 @@ def test_any_part_may_be_unknown(bare: str) -> None:
 
 def test_a_fresh_daemon_has_little_to_say_and_says_it() -> None:
     lines = page(
-        state="starting", round=None, phase=None, peers=[], aucs=[], warnings=[], waiting_for=[], epoch=None, busy=None,
-        last_fused=None, best=None, disk=None, device=None, instance=None,
+        state="starting", round=None, phase=None, peers=[], scores=[], warnings=[], waiting_for=[], epoch=None,
+        busy=None, last_fused=None, best=None, disk=None, device=None, instance=None,
     )  # fmt: skip
     assert lines[0].startswith("mercy  starting") and "round        not begun" in lines
 
@@ -275,7 +275,7 @@ def test_a_screen_of_24_lines_holds_the_page_however_many_alarms_and_hospitals(c
 
 
 def test_what_is_left_out_on_a_small_screen_is_counted_right() -> None:
-    few = from_json(snapshot(warnings=alarms(6), peers=[peer("ada", {}, {})], aucs=[]))
+    few = from_json(snapshot(warnings=alarms(6), peers=[peer("ada", {}, {})], scores=[]))
     whole = render(few, now=NOW).splitlines()
     assert render(few, now=NOW, height=len(whole)).splitlines() == whole
     lines = render(few, now=NOW, height=len(whole) - len(alarms(6)) * 4).splitlines()

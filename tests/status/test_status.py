@@ -25,6 +25,7 @@ from hsl_node.admin import support_bundle
 from hsl_node.cli import main, plain_status
 from hsl_node.errors import NotInitialised, NotRunning
 from hsl_node.federation.names import Digest, Peer
+from hsl_node.federation.plan import Plan
 from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.training import Training
@@ -43,9 +44,9 @@ def in_round_2(state: Path) -> None:
     """A journal in which round 1 is fused, round 2 trained and delivered to birch; cedar's has not come."""
     store = Store(Layout(state))
     journal = store.journal
-    content = {"auc": 0.8, "bytes": 5_000_000, "samples": 10, "software": "x"}
+    content = {"score": 0.8, "said": {}, "bytes": 5_000_000, "samples": 10, "software": "x"}
     for round, name, auc in ((1, "ash", 0.7), (1, "birch", 0.6), (2, "ash", 0.75), (2, "birch", 0.65)):
-        journal.record_manifest(round, Peer(name), "d" * 64, b"", content | {"auc": auc})
+        journal.record_manifest(round, Peer(name), "d" * 64, b"", content | {"score": auc})
     journal.record_fused(1, Digest("f" * 64))
     journal.record_validation(1, 0.9, 0.1)
     journal.record_receipt(2, Peer("birch"), True, "accepted", "", b"")
@@ -95,7 +96,14 @@ def test_what_is_read_of_a_long_run_takes_no_memory_for_what_is_not_shown(
     """Each manifest names all peers: 40 rounds of 40 peers name 64,000, which are 16 MB in memory."""
     in_round_2(state)
     names = [f"p{n}" for n in range(39)]
-    content = {"auc": 0.8, "bytes": 5, "samples": 1, "software": "x", "inputs": {n: "e" * 64 for n in ("ash", *names)}}
+    content = {
+        "score": 0.8,
+        "said": {},
+        "bytes": 5,
+        "samples": 1,
+        "software": "x",
+        "inputs": {n: "e" * 64 for n in ("ash", *names)},
+    }
     store = Store(Layout(state))
     with store.journal.transaction():
         for round in range(3, 43):
@@ -118,7 +126,9 @@ def test_what_is_read_of_a_long_run_takes_no_memory_for_what_is_not_shown(
 def test_warnings_about_the_images_end_where_the_next_trainer_gives_fewer() -> None:
     """A trainer that is started anew has looked at the images anew."""
     journal: Any = SimpleNamespace(set_meta=lambda *_: None, transaction=contextlib.nullcontext)
-    here: Any = SimpleNamespace(journal=journal, layout=Layout(Path("nowhere")))
+    here: Any = SimpleNamespace(
+        journal=journal, layout=Layout(Path("nowhere")), federation=SimpleNamespace(plan=Plan())
+    )
     training = Training(here, alarms := Alarms(), None)
     event = {"event": "initialised", "images": {"train": 1}, "versions": {"torch": "2"}, "device": "cpu"}
     for warnings in (["a", "b", "c"], ["b"], ["b", "d"], []):

@@ -47,7 +47,7 @@ def federation(members):
 def content(federation, /, **changes: Any) -> dict[str, Any]:
     """A right manifest of ash, round 2, as a JSON object."""
     return {
-        "version": 2,
+        "version": 3,
         "federation": federation.digest,
         "round": 2,
         "peer": "ash",
@@ -56,7 +56,8 @@ def content(federation, /, **changes: Any) -> dict[str, Any]:
         "base": BASE,
         "inputs": {"ash": SHA, "birch": BASE, "cedar": OTHER},
         "samples": 120,
-        "auc": 0.75,
+        "score": 0.75,
+        "said": {},
         "plateau": False,
         "halted": False,
         "anchor": None,
@@ -82,6 +83,7 @@ def refused(data: bytes) -> PeerDataError:
 
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 names = st.sampled_from(["ash", "birch", "cedar"])
+said_names = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
 manifests = st.builds(
     Manifest,
     federation=digests,
@@ -92,7 +94,8 @@ manifests = st.builds(
     base=digests,
     inputs=st.dictionaries(names, digests),
     samples=st.integers(1, SAMPLES_MAX),
-    auc=st.none() | st.floats(0, 1),
+    score=st.none() | st.floats(-1e9, 1e9),
+    said=st.dictionaries(said_names, st.floats(allow_nan=False, allow_infinity=False), max_size=4),
     plateau=st.booleans(),
     halted=st.booleans(),
     anchor=st.none() | digests,
@@ -168,7 +171,7 @@ def test_the_largest_federation_fits_the_size_limit(federation_of, federation):
         lambda good: good.replace(b"0.75", b"0.750"),
         lambda good: good.replace(b"0.75", b"7.5e-1"),
         lambda good: good.replace(b'"round":2', b'"round":2.0'),
-        lambda good: good.replace(b'"auc":0.75', b'"auc":1'),
+        lambda good: good.replace(b'"score":0.75', b'"score":1'),
         lambda good: good.replace(b'"round":2', b'"round":2,"round":2'),
         lambda good: good.replace(b'"round":2', b'"round":3,"round":2'),
         lambda good: good.decode().encode("utf-16"),
@@ -187,8 +190,8 @@ def test_another_spelling_of_a_right_manifest_is_refused(federation, respell):
     ("key", "value"),
     [
         ("version", 1),
-        ("version", 3),
-        ("version", 2.0),
+        ("version", 2),
+        ("version", 3.0),
         ("version", True),
         ("version", None),
         ("federation", "A" * 64),
@@ -211,10 +214,10 @@ def test_another_spelling_of_a_right_manifest_is_refused(federation, respell):
         ("samples", -5),
         ("samples", SAMPLES_MAX + 1),
         ("samples", 1.5),
-        ("auc", -0.1),
-        ("auc", 1.1),
-        ("auc", "0.5"),
-        ("auc", True),
+        ("score", -1.1e9),
+        ("score", 1.1e9),
+        ("score", "0.5"),
+        ("score", True),
         ("plateau", 1),
         ("plateau", None),
         ("halted", 0),
@@ -231,7 +234,7 @@ def test_threat_09_each_field_has_one_type_and_a_range(federation, key, value):
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_threat_09_an_auc_that_is_no_number_is_refused(federation, word):
+def test_threat_09_a_score_that_is_no_number_is_refused(federation, word):
     refused(line(content(federation)).replace(b"0.75", word.encode()))
 
 
@@ -246,7 +249,7 @@ def test_every_field_is_needed(federation, key):
 @pytest.mark.parametrize(("version", "shown"), [(1, "1"), (99, "99"), ("\x1b" * 99, "\\x1b"), (None, "None")])
 def test_another_version_is_named_with_ours_and_with_what_to_do(federation, version, shown):
     error = refused(line(content(federation, version=version)))
-    assert f"manifest of version {shown}" in error.message.replace("'", "") and "this node speaks 2" in error.message
+    assert f"manifest of version {shown}" in error.message.replace("'", "") and "this node speaks 3" in error.message
     assert error.message.isprintable() and len(error.message) < 100
     assert "same hsl-node version at all sites" in error.remedy
 
@@ -331,8 +334,8 @@ def test_a_manifest_that_is_signed_and_delivered_again_is_the_same_claim(members
 
 OTHER_VALUES = {
     "sha256": OTHER, "bytes": 7, "base": OTHER, "inputs": {"ash": OTHER, "birch": BASE, "cedar": OTHER}, "samples": 121,
-    "auc": 0.5, "plateau": True, "halted": True, "anchor": SHA, "schema": SHA, "instance": "x", "software": "x",
-    "federation": SHA, "round": 3, "peer": "birch",
+    "score": 0.5, "said": {"steps": 7.0}, "plateau": True, "halted": True, "anchor": SHA, "schema": SHA,
+    "instance": "x", "software": "x", "federation": SHA, "round": 3, "peer": "birch",
 }  # fmt: skip
 
 

@@ -29,7 +29,6 @@ from claims import (
 from simulation import signed
 
 from hsl_node.errors import UnexpectedEvent
-from hsl_node.sync.plateau import plateaued
 from hsl_node.sync.round import (
     Arrived,
     Declare,
@@ -242,33 +241,3 @@ def test_what_is_to_do_after_a_restart_follows_from_the_saved_state_alone(state)
     restored = from_json(json.loads(json.dumps(to_json(state))))
     assert restored == state
     assert todo(restored) == todo(state)
-
-
-# ------------------------------------------------------------------ the plateau rule
-
-
-@pytest.mark.parametrize(
-    ("aucs", "expected"),
-    [
-        ([], False),
-        ([0.8, 0.8, 0.8], False),  # only two rounds could have improved
-        ([0.8, 0.8, 0.8, 0.8], True),
-        ([0.8, 0.803, 0.8035, 0.8039], True),  # 0.8 x 1.005 = 0.804: none reaches it
-        ([0.8, 0.8, 0.8, 0.805], False),  # 0.6 % better in the last
-        ([0.8, 0.9, 0.8, 0.8], False),  # 0.9 is one of the last three
-        ([0.8, 0.9, 0.8, 0.8, 0.8], True),
-        ([0.8, 0.9, 0.7, 0.75, 0.8], True),  # climbs again, but never past the best
-        ([0.8, 0.803, 0.806, 0.809], True),  # each round under half a percent, though together over one
-        ([0.5, 0.5, 0.5, None], False),  # undefined can't show a plateau
-        ([None, None, None, None], False),
-        ([None, 0.8, 0.8, 0.8, 0.8], True),
-        ([0.8, None, 0.8, 0.8, 0.8], True),
-    ],
-)
-def test_a_peer_has_plateaued_after_three_rounds_with_less_than_half_a_percent_improvement(aucs, expected):
-    assert plateaued(aucs, rounds=3, improvement=0.005) is expected
-
-
-def test_an_improvement_of_exactly_the_threshold_is_no_plateau():
-    assert plateaued([0.5, 0.75], rounds=1, improvement=0.5) is False
-    assert plateaued([0.5, 0.74], rounds=1, improvement=0.5) is True

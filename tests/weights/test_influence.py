@@ -354,9 +354,9 @@ def test_a_node_whose_own_update_is_unusual_is_told_to_look_at_its_own_data(jour
 def test_a_fall_of_the_validation_auc_is_told_once_and_names_the_least_like_the_others(journal):
     fuse_round(journal, 1, dict.fromkeys(PEERS, plain()))
     journal.record_validation(1, 0.9, 0.3)
-    journal.record_manifest(2, ASH, "a" * 64, b"", {"auc": 0.92})
+    journal.record_manifest(2, ASH, "a" * 64, b"", {"score": 0.92})
     fuse_round(journal, 2, {ASH: plain(), BIRCH: plain(cosine=0.1), CEDAR: plain()})
-    event = {"event": "validated", "round": 2, "auc": 0.5, "loss": 0.9, "labels": [40, 40]}
+    event = {"event": "validated", "round": 2, "score": 0.5, "loss": 0.9, "labels": [40, 40]}
     for _ in range(2):
         record_validation(journal, ASH, event)
     (note,) = journal.rows("notes")
@@ -368,5 +368,5 @@ def test_a_fall_of_the_validation_auc_is_told_once_and_names_the_least_like_the_
 
 
 def test_a_trainer_that_tells_no_counts_raises_no_alarm(journal):
-    record_validation(journal, ASH, {"event": "validated", "round": 2, "auc": 0.5, "loss": 0.9})
+    record_validation(journal, ASH, {"event": "validated", "round": 2, "score": 0.5, "loss": 0.9})
     assert journal.rows("notes") == []

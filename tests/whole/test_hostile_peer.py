@@ -82,7 +82,7 @@ def test_threat_02_a_daemon_neither_follows_nor_waits_for_what_lies_in_its_inbox
     secret = siege.state.parent / f"secret-{kind}"
     with siege.endured("file"):
         genuine, data = siege.next_manifest(), siege.checkpoint()
-        manifest = cedar.about(data, genuine, auc=0.123)
+        manifest = cedar.about(data, genuine, score=0.123)
         secret.write_bytes(data)
         path = siege.cluster.layout("ash").homes / "cedar/inbox" / str(manifest.name.of(Kind.DATA))
         match kind:

@@ -332,7 +332,7 @@ def test_a_key_changed_after_a_halt_is_finished_at_the_peers(tmp_path: Path) -> 
         play(cluster)
         checkpoint, _ = face(cluster, 1.0)
         base = checkpoint.content["base"]
-        halted = at(cluster, "ash").manifest(checkpoint.content, sha256=base, bytes=0, auc=None, halted=True)
+        halted = at(cluster, "ash").manifest(checkpoint.content, sha256=base, bytes=0, score=None, halted=True)
         for name in NAMES[:2]:
             deliver(halted, None, cluster, name)
         for name in NAMES[:2]:

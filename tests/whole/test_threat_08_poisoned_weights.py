@@ -74,7 +74,7 @@ def federation(folder: Path, flipped: Peer | None = None, rounds: int = ROUNDS) 
                 report=lambda _: None,
             )
             if peer == ASH and done.best is not None:
-                journal.record_manifest(round, ASH, done.best.sha256, b"", {"auc": done.best.validation.score})
+                journal.record_manifest(round, ASH, done.best.sha256, b"", {"score": done.best.validation.score})
         digest, figures = fuse_watched(plan.fusion, paths, SIZES, schema, base, out)
         journal.record_fused(round, Digest(digest))
         record_fusion(journal, round, figures)

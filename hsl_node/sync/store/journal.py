@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.federation.names import Digest, Peer, Round
@@ -32,7 +32,9 @@ from hsl_node.sync.store.journal_file import (
     on_a_read_only_disk,
 )
 
-VERSION = 2
+VERSION = 3
+ModelKind = Literal["own", "fused", "recalibrated"]
+KINDS: tuple[ModelKind, ...] = get_args(ModelKind)
 NOTES_MAX = 5000  # a hostile peer may be refused for ever; the newest tell enough
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
@@ -42,8 +44,11 @@ CREATE TABLE manifests (round INTEGER, peer TEXT, sha256 TEXT NOT NULL, document
                         at REAL NOT NULL, PRIMARY KEY (round, peer));       -- verified ones of everybody, mine too
 CREATE TABLE receipts (round INTEGER, receiver TEXT, accepted INTEGER NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL,
                        document BLOB NOT NULL, at REAL NOT NULL, PRIMARY KEY (round, receiver));
-CREATE TABLE fused (round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, at REAL NOT NULL, auc REAL, loss REAL,
-                    validated INTEGER NOT NULL DEFAULT 0);                  -- auc: this site's validation of it
+CREATE TABLE fused (round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, at REAL NOT NULL, score REAL, loss REAL,
+                    recalibrated_score REAL, recalibrated_loss REAL,        -- this site's validation of it
+                    validated INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE own (round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, score REAL, loss REAL,   -- all tensors of the epoch
+                  at REAL NOT NULL);                                        -- that was sent, and its validation
 CREATE TABLE epochs (round INTEGER, epoch INTEGER, content TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (round, epoch));
 CREATE TABLE phases (round INTEGER, phase TEXT, started REAL NOT NULL, ended REAL, PRIMARY KEY (round, phase));
 CREATE TABLE transfers (round INTEGER, peer TEXT, direction TEXT, bytes INTEGER, resent INTEGER, retries INTEGER,
@@ -53,15 +58,23 @@ CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT 
 """
 
 
+_CANDIDATES = """
+SELECT 'own' AS kind, round, sha256, score, loss, 3 * round AS turn FROM own
+UNION ALL SELECT 'fused', round, sha256, score, loss, 3 * round + 1 FROM fused WHERE validated AND round > 0
+UNION ALL SELECT 'recalibrated', round, sha256, recalibrated_score, recalibrated_loss, 3 * round + 2 FROM fused
+WHERE recalibrated_loss IS NOT NULL AND round > 0
+"""  # `turn`: which came first
+
+
 @dataclass(frozen=True, slots=True)
-class Said:
+class Told:
     """What a report tells of one manifest."""
 
     round: Round
     peer: Peer
     base: str
     bytes: int
-    auc: float | None
+    score: float | None
     samples: int
     software: str
 
@@ -120,7 +133,7 @@ class Journal:
             version = found and found["value"]
             raise LocalStateError(
                 f"{path} was written by another hsl-node (journal version {version}, here {VERSION})",
-                remedy="install the version that wrote it",
+                remedy="finish the run with the version that began it; a new run needs a new state directory",
             )
         return self
 
@@ -298,8 +311,27 @@ class Journal:
             (round, sha256, time.time()),
         )
 
-    def record_validation(self, round: Round, auc: float | None, loss: float | None) -> None:
-        self._write("UPDATE fused SET auc = ?, loss = ?, validated = 1 WHERE round = ?", (auc, loss, round))
+    def record_validation(
+        self,
+        round: Round,
+        score: float | None,
+        loss: float | None,
+        recalibrated: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """Of the fused model here; `recalibrated`: score and loss with its BatchNorm statistics taken anew."""
+        self._write(
+            "UPDATE fused SET score = ?, loss = ?, recalibrated_score = ?, recalibrated_loss = ?, validated = 1 "
+            "WHERE round = ?",
+            (score, loss, *recalibrated, round),
+        )
+
+    def record_own(self, round: Round, sha256: str, score: float | None, loss: float | None) -> None:
+        """The file with all tensors of the epoch that this node sends in this round."""
+        self._write("REPLACE INTO own VALUES (?, ?, ?, ?, ?)", (round, sha256, score, loss, time.time()))
+
+    def own_digests(self) -> dict[Round, Digest]:
+        """Of every own file that was ever written; few of them are kept."""
+        return {row["round"]: Digest(row["sha256"]) for row in self._rows("SELECT round, sha256 FROM own")}
 
     def record_epoch(self, round: Round, epoch: int, content: dict[str, Any]) -> None:
         self._write("REPLACE INTO epochs VALUES (?, ?, ?, ?)", (round, epoch, json.dumps(content), time.time()))
@@ -379,28 +411,36 @@ class Journal:
         """Everybody's: `receiver`, `accepted`, signed `document`."""
         return self._rows("SELECT * FROM receipts WHERE round = ? ORDER BY rowid", round)
 
-    def said(self) -> Iterator[Said]:
+    def told(self) -> Iterator[Told]:
         """Of every manifest what it says but for its inputs, which are much; by rounds, one read at a time."""
-        paths = ", ".join(f"'$.{field.name}'" for field in fields(Said)[2:])
+        paths = ", ".join(f"'$.{field.name}'" for field in fields(Told)[2:])
         for number in self._rows("SELECT DISTINCT round FROM manifests ORDER BY round"):
             query = f"SELECT round, peer, json_extract(content, {paths}) AS said FROM manifests WHERE round = ?"
             for row in self._rows(query, number["round"]):
-                yield Said(row["round"], row["peer"], *json.loads(row["said"]))
+                yield Told(row["round"], row["peer"], *json.loads(row["said"]))
 
     def each(self, table: str) -> Iterator[dict[str, Any]]:
         """As `rows`, by rounds, and no more than one round at a time."""
         for row in self._rows(f"SELECT DISTINCT round FROM {table} ORDER BY round"):
             yield from self.rows(table, row["round"])
 
-    def aucs_of(self, peer: Peer) -> dict[Round, float | None]:
-        """Validation AUC of each checkpoint that this peer signed, in order of round; statements have none."""
+    def scores_of(self, peer: Peer) -> dict[Round, float | None]:
+        """Validation score of each checkpoint that this peer signed, in order of round; statements have none."""
         rows = self._rows(
-            "SELECT round, json_extract(content, '$.auc', '$.bytes') AS found FROM manifests WHERE peer = ? "
+            "SELECT round, json_extract(content, '$.score', '$.bytes') AS found FROM manifests WHERE peer = ? "
             "ORDER BY round",
             peer,
         )
         found = {row["round"]: json.loads(row["found"]) for row in rows}  # the very digits that were signed
-        return {round: auc for round, (auc, size) in found.items() if size > 0}
+        return {round: score for round, (score, size) in found.items() if size > 0}
+
+    def best_scores(self, me: Peer) -> dict[Round, float | None]:
+        """Of each round the highest score of what this hospital could use (`best_model`), in order of round."""
+        found: dict[Round, list[float | None]] = {round: [score] for round, score in self.scores_of(me).items()}
+        for row in self.rows("fused"):
+            if row["round"] > 0:
+                found.setdefault(row["round"], []).extend((row["score"], row["recalibrated_score"]))
+        return {r: max((s for s in found[r] if s is not None), default=None) for r in sorted(found)}
 
     def last_written(self) -> float | None:
         """When something of a round was recorded last."""
@@ -408,13 +448,24 @@ class Journal:
         found = [self._one(f"SELECT at FROM {table} ORDER BY rowid DESC LIMIT 1") for table in tables]
         return max((row["at"] for row in found if row), default=None)
 
-    def best_fused(self) -> tuple[Round, Digest] | None:
-        """The fused model with this site's highest validation AUC; undefined AUC: lowest loss; ties: the earlier."""
+    def best_model(self, *kinds: ModelKind) -> tuple[ModelKind, Round, Digest] | None:
+        """The one of these, or of all, with this site's highest validation score; undefined: lowest loss; ties: the
+        earlier; neither is known: the latest.
+
+        `fused` is a round's fusion as this site takes it up, `recalibrated` the same with BatchNorm statistics of the
+        own training images, `own` what this site sent in a round. The digest is of the file.
+        """
+        marks = ",".join("?" * len(kinds or KINDS))
         row = self._one(
-            "SELECT round, sha256 FROM fused WHERE validated AND round > 0 "
-            "ORDER BY auc IS NULL, auc DESC, loss ASC, round ASC LIMIT 1"
+            f"SELECT kind, round, sha256 FROM ({_CANDIDATES}) WHERE kind IN ({marks}) "
+            "ORDER BY score IS NULL, score DESC, loss IS NULL, loss, iif(loss IS NULL, -turn, turn) LIMIT 1",
+            *(kinds or KINDS),
         )
-        return (row["round"], Digest(row["sha256"])) if row else None
+        return (row["kind"], row["round"], Digest(row["sha256"])) if row else None
+
+    def best_fused(self) -> tuple[Round, Digest] | None:
+        found = self.best_model("fused")
+        return found[1:] if found else None
 
     def last_unvalidated(self) -> Round | None:
         """The last fused model, while this site's validation of it is still to come: it may turn out the best."""

@@ -380,7 +380,7 @@ def test_threat_23_a_node_whose_disk_fails_for_the_third_time_waits_loudly_until
 
 def validated(cluster: Cluster, name: str) -> None:
     """Nothing of the run reads the last fused model from here on."""
-    cluster.wait_until(name, lambda s: s["aucs"][-1]["fused"] is not None, "its last fused model is validated")
+    cluster.wait_until(name, lambda s: s["scores"][-1]["fused"] is not None, "its last fused model is validated")
 
 
 def codes(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -402,7 +402,7 @@ def test_threat_23_a_result_that_is_lost_after_the_run_is_told_of_and_comes_back
             assert cluster.stop(name) == 0
         layout = cluster.layout("ash")
         with sqlite3.connect(layout.journal) as db:
-            db.execute("UPDATE fused SET auc = round = 1")
+            db.execute("UPDATE fused SET score = round = 1")
         for round in (1, 2):
             HARMS[harm](layout.fused(round))
         if harm == "gone":

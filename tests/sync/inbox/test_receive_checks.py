@@ -190,11 +190,11 @@ def rewritten(site: Site, manifest: Manifest, signer: Peer = BIRCH, **changes: A
     ("changes", "code", "words"),
     [
         (
-            {"version": 3, "note": "x"},
+            {"version": 4, "note": "x"},
             "setup",
-            "birch runs another hsl-node version than ash: manifest version 3, at ash 2",
+            "birch runs another hsl-node version than ash: manifest version 4, at ash 3",
         ),
-        ({"version": 1, "samples": None, "halted": 7}, "setup", "manifest version 1, at ash 2"),
+        ({"version": 1, "samples": None, "halted": 7}, "setup", "manifest version 1, at ash 3"),
         ({"note": "x"}, "manifest", "malformed"),
         ({"samples": "many"}, "manifest", "malformed"),
     ],
@@ -231,7 +231,7 @@ def test_a_signed_manifest_that_cannot_be_read_can_be_answered_and_leaves_nothin
         (BIRCH, {"round": ROUND + 1}),
         (BIRCH, {"sha256": "a" * 64}),
         (BIRCH, {"sha256": None}),
-        (BIRCH, {"version": "3"}),
+        (BIRCH, {"version": "4"}),
         (BIRCH, {"version": 2**70}),
     ],
     ids=str,
@@ -242,7 +242,7 @@ def test_threat_14_a_manifest_of_another_version_counts_as_its_senders_only_with
     """Nothing of it is answered, and no checkpoint is deleted for it: a good manifest may follow."""
     data = site.good_data()
     manifest = site.manifest(data)
-    name = site.deliver(data, manifest, rewritten(site, manifest, signer, **{"version": 3, "note": "x", **changes}))
+    name = site.deliver(data, manifest, rewritten(site, manifest, signer, **{"version": 4, "note": "x", **changes}))
     (refusal,) = site.scan()
     assert isinstance(refusal, Refusal) and refusal.about is None
     assert refusal.code == ("signature" if signer == CEDAR else "manifest")
@@ -339,7 +339,7 @@ def test_threat_14_nothing_unsigned_is_believed_and_good_data_is_kept(
 
 @pytest.mark.parametrize(
     "line",
-    [b"{}\n", b"[]\n", b"null\n", b'{"version":2}\n', b"NaN\n", b"[" * 5000 + b"\n", b'{"a":1,"a":2}\n', b"not json\n",
+    [b"{}\n", b"[]\n", b"null\n", b'{"version":3}\n', b"NaN\n", b"[" * 5000 + b"\n", b'{"a":1,"a":2}\n', b"not json\n",
      b"\xff\xfe\n", b"1e999\n"],
 )  # fmt: skip
 def test_threat_14_a_signed_document_that_is_no_manifest_is_refused(site: Site, line: bytes) -> None:
@@ -353,15 +353,15 @@ def test_threat_14_a_signed_document_that_is_no_manifest_is_refused(site: Site, 
 
 @pytest.mark.parametrize(
     "spell",
-    [lambda t: t.replace(b'"auc":0.5', b'"auc":0.50'),
+    [lambda t: t.replace(b'"score":0.5', b'"score":0.50'),
      lambda t: t.replace(b'"samples":10', b'"samples":10,"samples":10'),
      lambda t: t.replace(b":", b": ", 1), lambda t: t.replace(b'"samples":10', b'"samples":10.0'),
      lambda t: t.replace(b'"samples":10', b'"samples":0'), lambda t: t.replace(b'"samples":10', b'"samples":-1'),
      lambda t: t.replace(b'"samples":10', b'"samples":1000000001'),
      lambda t: t.replace(b'"samples":10', b'"samples":"10"'),
-     lambda t: t.replace(b'"samples":10', b'"samples":true'), lambda t: t.replace(b'"auc":0.5', b'"auc":NaN'),
-     lambda t: t.replace(b'"auc":0.5', b'"auc":1.5'), lambda t: t.replace(b'"plateau":false', b'"plateau":0'),
-     lambda t: t.replace(b'"version":2', b'"version":2,"x":1'), lambda t: t.replace(b'"birch":', b'"Birch":', 1)],
+     lambda t: t.replace(b'"samples":10', b'"samples":true'), lambda t: t.replace(b'"score":0.5', b'"score":NaN'),
+     lambda t: t.replace(b'"score":0.5', b'"score":2e9'), lambda t: t.replace(b'"plateau":false', b'"plateau":0'),
+     lambda t: t.replace(b'"version":3', b'"version":3,"x":1'), lambda t: t.replace(b'"birch":', b'"Birch":', 1)],
     ids=range(14),
 )  # fmt: skip
 def test_threat_09_a_signed_manifest_has_one_spelling_and_capped_numbers(

@@ -232,31 +232,31 @@ def test_state_and_meta_are_replaced_not_added(journal):
 
 
 def test_a_manifest_is_kept_with_its_signed_document(journal):
-    journal.record_manifest(2, ASH, SHA, b"line\nsignature", {"auc": 0.7})
+    journal.record_manifest(2, ASH, SHA, b"line\nsignature", {"score": 0.7})
     found = journal.manifest(2, ASH)
-    assert (found["sha256"], found["document"], found["content"]) == (SHA, b"line\nsignature", {"auc": 0.7})
+    assert (found["sha256"], found["document"], found["content"]) == (SHA, b"line\nsignature", {"score": 0.7})
     assert journal.manifest(2, BIRCH) is None
 
 
-def test_the_aucs_of_one_peer_are_those_of_its_checkpoints_digit_by_digit_in_order_of_round(journal):
+def test_the_scores_of_one_peer_are_those_of_its_checkpoints_digit_by_digit_in_order_of_round(journal):
     """The plateau flag of a manifest follows from them: a restart must find the same numbers."""
     thirds = [n / 3 / 2**n for n in range(1, 60)]
-    for round, auc, size in ((0, None, 0), (2, 0.8, 9), (1, 0.7, 9), (3, None, 9), (4, None, 0)):
-        journal.record_manifest(round, ASH, SHA, b"", {"auc": auc, "bytes": size})
-    for round, auc in enumerate(thirds, start=1):
-        journal.record_manifest(round, BIRCH, SHA, b"", {"auc": auc, "bytes": 9})
-    assert list(journal.aucs_of(ASH).items()) == [(1, 0.7), (2, 0.8), (3, None)]
-    assert list(journal.aucs_of(BIRCH).values()) == thirds
+    for round, score, size in ((0, None, 0), (2, 0.8, 9), (1, 0.7, 9), (3, None, 9), (4, None, 0)):
+        journal.record_manifest(round, ASH, SHA, b"", {"score": score, "bytes": size})
+    for round, score in enumerate(thirds, start=1):
+        journal.record_manifest(round, BIRCH, SHA, b"", {"score": score, "bytes": 9})
+    assert list(journal.scores_of(ASH).items()) == [(1, 0.7), (2, 0.8), (3, None)]
+    assert list(journal.scores_of(BIRCH).values()) == thirds
 
 
-def test_the_aucs_of_many_rounds_are_read_without_the_names_of_all_peers_in_each(journal):
+def test_the_scores_of_many_rounds_are_read_without_the_names_of_all_peers_in_each(journal):
     inputs = {f"p{n}": f"{n:064x}" for n in range(64)}
     with journal.transaction():
         for round in range(1, 201):
-            journal.record_manifest(round, ASH, SHA, b"", {"auc": 0.5, "bytes": 9, "inputs": inputs})
+            journal.record_manifest(round, ASH, SHA, b"", {"score": 0.5, "bytes": 9, "inputs": inputs})
     tracemalloc.start()
     try:
-        assert len(journal.aucs_of(ASH)) == 200
+        assert len(journal.scores_of(ASH)) == 200
         assert tracemalloc.get_traced_memory()[1] < 200_000  # with them: 200 x 10 kB
     finally:
         tracemalloc.stop()
@@ -303,24 +303,60 @@ def test_the_last_receipt_of_each_peer_is_the_one_that_was_written_last(journal)
         ({1: (0.7, 0.5), 2: (0.9, 0.9), 3: (0.8, 0.1)}, 2),  # the highest AUC, whatever the loss
         ({1: (0.9, 0.5), 2: (0.9, 0.4)}, 2),  # the same AUC: the lower loss
         ({1: (0.9, 0.5), 2: (0.9, 0.5)}, 1),  # a tie: the earlier
-        ({1: (None, 0.5), 2: (None, 0.3)}, 2),  # undefined AUC: the lowest loss
-        ({1: (0.1, 9.0), 2: (None, 0.1)}, 1),  # a defined AUC goes before an undefined one
+        ({1: (None, 0.5), 2: (None, 0.3)}, 2),  # undefined score: the lowest loss
+        ({1: (0.1, 9.0), 2: (None, 0.1)}, 1),  # a defined score goes before an undefined one
+        ({1: (-7.0, 9.0), 2: (-6.0, 9.0)}, 2),  # more is better, below 0 too
+        ({1: (None, None), 2: (None, None)}, 2),  # nothing is known: the latest
         ({0: (0.99, 0.1), 1: (0.5, 0.9)}, 1),  # the initial weights are no result
     ],
 )
-def test_the_best_fused_model_is_the_one_with_the_highest_validation_auc(journal, validated, best):
+def test_the_best_fused_model_is_the_one_with_the_highest_validation_score(journal, validated, best):
     for round in range(4):
         journal.record_fused(round, Digest(str(round) * 64))
-    for round, (auc, loss) in validated.items():
-        journal.record_validation(round, auc, loss)
-    assert journal.best_fused() == (None if best is None else (best, str(best) * 64))
+    for round, (score, loss) in validated.items():
+        journal.record_validation(round, score, loss)
+    assert journal.best_model("fused") == (None if best is None else ("fused", best, str(best) * 64))
+
+
+@pytest.mark.parametrize(
+    ("own", "fused", "again", "best"),
+    [
+        ((0.7, 0.5), (0.8, 0.5), (0.9, 0.5), ("recalibrated", 2, "f")),
+        ((0.7, 0.5), (0.8, 0.5), (0.6, 0.5), ("fused", 2, "f")),
+        ((0.9, 0.5), (0.8, 0.5), (0.7, 0.5), ("own", 2, "e")),
+        ((0.9, 0.5), (0.9, 0.4), (0.9, 0.3), ("recalibrated", 2, "f")),  # the same score: the lower loss
+        ((0.9, 0.5), (0.9, 0.5), (0.9, 0.5), ("own", 2, "e")),  # a tie: what was there first
+        ((None, 0.5), (0.1, 9.0), (None, 0.4), ("fused", 2, "f")),
+        ((0.5, 0.5), (0.6, 0.5), (None, None), ("fused", 2, "f")),  # it was not recalibrated
+        ((None, None), (None, None), (None, None), ("fused", 2, "f")),  # nothing is known: the latest
+    ],
+)
+def test_the_hospitals_model_is_the_best_of_own_fused_and_recalibrated(journal, own, fused, again, best):
+    journal.record_own(2, "e" * 64, *own)
+    journal.record_fused(2, Digest("f" * 64))
+    journal.record_validation(2, *fused, again)
+    kind, round, letter = best
+    assert journal.best_model() == (kind, round, letter * 64)
+    assert journal.best_model("own") == ("own", 2, "e" * 64)
+
+
+def test_the_hospitals_model_is_the_best_over_all_rounds(journal):
+    for round, own, fused in ((1, 0.6, 0.9), (2, 0.8, 0.7), (3, 0.8, 0.85)):
+        journal.record_own(round, f"{round}" * 64, own, 0.5)
+        journal.record_fused(round, Digest(f"{round + 3}" * 64))
+        journal.record_validation(round, fused, 0.5)
+    journal.record_fused(4, Digest("9" * 64))  # not validated yet
+    assert journal.best_model() == ("fused", 1, "4" * 64)
+    assert journal.best_model("own") == ("own", 2, "2" * 64)
+    assert journal.best_model("recalibrated") is None
+    assert journal.own_digests() == {1: "1" * 64, 2: "2" * 64, 3: "3" * 64}
 
 
 def test_fusing_again_after_a_crash_keeps_the_validation(journal):
     journal.record_fused(1, SHA)
     journal.record_validation(1, 0.7, 0.5)
     journal.record_fused(1, SHA)
-    assert journal.best_fused() == (1, SHA)
+    assert journal.best_model() == ("fused", 1, SHA)
 
 
 def test_one_phase_is_open_at_a_time_and_saying_it_again_changes_nothing(journal):
@@ -336,17 +372,17 @@ def test_one_phase_is_open_at_a_time_and_saying_it_again_changes_nothing(journal
 
 
 def test_rows_come_decoded_and_without_signatures(journal):
-    journal.record_manifest(1, ASH, SHA, b"document", {"auc": 0.5})
+    journal.record_manifest(1, ASH, SHA, b"document", {"score": 0.5})
     journal.record_epoch(1, 2, {"loss": 0.25})
     journal.record_receipt(1, BIRCH, True, "accepted", "", b"document")
     journal.record_transfer(1, BIRCH, "sent", 100, 0, 1, 2.5)
-    journal.record_result("test", {"auc": 0.5})
-    assert journal.rows("manifests")[0]["content"] == {"auc": 0.5}
+    journal.record_result("test", {"score": 0.5})
+    assert journal.rows("manifests")[0]["content"] == {"score": 0.5}
     assert "document" not in journal.rows("manifests")[0]
     assert journal.rows("epochs")[0]["content"] == {"loss": 0.25}
     assert journal.rows("receipts")[0]["receiver"] == "birch"
     assert journal.rows("transfers")[0]["ended"] - journal.rows("transfers")[0]["started"] == pytest.approx(2.5)
-    assert journal.result("test") == {"auc": 0.5}
+    assert journal.result("test") == {"score": 0.5}
     assert journal.result("absent") is None
 
 

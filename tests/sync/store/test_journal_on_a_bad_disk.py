@@ -107,16 +107,16 @@ READINGS: dict[str, Callable[[Journal], object]] = {
     "result": lambda j: j.result("x"),
     "influence": lambda j: j.influence(1),
     "rows": lambda j: j.rows("notes"),
-    "aucs_of": lambda j: j.aucs_of(ASH),
+    "scores_of": lambda j: j.scores_of(ASH),
     "last_manifest": lambda j: j.last_manifest(ASH),
     "last_written": Journal.last_written,
     "rows of a round": lambda j: j.rows("manifests", 1),
     "each": lambda j: list(j.each("manifests")),
-    "best_fused": Journal.best_fused,
+    "best_model": Journal.best_model,
     "signed_rounds": Journal.signed_rounds,
     "manifests_of": lambda j: j.manifests_of(1),
     "receipts_of": lambda j: j.receipts_of(1),
-    "said": lambda j: list(j.said()),
+    "told": lambda j: list(j.told()),
 }
 
 
@@ -167,7 +167,7 @@ def malformed(path: Path) -> None:
     """One page of it, that of a table which nothing reads at the start."""
     with Journal.create(path) as journal:
         for round in range(5):
-            journal.record_manifest(round, ASH, SHA, b"document", {"auc": 0.5, "bytes": 0})
+            journal.record_manifest(round, ASH, SHA, b"document", {"score": 0.5, "bytes": 0})
         journal.record_phase(1, "train")
         journal.save_state({"me": "ash", "round": 1, "phase": "train", "peers": ["ash"], "have": {}})
         query = "SELECT rootpage FROM sqlite_master WHERE name = 'manifests'"
