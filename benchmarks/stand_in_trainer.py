@@ -130,10 +130,11 @@ def main() -> None:
                 if args.times != 1:
                     base = read_weights(Path(job["base"]))
                     weights = {n: (base[n] + args.times * (w - base[n])).astype(w.dtype) for n, w in weights.items()}
+                own = write_weights(Path(job["own"]), weights, Step.TRAINER_OWN)
                 sha256 = write_weights(out, weights, Step.TRAINER_OUTBOX)
                 score = 0.5 + 0.4 * (1 - 0.5**round)  # rises, then flattens
                 say(event="trained", round=round, sha256=sha256, bytes=out.stat().st_size, score=score, loss=0.6,
-                    said={}, own_sha256=sha256, samples=10 + len(me),
+                    said={}, own_sha256=own, samples=10 + len(me),
                     best_epoch=args.epochs, epochs=args.epochs)  # fmt: skip
             case "validate":
                 while held(args.hold, job["round"] + 1):

@@ -2,7 +2,7 @@
 
     backup.json          first: format, versions, sha256 and size of every file that follows
     node.toml federation.toml keyring.toml splits.json keys/node_ed25519 keys/node_ed25519.next (in a key change)
-    anchor.safetensors journal.sqlite3 fused/r000012.safetensors
+    anchor.safetensors journal.sqlite3 fused/r000012.safetensors trainer/own_r000012.safetensors
 
 It is read header by header, plain members only: the file may come from anybody.
 """
@@ -35,15 +35,15 @@ FORMAT: Literal["hsl-node backup"] = "hsl-node backup"
 VERSION: Literal[1] = 1
 INDEX = "backup.json"
 INDEX_MAX_BYTES = 64 * 1024
-MEMBERS_MAX = 16  # eight, and two fused models
+MEMBERS_MAX = 24  # eight, three fused models, and six own ones
 SETTINGS_MAX_BYTES = 1024 * 1024  # node.toml, federation.toml, keyring.toml, the keys
-MEMBER_MAX_BYTES = 1 << 40  # anchor set, journal, fused models: the room on the disk is looked at before
+MEMBER_MAX_BYTES = 1 << 40  # anchor set, journal, models: the room on the disk is looked at before
 KEY = "keys/node_ed25519"
 NEXT = KEY + ".next"  # the new key of `key rotate`, until --finish
 BLOCK_BYTES = 1024 * 1024
 MEMBER = re.compile(
     r"node\.toml|federation\.toml|keyring\.toml|splits\.json|anchor\.safetensors|journal\.sqlite3"
-    r"|keys/node_ed25519(\.next)?|fused/r[0-9]{6}\.safetensors",
+    r"|keys/node_ed25519(\.next)?|fused/r[0-9]{6}\.safetensors|trainer/own_r[0-9]{6}\.safetensors",
     re.ASCII,
 )
 

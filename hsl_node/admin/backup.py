@@ -78,20 +78,20 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
             add(NEXT, state / NEXT)  # before the key: a `--finish` in between leaves it twice in here, not out
             if not add(KEY, layout.key):
                 left_out.append(f"the private key: it is not at {layout.key}")
-        fused: list[models.Model] = []
+        needed: list[models.Model] = []
         if layout.journal.exists():
             with TemporaryDirectory(dir=target.parent, prefix=".hsl-node-backup-") as folder:
                 copy = Path(folder) / layout.journal.name
                 with Journal.read_only(layout.journal) as journal:
                     journal.copy(copy)
                 with Journal.read_only(copy) as journal:
-                    fused = _models_needed(journal)
+                    needed = _models_needed(journal)
                 add(copy.name, copy)  # held open, and gone: whoever is killed from here on leaves nothing
-        for model in fused:
-            harm = models.harm_of(layout, model)
+        for model in needed:
+            name, harm = model.path(Layout(Path())).as_posix(), models.harm_of(layout, model)
             if harm and harm.how == "unreadable":
-                raise archive.unreadable(Layout(Path()).fused(model.round).as_posix(), "it is on a failing disk")
-            if harm or not add(Layout(Path()).fused(model.round).as_posix(), layout.fused(model.round)):
+                raise archive.unreadable(name, "it is on a failing disk")
+            if harm or not add(name, model.path(layout)):
                 harm = harm or models.Harm(model, "gone")
                 left_out.append(f"{harm.text(layout)}. What to do: {addressed(harm.fix(layout), layout.state)}")
         if not add(layout.anchor.name, layout.anchor) and node.anchor is not None:
@@ -103,12 +103,14 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
 
 
 def _models_needed(journal: Journal) -> list[models.Model]:
-    """The last fused model and the best."""
-    state, found = journal.state(), {model.round: model for model in models.models(journal)}
-    last = state["round"] - 1 if state else 0
-    if last > 0 and last not in found:
-        found |= {r: models.Model(r, sha256, "the last one") for r, sha256 in journal.fused_digests([last]).items()}
-    return [found[round] for round in sorted(found)]
+    """The last fused model, the own one of its round and that of the round which is exchanged now, and the best."""
+    state, found = journal.state(), {model.code: model for model in models.models(journal)}
+    now = state["round"] if state else 0
+    own = journal.own_digests()
+    last = [models.Model("fused", r, sha256, "the last one") for r, sha256 in journal.fused_digests([now - 1]).items()]
+    last += [models.Model("own", r, own[r], "what this node sent last") for r in (now - 1, now) if r in own]
+    found = {model.code: model for model in last if model.round > 0} | found
+    return sorted(found.values(), key=lambda model: (model.round, model.kind))
 
 
 def _index(state: Path, node: NodeConfig, sources: dict[str, io.BufferedReader]) -> Index:
@@ -148,7 +150,7 @@ def restore(state: Path, source: Path) -> Index:
     inside = Layout(staging)
     try:
         shutil.rmtree(staging, ignore_errors=True)
-        for folder in (staging, inside.keys, inside.fused_folder):
+        for folder in (staging, inside.keys, inside.fused_folder, inside.trainer):
             folder.mkdir(mode=0o700)
         archive.unpack(source, staging)
         _check(inside, layout, index)

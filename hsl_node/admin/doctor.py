@@ -118,8 +118,8 @@ def _examined(state: Path) -> list[Check]:
     checks.append(_check("federation", membership))
     checks.append(_check("journal", lambda: _journal(layout, federation, node.name if node else "")))
     there = checks[-1].outcome == "ok"
-    skipped = Check("fused models", "skipped", "needs the journal")
-    checks.append(_check("fused models", lambda: _models(layout)) if there else skipped)
+    skipped = Check("models", "skipped", "needs the journal")
+    checks.append(_check("models", lambda: _models(layout)) if there else skipped)
     plan = federation.plan if federation else None
     checks.append(_check("images", lambda: _images(layout, configured.data, plan)))
     checks.append(_check("port", lambda: _port(state, configured)))

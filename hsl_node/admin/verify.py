@@ -121,7 +121,8 @@ def examine(
             found.defects.append("the journal belongs to another federation than federation.toml")
         _told(journal, found)
         _proofs(layout.evidence, found)
-        keeps = {model.round: model for model in models.models(journal)}
+        keeps = {model.round: model for model in models.models(journal) if model.kind != "own"}
+        found.defects += _own(layout, journal)
         digests: dict[Round, dict[Peer, Digest]] = {}  # of the manifests of the round before
         numbers = sorted({*journal.signed_rounds(), *fused})
         for done, number in enumerate(numbers, 1):
@@ -139,7 +140,7 @@ def examine(
                 found.defects += _files(layout, me, found.rounds[number], manifests, federation, keeps.get(number))
             progress(done, len(numbers))
     for harm in models.harmed(layout, whole=False):
-        if harm.model.round in found.rounds:
+        if harm.model.round in found.rounds and harm.model.kind != "own":
             found.rounds[harm.model.round].lost = True
         found.lost.append(f"{harm.text(layout)}. What to do: {_fix(harm, layout)}")
     return found
@@ -293,6 +294,17 @@ def _files(
         if again is not None and again != report.fused:
             text = f"fusing the kept inputs gives {again[:12]}, the journal says {report.fused[:12]}"
             yield f"round {number}: {text}"
+
+
+def _own(layout: Layout, journal: Journal) -> Iterator[str]:
+    """This node's own models that are still here. A lost one is told with the fused ones."""
+    digests = journal.own_digests()
+    for round, path in sorted(layout.own_files().items()):
+        known = digests.get(Round(round))
+        if known is not None and (here := _sha256(path)) not in (None, known):
+            model = models.Model("own", Round(round), known, "what this node sent")
+            text = f"this node's own model has sha256 {here and here[:12]}, the journal says {known[:12]}"
+            yield f"round {round}: {text}. What to do: {_fix(models.Harm(model, 'altered'), layout)}"
 
 
 def _fix(harm: models.Harm, layout: Layout) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 class Layout:
-    """Where everything is in a state directory. Who writes trainer/, cache/ and evidence/ names the files there."""
+    """Where everything is in a state directory. Who writes trainer/, cache/ and evidence/ names the files there;
+    of trainer/ one is read by others too, `own`."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -59,6 +60,13 @@ class Layout:
         """Round 0: the initial weights."""
         return self.fused_folder / f"r{round:06d}.safetensors"
 
+    def own(self, round: int) -> Path:
+        """All tensors of what this node sent in a round, also those that never leave it. Nobody else has it."""
+        return self.trainer / f"own_r{round:06d}.safetensors"
+
+    def own_files(self) -> dict[int, Path]:
+        return {round_in_name(path): path for path in self.trainer.glob("own_r*.safetensors")}
+
     def fused_files(self) -> dict[int, Path]:
         """The fused models whose files are there."""
         return {round_in_name(path): path for path in self.fused_folder.glob("r*.safetensors")}
@@ -81,5 +89,5 @@ class Layout:
 
 
 def round_in_name(path: Path) -> int:
-    found = re.match(r"r([0-9]{6})(?![0-9])", path.name)
+    found = re.match(r"(?:own_)?r([0-9]{6})(?![0-9])", path.name)
     return int(found[1]) if found else 10**9  # not ours: leave it

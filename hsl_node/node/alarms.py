@@ -24,7 +24,8 @@ QUIET_S = 300.0  # long enough that a person who was called finds it; short enou
 KINDS = frozenset(
     {
         "altered", "data", "disk", "diverged", "equivocation", "fetched", "fused", "images", "influence", "keys",
-        "log", "old key", "ports", "recovering", "reload", "revoked", "room", "share", "unvalidated", "validation",
+        "log", "old key", "own", "ports", "recovering", "reload", "revoked", "room", "share", "unvalidated",
+        "validation",
     }
 )  # fmt: skip
 # Those that a peer can raise and settle as often as it likes.

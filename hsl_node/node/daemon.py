@@ -62,6 +62,7 @@ from hsl_node.sync.inbox.admission import Admission
 from hsl_node.sync.inbox.limits import Limits
 from hsl_node.sync.inbox.server import InboxServer, Incoming
 from hsl_node.sync.round import Declare, Fuse, Phase, Push, State, Train
+from hsl_node.sync.store import models
 from hsl_node.sync.store.store import Store
 from hsl_node.weights.checkpoint_file import Schema, read_schema
 from hsl_node.weights.whole import holds
@@ -478,5 +479,5 @@ class Running:
         poisoning.renew(here.journal, alarms, here.me, here.federation.peers)
         damage.renew(here.journal, alarms, round)
         self._fetch.forget()
-        best = here.journal.best_fused()
-        await asyncio.to_thread(here.store.prune, round, frozenset({0} | ({best[0]} if best else set())))
+        fused, own = models.kept(models.models(here.journal))
+        await asyncio.to_thread(here.store.prune, round, fused | {Round(0)}, own)

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 from hsl_node.errors import Altered, Diverged, HslError, LocalStateError
-from hsl_node.federation.methods import SCORE_NAMES
-from hsl_node.federation.names import Round
+from hsl_node.federation.methods import SCORE_NAMES, Need
+from hsl_node.federation.names import Digest, Round
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.trainer import Event, Trainer
 from hsl_node.status import last_words
 from hsl_node.sync.round import Phase, State, Train
+from hsl_node.sync.store.exchange import left_by
 from hsl_node.sync.store.journal import Journal
+from hsl_node.weights.whole import holds
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,10 @@ DIVERGED = (
     "only this site's training is, look at its data; else agree on a lower learning_rate"
 )
 DATA_FIX = "of the plan: nothing in this run, whoever made it decides for the next; else see `hsl-node data check`"
+OWN_FIX = (
+    "nothing for the run: it goes on, and what this hospital keeps to itself is learned again. No other hospital has "
+    "such files, so look at the disk, and let `hsl-node backup` run every day"
+)
 COPY = "`hsl-node stop`, then `hsl-node start`: it fetches the file from a peer that has it; after that"
 
 
@@ -42,19 +48,12 @@ class Training:
 
     async def train(self, action: Train, checkpoint_bytes: int) -> Event:
         """One round's local epochs; gives the trainer's word of the checkpoint that lies in outbox/ then."""
-        layout = self._here.layout
+        layout, base = self._here.layout, Round(action.round - 1)
         await self._wait_for_room(checkpoint_bytes)
         try:
-            return await self._run(
-                {
-                    "job": "train",
-                    "round": action.round,
-                    "base": str(layout.fused(action.round - 1)),
-                    "base_sha256": action.base,
-                    "out": str(layout.outbox(action.round)),
-                },
-                base=Round(action.round - 1),
-            )
+            start = await self._start(base, action.base)
+            files = {"out": str(layout.outbox(action.round)), "own": str(layout.own(action.round))}
+            return await self._run({"job": "train", "round": action.round, **start, **files}, base=base)
         finally:
             self.epoch = self.busy = None
 
@@ -65,9 +64,8 @@ class Training:
         round = last_to_validate(self._here.journal, state())
         try:
             if round is not None:
-                base, sha256 = layout.fused(round), state().base
-                job = {"job": "validate", "round": round, "base": str(base), "base_sha256": sha256}
-                await self._run(job, base=round)
+                start = await self._start(round, state().base)
+                await self._run({"job": "validate", "round": round, **start}, base=round)
         except HslError as exc:
             if state().phase is not Phase.HALTED:
                 raise
@@ -79,6 +77,41 @@ class Training:
         finally:
             self.busy = None
         await self.trainer.stop()  # nothing more to train: give the memory back
+
+    async def _start(self, round: Round, base: Digest) -> dict[str, Any]:
+        """What whoever goes on from the fusion of `round` begins with, as the trainer's jobs have it.
+
+        Raises:
+            Altered: the method reads the checkpoints of that round, and one is gone or altered.
+        """
+        here, card = self._here, self._here.federation.plan.card
+        left = left_by(here.journal, here.layout, here.me, round)
+        full_set = left.full_set if Need.FULL_SET in card.needs else {}
+        for peer, (path, sha256) in full_set.items():
+            if not await asyncio.to_thread(holds, path, sha256):
+                raise Altered(f"{path}, the checkpoint of {peer} in round {round}, is gone or altered on this disk")
+        there = left.own is not None and await asyncio.to_thread(holds, *left.own)
+        mine = left.own if there else None
+        if round > 0 and mine is None and card.private:
+            self._tell_private_lost(round)
+        else:
+            self._alarms.settle("own")
+        return {
+            "base": str(here.layout.fused(round)),
+            "base_sha256": base,
+            "said": left.said,
+            "samples": left.samples,
+            "full_set": {peer: str(path) for peer, (path, _) in full_set.items()},
+            "mine": str(mine[0]) if mine else None,
+            "mine_sha256": mine[1] if mine else None,
+        }
+
+    def _tell_private_lost(self, round: Round) -> None:
+        what = self._here.layout.own(round).relative_to(self._here.layout.state)
+        text = f"the private tensors of round {round} are lost ({what}): they begin anew from the initial weights"
+        if "own" not in self._alarms:
+            self._here.journal.note("warning", "own", text)
+        self._alarms.sound("own", text, OWN_FIX)
 
     async def _run(self, job: dict[str, Any], base: Round) -> Event:
         """A job of the trainer, on the fused model of round `base`. One that gives no finite numbers is over, but not
@@ -130,6 +163,7 @@ class Training:
                     journal.set_meta("device", str(event["device"]))
                     task = here.federation.plan.card.task
                     journal.set_meta("score_name", SCORE_NAMES.get(task, "score"))  # for who looks while it is down
+                    journal.set_meta("private", "1" if here.federation.plan.card.private else "0")
                     warnings = event.get("warnings", ())
                     for number, text in enumerate(warnings):
                         self._alarms.sound(f"data {number}", text, DATA_FIX)

@@ -114,7 +114,7 @@ def _models(layout: Layout, site: Site, wanted: set[str], best: tuple[Round, Dig
     if "local" in wanted and (newest := max(layout.outbox_folder.glob("r*.safetensors"), default=None)):
         models.append(Model("local", newest, sha256_of(newest)))
     if wanted & {"fused", "fused_random"}:
-        path = path_of(layout, kept.Model(*best, kept.BEST))
+        path = path_of(layout, kept.Model("fused", *best, kept.BEST))
         pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
         models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
     if "alone" in wanted:

@@ -21,9 +21,11 @@ def find_model(state: Path, round: Round | None) -> models.Model:
     """
     layout = Layout(state)
     with Journal.read_only(layout.journal) as journal:
-        kept = {model.round: model for model in models.models(journal)}
+        kept = {model.round: model for model in models.models(journal) if model.kind != "own"}
         fused = {
-            r["round"]: models.Model(r["round"], r["sha256"], "not the best on this hospital's validation images")
+            r["round"]: models.Model(
+                "fused", r["round"], r["sha256"], "not the best on this hospital's validation images"
+            )
             for r in journal.rows("fused")
             if r["round"] > 0
         } | kept

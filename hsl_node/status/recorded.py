@@ -45,7 +45,7 @@ def from_journal(state: Path) -> Snapshot:
         since = ended.at if ended.how == "failed" else None  # when it was killed nobody knows
         warnings.insert(0, StatusWarning("ended", ended.text, since, ended.fix))
     for harm in harmed(layout, whole=False):  # a look at their names; their bytes are compared at the next start
-        warnings.append(StatusWarning(f"fused {harm.model.round}", harm.text(layout), None, harm.fix(layout)))
+        warnings.append(StatusWarning(harm.model.code, harm.text(layout), None, harm.fix(layout)))
     disk = schema.Disk(shutil.disk_usage(state).free)
     left = RECOVER if marked else "" if found.node else _next(layout)
     return replace(found, ended=ended, disk=disk, warnings=(*warnings, *keys), next=left)

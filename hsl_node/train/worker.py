@@ -60,7 +60,7 @@ class Worker:
             case "init":
                 self._init(Path(job["out"]), job.get("sha256"))
             case "train":
-                self._train(_files(job, int(job["round"])), Path(job["out"]), job.get("own"))
+                self._train(_files(job, int(job["round"])), Path(job["out"]), Path(job["own"]))
             case "validate":
                 self._validate(_files(job, int(job["round"]) + 1))
             case other:
@@ -86,15 +86,9 @@ class Worker:
             }
         )
 
-    def _train(self, files: StartFiles, out: Path, own: str | None) -> None:
-        folder = Layout(self.state).trainer
+    def _train(self, files: StartFiles, out: Path, own: Path) -> None:
         done = train_round(
-            self.site,
-            folder=folder,
-            files=files,
-            out=out,
-            own=Path(own) if own else folder / f"own_r{files.round:06d}.safetensors",
-            report=self.report,
+            self.site, folder=Layout(self.state).trainer, files=files, out=out, own=own, report=self.report
         )
         assert done.best is not None
         self.report(
@@ -110,7 +104,6 @@ class Worker:
                 "samples": len(self.site.indices(TRAIN)),
                 "best_epoch": done.best.epoch,
                 "epochs": done.epoch,
-                "auc": done.best.validation.score,  # until manifests say score
             }
         )
 

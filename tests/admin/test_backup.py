@@ -50,13 +50,15 @@ def test_a_backup_beside_the_running_daemon_holds_what_cannot_be_made_anew(lived
     assert names[0] == "backup.json"
     assert {"node.toml", "federation.toml", "splits.json", "journal.sqlite3", "keys/node_ed25519"} < set(names)
     assert "fused/r000002.safetensors" in names, "the last fused model"
+    assert {f"trainer/own_r00000{round}.safetensors" for round in (1, 2)} < set(names), "which no other hospital has"
     assert not list(lived.glob(".hsl-node-backup-*")), "nothing is left beside it"
 
 
 def test_what_is_restored_is_what_was_there_and_is_marked(lived: Path, tmp_path: Path) -> None:
     made = backup.restore(tmp_path / "new", lived / "ash.tar")
     assert (made.node, made.has_key) == ("ash", True)
-    for name in ("node.toml", "federation.toml", "splits.json", "keys/node_ed25519", "fused/r000002.safetensors"):
+    for name in ("node.toml", "federation.toml", "splits.json", "keys/node_ed25519", "fused/r000002.safetensors",
+                 "trainer/own_r000002.safetensors"):  # fmt: skip
         assert (tmp_path / "new" / name).read_bytes() == (lived / "ash" / name).read_bytes()
     assert (tmp_path / "new" / "keys" / "node_ed25519").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
@@ -397,7 +399,7 @@ def test_a_model_on_a_failing_disk_is_no_backup_without_it(tmp_path: Path, monke
     state = tmp_path / "state"
     enrol.init(state, name="ash", address="127.0.0.1:9001", listen=None, data=None)
     Journal.create(Layout(state).journal).close()
-    model = models.Model(Round(1), Digest("0" * 64), "the last one")
+    model = models.Model("fused", Round(1), Digest("0" * 64), "the last one")
     monkeypatch.setattr(backup, "_models_needed", lambda journal: [model])
     Layout(state).fused(1).parent.mkdir(exist_ok=True)
     Layout(state).fused(1).symlink_to("/proc/self/mem")  # opens, and reads fail with EIO

@@ -210,6 +210,7 @@ def test_a_best_or_last_fused_model_that_is_lost_is_named_by_every_command_with_
 ) -> None:
     """The best one here was said to be "as recorded", and to be at the peers: each of them keeps its own best."""
     sql(state, "UPDATE fused SET score = round = 2")
+    sql(state, "DELETE FROM own")
     for number in (2, 3):
         path = Layout(state).fused(Round(number))
         path.unlink() if harm == "gone" else flip_byte(path)
@@ -233,7 +234,7 @@ def test_a_best_or_last_fused_model_that_is_lost_is_named_by_every_command_with_
     assert done.stdout.count(" lost\n") == (2 if harm == "gone" else 0) and "as recorded" in done.stdout
 
     monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
-    (check,) = [c for c in doctor.examine(state) if c.name == "fused models"]
+    (check,) = [c for c in doctor.examine(state) if c.name == "models"]
     assert check.outcome == "warning" and back in check.fix
     assert all(f"round {number} ({words})" in check.text for number, words in why.items())
 
@@ -242,6 +243,32 @@ def test_a_best_or_last_fused_model_that_is_lost_is_named_by_every_command_with_
     for number, words in why.items():
         assert f"not in it: the fused model of round {number} ({words})" in made.stdout and back in made.stdout
     assert not [name for name in archive.read_index(tmp_path / "b.tar").files if name.startswith("fused/")]
+
+
+@pytest.mark.parametrize("harm", ["gone", "altered"])
+def test_an_own_model_that_is_lost_is_named_and_that_nobody_else_has_it(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """The best on validation: of the stand-in trainer that of its last round."""
+    path = Layout(state).own(3)
+    path.unlink() if harm == "gone" else flip_byte(path)
+    back = f"No other hospital has it: `tar -xf BACKUP -C {state} trainer/own_r000003.safetensors`"
+
+    done = run("--state", str(state), "verify")
+    assert code(done) == (0 if harm == "gone" else 14)
+    begins = (
+        "LOST    this hospital's own model of round 3 (the best on" if harm == "gone" else "DEFECT  round 3: this node"
+    )
+    (line,) = [x for x in done.stdout.splitlines() if x.startswith(begins)]
+    assert back in line and "hsl-node start" not in line
+
+    monkeypatch.setattr(doctor, "_torch", lambda device: "left out: it takes seconds")
+    (check,) = [c for c in doctor.examine(state) if c.name == "models"]
+    assert check.outcome == "warning" and back in check.fix and "own model of round 3" in check.text
+
+    made = run("--state", str(state), "backup", str(tmp_path / "b.tar"))
+    assert "not in it: this hospital's own model of round 3" in made.stdout and back in made.stdout
+    assert "trainer/own_r000002.safetensors" in archive.read_index(tmp_path / "b.tar").files
 
 
 def test_a_peer_that_fused_something_else_is_named(state: Path) -> None:

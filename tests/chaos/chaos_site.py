@@ -281,9 +281,17 @@ class StandIn:
                     await asyncio.Event().wait()
                 await asyncio.sleep(site.rng.uniform(*site.train_s))
                 lives = site.lives if site.defect == "trains otherwise after a restart" else 0
-                sha256 = self._write(out, Step.TRAINER_OUTBOX, me, round, job["base_sha256"], lives)
+                seed = me, round, job["base_sha256"], lives
+                own = self._write(Path(job["own"]), Step.TRAINER_OWN, *seed)
+                sha256 = self._write(out, Step.TRAINER_OUTBOX, *seed)
                 event = {"event": "trained", "round": round, "sha256": sha256, "bytes": out.stat().st_size}
-                event |= {"samples": samples, "score": 0.5 + 0.4 * (1 - 0.5**round), "loss": 0.6, "said": {}}
+                event |= {
+                    "samples": samples,
+                    "score": 0.5 + 0.4 * (1 - 0.5**round),
+                    "loss": 0.6,
+                    "said": {},
+                    "own_sha256": own,
+                }
             case _:
                 event = {"event": "validated", "round": job["round"], "score": 0.6, "loss": 0.6, "recalibrated": None}
         self._on_event(event)

@@ -1,4 +1,7 @@
-"""The models of `sync/store/models.py`, read at the start, looked for ever after; what is lost comes from the peers."""
+"""The models of `sync/store/models.py`, read at the start, looked for ever after.
+
+A fused one that is lost comes from the peers; of an own one it is said that it is lost.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +53,18 @@ class FetchModels:
             harms = [await asyncio.to_thread(models.harm_of, layout, m, whole=whole) for m in self._models()]
             harmed = [harm for harm in harms if harm is not None]
             harmed = [h for h in harmed if h.model in self._models()]  # another one may be the best by now
-            for code in told - {_code(harm) for harm in harmed}:
+            for code in told - {harm.model.code for harm in harmed}:
                 self.alarms.settle(code)
+            fused = [harm for harm in harmed if harm.model.kind != "own"]
             for harm in harmed:
-                fix = f"the peers are asked for it, again and again. {harm.otherwise(layout)}"
-                self.alarms.sound(_code(harm), harm.text(layout), fix)
-            told = {_code(harm) for harm in harmed}
+                asked = "the peers are asked for it, again and again. " if harm in fused else ""
+                self.alarms.sound(harm.model.code, harm.text(layout), asked + harm.otherwise(layout))
+            told = {harm.model.code for harm in harmed}
             if not harmed:
                 return
-            if not self.round_lacks():  # they would clear each other's half files
+            if fused and not self.round_lacks():  # they would clear each other's half files
                 offers, _ = await self.links.offers_of(p for p in self.here.others if not self.keys.ring.is_revoked(p))
-                await self.fetch_all(harmed, offers)
+                await self.fetch_all(fused, offers)
             await asyncio.sleep(pause_s)
 
     def _models(self) -> list[Model]:
@@ -87,7 +91,3 @@ class FetchModels:
             return not isinstance(exc, Slow)
         log.warning("a fused model was fetched again", extra={"round": model.round, "sha256": model.sha256[:12]})
         return True
-
-
-def _code(harm: Harm) -> str:
-    return f"fused {harm.model.round}"

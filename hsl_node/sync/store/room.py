@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,22 +55,27 @@ def reserve_of(inbox: str) -> int:
 
 
 def room(layout: Layout, checkpoint_bytes: int, peers: int, reserve_bytes: int) -> Room:
-    """What the disk has and what this node needs of it: what is stored already counts as room for a round.
+    """What the disk has and what this node needs of it: what is stored already counts as room for a round. Of two
+    rounds everybody's checkpoints, the fused models, and this node's own files, which may hold more than what it sends.
 
     The inbox never gives its reserve away, so what a round still has to store comes on top of that.
     """
-    held = _held(layout.inbox_folder) + _held(layout.outbox_folder)
-    missing = max(checkpoint_bytes, 2 * (peers + 1) * checkpoint_bytes - held)
+    own = sorted(_sizes(layout.own_files().values()))
+    held = _held(layout.inbox_folder) + _held(layout.outbox_folder) + sum(own[-2:])
+    missing = max(checkpoint_bytes, 2 * (peers + 1) * checkpoint_bytes + 2 * max(checkpoint_bytes, *own, 0) - held)
     free = shutil.disk_usage(layout.state).free
     return Room(free, reserve_bytes + checkpoint_bytes, reserve_bytes + missing)
 
 
 def _held(folder: Path) -> int:
     """Bytes of the checkpoints below a folder. `prune` may be deleting some of them in another thread meanwhile."""
-    total = 0
-    for where, _, names in os.walk(folder):  # unlike rglob it passes over a folder that is gone by now
-        for name in names:
-            if name.endswith(".safetensors"):
-                with suppress(FileNotFoundError):
-                    total += os.stat(os.path.join(where, name)).st_size
-    return total
+    walked = os.walk(folder)  # unlike rglob it passes over a folder that is gone by now
+    return sum(
+        _sizes(Path(where, name) for where, _, names in walked for name in names if name.endswith(".safetensors"))
+    )
+
+
+def _sizes(paths: Iterable[Path]) -> Iterator[int]:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path.stat().st_size

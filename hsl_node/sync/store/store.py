@@ -60,8 +60,9 @@ class Store:
             durable.write(path, document, Step.RECEIVER_EVIDENCE)
         return path
 
-    def prune(self, current: Round, keep_fused: frozenset[Round]) -> None:
-        """Delete data that no peer can ask for: older than the last round. Manifests and receipts stay."""
+    def prune(self, current: Round, keep_fused: frozenset[Round], keep_own: frozenset[Round] = frozenset()) -> None:
+        """Delete data that no peer can ask for, older than the last round, and what nothing here begins with any more.
+        Manifests and receipts stay."""
         with durable.passing(Step.FUSION_PRUNE):
             for path in sorted(self.layout.inbox_folder.iterdir()):
                 if round_in_name(path) < current - 1:
@@ -71,6 +72,9 @@ class Store:
                     path.unlink()
             for path in sorted(self.layout.fused_folder.iterdir()):
                 if round_in_name(path) < current - 2 and round_in_name(path) not in keep_fused:
+                    path.unlink()
+            for round, path in sorted(self.layout.own_files().items()):
+                if round < current - 2 and round not in keep_own:
                     path.unlink()
 
     def require_room(self, checkpoint_bytes: int, peers: int, reserve_bytes: int) -> None:

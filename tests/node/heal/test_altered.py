@@ -403,6 +403,7 @@ def test_threat_23_a_result_that_is_lost_after_the_run_is_told_of_and_comes_back
         layout = cluster.layout("ash")
         with sqlite3.connect(layout.journal) as db:
             db.execute("UPDATE fused SET score = round = 1")
+            db.execute("DELETE FROM own")
         for round in (1, 2):
             HARMS[harm](layout.fused(round))
         if harm == "gone":

@@ -219,6 +219,16 @@ def test_pruning_leaves_files_that_are_not_ours(store):
     assert sorted(p.name for p in (store.layout.state / "inbox").iterdir()) == sorted(names)
 
 
+def test_own_files_stay_of_the_two_last_rounds_and_where_they_are_asked_for(store):
+    for round in range(1, 7):
+        store.layout.own(round).write_bytes(b"x")
+    best = store.layout.trainer / "best_r000001_e0002.safetensors"
+    best.touch()
+    store.prune(6, frozenset(), frozenset({2}))
+    assert sorted(store.layout.own_files()) == [2, 4, 5, 6]
+    assert best.exists(), "the trainer's own to delete"
+
+
 def test_manifests_stay_when_their_checkpoints_go(store):
     store.journal.record_manifest(1, BIRCH, "a" * 64, b"document", {})
     fill(store, range(3))
@@ -230,19 +240,25 @@ def test_manifests_stay_when_their_checkpoints_go(store):
 
 
 def test_threat_21_a_round_starts_only_with_room_for_two_rounds_of_everybody(store, monkeypatch):
-    """3 peers: two rounds of 3 checkpoints and a fusion each = 8 x 1 GB, beside the reserve of 268 MB."""
-    free = 8_000_000_000 + 256 * 2**20
+    """3 peers: two rounds of 3 checkpoints, a fusion and an own file each = 10 x 1 GB, beside the reserve of 268 MB."""
+    free = 10_000_000_000 + 256 * 2**20
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
     store.require_room(1_000_000_000, 3, RESERVE)
     free -= 1
-    with pytest.raises(LocalStateError, match=r"8\.3 GB free; two rounds of 3 peers need 8\.3 GB"):
+    with pytest.raises(LocalStateError, match=r"10\.3 GB free; two rounds of 3 peers need 10\.3 GB"):
         store.require_room(1_000_000_000, 3, RESERVE)
 
 
 def test_what_is_stored_already_counts_as_room(store):
     store.admit(claimed(store, b"x" * 1000), 1, BIRCH)
     store.layout.outbox(1).write_bytes(b"x" * 1000)
-    assert store.room(1000, 2, RESERVE).round == RESERVE + 4000  # two rounds of 2 peers and a fusion = 6, two are here
+    # Two rounds of 2 peers, a fusion and an own file each = 8, two are here.
+    assert store.room(1000, 2, RESERVE).round == RESERVE + 6000
+    store.layout.own(1).write_bytes(b"x" * 1500)  # with tensors that are not sent
+    assert store.room(1000, 2, RESERVE).round == RESERVE + 5500  # 6 and two own files of 1500, 3500 are here
+    for round in (2, 3):
+        store.layout.own(round).write_bytes(b"x" * 1500)
+    assert store.room(1000, 2, RESERVE).round == RESERVE + 4000  # of own files two are of these rounds
 
 
 def test_a_round_needs_no_less_than_the_inbox_does_to_take_a_checkpoint_in(store):
@@ -261,7 +277,7 @@ def test_lacking_room_is_told_in_units_that_fit(store, monkeypatch):
 
 
 def test_what_another_programs_inbox_gives_away_is_no_reserve_of_ours(store, monkeypatch):
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=8000))
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     store.require_room(1000, 3, room.reserve_of("directory"))
     with pytest.raises(LocalStateError):
         store.require_room(1000, 3, room.reserve_of("embedded"))
@@ -293,7 +309,7 @@ def test_checkpoint_deleted_while_room_is_measured_counts_nothing(store):
     folder = store.layout.inbox(1, Peer("birch")).parent
     folder.mkdir()
     (folder / "birch.safetensors").symlink_to("gone")
-    assert store.room(1000, 2, RESERVE).round == RESERVE + 6000
+    assert store.room(1000, 2, RESERVE).round == RESERVE + 8000
 
 
 def lay(layout: Layout, peer: Peer, folder: str, *sizes: int) -> None:
