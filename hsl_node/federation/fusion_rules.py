@@ -1,7 +1,8 @@
 """The fusion rules that a plan may name. Without numpy: the command line's help reads it. Pure.
 
 The only list of them: configuration, help, docs/researcher/plan.md and tests are fed from it or compared with it. The
-arithmetic of a rule is the function of the same name in `fusion.py`.
+arithmetic of a rule is in `weights/`, under the same name: in `RULES` of `fusion.py` where each number of the result
+hangs on the same number of every peer alone, in `COMBINATIONS` of `combinations.py` where each peer has a coefficient.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ ROBUST_PEERS_MIN = 3  # with two, median and trimmed mean are the mean: there is
 @dataclass(frozen=True)
 class FusionRule:
     does: str  # in a line
-    robust: bool  # a minority, whatever it sends, moves a coordinate no further than the others' range
+    robust: bool  # whatever a minority sends, the result stays near the others
     peers_min: int = 1
-    by_images: bool = False  # peers count by what each says of itself
+    by_images: bool = False  # peers count by the number of training images that each says of itself
+    said: tuple[str, ...] = ()  # and by these signed numbers: the method must be one that says them
+    needs_base: bool = False  # reads the fused model that the round began with
 
     @property
     def line(self) -> str:
@@ -31,4 +34,23 @@ FUSION_RULES: Mapping[str, FusionRule] = {
     ),
     "trimmed_mean": FusionRule("the mean without the smallest and largest fifth", True, ROBUST_PEERS_MIN),
     "median": FusionRule("the middle value", True, ROBUST_PEERS_MIN),
+    "geometric_median": FusionRule(
+        "the model with the least sum of distances to all", True, ROBUST_PEERS_MIN, needs_base=True
+    ),
+    "nova": FusionRule(
+        "the mean step of each peer, by its images, as far as all together went (FedNova)",
+        robust=False,
+        by_images=True,
+        said=("steps",),
+        needs_base=True,
+    ),
+    "come": FusionRule(
+        "peers count by their images; what one peer's update takes from another's is left out (FedCOME)",
+        robust=False,
+        by_images=True,
+        needs_base=True,
+    ),
+    "entropy_weighted": FusionRule(
+        "peers count by how even their classes are (FedDyS)", robust=False, said=("evenness",)
+    ),
 }

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,22 @@ def fuse_watched(
     progress: Callable[[float], None] | None = None,
     expected: Mapping[Peer, str] | None = None,
     base_sha256: str | None = None,
+    *,
+    said: Mapping[Peer, Mapping[str, float]] | None = None,
+    clip: float = 0.0,
 ) -> tuple[Digest, dict[Peer, Figures]]:
     """The fusion of a round: `fuse_files`, and what each peer's update is like.
 
-    No figures where `base`, the round's beginning, is gone or not what it was: nothing is fused of it, but an update
-    measured from it would look like poison.
+    No figures where `base`, the round's beginning, is gone or not what it was: most rules fuse nothing of it, but an
+    update measured from it would look like poison.
 
     Raises:
         Altered: see `fuse_files`.
     """
+    fuse = partial(fuse_files, said=said, base=base, base_sha256=base_sha256, clip=clip)
     if state_of(base, base_sha256, schema.file_bytes) != "whole":
         log.warning("no figures of the updates: the fused model before is gone from this disk, or altered")
-        return fuse_files(rule, paths, samples, schema, out, progress, None, expected), {}
+        return fuse(rule, paths, samples, schema, out, progress, None, expected), {}
     influence = Influence(sorted(paths))
     with open(base, "rb") as file:
 
@@ -74,7 +79,7 @@ def fuse_watched(
             before = read_chunk(file, spec, start, len(chunks[0]))
             influence.see(spec.name, before, chunks)
 
-        digest = fuse_files(rule, paths, samples, schema, out, progress, see, expected)
+        digest = fuse(rule, paths, samples, schema, out, progress, see, expected)
     return digest, influence.figures()
 
 

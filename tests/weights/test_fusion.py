@@ -16,13 +16,14 @@ from hsl_node.errors import Altered
 from hsl_node.federation.fusion_rules import FUSION_RULES, ROBUST_PEERS_MIN
 from hsl_node.federation.names import Peer
 from hsl_node.weights.checkpoint_file import CHUNK_BYTES, DTYPES, Array, read_weights, schema_of, write_weights
+from hsl_node.weights.combinations import COMBINATIONS
 from hsl_node.weights.fuse_files import fuse_files
 from hsl_node.weights.fusion import RULES, shares_of
 from hsl_node.weights.whole import sha256_of
 
 ASH, BIRCH, CEDAR = Peer("ash"), Peer("birch"), Peer("cedar")
-MEANS = [name for name, rule in FUSION_RULES.items() if not rule.robust]
-ROBUST = [name for name, rule in FUSION_RULES.items() if rule.robust]
+MEANS = [name for name in RULES if not FUSION_RULES[name].robust]
+ROBUST = [name for name in RULES if FUSION_RULES[name].robust]
 
 
 def of(*arrays: Array) -> dict[Peer, Contribution]:
@@ -92,7 +93,7 @@ def test_two_peers_have_no_middle_but_their_mean(rule):
 
 
 def test_every_rule_that_a_plan_may_name_is_computed_and_no_other():
-    assert list(FUSION_RULES) == list(RULES)
+    assert list(FUSION_RULES) == [*RULES, *COMBINATIONS]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -263,7 +264,9 @@ def test_progress_runs_to_one(tmp_path):
     assert seen[-1] == 1
 
 
-@pytest.mark.parametrize(("rule", "chunks"), [("weighted_mean", 10), ("trimmed_mean", 14), ("median", 14)])
+@pytest.mark.parametrize(
+    ("rule", "chunks"), [("weighted_mean", 10), ("trimmed_mean", 14), ("median", 14), ("come", 14)]
+)
 def test_memory_grows_neither_with_the_peers_nor_with_the_tensor(tmp_path, rule, chunks):
     """One 16 MiB tensor from 2, 4 and 8 peers: a few chunks of memory in every case. The robust rules sort a copy."""
     full_set, paths = checkpoints(tmp_path, 8, elements=4 * 1024 * 1024)
@@ -278,7 +281,8 @@ def test_memory_grows_neither_with_the_peers_nor_with_the_tensor(tmp_path, rule,
 def peak_of_fusion(rule, paths, samples, schema, folder: Path) -> int:
     tracemalloc.start()
     try:
-        fuse_files(rule, paths, {p: samples[p] for p in paths}, schema, folder / "fused")
+        base = paths[Peer("peer1")]  # any file of this model
+        fuse_files(rule, paths, {p: samples[p] for p in paths}, schema, folder / "fused", base=base)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
