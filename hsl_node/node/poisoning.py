@@ -171,15 +171,15 @@ def fell(fused: float, own: float, last: float, labels: Sequence[int]) -> bool:
 
 def standard_error(auc: float, labels: Sequence[int]) -> float:
     """Of an AUC (Hanley and McNeil, Radiology 143, 1982). More than two classes: the mean over the classes against the
-    rest, which an average of AUCs can't exceed. Infinite where a class has no images."""
+    rest that have images, which an average of AUCs can't exceed. Infinite where one class alone has images."""
     total = sum(labels)
-    if min(labels) == 0:
+    if max(labels) == total:
         return math.inf
     q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
     errors = [
         math.sqrt(max(0.0, auc * (1 - auc) + (n - 1) * (q1 - auc * auc) + (total - n - 1) * (q2 - auc * auc)))
         / math.sqrt(n * (total - n))
-        for n in (labels[1:] if len(labels) == 2 else labels)
+        for n in (labels[1:] if len(labels) == 2 else filter(None, labels))
     ]
     return sum(errors) / len(errors)
 

@@ -56,8 +56,10 @@ def measured(
     for model in _models(layout, site, wanted, best, report):
         for part, (of, split) in sites.items():
             said = scoring.score(of, model.weights, split, pairing=model.pairing, tick=ticker(report, "scoring"))
-            found[part]["probabilities"][model.kind] = as_kept(said)
-            figures = measure(of.dataset.labels[of.indices(split)], said)
+            chances, ranks = scoring.as_probabilities(said), scoring.as_log_odds(said)
+            found[part]["probabilities"][model.kind] = as_kept(chances)
+            found[part]["log_odds"][model.kind] = as_kept(ranks)
+            figures = measure(of.dataset.labels[of.indices(split)], chances, ranks)
             if part == "validation":
                 record["auc_validation"][model.kind] = figures.auc
             else:
@@ -87,6 +89,7 @@ def _images(site: Site, split: int) -> dict[str, Any]:
         "patients": [patients[n] for n in where],
         "labels": [int(data.labels[n]) for n in where],
         "probabilities": {},
+        "log_odds": {},
     }
 
 

@@ -11,7 +11,7 @@ from hsl_node.results.evaluate import EVALUATION
 from hsl_node.results.facts import NodeFacts
 from hsl_node.results.figures import STYLES, calibration_panel, roc_panel
 from hsl_node.results.statistics import Statistics
-from hsl_node.results.words import FIGURES, MODELS, classes_without_images
+from hsl_node.results.words import FIGURES, MODELS
 
 
 def columns(nodes: Sequence[NodeFacts]) -> dict[str, str]:
@@ -57,7 +57,7 @@ def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[s
                     "thresholds": words.threshold_lines(record, kinds),
                     "by_class": _by_class(statistics, record),
                     "uses": words.uses(record),
-                    "empty": classes_without_images(record),
+                    "empty": words.without_images(record),
                 }
             )
     return found

@@ -1,8 +1,9 @@
 """What each model said of each image: kept beside an evaluation, read by statistics, written as CSV for who asks.
 
 The journal holds them as "scores of evaluation": of "validation" and "test" (or "external") the images' sha256, their
-patients' pseudonyms (null: unknown), labels, and per model a probability of class 1, or of each class. No path or name:
-those come from the source again when the CSV is written, which is a private file.
+patients' pseudonyms (null: unknown), labels, and per model the probability of class 1, or of each class, and its
+log-odds, which AUC ranks: probabilities near 0 and 1 become equal by rounding. No path or name: those come from the
+source again when the CSV is written, which is a private file.
 """
 
 from __future__ import annotations
@@ -20,23 +21,29 @@ from hsl_node.host.files import write_new
 from hsl_node.host.units import as_csv
 from hsl_node.results.statistics import Statistics, describe
 
-Scores = dict[str, dict[str, Any]]  # part -> "ids", "patients", "labels", "probabilities"
+Scores = dict[str, dict[str, Any]]  # part -> "ids", "patients", "labels", "probabilities", "log_odds"
 
+SAID = ("probabilities", "log_odds")  # of each model
 TEST_PARTS = ("test", "external")
 SEED = 1  # of the resamples: the same scores give the same intervals
 WORDS = {"local": "own"}  # how a model is called in the CSV, where its key is not plain
 
 
-def as_kept(probabilities: NDArray[np.float32]) -> list[Any]:
+def as_kept(values: NDArray[np.floating[Any]]) -> list[Any]:
     """Nine digits, which give the same float32 again."""
-    rounded = [float(f"{value:.9g}") for value in probabilities.ravel().tolist()]
-    return rounded if probabilities.ndim == 1 else np.reshape(rounded, probabilities.shape).tolist()
+    rounded = [float(f"{value:.9g}") for value in values.ravel().tolist()]
+    return rounded if values.ndim == 1 else np.reshape(rounded, values.shape).tolist()
 
 
 def arrays_of(part: Mapping[str, Any]) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
-    """Labels (N,), and per model (N,) or (N, C)."""
+    """Labels (N,), and per model probabilities (N,) or (N, C)."""
     found = {kind: np.array(values, np.float32) for kind, values in part["probabilities"].items()}
     return np.array(part["labels"], np.int64), found
+
+
+def log_odds_of(part: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """Per model (N,) or (N, C)."""
+    return {kind: np.array(values, np.float64) for kind, values in part["log_odds"].items()}
 
 
 def digest_of(ids: Sequence[str]) -> str:
@@ -52,9 +59,8 @@ def statistics_of(record: Mapping[str, Any], scores: Scores | None) -> Statistic
     labels, found = arrays_of(part)
     ordered = {str(kind): found[kind] for kind in ("fused", "local", "alone", "fused_random") if kind in found}
     limits = {kind: limit["value"] for kind, limit in record.get("thresholds", {}).items()}
-    return describe(
-        record["classes"], labels, part["ids"], part["patients"], ordered, np.random.default_rng(SEED), limits
-    )
+    rng = np.random.default_rng(SEED)
+    return describe(record["classes"], labels, part["ids"], part["patients"], ordered, rng, limits, log_odds_of(part))
 
 
 def joined(there: Scores | None, found: Scores) -> Scores:
@@ -62,7 +68,7 @@ def joined(there: Scores | None, found: Scores) -> Scores:
     if there is None:
         return found
     return {
-        part: {**found[part], "probabilities": {**there[part]["probabilities"], **found[part]["probabilities"]}}
+        part: {**found[part], **{said: {**there[part][said], **found[part][said]} for said in SAID}}
         if there.get(part, {}).get("ids") == found[part]["ids"]
         else found[part]
         for part in found
@@ -87,7 +93,8 @@ def write_scores(
             remedy="with --again it is measured anew, and counted",
         )
     classes = record["classes"]
-    head = ("image", "sha256", "patient", "split", "label", "model", "model_sha256", *(f"p_{name}" for name in classes))
+    figures = (*(f"p_{name}" for name in classes), *(f"log_odds_{name}" for name in classes))
+    head = ("image", "sha256", "patient", "split", "label", "model", "model_sha256", *figures)
     rows: list[tuple[str, ...]] = [head]
     called: dict[str, str] = {}  # one word for each patient, however often it is spelt otherwise or missing
     for part in scores.values():
@@ -96,12 +103,14 @@ def write_scores(
                 called.setdefault(patient, word)
     for split, part in scores.items():
         labels, found = arrays_of(part)
+        ranked = log_odds_of(part)
         for kind, values in found.items():
             chances = np.stack([1 - values, values], axis=1) if values.ndim == 1 else values
+            odds = np.stack([-ranked[kind], ranked[kind]], axis=1) if values.ndim == 1 else ranked[kind]
             for n, sha256 in enumerate(part["ids"]):
                 name, patient = names.get(sha256, ("", ""))[0], part["patients"][n] or ""
                 patient = called.get(patient, patient[:16])
-                said = (f"{chance:.9g}" for chance in chances[n].tolist())
+                said = (f"{chance:.9g}" for chance in (*chances[n].tolist(), *odds[n].tolist()))
                 label = classes[labels[n]]
                 cells = (name, sha256, patient, split, label, WORDS.get(kind, kind), record["weights"][kind])
                 rows.append((*cells, *said))

@@ -54,7 +54,8 @@ class OfClass:
 
 @dataclass(frozen=True)
 class OfModel:
-    """Figures over images, but for `auc_patients`. More than two classes: AUC and AUPRC are means over the classes."""
+    """Figures over images, but for `auc_patients`. More than two classes: AUC and AUPRC are means over the classes that
+    there are images of."""
 
     auc: Estimate
     auprc: Estimate
@@ -125,20 +126,26 @@ def describe(
     probabilities: Mapping[str, Floats],
     rng: Generator,
     thresholds: Mapping[str, float] = {},
+    log_odds: Mapping[str, Floats] = {},
 ) -> Statistics:
-    """All statistics of one set of images, labels (N,), by several models, each (N,) or (N, C).
+    """All statistics of one set of images, labels (N,), by several models, each (N,) or (N, C); AUC and AUPRC rank by
+    log-odds of the same shape, where they are known.
 
     `ids`: each image's sha256; `patients`: each image's, None where unknown. The same `rng` gives the same bytes.
     """
     cluster, known = _clusters(ids, patients), any(p is not None for p in patients)
     held = labels == np.arange(len(classes))[:, None]
     patients_of = {name: len(np.unique(cluster[mask])) for name, mask in zip(classes, held, strict=True)}
-    lacking = [f"{n} of {name}" for name, n in patients_of.items() if n < PATIENTS_MIN]
+    several = len(classes) > 2 and np.count_nonzero(held.any(axis=1)) > 1  # the mean is over the classes that there are
+    lacking = [f"{n} of {name}" for name, n in patients_of.items() if n < PATIENTS_MIN and (n or not several)]
     unit = "patients" if known else "images"
     times = _draws(cluster.max(initial=-1) + 1, 0 if lacking else RESAMPLES, rng)
     person, label_of, mixed = _by_patient(cluster, labels, len(classes))
     whole = _Set(classes, held, cluster, times, person, label_of)
-    found = {name: _of_model(whole, chances, thresholds.get(name)) for name, chances in probabilities.items()}
+    found = {
+        name: _of_model(whole, chances, log_odds.get(name, chances), thresholds.get(name))
+        for name, chances in probabilities.items()
+    }
     return Statistics(
         images=len(labels),
         patients=times.shape[1] if known else None,
@@ -152,20 +159,23 @@ def describe(
     )
 
 
-def _of_model(whole: _Set, chances: Floats, threshold: float | None) -> tuple[OfModel, Floats]:
+def _of_model(whole: _Set, chances: Floats, ranks: Floats, threshold: float | None) -> tuple[OfModel, Floats]:
     """And its AUC on the set and each resample, (1 + B,)."""
     classes, held, cluster, times, person = whole.classes, whole.held, whole.cluster, whole.times, whole.person
     two = chances.ndim == 1
     score_of = {1: chances} if two else dict(enumerate(chances.T))
-    ranked = {c: _ranked(times, cluster, held[c], score) for c, score in score_of.items()}
+    rank_of = {1: ranks} if two else dict(enumerate(ranks.T))
+    ranked = {c: _ranked(times, cluster, held[c], rank) for c, rank in rank_of.items()}
+    over = [c for c in ranked if two or held[c].any()]
     everybody = np.arange(len(person))
-    by_patient = [found for found, _ in ranked.values()]
+    by_patient = [ranked[c][0] for c in over]
     if len(person) < len(cluster):  # some have several images, or are left out
         by_patient = [
             _ranked(times[:, person], everybody, whole.label_of == c, _mean_of(cluster, score)[person])[0]
             for c, score in score_of.items()
+            if c in over
         ]
-    auc = np.mean([found for found, _ in ranked.values()], axis=0)
+    auc = _mean_over([ranked[c][0] for c in over], times)
     errors = np.square(chances - held[1]) if two else np.square(chances - held.T).sum(axis=1)
     sensitivity = specificity = Estimate(None)
     if two and threshold is not None:
@@ -175,11 +185,11 @@ def _of_model(whole: _Set, chances: Floats, threshold: float | None) -> tuple[Of
     return (
         OfModel(
             auc=_estimate(auc),
-            auprc=_estimate(np.mean([precision for _, precision in ranked.values()], axis=0)),
+            auprc=_estimate(_mean_over([ranked[c][1] for c in over], times)),
             brier=_estimate(_mean(times, cluster, errors)),
             sensitivity=sensitivity,
             specificity=specificity,
-            auc_patients=_estimate(np.mean(by_patient, axis=0)),
+            auc_patients=_estimate(_mean_over(by_patient, times)),
             classes={
                 classes[c]: OfClass(_estimate(auc), _estimate(precision), _portion(held[c]))
                 for c, (auc, precision) in ranked.items()
@@ -188,6 +198,11 @@ def _of_model(whole: _Set, chances: Floats, threshold: float | None) -> tuple[Of
         ),
         auc,
     )
+
+
+def _mean_over(figures: Sequence[Floats], times: Counts) -> Floats:
+    """Over classes, (1 + B,) each; nan where there is none."""
+    return np.mean(figures, axis=0) if figures else np.full(len(times), np.nan)
 
 
 def _compare(model: str, other: str, difference: Floats) -> Comparison:

@@ -99,10 +99,14 @@ def _use(use: Mapping[str, Any]) -> str:
     return f"Before: {what}, {run}, with the fused model of round {use['round']}, last on {day(use['at'])}{many}."
 
 
-def classes_without_images(record: Mapping[str, Any]) -> Sequence[str]:
-    """Of the test set."""
-    confusion = record["test"]["fused"]["confusion"]
-    return [name for name, row in zip(record["classes"], confusion, strict=True) if sum(row) == 0]
+def without_images(record: Mapping[str, Any]) -> str:
+    """Which classes the test set lacks, and what becomes of the figures; "": none."""
+    classes, confusion = record["classes"], record["test"]["fused"]["confusion"]
+    lacking = [name for name, row in zip(classes, confusion, strict=True) if sum(row) == 0]
+    none, left = f"the test set holds no image of class {', '.join(lacking)}", len(classes) - len(lacking)
+    if not lacking:
+        return ""
+    return f"averages over {left} of {len(classes)} classes: {none}" if left > 1 else f"undefined: {none}"
 
 
 def counted(record: Mapping[str, Any]) -> str:
@@ -147,7 +151,7 @@ def evaluation_text(
     """The record as a table for the terminal. What was measured before `asked` (wall clock) is said to be stored."""
     kinds = [k for k in MODELS if k in record["test"]]
     header = ("external set" if "external" in record else "test set", *(MODELS[k] for k in kinds))
-    missing, split = classes_without_images(record), split_by(record)
+    missing, split = without_images(record), split_by(record)
     lines = [
         f"{counted(record)}; fused model of round {record['round']}, sha256 {record['weights']['fused'][:12]}",
         *([split] if split else []),
@@ -155,7 +159,7 @@ def evaluation_text(
         table(header, _rows(record, kinds, statistics), right=range(1, len(header))),
     ]
     if missing:
-        lines += ["", f"undefined: the test set holds no image of class {', '.join(missing)}"]
+        lines += ["", missing]
     if statistics is not None:
         lines += ["", by_whom(statistics), *threshold_lines(record, kinds)]
         lines += ["", *judgements("At this hospital", statistics)]

@@ -29,7 +29,7 @@ from hsl_node.train.methods import method_of
 from hsl_node.train.progress import Progress, unheard
 from hsl_node.train.start import place
 from hsl_node.train.state_dict import load_weights
-from hsl_node.train.tasks.classification import probabilities
+from hsl_node.train.tasks.classification import log_odds, probabilities
 from hsl_node.weights.checkpoint_file import read_weights
 
 EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's batch size
@@ -37,13 +37,11 @@ EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's b
 Pairing = Literal["fixed", "random"]
 
 
-def score(
-    site: Site, weights: Path, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard
-) -> NDArray[np.float32]:
+def score(site: Site, weights: Path, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard) -> Tensor:
     """What a weights file says of one part of the site's images (0 train, 1 validation, 2 test), in the set's order:
-    the probability of class 1 (N,), or of each class (N, C)."""
+    logits (N, C), which `as_probabilities` and `as_log_odds` make readable."""
     _, model = open_model(weights, site.plan, site.hardware)
-    return as_probabilities(answers(site, model, split, pairing=pairing, tick=tick))
+    return answers(site, model, split, pairing=pairing, tick=tick)
 
 
 def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validation:
@@ -128,6 +126,11 @@ def forward(
 
 def as_probabilities(logits: Tensor) -> NDArray[np.float32]:
     found: NDArray[np.float32] = probabilities(logits).numpy()
+    return found
+
+
+def as_log_odds(logits: Tensor) -> NDArray[np.floating[Any]]:
+    found: NDArray[np.floating[Any]] = log_odds(logits).numpy()
     return found
 
 

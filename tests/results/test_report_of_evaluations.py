@@ -52,6 +52,7 @@ def state_with(
         "patients": [f"p{n}" for n in range(images)],
         "labels": labels.tolist(),
         "probabilities": {kind: values.tolist() for kind, values in found.items()},
+        "log_odds": {kind: np.log(values / (1 - values)).tolist() for kind, values in found.items()},
     }
     record = {
         **evaluation(0.9, None, classes=tuple(classes)),  # type: ignore[arg-type]

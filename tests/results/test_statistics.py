@@ -24,6 +24,7 @@ def described(
     classes: Sequence[str] = TWO,
     ids: Sequence[str] | None = None,
     thresholds: dict[str, float] | None = None,
+    log_odds: dict[str, np.ndarray] | None = None,
     **scores: Any,
 ) -> Statistics:
     values = {name: np.asarray(score, np.float64) for name, score in scores.items()}
@@ -36,6 +37,7 @@ def described(
         values,
         np.random.default_rng(1),
         thresholds or {},
+        log_odds or {},
     )
 
 
@@ -259,6 +261,27 @@ def test_several_classes_have_a_figure_each_and_their_mean() -> None:
     assert found.brier.value == pytest.approx(np.square(chances - np.eye(3)[labels]).sum(axis=1).mean())
     assert found.sensitivity == Estimate(None) and found.calibration == ()
     assert found.auc_patients == Estimate(None), "each patient has an image of every class: none has one of its own"
+
+
+def test_a_class_without_images_leaves_mean_and_intervals_to_the_others() -> None:
+    rng = np.random.default_rng(3)
+    labels = np.arange(60) % 2  # none of c
+    chances = np.eye(3)[labels] * 0.3 + rng.dirichlet(np.ones(3), 60)
+    chances /= chances.sum(axis=1, keepdims=True)
+    found = described(labels, classes=("a", "b", "c"), own=chances)
+    own = found.models["own"]
+    by_hand = [sklearn_metrics.roc_auc_score(labels == n, chances[:, n]) for n in range(2)]
+    assert own.auc.value == pytest.approx(np.mean(by_hand)) and own.auc.low is not None
+    assert own.classes["c"].auc == Estimate(None) and found.images_of["c"] == 0 and not found.too_few
+    assert described([1] * 30, classes=("a", "b", "c"), own=chances[:30]).too_few.startswith("images: 0 of a, 0 of c;")
+
+
+def test_probabilities_that_rounding_made_equal_are_ranked_by_their_log_odds() -> None:
+    labels = np.repeat([0, 1], 15)
+    odds = np.linspace(20, 60, 30)  # all of them 1 as float32 probabilities
+    sure = np.ones(30, np.float32)
+    assert described(labels, own=sure).models["own"].auc.value == 0.5
+    assert described(labels, own=sure, log_odds={"own": odds}).models["own"].auc.value == 1.0
 
 
 def test_calibration_bins_hold_as_many_images_each() -> None:

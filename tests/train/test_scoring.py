@@ -23,6 +23,7 @@ from hsl_node.train.hardware import Hardware, derived_seed, prepare
 from hsl_node.train.method import Site
 from hsl_node.train.predictor import Predictor, of_bundle, of_weights
 from hsl_node.train.site import initial_weights
+from hsl_node.train.tasks.classification import log_odds
 from hsl_node.train.tasks.metrics import measure
 from hsl_node.weights.checkpoint_file import read_weights, write_weights
 from hsl_node.weights.whole import sha256_of
@@ -73,7 +74,7 @@ def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None
     assert found.shape == (16,) and ((found > 0) & (found < 1)).all()
     in_order = predicted(path, data.images[where], site.plan, site.hardware, anchor=site.anchor)
     assert np.array_equal(found, in_order)
-    assert np.array_equal(scoring.score(site, path, TEST), found)
+    assert np.array_equal(scoring.as_probabilities(scoring.score(site, path, TEST)), found)
     assert measure(data.labels[where], found).images == 16
 
 
@@ -104,7 +105,7 @@ def test_random_pairing_gives_the_published_behaviour(tmp_path: Path) -> None:
     drawn = probabilities_of(path, site, pairing="random")
     assert np.ptp(drawn) > 1e-6
     assert np.array_equal(drawn, probabilities_of(path, site, pairing="random"))
-    assert np.array_equal(scoring.score(site, path, TEST, pairing="random"), drawn)
+    assert np.array_equal(scoring.as_probabilities(scoring.score(site, path, TEST, pairing="random")), drawn)
     method, model = scoring.open_model(path, plan, learning.CPU)
     pairs = np.random.default_rng(derived_seed(plan.seed, "anchor pairing")).integers(24, size=8)
     rows = scoring.anchor_embedding(method, model, learning.anchor(), learning.CPU, pairs)
@@ -125,10 +126,39 @@ def test_a_split_without_images_scores_as_undefined(tmp_path: Path) -> None:
     for classes in (("a", "b"), ("a", "b", "c")):
         plan = learning.small_plan(classes=classes)
         path = weights_of(tmp_path / str(len(classes)), plan)
-        found = measure(
-            np.empty(0, np.int64), scoring.score(learning.site(plan, learning.dataset(8, 0, 4)), path, VALIDATION)
-        )
+        said = scoring.score(learning.site(plan, learning.dataset(8, 0, 4)), path, VALIDATION)
+        found = measure(np.empty(0, np.int64), scoring.as_probabilities(said), scoring.as_log_odds(said))
         assert found.images == 0 and found.auc is None
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [[20.0], [30.0], [18.0], [40.0]],  # of class 1: as float32 probabilities all are 1
+        [[0.0, 20.0, -9.0], [0.0, 30.0, -9.0], [0.0, 18.0, -9.0], [0.0, 40.0, -9.0]],
+    ],
+)
+def test_a_network_that_is_sure_of_everything_still_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits: list[list[float]]
+) -> None:
+    classes = ("a", "b", "c")[: max(2, len(logits[0]))]
+    said = torch.tensor(logits)
+    assert len(np.unique(np.atleast_2d(scoring.as_probabilities(said).T)[-1 if len(classes) == 2 else 1])) == 1
+    site = learning.site(learning.small_plan(classes=classes), learning.dataset(8, 4, 0))  # labels 0 1 0 1, or 2 0 1 2
+    monkeypatch.setattr(scoring, "answers", lambda *_, **__: said)
+    labels = site.dataset.labels[site.indices(VALIDATION)]
+    labels[:] = [0, 1, 0, 1]
+    found = scoring.validate(
+        replace(site, dataset=replace(site.dataset, labels=np.concatenate([[0] * 8, labels]))), None
+    )
+    assert found.auc == 1.0  # 30 and 40 before 18 and 20
+
+
+def test_log_odds_are_those_of_the_probabilities() -> None:
+    logits = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.0, 0.0]])
+    chances = torch.softmax(logits.double(), dim=1)
+    torch.testing.assert_close(log_odds(logits), torch.log(chances / (1 - chances)))
+    torch.testing.assert_close(log_odds(torch.tensor([[0.5], [-2.0]])), torch.tensor([0.5, -2.0]))
 
 
 def test_a_validation_set_of_one_class_has_a_loss_but_no_auc(tmp_path: Path) -> None:

@@ -237,6 +237,10 @@ def test_the_standard_error_of_a_guessing_model_is_that_of_the_rank_sum():
 def test_more_classes_have_the_mean_error_of_each_against_the_rest():
     each = [standard_error(0.8, [20 - n, n]) for n in (10, 6, 4)]
     assert standard_error(0.8, [10, 6, 4]) == pytest.approx(sum(each) / 3)
+    assert standard_error(0.8, [10, 0, 6]) == pytest.approx(
+        (standard_error(0.8, [6, 10]) + standard_error(0.8, [10, 6])) / 2
+    )
+    assert standard_error(0.8, [0, 16, 0]) == standard_error(0.8, [16, 0]) == standard_error(0.8, [0, 0]) == math.inf
 
 
 @pytest.mark.parametrize(

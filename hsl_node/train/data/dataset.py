@@ -25,7 +25,7 @@ from hsl_node.federation.node_toml import DataConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import durable
 from hsl_node.train.data.digests import are_remembered
-from hsl_node.train.data.doubts import TOO_FEW, examine
+from hsl_node.train.data.doubts import TOO_FEW, examine, may_lack_a_class
 from hsl_node.train.data.gathering import Gathered, gather, index_of, read_images, unreadable_error
 from hsl_node.train.data.labels import labels_of
 from hsl_node.train.data.ledger import Begun, begun_with, read_begun, read_ledger, since, title_of, write_ledger
@@ -108,7 +108,7 @@ def foresee(data: DataConfig, plan: Plan, *, cache: Path, ledger: Path) -> str:
     chosen = [item for item, label in zip(source.items, labels, strict=True) if label is not None]
     if not are_remembered(chosen, index_of(source, cache)):
         lacks = [name for c, name in enumerate(plan.classes) if c not in labels]
-        if lacks:
+        if lacks and not may_lack_a_class([c in labels for c in range(len(plan.classes))]):
             raise DataError(f"class {', '.join(map(repr, lacks))} has no images", remedy=TOO_FEW)
         return f"{facts} (`hsl-node data check` reads the images)"
     gathered = gather(data, plan, cache, unheard)

@@ -96,7 +96,9 @@ def judge(images: Sequence[Image], assignment: Assignment, plan: Plan) -> tuple[
     for c, name in enumerate(plan.classes):
         counts = ", ".join(f"{SPLIT_NAMES[s]} {count[c, s]}" for s in range(len(SPLIT_NAMES)))
         facts = f"{count[c].sum()} images of {patients[c]} patients: {counts}"
-        if count[c].sum() == 0:
+        if count[c].sum() == 0 and may_lack_a_class(count.any(axis=1).tolist()):
+            warnings.append(f"class {name!r} has no images here: AUC and its like are means over the other classes")
+        elif count[c].sum() == 0:
             problems.append(f"class {name!r} has no images")
         elif count[c, TRAIN] == 0:
             problems.append(f"class {name!r} has no image to train on ({facts})")
@@ -104,7 +106,8 @@ def judge(images: Sequence[Image], assignment: Assignment, plan: Plan) -> tuple[
             lacks = [s for s in range(1, len(SPLIT_NAMES)) if count[c, s] == 0]
             for s in lacks:
                 known = problems if s != TEST and np.count_nonzero(count[:, s]) < 2 else warnings
-                known.append(f"the {SPLIT_NAMES[s]} split lacks class {name!r} ({facts})")
+                means = ": AUC there is the mean over the others" if np.count_nonzero(count[:, s]) > 1 else ""
+                known.append(f"the {SPLIT_NAMES[s]} split lacks class {name!r} ({facts}){means}")
             if not lacks and count[c].min() < FEW:
                 warnings.append(f"class {name!r} has few images: below {FEW} in a split, figures say little ({facts})")
     present = np.flatnonzero(count[:, TEST])
@@ -116,6 +119,11 @@ def judge(images: Sequence[Image], assignment: Assignment, plan: Plan) -> tuple[
             f"{assignment.joined} groups of patients share an identical image and were kept on one side each"
         )
     return problems, warnings
+
+
+def may_lack_a_class(present: Sequence[bool]) -> bool:
+    """Which classes there are images of. With two there is something to tell apart; the third is learnt from others."""
+    return sum(present) > 1
 
 
 def counted(images: Sequence[Image], assignment: Assignment, plan: Plan) -> Array:

@@ -28,8 +28,21 @@ def probabilities(logits: Tensor) -> Tensor:
     return torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """(N, 1) -> (N,), of class 1; (N, C) -> (N, C) float64, of each class against the rest.
+
+    What AUC ranks: the order is that of the probabilities, but a float32 probability is 1, and equal to all others,
+    from log-odds of 17 on, which a confident network passes.
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    wide = logits.double()
+    rest = [torch.cat([wide[:, :c], wide[:, c + 1 :]], dim=1).logsumexp(dim=1) for c in range(wide.shape[1])]
+    return wide - torch.stack(rest, dim=1)
+
+
 def auc(logits: Tensor, label: Tensor) -> float | None:
-    return measure(label.numpy(), probabilities(logits).numpy()).auc
+    return measure(label.numpy(), probabilities(logits).numpy(), log_odds(logits).numpy()).auc
 
 
 CLASSIFICATION = Task("classification", outputs, primary_loss, probabilities, auc)

@@ -1,7 +1,7 @@
 """Scores -> AUC, accuracy and the rest. What cannot be known is None ("undefined"), never 0 or 0.5. Pure.
 
 N images, C classes; `labels` are 0..C-1. For two classes `probabilities` is (N,), that of class 1; else (N, C), and the
-one-against-rest figures are averaged over the classes with equal weight (macro).
+one-against-rest figures are averaged with equal weight over the classes that the set has images of (macro).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Metrics:
     """All figures of one set of images. None = undefined: the set lacks what the figure is about."""
 
     images: int
+    classes: int  # that it has images of; more than two: what the averages are over
     auc: float | None
     accuracy: float | None
     recall: float | None
@@ -66,8 +67,9 @@ def choose_threshold(labels: Labels, probabilities: Floats, sensitivity: float |
     return Threshold(float(at[best]), f"{rule} on {ill} positive and {well} negative validation images")
 
 
-def measure(labels: Labels, probabilities: Floats) -> Metrics:
-    """All metrics of one set.
+def measure(labels: Labels, probabilities: Floats, log_odds: Floats | None = None) -> Metrics:
+    """All metrics of one set. AUC and ROC rank by log-odds of the same shape, where they are known: probabilities near
+    0 and 1 become equal by rounding.
 
     Raises:
         ValueError: a probability is not a finite number, or the shapes don't fit.
@@ -76,21 +78,23 @@ def measure(labels: Labels, probabilities: Floats) -> Metrics:
         raise ValueError("one finite probability per image (and class) is needed")
     if probabilities.ndim == 1:
         classes, predicted = 2, (probabilities >= THRESHOLD).astype(np.int64)
-        score_of = {1: probabilities}
     else:
         classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
-        score_of = dict(enumerate(probabilities.T))
+    ranked = probabilities if log_odds is None else log_odds
+    score_of = {1: ranked} if ranked.ndim == 1 else dict(enumerate(ranked.T))
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (labels, predicted), 1)
     hits, labelled, called = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
 
     def macro(rate: Callable[[int], float | None]) -> float | None:
-        known = [value for c in score_of if (value := rate(c)) is not None]
-        return float(np.mean(known)) if len(known) == len(score_of) else None
+        over = [c for c in score_of if classes == 2 or labelled[c]]
+        known = [value for c in over if (value := rate(c)) is not None]
+        return float(np.mean(known)) if known and len(known) == len(over) else None
 
     recall = macro(lambda c: _ratio(hits[c], labelled[c]))
     return Metrics(
         images=len(labels),
+        classes=int((labelled > 0).sum()),
         auc=macro(lambda c: auc(labels == c, score_of[c])),
         accuracy=_ratio(hits.sum(), len(labels)),
         recall=recall,

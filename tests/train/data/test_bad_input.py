@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_sets import checked, opened, table_rows
+from data_sets import PLAN, checked, opened, table_rows
 from pictures import write_folders, write_table
 
 from hsl_node.errors import DataError, LocalStateError
@@ -89,6 +89,17 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
     data = DataConfig(path=write_folders(tmp_path / "d", {"benign": 10}))
     with pytest.raises(DataError, match="class 'malignant' has no images"):
         opened(tmp_path, data)
+
+
+def test_a_hospital_may_lack_one_of_three_classes_and_is_told_what_follows(tmp_path: Path) -> None:
+    """It learns that class from the others; two classes are left to tell apart."""
+    three = DataConfig(path=write_folders(tmp_path / "d", {"benign": 10, "malignant": 10}))
+    dataset = opened(tmp_path, three, PLAN.model_copy(update={"classes": ("benign", "malignant", "normal")}))
+    assert any("'normal' has no images here: AUC and its like are means over" in w for w in dataset.warnings)
+    assert set(dataset.labels.tolist()) == {0, 1}
+    one = DataConfig(path=write_folders(tmp_path / "one", {"benign": 10}))
+    with pytest.raises(DataError, match="class 'normal' has no images"):
+        opened(tmp_path, one, PLAN.model_copy(update={"classes": ("benign", "malignant", "normal")}))
 
 
 @pytest.mark.parametrize("few", [1, 2])

@@ -81,10 +81,19 @@ def test_three_classes_by_hand() -> None:
     assert found.auc == pytest.approx((1 + 1 + 2.5 / 4) / 3)
 
 
-def test_a_class_without_images_leaves_the_macro_auc_undefined() -> None:
-    found = measure(np.array([0, 1]), np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3]]))
-    assert found.auc is None and found.recall is None and found.accuracy == 1.0
+def test_a_class_without_images_leaves_the_mean_to_the_classes_that_there_are() -> None:
+    labels = np.array([0, 1, 0])
+    found = measure(labels, np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.3, 0.6, 0.1]]))  # predictions 0 1 1
+    # class 0: 0.8 and 0.3 beat 0.2; class 1: 0.5 beats 0.1 and loses to 0.6. Recall 1/2 and 1; precision 1 and 1/2
+    assert found.auc == pytest.approx((1 + 1 / 2) / 2) and found.classes == 2
+    assert found.recall == pytest.approx(3 / 4) and found.precision == pytest.approx(3 / 4)
+    assert found.specificity == pytest.approx((1 + 1 / 2) / 2) and found.accuracy == pytest.approx(2 / 3)
     assert found.roc[2] == () and found.roc[0] != ()
+
+
+def test_one_of_three_classes_alone_leaves_auc_undefined() -> None:
+    found = measure(np.array([1, 1]), np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3]]))
+    assert found.auc is None and found.classes == 1 and found.recall == 0.5
 
 
 @given(
