@@ -12,7 +12,7 @@ Of the final model (the fused one with this site's best validation AUC), or that
      "used_before": [{"at": .., "round": n, "times": n, "images": n, "earlier_run": false}]}
 
 fused   the final model          local   this site's own checkpoint of the last round, before its fusion
-alone   trained without the federation for as many epochs (`alone=True`; takes as long as the run did)
+alone   trained without the federation for as many epochs as the run had (`alone=True`; takes as long)
 fused_random   the final model scored with random anchor pairing, as published (`pairing="random"`)
 
 An earlier version's record lacks "patients", "thresholds" and what follows. What each model said of each image is kept
@@ -98,7 +98,7 @@ def evaluate(
             )
         scores = journal.result(scores_name(name)) if record else None
         model = get_best(journal) if round is None else None
-        federation = journal.meta("federation")
+        federation, rounds = journal.meta("federation"), journal.rounds_fused()
     if model is None:
         chosen = find_model(state, round)
         model = chosen.round, chosen.sha256
@@ -110,7 +110,7 @@ def evaluate(
     if lacking:
         from hsl_node.results.measuring import measured
 
-        record, scores = measured(layout, record, scores, lacking, model, report)
+        record, scores = measured(layout, record, scores, lacking, model, rounds, report)
         record["used_before"] = _uses_before(layout, name, scores["test"]["ids"])
     try:
         with Journal.beside(layout.journal) as journal, journal.transaction():
@@ -143,6 +143,8 @@ def evaluate_external(
 
     _require_two_classes(state, asked)
     layout, chosen = Layout(state), find_model(state, round)
+    with Journal.read_only(layout.journal) as journal:
+        rounds = journal.rounds_fused()
     found = open_external(state, data, ticker(report, "decoding images"))
     if found.left_out == len(found.dataset.labels):
         raise UsageError(
@@ -152,7 +154,7 @@ def evaluate_external(
     wanted = asked.kinds | ({"alone"} if find_alone(state) else set())
     empty = dict(evaluated=0, final=True, round=chosen.round, weights={}, auc_validation={}, test={})
     model = chosen.round, chosen.sha256
-    record, scores = measured(layout, empty, None, wanted, model, report, external=found.dataset)
+    record, scores = measured(layout, empty, None, wanted, model, rounds, report, external=found.dataset)
     record["external"] = {"left_out": found.left_out}
     name = f"{EVALUATION} of set {record['test_set']}"
     with Journal.beside(layout.journal) as journal, journal.transaction():

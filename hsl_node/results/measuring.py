@@ -43,17 +43,19 @@ def measured(
     scores: Scores | None,
     wanted: set[str],
     best: tuple[Round, Digest],
+    rounds: int,
     report: Report,
     *,
     external: Dataset | None = None,
 ) -> tuple[dict[str, Any], Scores]:
-    """The record, and the scores beside it, with the wanted models scored on the test set, or an external one."""
+    """The record, and the scores beside it, with the wanted models scored on the test set, or an external one.
+    `rounds`: that the run has had, for as many of which the model alone is trained."""
     site = open_site(layout.state, ticker(report, "decoding images"))
     last = TEST_PARTS[external is not None]
     sites = {"validation": (site, VALIDATION), last: (replace(site, dataset=external) if external else site, TEST)}
     found: Scores = {part: _images(*where) for part, where in sites.items()}
     _require_same_images(record, scores, found)
-    for model in _models(layout, site, wanted, best, report):
+    for model in _models(layout, site, wanted, best, rounds, report):
         for part, (of, split) in sites.items():
             said = scoring.score(of, model.weights, split, pairing=model.pairing, tick=ticker(report, "scoring"))
             chances, ranks = scoring.as_probabilities(said), scoring.as_log_odds(said)
@@ -112,7 +114,9 @@ def _require_same_images(record: Mapping[str, Any], scores: Scores | None, found
         )
 
 
-def _models(layout: Layout, site: Site, wanted: set[str], best: tuple[Round, Digest], report: Report) -> list[Model]:
+def _models(
+    layout: Layout, site: Site, wanted: set[str], best: tuple[Round, Digest], rounds: int, report: Report
+) -> list[Model]:
     models: list[Model] = []
     if "local" in wanted and (newest := max(layout.outbox_folder.glob("r*.safetensors"), default=None)):
         models.append(Model("local", newest, sha256_of(newest)))
@@ -122,6 +126,6 @@ def _models(layout: Layout, site: Site, wanted: set[str], best: tuple[Round, Dig
         models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
     if "alone" in wanted:
         with hold_lock(layout.alone):
-            trained = alone_training.train_alone(site, layout.state, rounds=site.plan.rounds, report=report)
+            trained = alone_training.train_alone(site, layout.state, rounds=rounds, report=report)
         models.append(Model("alone", layout.trainer / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
     return models

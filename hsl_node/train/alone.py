@@ -37,7 +37,8 @@ class Alone:
 
 
 def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alone:
-    """Train alone for as many epochs as that many rounds have; goes on where it was.
+    """Train alone for as many epochs as that many rounds have; goes on where it was. A learning rate that falls over
+    the whole run falls over these epochs.
 
     Events as in a round, with round = 1 and epochs counted through. The caller holds the lock of trainer/alone.
     """
@@ -49,7 +50,7 @@ def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alon
     base = folder / "initial.safetensors"
     base_sha256, _ = initial_weights(state, site.plan, site.method, base)
     # One round of all epochs, without an early end. Its epoch checkpoints are of no use to another length.
-    plan = site.plan.model_copy(update={"epochs_per_round": epochs, "patience_epochs": epochs})
+    plan = site.plan.model_copy(update={"rounds": 1, "epochs_per_round": epochs, "patience_epochs": epochs})
     done = train_round(
         replace(site, run=f"{site.run}/alone/{epochs}", plan=plan),
         folder=folder,

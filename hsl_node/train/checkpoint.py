@@ -73,7 +73,7 @@ class RoundState:
     epoch: int = 0  # finished epochs
     steps: tuple[int, ...] = ()  # optimiser steps of each finished epoch
     rates: tuple[float, ...] = ()  # learning rate of each
-    stale: int = 0  # finished epochs in a row that were no better than the best before them, the base included
+    stale: int = 0  # finished epochs in a row that were no better than the best of this round's before them
     best: Best | None = None  # of the finished epochs, never the base
     finished: bool = False
     threads: int  # these three, Hardware.facts, decide the bytes of the result

@@ -52,9 +52,10 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
     """Train from what `files` says; go on where a killed process left off. The best epoch's travelling tensors go to
     `out`, all of its tensors to `own`.
 
-    The base's own validation counts as epoch 0 for the patience, but only trained epochs can be the round's checkpoint:
-    a hospital always contributes what it learned. At 5 epochs and patience 5 no round is ever cut short: the paper's
-    schedule.
+    Only trained epochs can be the round's checkpoint, and only they count for the patience: a hospital always
+    contributes what it learned. Were the fused model counted as epoch 0, a round longer than the patience would end
+    while its epochs still rise towards what fusing gave. At 5 epochs and patience 5, the paper's schedule, no round is
+    ever cut short.
 
     Raises:
         DataError: no training images.
@@ -178,7 +179,7 @@ def _after_epoch(
     epoch, best, learner = state.epoch + 1, state.best, training.learner
     steps, rates = (*state.steps, trained.steps), (*state.rates, rate)
     leads = best is None or found.better_than(best.validation)
-    stale = 0 if leads and found.better_than(state.base) else state.stale + 1
+    stale = 0 if leads else state.stale + 1
     if leads:
         method = learner.site.method
         own = to_weights(learner.model, all_tensors(learner.model))

@@ -22,6 +22,7 @@ from hsl_node.results import evaluate, export, measuring, models, words
 from hsl_node.results.evaluate import Wish
 from hsl_node.sync.round import Phase
 from hsl_node.sync.store.journal import Journal
+from hsl_node.train.alone import find_alone
 from hsl_node.train.methods import method_of
 from hsl_node.train.site import initial_weights
 from hsl_node.weights.whole import sha256_of
@@ -85,6 +86,18 @@ def test_what_a_record_lacks_is_added_without_scoring_the_rest_again(state: Path
     assert found["weights"]["alone"] == sha256_of(state / "trainer" / "alone.safetensors")
     assert "trained alone" in words.evaluation_text(found)
     assert evaluate.evaluate(state, again=False) == found
+
+
+def test_the_model_alone_trains_as_long_as_the_run_did_not_as_long_as_planned(
+    tmp_path: Path, federation_of: FederationOf
+) -> None:
+    """Planned were four rounds, and after one the run ended on a plateau."""
+    state = finished_run(tmp_path, federation_of, PLAN.model_copy(update={"rounds": 4}))
+    events: list[dict[str, Any]] = []
+    evaluate.evaluate(state, asked=Wish(alone=True), report=events.append)
+    alone = find_alone(state)
+    assert alone is not None and alone.epochs == PLAN.epochs_per_round
+    assert [e["epoch"] for e in events if e["event"] == "epoch"] == list(range(1, PLAN.epochs_per_round + 1))
 
 
 def test_unfinished_run_leaves_the_test_set_untouched(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,8 @@ def test_the_best_trained_epoch_is_the_rounds_checkpoint(
 @pytest.mark.parametrize(
     ("patience", "verdicts", "epochs"),
     [
-        (2, aucs(0.9, 0.6, 0.8, 0.99), 2),  # two epochs below the base, which counts as epoch 0
+        (2, aucs(0.9, 0.6, 0.7, 0.8, 0.85, 0.95), 5),  # all but the last below the base, and each better than before
+        (2, aucs(0.9, 0.6, 0.5, 0.55, 0.99), 3),
         (2, aucs(0.5, 0.6, 0.6, 0.6, 0.9), 3),  # equal is not better
         (2, aucs(0.5, 0.4, 0.6, 0.5, 0.7, 0.1), 5),
         (5, aucs(0.9, 0.1, 0.1, 0.1, 0.1, 0.1), 5),  # the published 5 and 5: never cut short

@@ -467,6 +467,11 @@ class Journal:
         found = self.best_model("fused")
         return found[1:] if found else None
 
+    def rounds_fused(self) -> int:
+        """How many rounds the run has had: fewer than planned where it ended early."""
+        row = self._one("SELECT max(round) AS found FROM fused")
+        return row["found"] or 0 if row else 0
+
     def last_unvalidated(self) -> Round | None:
         """The last fused model, while this site's validation of it is still to come: it may turn out the best."""
         row = self._one("SELECT round, validated FROM fused WHERE round > 0 ORDER BY round DESC LIMIT 1")

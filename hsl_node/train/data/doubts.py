@@ -96,7 +96,7 @@ def judge(images: Sequence[Image], assignment: Assignment, plan: Plan) -> tuple[
     for c, name in enumerate(plan.classes):
         counts = ", ".join(f"{SPLIT_NAMES[s]} {count[c, s]}" for s in range(len(SPLIT_NAMES)))
         facts = f"{count[c].sum()} images of {patients[c]} patients: {counts}"
-        if count[c].sum() == 0 and may_lack_a_class(count.any(axis=1).tolist()):
+        if count[c].sum() == 0 and may_lack_a_class([bool(n) for n in count.sum(axis=1)]):
             warnings.append(f"class {name!r} has no images here: AUC and its like are means over the other classes")
         elif count[c].sum() == 0:
             problems.append(f"class {name!r} has no images")
