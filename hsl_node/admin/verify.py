@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 
 from hsl_node.errors import Altered, HslError, PeerDataError
 from hsl_node.federation import config, keyring, node_toml
+from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.identity import MANIFEST_NAMESPACE, OFFER_NAMESPACE, RECEIPT_NAMESPACE, verify
 from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.hints import addressed
 from hsl_node.host.layout import Layout
+from hsl_node.node.fusing import clip_of
 from hsl_node.sync import evidence
 from hsl_node.sync.manifest import Manifest, parse_manifest, parse_receipt, parse_signed
 from hsl_node.sync.offer import Offer
@@ -289,7 +291,8 @@ def _files(
         fix = f". What to do: {_fix(models.Harm(model, 'altered'), layout)}" if model else ""
         yield f"round {number}: {text}{fix}"
     if len(samples) == len(paths) and report.fused is not None and number > 0:
-        again = _fused_again(layout, paths, samples, federation)
+        said = {peer: manifests[peer].said for peer in samples}
+        again = _fused_again(layout, number, paths, samples, said, federation)
         report.recomputed = again == report.fused
         if again is not None and again != report.fused:
             text = f"fusing the kept inputs gives {again[:12]}, the journal says {report.fused[:12]}"
@@ -312,14 +315,24 @@ def _fix(harm: models.Harm, layout: Layout) -> str:
 
 
 def _fused_again(
-    layout: Layout, paths: Mapping[Peer, Path], samples: dict[Peer, int], federation: config.Federation
+    layout: Layout,
+    number: Round,
+    paths: Mapping[Peer, Path],
+    samples: Mapping[Peer, int],
+    said: Mapping[Peer, Mapping[str, float]],
+    federation: config.Federation,
 ) -> str | None:
+    """None: something was pruned meanwhile by the running daemon, or before: the model that the round began with."""
+    plan, base = federation.plan, layout.fused(number - 1)
+    if FUSION_RULES[plan.rule].needs_base and not base.exists():
+        return None
     try:
-        return fuse_files(federation.plan.rule, paths, samples, read_schema(layout.fused(0)), None)
+        schema = read_schema(layout.fused(0))
+        return fuse_files(plan.rule, paths, samples, schema, None, said=said, base=base, clip=clip_of(plan))
     except (Altered, FileNotFoundError):
-        if all(path.exists() for path in (*paths.values(), layout.fused(0))):
+        if all(path.exists() for path in (*paths.values(), layout.fused(0), base)):
             raise
-        return None  # pruned by the running daemon meanwhile
+        return None
 
 
 def _sha256(path: Path) -> str | None:

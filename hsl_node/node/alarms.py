@@ -24,7 +24,7 @@ QUIET_S = 300.0  # long enough that a person who was called finds it; short enou
 KINDS = frozenset(
     {
         "altered", "data", "disk", "diverged", "equivocation", "fetched", "fused", "images", "influence", "keys",
-        "log", "old key", "own", "ports", "recovering", "reload", "revoked", "room", "share", "unvalidated",
+        "log", "old key", "own", "ports", "recovering", "reload", "revoked", "room", "said", "share", "unvalidated",
         "validation",
     }
 )  # fmt: skip

@@ -7,13 +7,16 @@ import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.federation.plan import Plan
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
 from hsl_node.node.machine import Happened
 from hsl_node.sync.round import Fuse, Fused, State
+from hsl_node.sync.store.exchange import left_by
 from hsl_node.weights.checkpoint_file import Schema
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,10 @@ class Fusing:
     share: float = 0.0  # done
 
     async def fuse(self, action: Fuse) -> Happened:
-        here, state, rule = self.here, self.state(), self.here.federation.plan.rule
+        here, state, plan = self.here, self.state(), self.here.federation.plan
+        rule = plan.rule
         samples = {p: c.samples for p, c in state.have.items()}
+        said = left_by(here.journal, here.layout, here.me, action.round).said
         paths = {p: here.layout.checkpoint(action.round, p, here.me) for p in state.peers}
 
         def progress(share: float) -> None:
@@ -40,7 +45,7 @@ class Fusing:
         while True:
             try:
                 digest, figures = await asyncio.to_thread(
-                    poisoning.fuse_watched,
+                    partial(poisoning.fuse_watched, said=said, clip=clip_of(plan)),
                     rule,
                     paths,
                     samples,
@@ -61,10 +66,19 @@ class Fusing:
         self.share = 0.0
         log.info("fused", extra={"round": action.round, "sha256": digest, "peers": len(paths)})
         weighed = samples if FUSION_RULES[rule].by_images else {}
+        counted = {p: {name: said[p][name] for name in FUSION_RULES[rule].said} for p in samples}
+        weights = poisoning.weights_of(rule, samples, said)
         return Happened(
             Fused(action.round, digest),
             (
                 lambda: here.journal.record_fused(action.round, digest),
-                lambda: poisoning.record_fusion(here.journal, action.round, figures, weighed),
+                lambda: poisoning.record_fusion(
+                    here.journal, action.round, figures, weighed, counted, weights, plan.epochs_per_round
+                ),
             ),
         )
+
+
+def clip_of(plan: Plan) -> float:
+    """How far FedCOME moves a number at most; 0: as far as it will."""
+    return float(plan.settings.get("clip", 0.0)) if plan.method == "fedcome" else 0.0

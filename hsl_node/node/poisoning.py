@@ -1,8 +1,9 @@
 """Signs that a checkpoint is poisoned: recorded in the journal, and alarms made of that record. They stop nothing.
 
 Three signs: a peer's update is unlike the others' (`weights/influence.py`); the fused model is worth less at this site
-than its own model and than the fused model before; and, where peers count by their images, one counts most of them or
-suddenly others. A person decides: each can be an unusual hospital, and none sees all poison.
+than its own model and than the fused model before; and, where peers count by their images or by numbers that a method
+has them say, one counts most or suddenly otherwise. A person decides: each can be an unusual hospital, and none sees
+all poison.
 
 `fuse_watched` is the fusion that a round makes (`Fusing.fuse`): the updates are measured in the pass that fuses.
 """
@@ -17,12 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.node.alarms import Alarms
 from hsl_node.sync.store.journal import Journal
 from hsl_node.weights.checkpoint_file import Array, Schema, TensorSpec, read_chunk
+from hsl_node.weights.combinations import COMBINATIONS, FullSet
 from hsl_node.weights.fuse_files import fuse_files
-from hsl_node.weights.influence import ROUNDS_BACK, Figures, Influence, changed_counts, largest_share, unusual
+from hsl_node.weights.influence import (
+    CHANGE_LIMIT,
+    ROUNDS_BACK,
+    Figures,
+    Influence,
+    changed_counts,
+    changed_numbers,
+    largest_share,
+    largest_weight,
+    unusual,
+)
 from hsl_node.weights.whole import state_of
 
 log = logging.getLogger(__name__)
@@ -38,10 +51,16 @@ ANSWER_IMAGES = (
     "nothing was stopped or changed: if the number is true, nothing is to do; else ask {who}, or agree on a new plan "
     'with fusion = "mean"; `hsl-node round show {round}` has all numbers'
 )
+ANSWER_SAID = (
+    "nothing was stopped or changed: ask {who}; the numbers follow from the epoch that was best there, so they change, "
+    'but seldom so much. A new plan with fusion = "mean" or "median" counts by none; `hsl-node round show {round}` has '
+    "all of them"
+)
 
 SIGNS = {  # of a peer: alarm -> its key in a round's record, and what to do
     "influence": ("unusual", ANSWER),
     "images": ("images", ANSWER_IMAGES),
+    "said": ("said", ANSWER_SAID),
     "share": ("share", ANSWER_IMAGES),
 }
 
@@ -83,36 +102,63 @@ def fuse_watched(
     return digest, influence.figures()
 
 
+def weights_of(rule: str, samples: Mapping[Peer, int], said: Mapping[Peer, Mapping[str, float]]) -> dict[Peer, float]:
+    """What each peer counts in the fusion by the numbers that it says; empty: by none, or by the updates as well."""
+    combination, peers = COMBINATIONS.get(rule), sorted(samples)
+    if combination is None or combination.products or not FUSION_RULES[rule].said:
+        return {}
+    full = FullSet([samples[p] for p in peers], [said[p] for p in peers])
+    return dict(zip(peers, combination.coefficients(full), strict=True))
+
+
 # ------------------------------------------------------------------ what was found, in the journal
 
 
 def record_fusion(
-    journal: Journal, round: Round, figures: Mapping[Peer, Figures], images: Mapping[Peer, int] = {}
+    journal: Journal,
+    round: Round,
+    figures: Mapping[Peer, Figures],
+    images: Mapping[Peer, int] = {},
+    said: Mapping[Peer, Mapping[str, float]] = {},
+    weights: Mapping[Peer, float] = {},
+    epochs: int = 1,
 ) -> None:
-    """Within the transaction that records the fusion. `images` of each peer, where the rule counts by them."""
+    """Within the transaction that records the fusion.
+
+    `images` of each peer, where the rule counts by them; `said`, where it counts by these numbers, which follow from
+    the epoch that was best, of so many `epochs`; `weights` of each in the fusion, where they follow from both alone.
+    """
     before = [record for r in range(max(1, round - ROUNDS_BACK), round) if (record := journal.influence(r))]
     found = unusual(figures, [{Peer(p): Figures(**f) for p, f in b["peers"].items()} for b in before])
     known = {p: row["content"]["samples"] for p in images if round > 1 and (row := journal.manifest(round - 1, p))}
-    changed, share = changed_counts(images, known, round), largest_share(images)
+    last = {p: row["content"]["said"] for p in said if round > 1 and (row := journal.manifest(round - 1, p))}
+    changed, numbers = changed_counts(images, known, round), changed_numbers(said, last, round, CHANGE_LIMIT * epochs)
+    share = largest_weight(weights, said) if weights else largest_share(images)
     peers = {p: asdict(f) for p, f in figures.items()}
-    journal.record_influence(round, {"peers": peers, "unusual": found, "images": changed, "share": share})
+    record = {"peers": peers, "unusual": found, "images": changed, "said": numbers, "share": share}
+    journal.record_influence(round, record)
     told = before[-1].get("share", {}) if before else {}  # it may be true, and then for the whole run
     new = {p: text for p, text in share.items() if text != told.get(p)}
-    for code, texts in (("influence", found), ("images", changed), ("share", new)):
+    for code, texts in (("influence", found), ("images", changed), ("said", numbers), ("share", new)):
         for peer, text in texts.items():
             _say(journal, code, f"round {round}, {peer}: {text}", round)
 
 
 def record_validation(journal: Journal, me: Peer, event: Mapping[str, Any]) -> None:
-    """Within the transaction that records what a fused model is worth here (event `validated`); may be repeated."""
+    """Within the transaction that records what a fused model is worth here (event `validated`); may be repeated.
+
+    Of a fused model the better of its two scores counts, as fused and recalibrated: statistics that are no hospital's
+    are no poison. Only of scores that are AUCs is it known how far chance moves them.
+    """
     round = Round(event["round"])
-    mine = journal.manifest(round, me)
-    earlier = {r["round"]: r["score"] for r in journal.rows("fused")}
-    fused, own, last = event["score"], mine["content"]["score"] if mine else None, earlier.get(round - 1)
-    labels = event.get("labels")
+    mine, again = journal.manifest(round, me), event.get("recalibrated") or {}
+    before = next(iter(journal.rows("fused", Round(round - 1))), {})
+    fused = _better(event["score"], again.get("score"))
+    last = _better(before.get("score"), before.get("recalibrated_score"))
+    own, labels = mine["content"]["score"] if mine else None, event.get("labels")
     if round < 1 or journal.result(_gate(round)) or not labels or fused is None or own is None or last is None:
         return
-    if not fell(fused, own, last, labels):
+    if not all(0 <= score <= 1 for score in (fused, own, last)) or not fell(fused, own, last, labels):
         return
     error = standard_error(fused, labels)
     text = (
@@ -126,6 +172,10 @@ def record_validation(journal: Journal, me: Peer, event: Mapping[str, Any]) -> N
         text += f"; the update least like the others' is that of {least}, cosine {cosines[least]:.2f}"
     journal.record_result(_gate(round), {"text": text})
     _say(journal, "validation", f"round {round}: {text}", round)
+
+
+def _better(*scores: float | None) -> float | None:
+    return max((score for score in scores if score is not None), default=None)
 
 
 def renew(journal: Journal, alarms: Alarms, me: Peer, peers: Sequence[Peer]) -> None:

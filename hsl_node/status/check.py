@@ -27,9 +27,9 @@ CLASSES = {
     "fused *": PERSON, "gone *": PERSON, "images *": PERSON, "influence *": PERSON, "keys *": PERSON, "log": PERSON,
     "loses *": PERSON, "lost *": PERSON, "not shown": PERSON, "old key *": PERSON, "own": PERSON, "own *": PERSON,
     "paused": PERSON, "peer paused *": PERSON, "ports": PERSON, "quota *": PERSON, "recovering": PERSON,
-    "reload": PERSON, "refused *": PERSON, "refused by *": PERSON, "revoked *": PERSON, "set back *": PERSON,
-    "setup *": PERSON, "silent *": PERSON, "twice *": PERSON, "unproven *": PERSON, "unvalidated": PERSON,
-    "validation": PERSON, "wrong bytes *": PERSON,
+    "reload": PERSON, "refused *": PERSON, "refused by *": PERSON, "revoked *": PERSON, "said *": PERSON,
+    "set back *": PERSON, "setup *": PERSON, "silent *": PERSON, "twice *": PERSON, "unproven *": PERSON,
+    "unvalidated": PERSON, "validation": PERSON, "wrong bytes *": PERSON,
     "disagreement": BROKEN, "disk": BROKEN, "diverged": BROKEN, "ended": BROKEN, "equivocation *": BROKEN,
     "halted": BROKEN, "keys": BROKEN, "room": BROKEN, "trainer": BROKEN, "twice": BROKEN,
 }  # fmt: skip

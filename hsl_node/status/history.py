@@ -71,9 +71,9 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
 
 
 def unusual_of(influence: Mapping[str, Any] | None) -> dict[str, str]:
-    """Whose update, or number of images, was not usual, and why (poisoning.py)."""
+    """Whose update, or what it says of itself, was not usual, and why (poisoning.py)."""
     found: dict[str, str] = {}
-    for key in ("unusual", "images", "share"):
+    for key in ("unusual", "images", "said", "share"):
         for peer, why in (influence or {}).get(key, {}).items():
             found[peer] = f"{found[peer]}; {why}" if peer in found else why
     return found

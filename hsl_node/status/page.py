@@ -29,7 +29,7 @@ _RED, _YELLOW, _GREEN, _BOLD, _DIM = "31", "33", "32", "1", "2"
 _COLOUR = {
     "degraded": _RED, "halted": _RED, "stopped": _RED, "paused": _YELLOW, "waiting": _YELLOW, "finished": _GREEN,
 }  # fmt: skip
-_SIGNS = ("images", "influence", "share", "validation")  # a test: those of poisoning.py
+_SIGNS = ("images", "influence", "said", "share", "validation")  # a test: those of poisoning.py
 _ENDED = {"stopped": "stopped", "failed": "ended by an error"}  # killed: a warning says so, nobody knows when
 
 

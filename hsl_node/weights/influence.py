@@ -138,6 +138,37 @@ def largest_share(now: Mapping[Peer, int]) -> dict[Peer, str]:
     }
 
 
+def largest_weight(weights: Mapping[Peer, float], said: Mapping[Peer, Mapping[str, float]]) -> dict[Peer, str]:
+    """As `largest_share`, where the weight of each in the fusion follows from signed numbers."""
+    total = sum(abs(weight) for weight in weights.values())
+    told = {peer: ", ".join(f"{name} {value:,.6g}" for name, value in said[peer].items()) for peer in weights}
+    return {
+        peer: f"by what it says of itself ({told[peer]}) it is {100 * abs(weight) / total:.3g} % of the fused model"
+        for peer, weight in weights.items()
+        if len(weights) >= SHARE_PEERS_MIN and abs(weight) > SHARE_LIMIT * total
+    }
+
+
+def changed_numbers(
+    now: Mapping[Peer, Mapping[str, float]],
+    before: Mapping[Peer, Mapping[str, float]],
+    round: Round,
+    limit: float = CHANGE_LIMIT,
+) -> dict[Peer, str]:
+    """Whose signed numbers, by which a fusion counts, are quite others in `round` (`now`) than in the one `before`."""
+    found = {}
+    for peer, numbers in now.items():
+        pairs = {name: (before.get(peer, {}).get(name, value), value) for name, value in numbers.items()}
+        told = [
+            f"it said {name} {last:,.6g} in round {round - 1} and {value:,.6g} in round {round}"
+            for name, (last, value) in pairs.items()
+            if max(abs(last), abs(value)) > limit * min(abs(last), abs(value))
+        ]
+        if told:
+            found[peer] = "; ".join(told)
+    return found
+
+
 def changed_counts(now: Mapping[Peer, int], before: Mapping[Peer, int], round: Round) -> dict[Peer, str]:
     """Whose number of training images is quite another in `round` (`now`) than in the one `before`."""
     return {

@@ -18,9 +18,9 @@ from pathlib import Path
 # An argument that is neither a string nor a constant of the same package -> the codes that it stands for.
 ELSEWHERE: Mapping[str, frozenset[str]] = {
     "code": frozenset(
-        {"diverged", "unvalidated", "influence *", "images *", "share *", "validation", "keys *", "revoked *"}
+        {"diverged", "unvalidated", "influence *", "images *", "said *", "share *", "validation", "keys *", "revoked *"}
     ),
-    "_code(harm)": frozenset({"fused *"}),
+    "harm.model.code": frozenset({"fused *", "own *"}),
     "n['code']": frozenset(),  # a note of the journal, which is found where it is written
 }
 

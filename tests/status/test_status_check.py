@@ -118,5 +118,5 @@ def test_the_page_for_administrators_has_the_codes_and_the_classes() -> None:
         name: set(re.findall(r"`([^`]+)`", text)) for name, text in re.findall(r"^- \*\*(.+?)\*\*: (.+?)$", page, re.M)
     }
     for name, code in names.items():
-        assert said[name] == {c.replace("*", "PEER" if c not in ("fused *", "data *") else "N")
+        assert said[name] == {c.replace("*", "PEER" if c not in ("fused *", "data *", "own *") else "N")
                               for c, its in CLASSES.items() if its == code}  # fmt: skip

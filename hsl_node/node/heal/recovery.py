@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsl_node.errors import HslError, KeyRefused, LocalStateError, TransportError, escaped
+from hsl_node.federation.fusion_rules import FUSION_RULES
+from hsl_node.federation.methods import Need
 from hsl_node.federation.names import ROUND_MAX, Digest, Peer, Round
 from hsl_node.host import systemd
 from hsl_node.host.durable import Step
@@ -39,6 +41,7 @@ from hsl_node.sync.manifest import claim_of
 from hsl_node.sync.offer import Offer
 from hsl_node.sync.recovered import recovered
 from hsl_node.sync.round import Claim, Phase
+from hsl_node.sync.store.exchange import left_by
 from hsl_node.sync.wire.transport import OperationFailed
 from hsl_node.weights.whole import holds
 
@@ -166,7 +169,7 @@ class Recovery:
         has_base = last < 2 or await self._get(mine[last].base, here.layout.fused(last - 1), offers)
         at = {Peer(o.peer): _round_of(o, held.values()) for o in offers.values()}
         state = recovered(fresh, claims, at, kept)
-        if not has_base and state.phase is not Phase.COLLECT:
+        if not has_base and (state.phase is not Phase.COLLECT or FUSION_RULES[here.federation.plan.rule].needs_base):
             raise LocalStateError(
                 f"no peer has the fused model of round {last - 1} ({mine[last].base[:12]}) any more",
                 remedy=f"copy it from a peer's backup to {here.layout.fused(last - 1)}, then start again",
@@ -180,8 +183,11 @@ class Recovery:
         if relied_on is None:
             return False
         files = {path: sha256 for path, (sha256, _) in relied_on.items()}
-        if state.phase in (Phase.TRAIN, Phase.AGREE, Phase.FINISHED):  # what it trains from, or validates at the end
+        plan, before = here.federation.plan, state.phase in (Phase.TRAIN, Phase.AGREE, Phase.FINISHED)
+        if before or FUSION_RULES[plan.rule].needs_base:  # what it trains from, validates at the end, or fuses from
             files[here.layout.fused(state.round - 1)] = state.base
+        if before and Need.FULL_SET in plan.card.needs:
+            files |= left_by(here.journal, here.layout, here.me, Round(state.round - 1)).full_set.values()
         return await asyncio.to_thread(lambda: all(holds(path, sha256) for path, sha256 in files.items()))
 
     async def _bring(self, state: machine.State, offers: Mapping[Peer, Offer], held: Mapping[str, Held]) -> None:
