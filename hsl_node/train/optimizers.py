@@ -1,4 +1,4 @@
-"""How a model's parameters are moved: the plan's optimizer, and its learning rate over the run."""
+"""How a model's parameters are moved: the plan's optimiser, and its learning rate over the run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,47 @@ from hsl_node.federation.plan import Plan
 
 
 def by_plan(model: nn.Module, plan: Plan) -> dict[str, Optimizer]:
-    """One optimizer, "main", for every parameter."""
-    return {
-        "main": torch.optim.Adam(model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
-    }
+    """One optimiser, "main", for all parameters.
+
+    adam    weight decay is a part of the gradient, of every parameter (the form in which HSL was measured)
+    adamw   decay beside the gradient, of matrices and kernels alone: scales, shifts and biases are free of it, as in
+            timm, nanoGPT and the ViT recipes. The HSL release, torch's default, decays them too
+    sgd     with the plan's momentum; decay is a part of the gradient. What FedNova's and FlexFair's formulas presume
+    """
+    rate, decay = plan.learning_rate, plan.weight_decay
+    match plan.optimizer:
+        case "adam":
+            main: Optimizer = torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+        case "adamw":
+            free = [p for name, p in model.named_parameters() if _is_free_of_decay(name, p)]
+            held = [p for name, p in model.named_parameters() if not _is_free_of_decay(name, p)]
+            groups = [{"params": held, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
+            main = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=True)
+        case "sgd":
+            main = torch.optim.SGD(model.parameters(), lr=rate, momentum=plan.momentum, weight_decay=decay, fused=True)
+    return {"main": main}
+
+
+def _is_free_of_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Also the biases of all experts in one matrix."""
+    return parameter.ndim <= 1 or name.rpartition(".")[2].startswith("bias")
 
 
 def learning_rate(plan: Plan, epoch: int) -> float:
-    """Cosine annealing over the whole run's epochs (from 1), in closed form: nothing to save, nothing to step.
+    """Of an epoch of the whole run, counted from 1, in closed form: nothing to save, nothing to step.
 
-    Falls from learning_rate towards learning_rate_min within each period and starts anew with the next, like torch's
-    CosineAnnealingWarmRestarts. torch's CosineAnnealingLR would instead climb back along the same cosine, a cycle of
-    twice the period; "period 10 epochs" is read as a cycle of 10.
+    First `warmup_epochs` rise in equal steps; the epoch after them is the first with the whole rate. Then a cosine
+    towards learning_rate_min: `restarts` falls within each period and starts anew with the next, like torch's
+    CosineAnnealingWarmRestarts (torch's CosineAnnealingLR would instead climb back along the same cosine, a cycle of
+    twice the period; "period 10 epochs" is read as a cycle of 10); `cosine_run` falls once, over the planned run.
     """
-    part = ((epoch - 1) % plan.cosine_period_epochs) / plan.cosine_period_epochs
+    warm = plan.warmup_epochs
+    if epoch <= warm:
+        return plan.learning_rate * epoch / (warm + 1)
+    done = epoch - 1 - warm
+    if plan.schedule == "cosine_run":
+        part = min(done / max(plan.rounds * plan.epochs_per_round - warm, 1), 1.0)
+    else:
+        part = (done % plan.cosine_period_epochs) / plan.cosine_period_epochs
     span = plan.learning_rate - plan.learning_rate_min
     return plan.learning_rate_min + span * (1 + math.cos(math.pi * part)) / 2
