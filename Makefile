@@ -89,7 +89,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { echo 'This python3 lacks venv. Debian, Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@echo 'Installing into $(VENV): about 6 GB, some minutes (log: $(VENV)/install.log) ...'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,dicom,onnx]' \
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,dicom,onnx,pretrained,timm]' \
 	  >$(VENV)/install.log 2>&1 || { tail -n 30 $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 	@echo 'Installed: $(BIN)/hsl-node. So that plain hsl-node is found in this shell: . $(BIN)/activate'

@@ -200,10 +200,13 @@ CARDS: Mapping[str, Card] = {
                 ),
                 "embedding": Setting(
                     "softmax",
-                    choices=("softmax", "layernorm"),
-                    does="how the two encoders' features are joined: softmax as published, or layernorm",
+                    choices=("softmax", "layernorm", "softmax_scaled"),
+                    does="how the two encoders' features are joined: softmax as published, where the anchor task does "
+                    "not reach the primary one; softmax_scaled: 1024 times it; layernorm",
                 ),
                 "temperature": Setting(3.0, 0.01, 100, does="of that softmax"),
+                "gate_temperature": Setting(1.0, 0.01, 100, does="of the softmax that weights the experts"),
+                "anchor_weight": Setting(1.0, 0, 1000, does="how much the anchor loss counts beside the primary one"),
                 "experts": Setting(12, 1, 256, does="small networks that both tasks share"),
             },
         ),

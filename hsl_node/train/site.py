@@ -10,7 +10,6 @@ import torchvision
 from torch import nn
 
 import hsl_node
-from hsl_node.errors import ConfigError
 from hsl_node.federation.config import load_federation
 from hsl_node.federation.names import Digest
 from hsl_node.federation.node_toml import load_node
@@ -23,8 +22,8 @@ from hsl_node.train.data.dataset import open_dataset
 from hsl_node.train.hardware import Hardware, prepare
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import method_of
-from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.networks.initial import initialise
+from hsl_node.train.networks.pretrained import start_from_weights
 from hsl_node.train.progress import Progress, unheard
 from hsl_node.train.state_dict import to_weights
 from hsl_node.weights.checkpoint_file import write_weights
@@ -100,15 +99,7 @@ def initial_model(plan: Plan, method: Method, backbone_weights: Path | None) -> 
     model = method.network.build(plan)
     initialise(model, plan.seed)
     if plan.backbone_weights is not None:
-        if backbone_weights is None:
-            raise ConfigError(
-                f"the plan starts from backbone weights {plan.backbone_weights[:12]}..., node.toml names no file",
-                remedy="set train.backbone_weights in node.toml to the local weight file",
-            )
-        tensors = read_backbone_weights(backbone_weights, plan.backbone_weights)
-        for module in model.modules():
-            if isinstance(module, Trunk):
-                load_backbone_weights(module, tensors)
+        start_from_weights(model, plan.backbone_weights, backbone_weights)
     return model
 
 

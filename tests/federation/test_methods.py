@@ -42,7 +42,14 @@ def test_every_card_is_consistent(name: str) -> None:
 def test_settings_of_the_method_stand_in_its_table_and_what_is_not_given_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text('method = "hsl"\n[hsl]\nencoder = "shared"\n')
     plan = load_plan(tmp_path / "plan.toml", ["hsl.experts=4"])
-    assert plan.settings == {"encoder": "shared", "embedding": "softmax", "temperature": 3.0, "experts": 4}
+    assert plan.settings == {
+        "encoder": "shared",
+        "embedding": "softmax",
+        "temperature": 3.0,
+        "gate_temperature": 1.0,
+        "anchor_weight": 1.0,
+        "experts": 4,
+    }
     assert load_plan(None, ["method=fedprox", "fedprox.mu=1"]).settings == {"mu": 1.0}
     assert load_plan(None, ["method=fedprox"]) == Plan(method="fedprox", settings={"mu": 0.01})
     assert Plan.model_validate(plan.model_dump(mode="json")) == plan

@@ -15,7 +15,8 @@ def both_tasks(step: Step) -> Terms:
     batch, loss = step.batch, step.task.loss
     assert batch.anchor is not None and batch.anchor_label is not None
     primary, anchor = step.model(batch.image, batch.anchor)  # (B, C), (B, 1)
-    return {"primary": loss(primary, batch.target), "anchor": loss(anchor, batch.anchor_label)}
+    weight = step.settings["anchor_weight"]  # published: 1
+    return {"primary": loss(primary, batch.target), "anchor": loss(anchor, batch.anchor_label) * weight}
 
 
 HSL = Method("hsl", MMOE, passes=(descend(both_tasks),))

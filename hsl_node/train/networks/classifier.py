@@ -12,13 +12,18 @@ from hsl_node.train.tasks.classification import outputs
 class Classifier(nn.Module):
     """A trunk and one linear layer: (B, 3, S, S) -> (B, C)."""
 
-    def __init__(self, backbone: str, outputs: int) -> None:
+    def __init__(self, backbone: str, outputs: int, norm: str = "batch", image_size: int = 224) -> None:
         super().__init__()
-        self.trunk = Trunk(backbone)
+        self.trunk = Trunk(backbone, norm, image_size)
         self.out = nn.Linear(self.trunk.features, outputs)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.out(self.trunk(image_BCHW))  # type: ignore[no-any-return]
 
+    def with_stages(self, image_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, C) and the trunk's stages, in one pass."""
+        feature, stages = self.trunk.with_stages(image_BCHW)
+        return self.out(feature), stages
 
-CLASSIFIER = Network(build=lambda plan: Classifier(plan.backbone, outputs(plan)))
+
+CLASSIFIER = Network(build=lambda plan: Classifier(plan.backbone, outputs(plan), plan.norm, plan.image_size))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from hsl_node.train.networks.mmoe import Experts
 
+LIBRARY_DEVIATION = 0.02  # of what vision transformers hold beside their linear layers: positions, in_proj_weight
+
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
@@ -29,11 +31,15 @@ def _initial(module: nn.Module, name: str, parameter: Tensor, rng: np.random.Gen
     shape = tuple(parameter.shape)
     weight = name.rpartition(".")[2].startswith("weight")
     match module:
-        case nn.Conv2d():  # He et al. 2015, fan-out, as torchvision's ResNet
-            fan_out = shape[0] * shape[2] * shape[3]
+        case nn.Conv2d() if weight:  # He et al. 2015, fan-out, as torchvision's ResNet
+            fan_out = shape[0] * shape[2] * shape[3] / module.groups
             return rng.standard_normal(shape) * math.sqrt(2 / fan_out)
-        case nn.BatchNorm2d():
+        case nn.BatchNorm2d() | nn.GroupNorm() | nn.LayerNorm():
             return np.full(shape, 1.0 if weight else 0.0)
+        case nn.Conv2d():  # its bias: torch's default
+            return rng.uniform(-1, 1, shape) / math.sqrt(
+                module.in_channels / module.groups * math.prod(module.kernel_size)
+            )
         case nn.Linear():  # torch's default for weight and bias
             return rng.uniform(-1, 1, shape) / math.sqrt(module.in_features)
         case Experts() if weight:  # Xavier-uniform, per expert: (E, out, in)
@@ -41,7 +47,11 @@ def _initial(module: nn.Module, name: str, parameter: Tensor, rng: np.random.Gen
         case Experts():
             fan_in = (module.weight_in if name.endswith("in") else module.weight_out).shape[2]
             return rng.uniform(-1, 1, shape) / math.sqrt(fan_in)
-    raise NotImplementedError(f"no initial value for {name} of {type(module).__name__}")
+    # A parameter of a library's own layer. A constant (a class token, a layer scale) is the same on every machine.
+    given: np.ndarray = parameter.double().numpy()
+    if (given == given.flat[0]).all():
+        return given
+    return rng.standard_normal(shape) * LIBRARY_DEVIATION
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:

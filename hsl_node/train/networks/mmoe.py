@@ -26,7 +26,16 @@ TOWER_DROPOUT = 0.4
 
 
 class MMoE(nn.Module):
-    """Two tasks, two encoders, one pool of experts. Defaults are the published form: 23.7 million parameters."""
+    """Two tasks, two encoders, one pool of experts. Defaults are the published form: 23.7 million parameters.
+
+    In that form the joint embedding is flat to 1e-5, so the anchor task does not reach the primary one
+    (`anchor_reach.py` measures it). Forms in which it does:
+
+        embedding = "layernorm"        features of mean 0 and deviation 1 per image
+        embedding = "softmax_scaled"   the published softmax times the number of features: mean 1 instead of 1 / 1024
+        encoder = "shared"             anchor images go through the primary task's encoder
+        gate_temperature < 1           gates that choose more sharply among experts
+    """
 
     def __init__(
         self,
@@ -37,19 +46,22 @@ class MMoE(nn.Module):
         encoder: str = "separate",
         embedding: str = "softmax",
         temperature: float = 3.0,
+        gate_temperature: float = 1.0,
+        norm: str = "batch",
+        image_size: int = 224,
     ) -> None:
         super().__init__()
         self.shared_encoder = encoder == "shared"
         self.embedding = embedding
         self.temperature = temperature
         if self.shared_encoder:
-            self.encoder = Encoder(backbone)
+            self.encoder = Encoder(backbone, norm, image_size)
         else:
-            self.encoder_primary = Encoder(backbone)
-            self.encoder_anchor = Encoder(backbone)
+            self.encoder_primary = Encoder(backbone, norm, image_size)
+            self.encoder_anchor = Encoder(backbone, norm, image_size)
         self.experts = Experts(experts, 2 * EMBEDDING)
-        self.gate_primary = Gate(2 * EMBEDDING, experts)
-        self.gate_anchor = Gate(2 * EMBEDDING, experts)
+        self.gate_primary = Gate(2 * EMBEDDING, experts, gate_temperature)
+        self.gate_anchor = Gate(2 * EMBEDDING, experts, gate_temperature)
         self.skip_primary = nn.Linear(EMBEDDING, TASK)
         self.skip_anchor = nn.Linear(EMBEDDING, TASK)
         self.tower_primary = Tower(outputs)
@@ -57,7 +69,10 @@ class MMoE(nn.Module):
 
     def forward(self, primary_BCHW: Tensor, anchor_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of both tasks, (B, C) and (B, 1)."""
-        f_p, f_a = self.encode(primary_BCHW, anchor_BCHW)  # (B, 512), (B, 512)
+        return self.answers(*self.encode(primary_BCHW, anchor_BCHW))
+
+    def answers(self, f_p: Tensor, f_a: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of both tasks from both encoders' features, (B, 512) each."""
         joint = self.joint(f_p, f_a)  # (B, 1024)
         expert = self.experts(joint)  # (B, E, 32)
         primary = self.gate_primary(joint, expert) + self.skip_primary(f_p)  # (B, 32)
@@ -86,15 +101,16 @@ class MMoE(nn.Module):
         both = torch.cat([f_p, f_a], dim=1)  # (B, 1024)
         if self.embedding == "layernorm":
             return F.layer_norm(both, both.shape[1:])
-        return torch.softmax(both / self.temperature, dim=1)
+        flat = torch.softmax(both / self.temperature, dim=1)
+        return flat * both.shape[1] if self.embedding == "softmax_scaled" else flat
 
 
 class Encoder(nn.Module):
     """A trunk whose classifier is replaced by Linear -> ReLU: (B, 3, S, S) -> (B, 512)."""
 
-    def __init__(self, backbone: str) -> None:
+    def __init__(self, backbone: str, norm: str = "batch", image_size: int = 224) -> None:
         super().__init__()
-        self.trunk = Trunk(backbone)
+        self.trunk = Trunk(backbone, norm, image_size)
         self.embed = nn.Linear(self.trunk.features, EMBEDDING)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -119,14 +135,15 @@ class Experts(nn.Module):
 
 
 class Gate(nn.Module):
-    """A task's mixture of the experts: softmax(Linear(F -> E)) weights their features."""
+    """A task's mixture of the experts: softmax(Linear(F -> E) / temperature) weights their features; published: 1."""
 
-    def __init__(self, inputs: int, experts: int) -> None:
+    def __init__(self, inputs: int, experts: int, temperature: float) -> None:
         super().__init__()
+        self.temperature = temperature
         self.linear = nn.Linear(inputs, experts)
 
     def forward(self, joint: Tensor, expert: Tensor) -> Tensor:
-        share = torch.softmax(self.linear(joint), dim=1)  # (B, E)
+        share = torch.softmax(self.linear(joint) / self.temperature, dim=1)  # (B, E)
         return torch.einsum("be,beo->bo", share, expert)  # (B, 32)
 
 
@@ -144,7 +161,8 @@ class Tower(nn.Module):
 
 
 def build(plan: Plan) -> nn.Module:
-    return MMoE(backbone=plan.backbone, outputs=outputs(plan), **plan.settings)
+    form = {key: plan.settings[key] for key in ("encoder", "embedding", "temperature", "gate_temperature", "experts")}
+    return MMoE(backbone=plan.backbone, outputs=outputs(plan), norm=plan.norm, image_size=plan.image_size, **form)
 
 
 def ask(model: nn.Module, image_BCHW: Tensor, reference: Tensor | None) -> Tensor:

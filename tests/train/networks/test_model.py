@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from learning import CPU, SIZE, small_plan
-from safetensors.torch import save_file
+from learning import SIZE, small_plan
 
-from hsl_node.errors import ConfigError, FederationMismatch
+from hsl_node.errors import FederationMismatch
 from hsl_node.federation.plan import Plan
 from hsl_node.train.methods import method_of
-from hsl_node.train.networks.backbone import Trunk, load_backbone_weights, read_backbone_weights
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.networks.mmoe import Experts, MMoE
 from hsl_node.train.state_dict import all_tensors, load_weights, to_weights
@@ -93,7 +90,7 @@ def test_a_primary_prediction_beside_an_embedding_is_that_beside_its_image() -> 
 
 
 @pytest.mark.parametrize("encoder", ["separate", "shared"])
-@pytest.mark.parametrize("embedding", ["softmax", "layernorm"])
+@pytest.mark.parametrize("embedding", ["softmax", "layernorm", "softmax_scaled"])
 def test_both_losses_reach_what_they_should_in_every_variant(encoder: str, embedding: str) -> None:
     model = tiny(encoder=encoder, embedding=embedding)
     primary, anchor = model(images(4, 1), images(4, 2))
@@ -124,6 +121,22 @@ def test_layernorm_embedding_has_mean_0_and_deviation_1() -> None:
     joint = MMoE(backbone="tiny", embedding="layernorm").joint(torch.rand(3, 512), torch.rand(3, 512))
     torch.testing.assert_close(joint.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(joint.var(1, unbiased=False), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_the_scaled_softmax_is_the_published_one_times_the_number_of_features() -> None:
+    f_p, f_a = torch.rand(3, 512), torch.rand(3, 512)
+    published, scaled = (MMoE(backbone="tiny", embedding=e).joint(f_p, f_a) for e in ("softmax", "softmax_scaled"))
+    assert torch.equal(scaled, published * 1024)
+    torch.testing.assert_close(scaled.mean(1), torch.ones(3))
+
+
+def test_a_low_gate_temperature_chooses_among_experts_and_1_is_the_published_gate_to_the_bit() -> None:
+    joint, expert = torch.rand(4, 1024), torch.rand(4, 5, 32)
+    published, sharp = tiny().gate_primary, tiny(gate_temperature=1e-4).gate_primary
+    share = torch.softmax(published.linear(joint), dim=1)
+    assert torch.equal(published(joint, expert[:, :3]), torch.einsum("be,beo->bo", share, expert[:, :3]))
+    chosen = sharp.linear(joint).argmax(1)
+    torch.testing.assert_close(sharp(joint, expert[:, :3]), expert[torch.arange(4), chosen])
 
 
 def test_more_than_two_classes_give_one_output_each_and_cross_entropy() -> None:
@@ -211,70 +224,3 @@ def test_weights_of_another_model_are_refused_and_nothing_is_loaded() -> None:
     with pytest.raises(FederationMismatch, match="experts"):
         load_weights(model, to_weights(other, all_tensors(other)), all_tensors(model))
     assert digest_of(model) == before
-
-
-# ---------------------------------------------------------------- local backbone weights
-
-
-def backbone_file(path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    trunk = Trunk("tiny")
-    tensors = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in trunk.net.state_dict().items()}
-    tensors["fc.weight"] = torch.zeros(1000, 64)  # the classifier of the published file, not used
-    if path.suffix == ".pth":
-        torch.save(tensors, path)
-    else:
-        save_file(tensors, path)
-    return path, tensors
-
-
-@pytest.mark.parametrize("name", ["backbone.pth", "backbone.safetensors"])
-def test_a_local_weight_file_goes_into_the_trunk(tmp_path: Path, name: str) -> None:
-    path, tensors = backbone_file(tmp_path / name)
-    trunk = Trunk("tiny")
-    load_backbone_weights(trunk, read_backbone_weights(path, hashlib.sha256(path.read_bytes()).hexdigest()))
-    torch.testing.assert_close(trunk.net.layer1.conv1.weight.data, tensors["layer1.conv1.weight"])
-
-
-def test_a_weight_file_with_other_bytes_than_the_plan_names_is_refused(tmp_path: Path) -> None:
-    path, _ = backbone_file(tmp_path / "backbone.pth")
-    with pytest.raises(ConfigError, match="the plan names 0000"):
-        read_backbone_weights(path, "0" * 64)
-
-
-def test_a_weight_file_that_holds_code_is_refused_and_the_code_not_run(tmp_path: Path) -> None:
-    path, ran = tmp_path / "evil.pth", tmp_path / "ran"
-
-    class Evil:
-        def __reduce__(self) -> tuple[object, ...]:
-            return Path.touch, (ran,)
-
-    torch.save({"conv1.weight": Evil()}, path)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_backbone_weights(path, hashlib.sha256(path.read_bytes()).hexdigest())
-    assert not ran.exists()
-    torch.load(path, weights_only=False)
-    assert ran.exists()
-
-
-def test_a_weight_file_of_another_network_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="another network"):
-        load_backbone_weights(Trunk("tiny"), {"conv1.weight": torch.zeros(64, 3, 7, 7)})
-
-
-@pytest.mark.parametrize(
-    ("backbone", "features"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048), ("tiny", 64)]
-)
-def test_each_backbone_gives_its_features(backbone: str, features: int) -> None:
-    trunk = Trunk(backbone).eval()
-    assert trunk.features == features
-    assert trunk(images(2)).shape == (2, features)
-
-
-def test_bfloat16_stays_inside_the_trunk() -> None:
-    trunk = Trunk("tiny").eval()
-    exact = trunk(images())
-    trunk.precision = torch.bfloat16
-    rounded = trunk(images())
-    assert rounded.dtype == torch.float32
-    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
-    assert CPU.dtype == torch.float32
