@@ -26,7 +26,8 @@ def own_predictor(state: Path, round: Round | None = None) -> Predictor:
     from hsl_node.train.bundle import Card, Computed, Decision
     from hsl_node.train.data.gathering import window_of
     from hsl_node.train.data.preprocessing import Preprocessing
-    from hsl_node.train.predictor import of_weights
+    from hsl_node.train.predictor import of_model
+    from hsl_node.train.scoring import open_model
     from hsl_node.train.site import open_anchor, open_hardware
 
     plan, model = load_federation(state).plan, find_model(state, round)
@@ -42,7 +43,8 @@ def own_predictor(state: Path, round: Round | None = None) -> Predictor:
         round=model.round,
         source_weights_sha256=model.sha256,
     )
-    return of_weights(Layout(state).fused(model.round), card, hardware, open_anchor(state))
+    _, network = open_model(Layout(state).fused(model.round), plan, hardware)
+    return of_model(network, card, hardware, open_anchor(state))
 
 
 def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = False) -> tuple[tuple[Path, ...], str]:
@@ -50,8 +52,7 @@ def export(state: Path, out: Path, *, round: Round | None = None, onnx: bool = F
     from hsl_node.train.export import export_model
 
     predictor = own_predictor(state, round)
-    weights, facts = Layout(state).fused(predictor.card.round), _facts(state, predictor.card)
-    return export_model(weights, out, predictor=predictor, facts=facts, onnx=onnx)
+    return export_model(out, predictor=predictor, facts=_facts(state, predictor.card), onnx=onnx)
 
 
 def _facts(state: Path, card: Card) -> dict[str, Any]:

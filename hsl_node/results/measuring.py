@@ -57,7 +57,8 @@ def measured(
     _require_same_images(record, scores, found)
     for model in _models(layout, site, wanted, best, rounds, report):
         for part, (of, split) in sites.items():
-            said = scoring.score(of, model.weights, split, pairing=model.pairing, tick=ticker(report, "scoring"))
+            _, network = scoring.open_model(model.weights, of.plan, of.hardware)
+            said = scoring.answers(of, network, split, pairing=model.pairing, tick=ticker(report, "scoring"))
             chances, ranks = scoring.as_probabilities(said), scoring.as_log_odds(said)
             found[part]["probabilities"][model.kind] = as_kept(chances)
             found[part]["log_odds"][model.kind] = as_kept(ranks)

@@ -1,6 +1,6 @@
 """A model taken away: one folder that predicts by itself, on a machine without a node. No torch.
 
-model.safetensors   the shared tensors, and `anchor_reference` (512,): no anchor set is needed to predict
+model.safetensors   all tensors, and `anchor_reference` (512,): no anchor set is needed to predict
 model.json          what it is, how an image becomes its input, and what its output means
 CARD.md             the same for people, so that another program can repeat it, with a worked example
 example.png         the example's picture: drawn, of nobody

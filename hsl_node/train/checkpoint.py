@@ -53,6 +53,14 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Worth:
+    """What a fused model is worth here."""
+
+    fused: Validation  # as this site took it up: what training goes on from
+    recalibrated: Validation | None  # with its own BatchNorm statistics; None: the plan or the model has none
+
+
+@dataclass(frozen=True)
 class Best:
     epoch: int  # 1.. within the round
     validation: Validation
@@ -69,7 +77,7 @@ class RoundState:
     run: str  # digest of the federation
     round: int
     base_sha256: str  # the weights that the round started from
-    base: Validation  # ... and what they were worth here, before the first epoch
+    worth: Worth  # ... and what they were worth here, before the first epoch
     epoch: int = 0  # finished epochs
     steps: tuple[int, ...] = ()  # optimiser steps of each finished epoch
     rates: tuple[float, ...] = ()  # learning rate of each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
@@ -19,7 +20,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hsl_node.errors import UsageError
-from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import normalise
 from hsl_node.train.bundle import (
     CARD_FILE,
@@ -36,18 +36,18 @@ from hsl_node.train.bundle import (
 from hsl_node.train.card import Example, card_text
 from hsl_node.train.data.files import replacing
 from hsl_node.train.data.images import decode
-from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Method
 from hsl_node.train.predictor import Predictor
-from hsl_node.train.scoring import open_model
 from hsl_node.train.site import versions
+from hsl_node.train.start import place
+from hsl_node.train.state_dict import all_tensors, to_weights
 from hsl_node.train.tasks.classification import probabilities
-from hsl_node.weights.checkpoint_file import Array, read_weights, write_weights
+from hsl_node.weights.checkpoint_file import Array, write_weights
 from hsl_node.weights.whole import sha256_of
 
 
 def export_model(
-    weights: Path, folder: Path, *, predictor: Predictor, facts: Mapping[str, Any], onnx: bool
+    folder: Path, *, predictor: Predictor, facts: Mapping[str, Any], onnx: bool
 ) -> tuple[tuple[Path, ...], str]:
     """Write the files; gives them, and why there is no ONNX file that was asked for ("" where there is none).
 
@@ -60,7 +60,7 @@ def export_model(
     if (folder / SUMS_FILE).exists() and not (folder / CARD_FILE).exists():
         raise UsageError(f"{folder / SUMS_FILE} is of no exported model", remedy="name another folder, or a new one")
     card, reference = predictor.card, predictor.reference
-    tensors: dict[str, Array] = dict(read_weights(weights))
+    tensors: dict[str, Array] = to_weights(predictor.model, all_tensors(predictor.model))
     if reference is not None:
         tensors[REFERENCE] = reference.numpy()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def export_model(
         (folder / stale).unlink(missing_ok=True)
     digests = {WEIGHTS_FILE: write_weights(folder / WEIGHTS_FILE, tensors)}
     (folder / WEIGHTS_FILE).chmod(0o600)  # as all that comes of the images: its owner decides who gets it
-    missing = _export_onnx(weights, card.plan, predictor.hardware, reference, folder / ONNX_FILE) if onnx else ""
+    missing = _export_onnx(predictor, folder / ONNX_FILE) if onnx else ""
     if onnx and not missing:
         digests[ONNX_FILE] = sha256_of(folder / ONNX_FILE)
     _write(folder / EXAMPLE_FILE, example_picture())
@@ -128,14 +128,21 @@ class _Portable(nn.Module):
         return probabilities(self.method.network.ask(self.model, image, self.reference))
 
 
-def _export_onnx(weights: Path, plan: Plan, hardware: Hardware, reference: Tensor | None, path: Path) -> str:
+def _export_onnx(predictor: Predictor, path: Path) -> str:
     """Write the ONNX file; the reason in words where it can't be done."""
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed: pip install 'hsl-node[onnx]', then export again with --onnx"
-    plain = replace(hardware, device=torch.device("cpu"), precision="float32", memory_format=torch.contiguous_format)
-    portable = _Portable(*open_model(weights, plan, plain), reference).eval()
-    example = torch.rand(2, 3, plan.image_size, plan.image_size)
+    plain = replace(
+        predictor.hardware,
+        device=torch.device("cpu"),
+        precision="float32",
+        memory_format=torch.contiguous_format,
+    )
+    model = place(copy.deepcopy(predictor.model), plain)
+    portable = _Portable(predictor.method, model, predictor.reference).eval()
+    side = predictor.card.plan.image_size
+    example = torch.rand(2, 3, side, side)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():

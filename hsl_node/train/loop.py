@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
 from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload
-from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
+from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation, Worth
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.sources import TRAIN, VALIDATION
@@ -29,6 +29,7 @@ from hsl_node.train.hardware import Hardware, derived_seed
 from hsl_node.train.method import Done, Learner, Site
 from hsl_node.train.optimizers import learning_rate
 from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker
+from hsl_node.train.recalibrate import recalibrated
 from hsl_node.train.scoring import validate
 from hsl_node.train.start import StartFiles, Training, begin
 from hsl_node.train.state_dict import all_tensors, to_weights
@@ -146,7 +147,7 @@ def _open_round(site: Site, folder: Path, files: StartFiles, report: Report) -> 
             _warn_if_the_machine_changed(site, saved.state)
             learner.model.load_state_dict(saved.model)
             _restore(learner, saved)
-            report(validated(site, round - 1, saved.state.base))  # the daemon may not have heard it
+            report(validated(site, round - 1, saved.state.worth))  # the daemon may not have heard it
             return training, saved.state
         log.warning("its best weights so far are gone or altered: the round begins anew", extra={"round": round})
 
@@ -157,7 +158,7 @@ def _open_round(site: Site, folder: Path, files: StartFiles, report: Report) -> 
     elif round > 1:
         log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
     worth = worth_of(site, learner.model, round - 1, report)
-    state = RoundState(run=site.run, round=round, base_sha256=files.base_sha256, base=worth, **site.hardware.facts)
+    state = RoundState(run=site.run, round=round, base_sha256=files.base_sha256, worth=worth, **site.hardware.facts)
     return training, state
 
 
@@ -243,30 +244,33 @@ def _uploaded(those: Dataset | AnchorSet, where: Indices, hardware: Hardware) ->
     return upload(those.images[where], hardware), torch.from_numpy(those.labels[where]).to(hardware.device)
 
 
-def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Validation:
-    """Validate the fused model of `round`, and report it.
+def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Worth:
+    """Validate the fused model of `round` as it is here, and as it would be used, and report both.
 
     Raises:
         Diverged: it gives no finite numbers, here as at every other peer.
     """
+    tick = ticker(report, f"validating the weights of round {round}")
     try:
-        found = validate(site, model, ticker(report, f"validating the weights of round {round}"))
+        fused, other = validate(site, model, tick), None
+        if site.plan.recalibrate and (measured := recalibrated(model, site, tick)) is not model:
+            other = validate(site, measured, tick)
     except Diverged as exc:
         what = f"the fused model of round {round}" if round else "the initial model"
         raise Diverged(f"{what} is spoilt: {exc.message}", remedy=exc.remedy) from exc
-    report(validated(site, round, found))
-    return found
+    worth = Worth(fused, other)
+    report(validated(site, round, worth))
+    return worth
 
 
-def validated(site: Site, round: int, found: Validation) -> dict[str, Any]:
+def validated(site: Site, round: int, worth: Worth) -> dict[str, Any]:
     """What a fused model is worth here; `labels`: validation images per class, for the score's standard error."""
     labels = np.bincount(site.dataset.labels[site.indices(VALIDATION)], minlength=len(site.plan.classes)).tolist()
     return {
         "event": "validated",
         "round": round,
-        "score": found.score,
-        "loss": found.loss,
-        "recalibrated": None,
+        **asdict(worth.fused),
+        "recalibrated": asdict(worth.recalibrated) if worth.recalibrated else None,
         "labels": labels,
     }
 

@@ -23,9 +23,9 @@ from hsl_node.train.data.cache import as_colour
 from hsl_node.train.hardware import Hardware, prepare
 from hsl_node.train.method import Method
 from hsl_node.train.methods import method_of
-from hsl_node.train.scoring import anchor_embedding, as_probabilities, forward, open_model
+from hsl_node.train.scoring import anchor_embedding, as_probabilities, forward
 from hsl_node.train.start import place
-from hsl_node.train.state_dict import load_weights
+from hsl_node.train.state_dict import all_tensors, load_weights
 from hsl_node.weights.checkpoint_file import read_weights
 
 Array = NDArray[Any]
@@ -49,9 +49,9 @@ class Predictor:
         return np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
 
 
-def of_weights(weights: Path, card: Card, hardware: Hardware, anchor: AnchorSet | None) -> Predictor:
+def of_model(model: nn.Module, card: Card, hardware: Hardware, anchor: AnchorSet | None) -> Predictor:
     """The node's own: its anchor set gives the reference."""
-    method, model = open_model(weights, card.plan, hardware)
+    method = method_of(card.plan.method)
     return Predictor(card, method, model, anchor_embedding(method, model, anchor, hardware), hardware)
 
 
@@ -69,7 +69,7 @@ def of_bundle(folder: Path) -> Predictor:
     try:
         tensors = read_weights(folder / WEIGHTS_FILE)
         reference = tensors.pop(REFERENCE, None)
-        load_weights(model, tensors, method.travels(model))
+        load_weights(model, tensors, all_tensors(model))
         if (reference is None) != (method.network.reference is None):
             raise ConfigError(f"the method {method.name} and {REFERENCE} do not go together")
     except HslError as exc:

@@ -27,21 +27,15 @@ from hsl_node.train.hardware import Hardware, derived_seed
 from hsl_node.train.method import Method, Site
 from hsl_node.train.methods import method_of
 from hsl_node.train.progress import Progress, unheard
-from hsl_node.train.start import place
-from hsl_node.train.state_dict import load_weights
+from hsl_node.train.recalibrate import recalibrated
+from hsl_node.train.start import StartFiles, adopted, place
+from hsl_node.train.state_dict import all_tensors, load_weights
 from hsl_node.train.tasks.classification import log_odds, probabilities
 from hsl_node.weights.checkpoint_file import read_weights
 
 EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's batch size
 
 Pairing = Literal["fixed", "random"]
-
-
-def score(site: Site, weights: Path, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard) -> Tensor:
-    """What a weights file says of one part of the site's images (0 train, 1 validation, 2 test), in the set's order:
-    logits (N, C), which `as_probabilities` and `as_log_odds` make readable."""
-    _, model = open_model(weights, site.plan, site.hardware)
-    return answers(site, model, split, pairing=pairing, tick=tick)
 
 
 def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validation:
@@ -57,17 +51,26 @@ def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validati
 
 
 def open_model(weights: Path, plan: Plan, hardware: Hardware) -> tuple[Method, nn.Module]:
-    """The plan's model with a checkpoint file's weights, ready to score."""
+    """The plan's model from a file of all its tensors (own, alone), ready to score. A fused file is one only where
+    nothing stays in the hospital: else see `open_fused`."""
     method = method_of(plan.method)
     model = place(method.network.build(plan), hardware)
-    load_weights(model, read_weights(weights), method.travels(model))
+    load_weights(model, read_weights(weights), all_tensors(model))
     return method, model.eval()
+
+
+def open_fused(site: Site, files: StartFiles, *, recalibrate: bool, tick: Progress = unheard) -> nn.Module:
+    """A fused model as this hospital uses it, ready to score: as the next round would begin with it, and where asked
+    with BatchNorm statistics of its own training images. Raises: as `adopted`."""
+    model = adopted(site, files)[0].model.eval()
+    return recalibrated(model, site, tick) if recalibrate else model
 
 
 def answers(
     site: Site, model: nn.Module, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard
 ) -> Tensor:
-    """Primary logits (N, C) of one part of the site's images, in the set's order, on the CPU."""
+    """What a model says of one part of the site's images (0 train, 1 validation, 2 test), in the set's order: logits
+    (N, C), on the CPU, which `as_probabilities` and `as_log_odds` make readable."""
     where, pairs = site.indices(split), None
     if pairing == "random" and site.anchor is not None:
         rng = np.random.default_rng(derived_seed(site.plan.seed, "anchor pairing"))

@@ -9,6 +9,7 @@ import torch
 
 from hsl_node.federation.plan import Plan
 from hsl_node.train import checkpoint
+from hsl_node.train.batches import upload
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.hardware import Hardware
@@ -69,6 +70,10 @@ def site(plan: Plan | None = None, data: Dataset | None = None, peer: str = "mer
         anchor=anchor() if method.network.reference else None,
         hardware=CPU,
     )
+
+
+def images_of(site: Site, split: int) -> torch.Tensor:
+    return upload(site.dataset.images[site.indices(split)], site.hardware)
 
 
 def all_of(trainer: Path) -> dict[str, torch.Tensor]:

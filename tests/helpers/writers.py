@@ -14,7 +14,7 @@ from hsl_node.federation.names import Peer
 from hsl_node.host import files
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
-from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation
+from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation, Worth
 from hsl_node.train.data.ledger import read_ledger, write_ledger
 from hsl_node.weights.checkpoint_file import read_weights, schema_of, write_weights
 from hsl_node.weights.fuse_files import fuse_files
@@ -38,8 +38,8 @@ def saved(folder: Path, epoch: int) -> None:
     """As the training loop does: the best weights, then the epoch checkpoint that names them."""
     nothing = Validation(None, None)
     state = RoundState(
-        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=epoch, best=Best(epoch, nothing, "", 0, "", {}),
-        threads=1, device="cpu", precision="float32",
+        run="run", round=1, base_sha256="0" * 64, worth=Worth(nothing, None), epoch=epoch,
+        best=Best(epoch, nothing, "", 0, "", {}), threads=1, device="cpu", precision="float32",
     )  # fmt: skip
     digest = write_weights(checkpoint.best_path(folder, 1, epoch), weights(float(epoch)), Step.TRAINER_BEST)
     state = replace(state, best=Best(epoch, nothing, digest, 1, digest, {}))

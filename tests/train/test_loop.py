@@ -156,7 +156,7 @@ def aucs(*values: float | None) -> list[Validation]:
 def test_the_best_trained_epoch_is_the_rounds_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdicts: list[Validation], best: int, epochs: int
 ) -> None:
-    site = learning.site(learning.small_plan(epochs_per_round=3), learning.dataset(train=8))
+    site = learning.site(learning.small_plan(epochs_per_round=3, recalibrate=False), learning.dataset(train=8))
     scripted(monkeypatch, verdicts)
     done = run(site, tmp_path)
     assert done.best is not None
@@ -180,7 +180,7 @@ def test_the_best_trained_epoch_is_the_rounds_checkpoint(
 def test_a_round_ends_early_when_patience_is_used_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, verdicts: list[Validation], epochs: int
 ) -> None:
-    plan = learning.small_plan(epochs_per_round=5, patience_epochs=patience)
+    plan = learning.small_plan(epochs_per_round=5, patience_epochs=patience, recalibrate=False)
     scripted(monkeypatch, verdicts)
     assert run(learning.site(plan, learning.dataset(train=8)), tmp_path).epoch == epochs
 

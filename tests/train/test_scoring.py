@@ -21,7 +21,7 @@ from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import TEST, VALIDATION
 from hsl_node.train.hardware import Hardware, derived_seed, prepare
 from hsl_node.train.method import Site
-from hsl_node.train.predictor import Predictor, of_bundle, of_weights
+from hsl_node.train.predictor import Predictor, of_bundle, of_model
 from hsl_node.train.site import initial_weights
 from hsl_node.train.tasks.classification import log_odds
 from hsl_node.train.tasks.metrics import measure
@@ -41,9 +41,13 @@ def weights_of(folder: Path, plan: Any) -> Path:
 
 
 def probabilities_of(path: Path, site: Site, split: int = TEST, **changes: Any) -> Any:
-    """What `scoring.score` gives."""
+    """Of a file, in the set's order."""
     _, model = scoring.open_model(path, site.plan, site.hardware)
     return scoring.as_probabilities(scoring.answers(site, model, split, **changes))
+
+
+def scored(site: Site, path: Path, split: int, **changes: Any) -> Any:
+    return scoring.answers(site, scoring.open_model(path, site.plan, site.hardware)[1], split, **changes)
 
 
 def predicted(path: Path, images: Any, plan: Plan, hardware: Hardware, *, anchor: AnchorSet | None) -> Any:
@@ -63,7 +67,7 @@ def predictor_of(weights: Path, plan: Plan, anchor: AnchorSet | None) -> Predict
         round=1,
         source_weights_sha256=sha256_of(weights),
     )
-    return of_weights(weights, card, learning.CPU, anchor)
+    return of_model(scoring.open_model(weights, plan, learning.CPU)[1], card, learning.CPU, anchor)
 
 
 def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None:
@@ -74,7 +78,7 @@ def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None
     assert found.shape == (16,) and ((found > 0) & (found < 1)).all()
     in_order = predicted(path, data.images[where], site.plan, site.hardware, anchor=site.anchor)
     assert np.array_equal(found, in_order)
-    assert np.array_equal(scoring.as_probabilities(scoring.score(site, path, TEST)), found)
+    assert np.array_equal(scoring.as_probabilities(scored(site, path, TEST)), found)
     assert measure(data.labels[where], found).images == 16
 
 
@@ -105,7 +109,7 @@ def test_random_pairing_gives_the_published_behaviour(tmp_path: Path) -> None:
     drawn = probabilities_of(path, site, pairing="random")
     assert np.ptp(drawn) > 1e-6
     assert np.array_equal(drawn, probabilities_of(path, site, pairing="random"))
-    assert np.array_equal(scoring.as_probabilities(scoring.score(site, path, TEST, pairing="random")), drawn)
+    assert np.array_equal(scoring.as_probabilities(scored(site, path, TEST, pairing="random")), drawn)
     method, model = scoring.open_model(path, plan, learning.CPU)
     pairs = np.random.default_rng(derived_seed(plan.seed, "anchor pairing")).integers(24, size=8)
     rows = scoring.anchor_embedding(method, model, learning.anchor(), learning.CPU, pairs)
@@ -126,7 +130,7 @@ def test_a_split_without_images_scores_as_undefined(tmp_path: Path) -> None:
     for classes in (("a", "b"), ("a", "b", "c")):
         plan = learning.small_plan(classes=classes)
         path = weights_of(tmp_path / str(len(classes)), plan)
-        said = scoring.score(learning.site(plan, learning.dataset(8, 0, 4)), path, VALIDATION)
+        said = scored(learning.site(plan, learning.dataset(8, 0, 4)), path, VALIDATION)
         found = measure(np.empty(0, np.int64), scoring.as_probabilities(said), scoring.as_log_odds(said))
         assert found.images == 0 and found.auc is None
 
@@ -181,7 +185,7 @@ def test_spoilt_weights_are_named_instead_of_scored(tmp_path: Path) -> None:
     weights["tower_primary.out.bias"] = weights["tower_primary.out.bias"] * np.float32("nan")
     write_weights(tmp_path / "spoilt.safetensors", weights)
     with pytest.raises(ConfigError, match="not a finite number"):
-        scoring.score(learning.site(plan), tmp_path / "spoilt.safetensors", TEST)
+        scored(learning.site(plan), tmp_path / "spoilt.safetensors", TEST)
 
 
 # ---------------------------------------------------------------- export
@@ -200,7 +204,7 @@ def test_an_exported_model_predicts_without_anchor_set_and_as_onnx(tmp_path: Pat
     path, anchor = weights_of(tmp_path, plan), learning.anchor() if plan.method == "hsl" else None
     facts = {"federation": {"name": "trees", "sha256": "f" * 64, "peers": ["ash"]}, "trained_by": "ash"}
     files, onnx_missing = export.export_model(
-        path, tmp_path / "out", predictor=predictor_of(path, plan, anchor), facts=facts, onnx=True
+        tmp_path / "out", predictor=predictor_of(path, plan, anchor), facts=facts, onnx=True
     )
     assert onnx_missing == ""
     assert {oct(f.stat().st_mode & 0o777) for f in files} == {"0o600"}
@@ -229,7 +233,7 @@ def test_an_export_without_the_onnx_packages_says_what_to_install(
     plan = learning.small_plan()
     path = weights_of(tmp_path, plan)
     files, onnx_missing = export.export_model(
-        path, tmp_path / "out", predictor=predictor_of(path, plan, learning.anchor()), facts={}, onnx=True
+        tmp_path / "out", predictor=predictor_of(path, plan, learning.anchor()), facts={}, onnx=True
     )
     assert "hsl-node[onnx]" in onnx_missing
     assert {p.name for p in files} == {*NEEDED, "SHA256SUMS"}

@@ -38,7 +38,7 @@ from hsl_node.sync.inbox.receive import Arrival
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.store import Store
 from hsl_node.train import checkpoint, loop
-from hsl_node.train.checkpoint import Best, RoundState, Validation
+from hsl_node.train.checkpoint import Best, RoundState, Validation, Worth
 from hsl_node.train.data.dataset import open_dataset
 from hsl_node.train.methods import method_of
 from hsl_node.train.site import initial_weights
@@ -153,8 +153,8 @@ def best_to_outbox(root: Path) -> Path:
     (root / "trainer").mkdir(exist_ok=True)
     nothing = Validation(None, None)
     state = RoundState(
-        run="run", round=1, base_sha256="0" * 64, base=nothing, epoch=5, best=Best(5, nothing, "", 0, "", {}),
-        finished=True, threads=1, device="cpu", precision="float32",
+        run="run", round=1, base_sha256="0" * 64, worth=Worth(nothing, None), epoch=5,
+        best=Best(5, nothing, "", 0, "", {}), finished=True, threads=1, device="cpu", precision="float32",
     )  # fmt: skip
     path, out = checkpoint.best_path(root / "trainer", 1, 5), root / "r1.safetensors"
     digest = sha256_of(path) if path.exists() else write_weights(path, weights(1.0))

@@ -20,6 +20,7 @@ from hsl_node.node.poisoning import fuse_watched, record_fusion, record_validati
 from hsl_node.results import report
 from hsl_node.status import history
 from hsl_node.sync.store.journal import Journal
+from hsl_node.train.checkpoint import Worth
 from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.loop import train_round, validated
 from hsl_node.train.methods import method_of
@@ -75,10 +76,12 @@ def federation(folder: Path, flipped: Peer | None = None, rounds: int = ROUNDS) 
             )
             if peer == ASH and done.best is not None:
                 journal.record_manifest(round, ASH, done.best.sha256, b"", {"score": done.best.validation.score})
-        digest, figures = fuse_watched(plan.fusion, paths, SIZES, schema, base, out)
+        digest, figures = fuse_watched(plan.rule, paths, SIZES, schema, base, out)
         journal.record_fused(round, Digest(digest))
         record_fusion(journal, round, figures)
-        event = validated(sites[ASH], round, validate(sites[ASH], open_model(out, plan, sites[ASH].hardware)[1]))
+        event = validated(
+            sites[ASH], round, Worth(validate(sites[ASH], open_model(out, plan, sites[ASH].hardware)[1]), None)
+        )
         journal.record_validation(round, event["score"], event["loss"])
         record_validation(journal, ASH, event)
     return journal
