@@ -208,6 +208,7 @@ CARDS: Mapping[str, Card] = {
                 "gate_temperature": Setting(1.0, 0.01, 100, does="of the softmax that weights the experts"),
                 "anchor_weight": Setting(1.0, 0, 1000, does="how much the anchor loss counts beside the primary one"),
                 "experts": Setting(12, 1, 256, does="small networks that both tasks share"),
+                "anchor_every": Setting(1, 1, 1000, does="only each so-many-th batch has anchor images; 1: every one"),
             },
         ),
         Card(

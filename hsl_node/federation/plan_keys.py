@@ -85,11 +85,11 @@ MEANING = {
         "training sees it"
     ),
     "augment.flip_upright": ("also upside down; in ultrasound and X-ray up is up"),
-    "augment.shift": ("moved by up to this share of the side"),
+    "augment.shift": ("moved by up to this share of the side; what comes into the picture is black"),
     "augment.zoom": ("larger or smaller by up to this share"),
     "augment.turn": ("turned by up to so many degrees either way"),
-    "augment.brightness": ("lighter or darker by up to this share of the range"),
-    "augment.contrast": ("contrast stronger or weaker by up to this share"),
+    "augment.brightness": ("lighter or darker by up to this share of each pixel; black stays black"),
+    "augment.contrast": ("stronger or weaker in contrast by up to this share, about the image's mean"),
 }
 
 

@@ -20,6 +20,7 @@ from hsl_node.errors import DataError, Diverged, LocalStateError
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
+from hsl_node.train.augment import Changes, draw
 from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation, Worth
 from hsl_node.train.data.anchor import AnchorSet
@@ -93,12 +94,12 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
 
 
 def train_epoch(training: Training, epoch: int, rate: float, report: Report) -> Epoch:
-    """All passes of the method over this site's images; each over the longer of both sets.
+    """All passes of the method over this site's images, and where the plan says so over the longer anchor set.
 
     Everything random in it follows from (plan.seed, peer, round, epoch).
     """
-    learner, site = training.learner, training.learner.site
-    seed = derived_seed(site.plan.seed, site.peer, training.start.round, epoch)
+    learner, site, plan = training.learner, training.learner.site, training.learner.plan
+    seed = derived_seed(plan.seed, site.peer, training.start.round, epoch)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     for group in learner.optimizers["main"].param_groups:
@@ -107,7 +108,11 @@ def train_epoch(training: Training, epoch: int, rate: float, report: Report) -> 
     if site.method.samples is not None:
         chosen = site.method.samples(learner, training.start, training.beside, epoch)
     anchors = len(site.anchor.images) if site.method.network.reference and site.anchor else 0
-    orders = [epoch_pairs(rng, len(chosen), anchors, site.plan.batch_size) for _ in site.method.passes]
+    how: dict[str, Any] = {"own": plan.epoch == "own", "anchor_every": int(site.settings.get("anchor_every", 1))}
+    if plan.class_balance == "sampler":
+        how["balanced"] = site.dataset.labels[site.indices(TRAIN)][chosen]
+    orders = [epoch_pairs(rng, len(chosen), anchors, plan.batch_size, **how) for _ in site.method.passes]
+    changing = np.random.default_rng(derived_seed(seed, "augment"))
     progress = _Progress(training.start.round, epoch, sum(map(len, orders)), report)
 
     learner.model.train()
@@ -118,7 +123,8 @@ def train_epoch(training: Training, epoch: int, rate: float, report: Report) -> 
         counts: dict[str, int] = {}
         images = sum(len(p) for p, _ in pairs)
         for p, a in pairs:
-            step = training.step(_batch(site, chosen[p], a), seen, len(p) / images, epoch)
+            batch = _batch(site, chosen[p], a, draw(plan.augment, changing, len(p)))
+            step = training.step(batch, seen, len(p) / images, epoch)
             terms = update(step) or {}
             steps += bool(terms)
             for name, term in terms.items():
@@ -232,16 +238,18 @@ def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
             )
 
 
-def _batch(site: Site, where: Indices, a: Indices) -> Batch:
-    """`where`: positions in the training set; `a`: in the anchor set."""
-    image, target = _uploaded(site.dataset, site.indices(TRAIN)[where], site.hardware)
+def _batch(site: Site, where: Indices, a: Indices, changes: Changes | None) -> Batch:
+    """`where`: positions in the training set; `a`: in the anchor set, whose images stay as they are."""
+    image, target = _uploaded(site.dataset, site.indices(TRAIN)[where], site.hardware, changes)
     beside = _uploaded(site.anchor, a, site.hardware) if site.anchor and len(a) else ()
     return Batch(image, target, where, *beside)
 
 
-def _uploaded(those: Dataset | AnchorSet, where: Indices, hardware: Hardware) -> tuple[Tensor, Tensor]:
+def _uploaded(
+    those: Dataset | AnchorSet, where: Indices, hardware: Hardware, changes: Changes | None = None
+) -> tuple[Tensor, Tensor]:
     """Images (B, 3, S, S) and labels (B,) on the device."""
-    return upload(those.images[where], hardware), torch.from_numpy(those.labels[where]).to(hardware.device)
+    return upload(those.images[where], hardware, changes), torch.from_numpy(those.labels[where]).to(hardware.device)
 
 
 def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Worth:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from torch.optim import Optimizer
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch as Batch
 from hsl_node.train.batches import Indices as Indices
+from hsl_node.train.batches import class_weights
 from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset
+from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.hardware import Hardware
 from hsl_node.train.optimizers import by_plan
 from hsl_node.train.state_dict import all_tensors as all_tensors
@@ -74,9 +77,15 @@ class Learner:
     def plan(self) -> Plan:
         return self.site.plan
 
-    @property
+    @cached_property
     def task(self) -> Task:
-        return self.site.task
+        """The site's, with its classes weighted where the plan says so. For the anchor set: `site.task`."""
+        plan, task = self.plan, self.site.task
+        if plan.class_balance != "weights":
+            return task
+        labels = self.site.dataset.labels[self.site.indices(TRAIN)]
+        weights = torch.from_numpy(class_weights(labels, len(plan.classes))).to(self.device)
+        return replace(task, loss=partial(task.loss, weights=weights))
 
     @property
     def settings(self) -> Mapping[str, Any]:

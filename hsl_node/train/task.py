@@ -16,6 +16,8 @@ class Task:
 
     name: str
     outputs: Callable[[Plan], int]  # C
-    loss: Callable[[Tensor, Tensor], Tensor]  # (N, C), targets (N,) -> (): the mean over the images
+    loss: Callable[
+        ..., Tensor
+    ]  # (N, C), targets (N,), where wanted `weights` of the classes -> (): mean over the images
     answer: Callable[[Tensor], Tensor]  # (N, C) -> what people read
     score: Callable[[Tensor, Tensor], float | None]  # (N, C), targets (N,) -> more is better; None: undefined

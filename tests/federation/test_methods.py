@@ -49,6 +49,7 @@ def test_settings_of_the_method_stand_in_its_table_and_what_is_not_given_has_its
         "gate_temperature": 1.0,
         "anchor_weight": 1.0,
         "experts": 4,
+        "anchor_every": 1,
     }
     assert load_plan(None, ["method=fedprox", "fedprox.mu=1"]).settings == {"mu": 1.0}
     assert load_plan(None, ["method=fedprox"]) == Plan(method="fedprox", settings={"mu": 0.01})

@@ -24,7 +24,7 @@ def deterministic() -> None:
 
 
 def model_of(site: Site) -> nn.Module:
-    model = site.method.build(site.plan)
+    model = site.method.network.build(site.plan)
     initialise(model, 1)
     return model
 
@@ -123,7 +123,9 @@ def test_the_anchor_encoder_is_measured_on_anchor_images_alone():
 
 
 def test_a_shared_encoder_is_measured_on_both_as_in_training():
-    site = learning.site(learning.small_plan(encoder="shared"))  # 40 own images, each used once; 24 anchors, cycled
+    site = learning.site(
+        learning.small_plan(hsl={"encoder": "shared"})
+    )  # 40 own images, each used once; 24 anchors, cycled
     assert site.anchor is not None
     model = model_of(site)
     found = statistics(recalibrated(model, site))["encoder.trunk.net.bn1.running_mean"]

@@ -6,17 +6,23 @@ experts in one product, and a fixed anchor embedding beside the patient's image 
 
 from __future__ import annotations
 
+from typing import cast
+
 from hsl_node.train.method import Method, Step, Terms
-from hsl_node.train.networks.mmoe import MMOE
+from hsl_node.train.networks.mmoe import MMOE, MMoE
 from hsl_node.train.updates import descend
 
 
 def both_tasks(step: Step) -> Terms:
-    batch, loss = step.batch, step.task.loss
-    assert batch.anchor is not None and batch.anchor_label is not None
-    primary, anchor = step.model(batch.image, batch.anchor)  # (B, C), (B, 1)
-    weight = step.settings["anchor_weight"]  # published: 1
-    return {"primary": loss(primary, batch.target), "anchor": loss(anchor, batch.anchor_label) * weight}
+    """Between two batches with anchor images the last ones' mean embedding stands for them, as in scoring."""
+    batch, model = step.batch, cast(MMoE, step.model)
+    if batch.anchor is None:
+        return {"primary": step.task.loss(model.primary(batch.image), batch.target)}
+    primary, anchor = model(batch.image, batch.anchor)  # (B, C), (B, 1)
+    anchor_loss = (
+        step.learner.site.task.loss(anchor, batch.anchor_label) * step.settings["anchor_weight"]
+    )  # published: 1
+    return {"primary": step.task.loss(primary, batch.target), "anchor": anchor_loss}
 
 
 HSL = Method("hsl", MMOE, passes=(descend(both_tasks),))

@@ -69,7 +69,9 @@ class MMoE(nn.Module):
 
     def forward(self, primary_BCHW: Tensor, anchor_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of both tasks, (B, C) and (B, 1)."""
-        return self.answers(*self.encode(primary_BCHW, anchor_BCHW))
+        f_p, f_a = self.encode(primary_BCHW, anchor_BCHW)  # (B, 512), (B, 512)
+        self.last_anchors = f_a.detach().mean(dim=0)  # (512,)
+        return self.answers(f_p, f_a)
 
     def answers(self, f_p: Tensor, f_a: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of both tasks from both encoders' features, (B, 512) each."""
@@ -91,6 +93,10 @@ class MMoE(nn.Module):
 
     def encode_anchor(self, anchor_BCHW: Tensor) -> Tensor:
         return (self.encoder if self.shared_encoder else self.encoder_anchor)(anchor_BCHW)  # type: ignore[no-any-return]
+
+    def primary(self, primary_BCHW: Tensor) -> Tensor:
+        """The primary task of a training step without anchor images, beside those of the last step that had some."""
+        return self.primary_logits(self.encode_primary(primary_BCHW), self.last_anchors)
 
     def primary_logits(self, f_p: Tensor, f_a: Tensor) -> Tensor:
         """The primary task alone: (B, 512) and an anchor embedding (512,) or (B, 512) -> (B, C)."""

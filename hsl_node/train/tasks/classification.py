@@ -16,11 +16,17 @@ def outputs(plan: Plan) -> int:
     return 1 if len(plan.classes) == 2 else len(plan.classes)
 
 
-def primary_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean loss over a batch: binary cross-entropy for (B, 1), cross-entropy for (B, C)."""
+def primary_loss(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean loss over a batch: binary cross-entropy for (B, 1), cross-entropy for (B, C).
+
+    weights: factors (C,) of the classes; a batch of rare ones then counts more, as the mean is over images.
+    """
+    of_each = None if weights is None else weights[label]
     if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], label.float())
-    return F.cross_entropy(logits, label)
+        return F.binary_cross_entropy_with_logits(logits[:, 0], label.float(), of_each)
+    if of_each is None:
+        return F.cross_entropy(logits, label)
+    return (F.cross_entropy(logits, label, reduction="none") * of_each).mean()
 
 
 def probabilities(logits: Tensor) -> Tensor:
