@@ -11,6 +11,7 @@ from hsl_node.federation.names import Digest, Round
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened
 from hsl_node.node.trainer import Event
+from hsl_node.sync.candidates import best_scores
 from hsl_node.sync.manifest import Manifest, claim_of, parse_manifest
 from hsl_node.sync.plateau import plateaued
 from hsl_node.sync.round import Declare, Phase, State, Trained
@@ -52,7 +53,8 @@ class Signing:
         said: Mapping[str, float] = {},
     ) -> Manifest:
         here, state, plan = self.here, self.state(), self.here.federation.plan
-        scores = [*(found for r, found in here.journal.best_scores(here.me).items() if r < round), score]
+        before = best_scores(here.journal.scores_of(here.me), here.journal.candidates())
+        scores = [*(found for r, found in before.items() if r < round), score]
         return Manifest(
             federation=here.federation.digest,
             round=round,

@@ -78,11 +78,11 @@ def evaluate(
     _require_two_classes(state, asked)
     layout, name = Layout(state), EVALUATION if round is None else f"{EVALUATION} of round {round}"
     with Journal.read_only(layout.journal) as journal:
-        record, best = find_evaluation(journal, name), journal.best_fused()
+        record, best = find_evaluation(journal, name), journal.best_model("fused")
         wanted = asked.kinds
         unvalidated = find_unvalidated(journal) if round is None else None
         final = is_over(journal) and unvalidated is None
-        newest = best is not None and record is not None and record["weights"].get("fused") == best[1]
+        newest = best is not None and record is not None and record["weights"].get("fused") == best.sha256
         same = newest if round is None else record is not None
         if record is not None and not again and (same or not final) and wanted - {"local"} <= record["test"].keys():
             if asked.sensitivity in (None, record.get("sensitivity")):

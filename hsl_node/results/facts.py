@@ -71,7 +71,7 @@ def read(state: Path) -> NodeFacts:
     """Raises: NotInitialised, ConfigError."""
     node, federation = load_node(state), load_federation(state)
     with Journal.read_only(Layout(state).journal) as journal:
-        saved = journal.state() or {}
+        saved, best = journal.state() or {}, journal.best_model("fused")
         fused = [r for r in journal.rows("fused") if r["round"] > 0]
         return NodeFacts(
             name=node.name,
@@ -80,7 +80,7 @@ def read(state: Path) -> NodeFacts:
             phase=str(saved.get("phase", "not started")),
             reason=str(saved.get("reason", "")),
             rounds_fused=max((r["round"] for r in fused), default=0),
-            best=journal.best_fused(),
+            best=(best.round, best.sha256) if best else None,
             manifests=tuple(journal.told()),
             fused=fused,
             epochs=journal.rows("epochs"),

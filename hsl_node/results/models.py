@@ -61,12 +61,12 @@ def not_final_yet(round: Round, else_: str) -> UsageError:
 
 def get_best(journal: Journal) -> tuple[Round, Digest]:
     """Raises: UsageError."""
-    best = journal.best_fused()
+    best = journal.best_model("fused")
     if best is None:
         raise UsageError(
             "no fused model has been validated here yet", remedy="wait for the first round: `hsl-node status`"
         )
-    return best
+    return best.round, best.sha256
 
 
 def path_of(layout: Layout, model: models.Model, fix: str = "") -> Path:

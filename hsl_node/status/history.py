@@ -13,6 +13,7 @@ from hsl_node.federation.names import Round
 from hsl_node.host.layout import Layout
 from hsl_node.host.units import auc, duration, size, table
 from hsl_node.status.snapshot import Snapshot
+from hsl_node.sync.candidates import in_words
 from hsl_node.sync.manifest import content_digest
 from hsl_node.sync.store.journal import Journal
 
@@ -51,6 +52,7 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
         manifests = journal.rows("manifests", number)
         epochs = [e["content"] for e in journal.rows("epochs", number)]
         influence = (journal.influence(number) or {"peers": {}})["peers"]
+        model = in_words(journal.candidates(), found["score_name"])
     peers = [
         {
             "peer": m["peer"],
@@ -67,7 +69,7 @@ def round_of(state: Path, number: Round) -> dict[str, Any]:
         }
         for m in manifests
     ]
-    return {**found, "peers": peers, "epochs": epochs}
+    return {**found, "peers": peers, "epochs": epochs, "model": model}
 
 
 def unusual_of(influence: Mapping[str, Any] | None) -> dict[str, str]:
@@ -167,6 +169,7 @@ def round_text(r: dict[str, Any]) -> str:
         f"time       {spent}",
         f"{r['score_name']:9}  own model {auc(r['score_own'])}, fused {auc(r['score_fused'])}{again} "
         "(validation, this site)",
+        *([f"your model {r['model']}"] if r["model"] else []),
     ]
     if r["peers"]:
         rows = [

@@ -168,6 +168,7 @@ def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     lines += _field("busy", _busy(snapshot, look), look)
     lines += _field("trainer", _trainer(snapshot), look)
     lines += _field("last fusion", _fusion(snapshot), look)
+    lines += _field("your model", escaped(snapshot.model.why, 300) if snapshot.model else "", look)
     lines += _field("disk", _disk(snapshot), look)
     return lines
 
@@ -241,11 +242,10 @@ def _trainer(snapshot: Snapshot) -> str:
 
 
 def _fusion(snapshot: Snapshot) -> str:
-    fused, best = snapshot.last_fused, snapshot.best
+    fused = snapshot.last_fused
     if not fused:
         return ""
-    said = f"round {fused.round}, sha256 {fused.sha256[:12]}, validation {snapshot.score_name} {auc(fused.score)}"
-    return said + (f"; best so far: round {best.round}" if best else "")
+    return f"round {fused.round}, sha256 {fused.sha256[:12]}, validation {snapshot.score_name} {auc(fused.score)}"
 
 
 def _disk(snapshot: Snapshot) -> str:

@@ -16,6 +16,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.status import snapshot as schema
 from hsl_node.status.last_words import find_ending
 from hsl_node.status.snapshot import Snapshot, StatusWarning
+from hsl_node.sync.candidates import find_best, in_words
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.models import harmed
 
@@ -112,7 +113,9 @@ def _recorded(journal: Journal, revoked: Collection[str]) -> Snapshot:
 def told_by(journal: Journal, me: Peer) -> dict[str, Any]:
     """Fields of a Snapshot that a running node, too, has from its journal."""
     fused = {r["round"]: r for r in journal.rows("fused") if r["round"] > 0}
-    mine, last, best = journal.scores_of(me), max(fused, default=None), journal.best_fused()
+    mine, last = journal.scores_of(me), max(fused, default=None)
+    every, score = journal.candidates(), journal.meta("score_name") or Snapshot.score_name
+    best = find_best(every)
     return {
         "instance": journal.meta("instance"),
         "device": journal.meta("device"),
@@ -121,8 +124,8 @@ def told_by(journal: Journal, me: Peer) -> dict[str, Any]:
             schema.Scores(round, mine.get(round), *(fused[round][key] if round in fused else None for key in SCORES))
             for round in sorted(mine.keys() | fused.keys())
         ),
-        "score_name": journal.meta("score_name") or Snapshot.score_name,
-        "best": schema.Best(*best) if best else None,
+        "score_name": score,
+        "model": schema.Model(best.kind, best.round, best.sha256, best.score, in_words(every, score)) if best else None,
     }
 
 

@@ -48,7 +48,7 @@ class Snapshot:
     last_fused: Fused | None = None
     scores: tuple[Scores, ...] = ()
     score_name: Word = "AUC"  # what people call it
-    best: Best | None = None
+    model: Model | None = None  # this hospital's
     warnings: tuple[StatusWarning, ...] = ()
     next: str = ""  # of a node that has not begun, or is to recover: what to do next
 
@@ -186,9 +186,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Best:
+class Model:
+    """The best on this site's validation images: `sync/candidates.py`."""
+
+    kind: Word  # own | fused | recalibrated
     round: int
     sha256: Word
+    score: float | None
+    why: Word
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.host.pace import Pace
 from hsl_node.node.heal.fetch_models import FetchModels
 from hsl_node.node.training import Training
+from hsl_node.sync.candidates import Candidate
 from hsl_node.sync.round import Phase, State
 from hsl_node.sync.store.store import Store
 from hsl_node.weights.whole import sha256_of
@@ -151,8 +152,8 @@ def test_what_the_trainer_says_of_its_models_is_in_the_journal(parts):
         0.6, 0.5, 0.7, 0.4, 1,
     ]  # fmt: skip
     assert journal.own_digests()[Round(4)] == "4" * 64
-    assert journal.best_model() == ("own", 3, sha256_of(parts.here.layout.own(3)))  # 0.8
-    assert journal.best_model("recalibrated") == ("recalibrated", 3, BASE)
+    assert journal.best_model() == Candidate("own", 3, sha256_of(parts.here.layout.own(3)), 0.8, 0.5)
+    assert journal.best_model("recalibrated") == Candidate("recalibrated", 3, BASE, 0.7, 0.4)
 
 
 def test_of_a_lost_own_model_the_daemon_says_that_no_peer_has_it_and_asks_none(parts, monkeypatch):

@@ -103,7 +103,7 @@ def test_the_model_alone_trains_as_long_as_the_run_did_not_as_long_as_planned(
 def test_unfinished_run_leaves_the_test_set_untouched(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_phase(state, Phase.TRAIN)
     with monkeypatch.context() as before_any, pytest.raises(UsageError, match="not over") as early:
-        before_any.setattr(Journal, "best_fused", lambda journal: None)
+        before_any.setattr(Journal, "best_model", lambda journal, *kinds: None)
         evaluate.evaluate(state)
     assert "--again" not in early.value.remedy, "there is no model that it could measure"
     with pytest.raises(UsageError, match="not over"):

@@ -168,7 +168,7 @@ def test_threat_20_what_peers_choose_cannot_move_the_cursor() -> None:
 
 
 @pytest.mark.parametrize(
-    "bare", ["epoch", "busy", "disk", "device", "trainer", "last_fused", "best", "waiting_since", "since"]
+    "bare", ["epoch", "busy", "disk", "device", "trainer", "last_fused", "model", "waiting_since", "since"]
 )
 def test_any_part_may_be_unknown(bare: str) -> None:
     assert page(**{bare: None})
@@ -177,7 +177,7 @@ def test_any_part_may_be_unknown(bare: str) -> None:
 def test_a_fresh_daemon_has_little_to_say_and_says_it() -> None:
     lines = page(
         state="starting", round=None, phase=None, peers=[], scores=[], warnings=[], waiting_for=[], epoch=None,
-        busy=None, last_fused=None, best=None, disk=None, device=None, instance=None,
+        busy=None, last_fused=None, model=None, disk=None, device=None, instance=None,
     )  # fmt: skip
     assert lines[0].startswith("mercy  starting") and "round        not begun" in lines
 

@@ -83,7 +83,9 @@ def test_daemon_down_json_has_the_keys_of_the_live_one_and_exits_3(state: Path) 
     found = json.loads(done.stdout)
     assert (found["schema"], found["state"], found["node"], found["epoch"]) == (1, "stopped", "ash", None)
     assert found["waiting_for"] == ["cedar"] and found["federation"]["hash"] == "abcdef01"
-    assert found["best"] == {"round": 1, "sha256": "f" * 64}
+    why = "fused model of round 1: best validation AUC here, 0.900"
+    model = {"kind": "fused", "round": 1, "sha256": "f" * 64, "score": 0.9, "why": why}
+    assert found["model"] == model and line_of(status(state).stdout.splitlines(), "your model").endswith(why)
     assert found.keys() == snapshot().keys()
     assert found["peers"][0].keys() == snapshot()["peers"][0].keys()
     assert found["peers"][0]["sent"].keys() == snapshot()["peers"][0]["sent"].keys()

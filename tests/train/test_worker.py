@@ -14,6 +14,7 @@ import learning
 import pytest
 from trainer_process import Event, Process, state_of
 
+from hsl_node.host.layout import Layout
 from hsl_node.train.lock import LOCK_FILE, hold_lock
 from hsl_node.weights.checkpoint_file import read_schema
 from hsl_node.weights.whole import sha256_of
@@ -39,8 +40,12 @@ def initial(process: Process, state: Path) -> dict[str, Any]:
     return {"base": str(path), "base_sha256": done["sha256"]}
 
 
+def outputs(state: Path, round: int) -> dict[str, str]:
+    return {"out": str(state / f"r{round}.safetensors"), "own": str(Layout(state).own(round))}
+
+
 def train(process: Process, state: Path, round: int, base: dict[str, Any]) -> list[Event]:
-    return process.do("trained", job="train", round=round, out=str(state / f"r{round}.safetensors"), **base)
+    return process.do("trained", job="train", round=round, **outputs(state, round), **base)
 
 
 def two_rounds(process: Process, state: Path, base: dict[str, Any]) -> Event:
@@ -98,7 +103,7 @@ def test_threat_22_killed_with_sigkill_again_and_again_the_run_ends_with_the_sam
     for moment in moments:
         process = start(state)
         base = initial(process, state)
-        process.send(json.dumps({"job": "train", "round": 1, "out": str(state / "r1.safetensors"), **base}))
+        process.send(json.dumps({"job": "train", "round": 1, **outputs(state, 1), **base}))
         process.until(moment)
         process.popen.kill()
         assert process.popen.wait() == -9
@@ -123,7 +128,7 @@ def test_when_the_supervisor_dies_the_trainer_leaves_in_mid_round(
     state = state_of(tmp_path, epochs_per_round=1000, patience_epochs=1000)
     process = start(state)
     base = initial(process, state)
-    process.send(json.dumps({"job": "train", "round": 1, "out": str(state / "r1.safetensors"), **base}))
+    process.send(json.dumps({"job": "train", "round": 1, **outputs(state, 1), **base}))
     process.until(lambda e: e["event"] == "progress")
     assert process.popen.stdin is not None
     process.popen.stdin.close()  # what the kernel does when the supervisor ends, however it ends
@@ -142,7 +147,7 @@ def test_a_job_that_fails_is_an_event_and_the_next_job_runs(tmp_path: Path, star
 
     (state / "anchor.safetensors").write_bytes(anchor)
     base = initial(process, state)
-    process.send(json.dumps({"job": "train", "round": 1, "out": "x", **base, "base_sha256": "0" * 64}))
+    process.send(json.dumps({"job": "train", "round": 1, "out": "x", "own": "y", **base, "base_sha256": "0" * 64}))
     error = process.until(lambda e: e["event"] == "error")[-1]
     assert error["error"] == "Altered" and error["exit_code"] == 15 and error["remedy"]
     process.send('{"job": "dance"}')

@@ -175,8 +175,8 @@ def train_a_round(state: Path) -> None:
     base = state / "fused" / "r000000.safetensors"
     worker.run({"job": "init", "out": str(base)})
     digest = hashlib.sha256(base.read_bytes()).hexdigest()
-    out = state / "r1.safetensors"
-    worker.run({"job": "train", "round": 1, "base": str(base), "base_sha256": digest, "out": str(out)})
+    files = {"out": str(state / "r1.safetensors"), "own": str(Layout(state).own(1))}
+    worker.run({"job": "train", "round": 1, "base": str(base), "base_sha256": digest, **files})
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from hsl_node.errors import LocalStateError, NotInitialised
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host import durable, permissions
 from hsl_node.host.durable import Step, disk_failed, passing
+from hsl_node.sync.candidates import KINDS, Candidate, ModelKind, candidates, find_best
 from hsl_node.sync.store.journal_file import (
     MALFORMED,
     NO_BACKUP,
@@ -33,8 +34,6 @@ from hsl_node.sync.store.journal_file import (
 )
 
 VERSION = 3
-ModelKind = Literal["own", "fused", "recalibrated"]
-KINDS: tuple[ModelKind, ...] = get_args(ModelKind)
 NOTES_MAX = 5000  # a hostile peer may be refused for ever; the newest tell enough
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);              -- version, instance, paused, ...
@@ -56,14 +55,6 @@ CREATE TABLE transfers (round INTEGER, peer TEXT, direction TEXT, bytes INTEGER,
 CREATE TABLE notes (at REAL NOT NULL, level TEXT NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL);
 CREATE TABLE results (name TEXT PRIMARY KEY, content TEXT NOT NULL, at REAL NOT NULL);     -- evaluations, influence
 """
-
-
-_CANDIDATES = """
-SELECT 'own' AS kind, round, sha256, score, loss, 3 * round AS turn FROM own
-UNION ALL SELECT 'fused', round, sha256, score, loss, 3 * round + 1 FROM fused WHERE validated AND round > 0
-UNION ALL SELECT 'recalibrated', round, sha256, recalibrated_score, recalibrated_loss, 3 * round + 2 FROM fused
-WHERE recalibrated_loss IS NOT NULL AND round > 0
-"""  # `turn`: which came first
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,38 +425,18 @@ class Journal:
         found = {row["round"]: json.loads(row["found"]) for row in rows}  # the very digits that were signed
         return {round: score for round, (score, size) in found.items() if size > 0}
 
-    def best_scores(self, me: Peer) -> dict[Round, float | None]:
-        """Of each round the highest score of what this hospital could use (`best_model`), in order of round."""
-        found: dict[Round, list[float | None]] = {round: [score] for round, score in self.scores_of(me).items()}
-        for row in self.rows("fused"):
-            if row["round"] > 0:
-                found.setdefault(row["round"], []).extend((row["score"], row["recalibrated_score"]))
-        return {r: max((s for s in found[r] if s is not None), default=None) for r in sorted(found)}
-
     def last_written(self) -> float | None:
         """When something of a round was recorded last."""
         tables = ("manifests", "epochs", "fused")
         found = [self._one(f"SELECT at FROM {table} ORDER BY rowid DESC LIMIT 1") for table in tables]
         return max((row["at"] for row in found if row), default=None)
 
-    def best_model(self, *kinds: ModelKind) -> tuple[ModelKind, Round, Digest] | None:
-        """The one of these, or of all, with this site's highest validation score; undefined: lowest loss; ties: the
-        earlier; neither is known: the latest.
+    def candidates(self) -> list[Candidate]:
+        return candidates(self.rows("own"), self.rows("fused"))
 
-        `fused` is a round's fusion as this site takes it up, `recalibrated` the same with BatchNorm statistics of the
-        own training images, `own` what this site sent in a round. The digest is of the file.
-        """
-        marks = ",".join("?" * len(kinds or KINDS))
-        row = self._one(
-            f"SELECT kind, round, sha256 FROM ({_CANDIDATES}) WHERE kind IN ({marks}) "
-            "ORDER BY score IS NULL, score DESC, loss IS NULL, loss, iif(loss IS NULL, -turn, turn) LIMIT 1",
-            *(kinds or KINDS),
-        )
-        return (row["kind"], row["round"], Digest(row["sha256"])) if row else None
-
-    def best_fused(self) -> tuple[Round, Digest] | None:
-        found = self.best_model("fused")
-        return found[1:] if found else None
+    def best_model(self, *kinds: ModelKind) -> Candidate | None:
+        """The best of these kinds, or of all."""
+        return find_best([one for one in self.candidates() if one.kind in (kinds or KINDS)])
 
     def rounds_fused(self) -> int:
         """How many rounds the run has had: fewer than planned where it ended early."""

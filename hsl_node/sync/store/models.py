@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hsl_node.federation.names import Digest, Round
 from hsl_node.host.layout import Layout
-from hsl_node.sync.store.journal import KINDS, Journal, ModelKind
+from hsl_node.sync.candidates import KINDS, ModelKind, find_best
+from hsl_node.sync.store.journal import Journal
 from hsl_node.weights.whole import How, state_of
 
 BEST = "the best on this hospital's validation images"
@@ -95,12 +96,13 @@ class Harm:
 
 def models(journal: Journal) -> list[Model]:
     """Those that are kept for people, as the journal says: of each file one."""
-    state, best = journal.state(), journal.best_model()
+    state, every = journal.state(), journal.candidates()
+    best = find_best(every)
     found: dict[str, Model] = {}
     for kind in KINDS:
-        if one := journal.best_model(kind):
+        if one := find_best([other for other in every if other.kind == kind]):
             why = BEST if one == best else f"the best {kind} one there"
-            _add(found, Model(*one, why), first=one == best)
+            _add(found, Model(kind, one.round, one.sha256, why), first=one == best)
     if state is not None and state["phase"] in OVER and state["round"] > 1:
         last = state["round"] - 1
         for sha256 in journal.fused_digests([last]).values():

@@ -66,7 +66,7 @@ def test_two_fused_models_arrive_from_one_giver(site: Site) -> None:
     async def story() -> list[bool]:
         asks, files = slow_givers(site)
         shas = [Digest(hashlib.sha256(data).hexdigest()) for data in files]
-        harmed = [Harm(Model(Round(r), sha, "best"), "gone") for r, sha in enumerate(shas, 1)]
+        harmed = [Harm(Model("fused", Round(r), sha, "best"), "gone") for r, sha in enumerate(shas, 1)]
         keys: Any = SimpleNamespace(ring=None)
         unused: Any = None
         fetcher = FetchModels(asks.here, keys, Alarms(), asks, asks, unused, unused)
