@@ -34,7 +34,10 @@ MEANING = {
     ),
     "seed": ("of splits, initial weights and all drawing in training"),
     "image_size": ("pixels, square; the anchor set's too. 16 to 1024"),
-    "batch_size": ("images in a batch; as many anchor images are paired with them"),
+    "batch_size": (
+        "images in a batch; as many anchor images are paired with them. A machine with little memory computes"
+        " a batch in parts (train.micro_batch in its node.toml)"
+    ),
     "class_balance": (
         "weights: in the loss a class counts the more the rarer it is at this hospital; sampler: a rarer "
         "class is drawn more often; none: as it is"

@@ -51,7 +51,7 @@ def open_site(state: Path, progress: Progress = unheard) -> Site:
         open_anchor(state),
         hardware,
         backbone_weights=node.train.backbone_weights,
-        micro_batch=getattr(node.train, "micro_batch", 0),
+        micro_batch=node.train.micro_batch,
     )
 
 

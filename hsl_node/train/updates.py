@@ -30,7 +30,7 @@ def backward(step: Step, loss: Loss) -> Terms | None:
 
     Where the site computes in parts of `micro_batch` images, each part's terms count by its share of the batch: exact
     for means over images, and an approximation where images of a batch are compared with one another, as BatchNorm
-    does. A part that is skipped adds nothing.
+    does (so are its running statistics); dropout draws for each part. A part that is skipped adds nothing.
     """
     found: dict[str, Tensor] = {}
     images, size = len(step.batch.image), step.learner.site.micro_batch
@@ -52,9 +52,9 @@ def clip(step: Step) -> None:
 
 
 def _parts(step: Step, size: int) -> list[tuple[Step, float]]:
-    """At most `size` images each, as equal as can be: BatchNorm can't work with one."""
+    """At most `size` images each, as equal as can be; never one alone, with which BatchNorm can't work."""
     images = len(step.batch.image)
-    count = -(-images // size)
+    count = max(1, min(-(-images // size), images // 2))
     ends = [images * (n + 1) // count for n in range(count)]
     slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
     return [
