@@ -38,7 +38,11 @@ def demo(
     image_size: Annotated[int | None, typer.Option(min=16, help="Pixels.")] = None,
     backbone: Annotated[str | None, typer.Option(help="tiny, resnet18, resnet34 or resnet50.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images in a batch.")] = None,
-    method: Annotated[str | None, typer.Option(help="hsl or fedavg.")] = None,
+    method: Annotated[str | None, typer.Option(help="hsl, or another that `federation plan` lists.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Another setting of the plan, as in `federation create`."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the phantoms, the splits and the initial weights.")] = 1,
 ) -> None:
     """Train a small federation on this machine.
@@ -64,5 +68,6 @@ def demo(
                 "batch_size": batch_size,
                 "method": method,
             },
+            more=set or (),
         )
     )

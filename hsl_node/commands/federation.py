@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,29 +72,35 @@ def create(
 
 
 def plan(json: Json = False) -> None:
-    """Every setting of a plan, with its default.
+    """Every setting of a plan, with its default, and every method.
 
-    Its values, and what it means.
+    Its values, and what it means; of a method what it needs.
 
     For --set KEY=VALUE and --plan of `hsl-node federation create`.
     """
     import textwrap
 
-    from hsl_node.federation import plan_keys
+    from hsl_node.federation import methods, plan_keys
 
-    defaults, limits = plan_keys.defaults(), plan_keys.limits()
-    value = {
+    defaults, limits, known = plan_keys.defaults(), plan_keys.limits(), methods.cards()
+    value: dict[str, dict[str, Any]] = {
         key: {"default": defaults[key], "values": limits[key], "means": text} for key, text in plan_keys.MEANING.items()
-    } | {
+    }
+    value |= {
         key: {"default": plan_keys.word(setting.default), "values": setting.values, "means": setting.does}
-        for key, setting in plan_keys.of_methods().items()
+        for key, setting in plan_keys.of_methods(known).items()
     }
     lines = []
     for key, said in value.items():
         allowed = f"   values: {said['values']}" if said["values"] else ""
         lines.append(f"{key} = {said['default']}{allowed}")
         lines += textwrap.wrap(said["means"], 76, initial_indent="    ", subsequent_indent="    ")
-    answer(json, value, "\n".join(lines))
+    lines.append("\nMethods:")
+    for card in known.values():
+        words = f"{card.name}: {card.title} ({card.facts})"
+        lines += textwrap.wrap(words, 76, initial_indent="    ", subsequent_indent="        ")
+    told = {card.name: {"title": card.title, "facts": card.facts} for card in known.values()}
+    answer(json, {**value, "method": {**value["method"], "methods": told}}, "\n".join(lines))
 
 
 def show(

@@ -15,7 +15,8 @@ from hsl_node.demo import processes, setup, view
 from hsl_node.demo.setup import Hospital
 from hsl_node.errors import PeerDataError, UsageError, escaped
 from hsl_node.federation.config import Federation
-from hsl_node.federation.plan import Plan
+from hsl_node.federation.methods import Need
+from hsl_node.federation.plan import Plan, put_settings
 from hsl_node.federation.toml_file import check
 from hsl_node.host import control, wrong_paths
 from hsl_node.host.cores import available_cores
@@ -62,11 +63,12 @@ def run(
     anchor: Path | None = None,
     seed: int = 1,
     plan: Mapping[str, Any],
+    more: Sequence[str] = (),
 ) -> int:
     """Make it, run it, show it. Gives the exit code: 0, or 14 where the fused models of the hospitals differ.
 
     An earlier demo in `target` is replaced. `plan`: settings of a plan; None, or none: the default for phantoms, or for
-    real images.
+    real images. `more`: others, as `key=value`.
 
     Raises:
         UsageError: options that exclude each other; a folder that is not a demo's.
@@ -88,8 +90,10 @@ def run(
         settings["classes"] = phantoms.CLASSES
     # One cosine over the whole short run, since the published period is longer than it.
     settings["cosine_period_epochs"] = settings["rounds"] * settings["epochs_per_round"]
+    put_settings(settings, more)
     agreed_plan = check(settings, Plan, "hsl-node demo")
-    if anchor is not None and agreed_plan.method == "hsl":
+    with_anchor = Need.ANCHOR in agreed_plan.card.needs
+    if anchor is not None and with_anchor:
         setup.require_anchor(anchor, agreed_plan.image_size)
     lines = view.Lines()
     processes.interruptible()
@@ -98,11 +102,11 @@ def run(
     if data is None:
         sites = setup.phantom_hospitals(target, hospitals, seed, lines.progress)
     anchor_file = None
-    if agreed_plan.method == "hsl":
+    if with_anchor:
         anchor_file = setup.make_anchor(target, anchor, agreed_plan.image_size, seed, lines.progress)
     threads = max(1, available_cores() // len(sites))
     federation = setup.enrol_all(target, sites, agreed_plan, anchor_file, threads)
-    stand_in = agreed_plan.method == "hsl" and anchor is None
+    stand_in = with_anchor and anchor is None
     note = " ".join([SYNTHETIC] * (data is None) + [STAND_IN] * stand_in)
     print(_opening(sites, federation, threads, note), flush=True)
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from hsl_node.errors import ConfigError, NotInitialised, UsageError, escaped
 from hsl_node.federation.canonical import canonical_json
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.methods import Need
 from hsl_node.federation.names import Digest, Peer
-from hsl_node.federation.plan import Plan, agreed
+from hsl_node.federation.plan import Plan, agreed, problem_at
 from hsl_node.federation.strings import (
     Address,
     Frozen,
@@ -89,27 +90,30 @@ class Federation(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Federation:
-        for what, values in (
-            ("name", [p.name for p in self.peer]),
-            ("key", [p.key for p in self.peer]),
-            ("address", [p.address for p in self.peer]),
-        ):
-            twice = {v for v in values if values.count(v) > 1}
-            if twice:
-                raise ValueError(f"two peers have the same {what}: {', '.join(sorted(twice))}")
+        found = [
+            problem_at(("peer",), f"two peers have the same {what}: {', '.join(twice)}")
+            for what in ("name", "key", "address")
+            if (twice := sorted(v for v, count in Counter(getattr(p, what) for p in self.peer).items() if count > 1))
+        ]
         plan, card = self.plan, self.plan.card
         if card.simulation_only:
-            raise ValueError(f'plan.method: no federation can agree on "{card.name}": {card.simulation_only}')
+            found.append(
+                problem_at(("plan", "method"), f"no federation can agree on {card.name}: {card.simulation_only}")
+            )
         if Need.ANCHOR in card.needs and self.anchor is None:
-            raise ValueError(f"anchor: the method {card.name} needs an anchor set (hsl-node anchor build)")
+            found.append(problem_at(("anchor",), f"the method {card.name} needs an anchor set (hsl-node anchor build)"))
         if Need.ANCHOR in card.needs and self.anchor and self.anchor.image_size != plan.image_size:
-            raise ValueError(f"anchor: built at {self.anchor.image_size} px, the plan says {plan.image_size} px")
+            words = f"built at {self.anchor.image_size} px, the plan says {plan.image_size} px"
+            found.append(problem_at(("anchor",), words))
         peers_min = FUSION_RULES[plan.rule].peers_min
         if len(self.peer) < peers_min:
-            raise ValueError(
-                f'plan.fusion: "{plan.rule}" needs {peers_min} peers or more, here are {len(self.peer)}: '
-                'with fewer it is the mean and protects from nothing; set fusion = "mean", or invite another peer'
+            words = (
+                f'"{plan.rule}" needs {peers_min} peers or more, here are {len(self.peer)}: with fewer it is the mean '
+                'and protects from nothing; set fusion = "mean", or invite another peer'
             )
+            found.append(problem_at(("plan", "fusion"), words))
+        if found:
+            raise ValidationError.from_exception_data("Federation", found)
         return self
 
     @property

@@ -10,15 +10,27 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+from typing import TYPE_CHECKING
 
 from hsl_node.errors import escaped
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Value = float | bool | str
 GROUP = "hsl_node.methods"  # of the entry points
 SCORE_NAMES: Mapping[str, str] = {"classification": "AUC"}  # a task's score, as people read it
+
+
+FAITH: Mapping[str, str] = {
+    "exact": "as published",
+    "adapted": "adapted from what was published",
+    "assumed": "in part assumed, where nothing published says it",
+}
 
 
 class Need(StrEnum):
@@ -91,8 +103,9 @@ class Card:
     title: str  # a sentence for reports and help
     code: str  # "module:VALUE" of its torch half
     fusion: str = "weighted_mean"  # its authors' rule, a name of FUSION_RULES
-    faith: str = "exact"  # exact | adapted | assumed; why stands in the docstring of the torch half
+    faith: str = "exact"  # of FAITH; why stands in the docstring of the torch half
     cite: str = ""
+    differs: str = ""  # what is otherwise than in the publication, for reports
     task: str = "classification"
     needs: frozenset[Need] = frozenset({Need.LABELS})
     says: tuple[Said, ...] = ()
@@ -101,6 +114,22 @@ class Card:
     optimizer: str = ""  # the only one that its formula is true of
     private: bool = False  # some tensors never leave the hospital
     simulation_only: str = ""  # why no federation can agree on it
+
+    @property
+    def facts(self) -> str:
+        """What somebody who chooses it must know, in a line."""
+        needs = [str(need) for need in Need if need in self.needs and need != Need.LABELS]
+        return "; ".join(
+            [
+                f"fused by {self.fusion}",
+                *([f"needs {', '.join(needs)}"] if needs else []),
+                *([f"optimizer = {self.optimizer}"] if self.optimizer else []),
+                *(["some tensors stay in the hospital"] if self.private else []),
+                *([f"says {', '.join(said.name for said in self.says)}"] if self.says else []),
+                *([f"in simulations only: {self.simulation_only}"] if self.simulation_only else []),
+                FAITH[self.faith],
+            ]
+        )
 
     def settle(self, given: Mapping[str, object]) -> dict[str, Value]:
         """All settings: those given, and the defaults of the others. Only what `problems` has nothing against."""
@@ -130,6 +159,21 @@ def nearest(word: str, known: Mapping[str, object] | list[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def cards() -> Mapping[str, Card]:
+    """All that are installed. One whose package cannot be loaded is left out: `card_of` says why."""
+    found = dict(CARDS)
+    for name in sorted(_others().keys() - CARDS.keys()):
+        with suppress(Exception):  # somebody else's code
+            found[name] = card_of(name)
+    return found
+
+
+def _others() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # takes a while, and nearly nobody needs it
+
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
 @cache
 def card_of(name: str) -> Card:
     """The card of a method, of this package or of another that is installed.
@@ -139,9 +183,7 @@ def card_of(name: str) -> Card:
     """
     if name in CARDS:
         return CARDS[name]
-    from importlib.metadata import entry_points  # takes a while, and nearly nobody needs it
-
-    others = {point.name: point for point in entry_points(group=GROUP)}
+    others = _others()
     if name in others:
         card = others[name].load()
         if not isinstance(card, Card) or card.name != name:
@@ -191,6 +233,9 @@ CARDS: Mapping[str, Card] = {
             fusion="mean",
             cite="Hu, H.-T., Li, M.-D., Lin, X.-X. et al. Addressing data heterogeneity in distributed medical imaging "
             "with heterosync learning. Published online 24 October 2025",
+            differs="an image is scored beside the mean anchor embedding, not beside a random anchor image (`hsl-node "
+            "evaluate --random-pairing` measures both). The authors' code, other than their text, uses AdamW, sends "
+            "the epoch with the lowest training loss, and never steps its cosine schedule",
             needs=frozenset({Need.LABELS, Need.ANCHOR}),
             settings={
                 "encoder": Setting(

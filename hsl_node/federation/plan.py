@@ -21,7 +21,7 @@ from pydantic_core import InitErrorDetails
 
 from hsl_node.errors import UsageError, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.methods import Card, card_of, nearest
+from hsl_node.federation.methods import Card, Need, card_of, nearest
 from hsl_node.federation.strings import Frozen, Name, Sha256
 from hsl_node.federation.toml_file import parse, read_text, validate
 
@@ -122,23 +122,23 @@ class Plan(Frozen):
         card = _find_card(content.get("method", cls.model_fields["method"].default))
         given = content.pop("settings", {})
         if not isinstance(given, Mapping):
-            found.append(_error(("settings",), "a table of the method's settings is expected"))
+            found.append(problem_at(("settings",), "a table of the method's settings is expected"))
             given = {}
         for name in [key for key in raw if key not in cls.model_fields and _find_card(key)]:
             table = content.pop(name)
             if not isinstance(table, Mapping):
-                found.append(_error((name,), "a table of the method's settings is expected"))
+                found.append(problem_at((name,), "a table of the method's settings is expected"))
             elif card is not None and name != card.name:
-                found.append(_error((name,), f'settings of {name}, but the plan has method = "{card.name}"'))
+                found.append(problem_at((name,), f'settings of {name}, but the plan has method = "{card.name}"'))
             else:
                 given = {**given, **table}
         if card is not None:
             wrong = list(card.problems(given))
-            found += [_error((card.name, key), words) for key, words in wrong]
+            found += [problem_at((card.name, key), words) for key, words in wrong]
             content["settings"] = {} if wrong else card.settle(given)
         try:
             plan = handler(content)
-            found += [_error((key,), words) for key, words in _contradictions(plan)]
+            found += [problem_at((key,), words) for key, words in _contradictions(plan)]
         except ValidationError as exc:
             found += [
                 InitErrorDetails(type=e["type"], loc=e["loc"], input=e["input"], ctx=e.get("ctx", {}))
@@ -162,18 +162,47 @@ def _find_card(name: object) -> Card | None:
         return None
 
 
-def _error(where: tuple[str, ...], words: str) -> InitErrorDetails:
+def problem_at(where: tuple[str, ...], words: str) -> InitErrorDetails:
+    """A problem of a setting, in words, for `ValidationError.from_exception_data`: all of a file are told at once."""
     return InitErrorDetails(type="value_error", loc=where, input=None, ctx={"error": ValueError(words)})
 
 
+def has_attention(backbone: str) -> bool:
+    return bool(re.search(r"(^|[:_.])(vit|deit|swin)", backbone))
+
+
 def _contradictions(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Settings that are right alone and not together: (key, in words)."""
+    """Settings that are right alone and not together, and what the method needs of them: (key, in words)."""
+    card = plan.card
     if sum(plan.split_percent) != 100 or min(plan.split_percent) < 1:
         yield "split_percent", "three positive numbers that add up to 100"
     if len(set(plan.classes)) != len(plan.classes):
         yield "classes", "a class is named twice"
     if plan.learning_rate_min > plan.learning_rate:
         yield "learning_rate_min", "larger than learning_rate"
+    if plan.warmup_epochs >= plan.rounds * plan.epochs_per_round:
+        yield "warmup_epochs", f"no epoch is left after it: the run has {plan.rounds * plan.epochs_per_round}"
+    if card.optimizer and plan.optimizer != card.optimizer:
+        yield (
+            "optimizer",
+            f'the formula of {card.name} is true of {card.optimizer} alone: optimizer = "{card.optimizer}"',
+        )
+    if plan.momentum and plan.optimizer != "sgd":
+        yield "momentum", f"is a setting of sgd, and the plan has {plan.optimizer}: leave it out"
+    if plan.norm == "group" and plan.recalibrate:
+        yield "recalibrate", "GroupNorm keeps no statistics that could be made anew: recalibrate = false"
+    if plan.norm == "group" and Need.BATCHNORM in card.needs:
+        yield "norm", f'{card.name} needs {Need.BATCHNORM}: norm = "batch"'
+    if Need.TRANSFORMER in card.needs and not has_attention(plan.backbone):
+        yield "backbone", f'{card.name} needs {Need.TRANSFORMER}, {plan.backbone} has none: e.g. backbone = "vit_tiny"'
+    if Need.WEIGHTS in card.needs and plan.backbone_weights is None:
+        yield "backbone_weights", f"{card.name} needs {Need.WEIGHTS}: its sha256 is missing here"
+    rule = FUSION_RULES[plan.rule]
+    if missing := sorted(set(rule.said) - {said.name for said in card.says}):
+        yield (
+            "fusion",
+            f"{plan.rule} counts by {', '.join(missing)}, which {card.name} does not say: {card.fusion} is its own",
+        )
 
 
 # Settings that came after the form of federation.toml version 2: an earlier version trains as their defaults say and
@@ -194,20 +223,26 @@ def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
     source = path or Path("--set")
     text = read_text(path) if path else ""
     raw: dict[str, Any] = parse(source, text)
+    put_settings(raw, settings)
+    return validate(source, text, raw, Plan)
+
+
+def put_settings(raw: dict[str, Any], settings: Sequence[str]) -> None:
+    """`key=value` settings into a plan as it is read.
+
+    Raises:
+        UsageError: one is of another form.
+    """
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting!r} is not of the form key=value", remedy="e.g. --set rounds=10")
-        _put(raw, key.strip().split("."), _value(key.strip(), value.strip()))
-    return validate(source, text, raw, Plan)
-
-
-def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
-    """`fedprox.mu` is the key `mu` of the table `fedprox`."""
-    for name in path[:-1]:
-        table = raw.get(name)
-        raw[name] = raw = dict(table) if isinstance(table, Mapping) else {}
-    raw[path[-1]] = value
+        *tables, name = key.strip().split(".")  # fedprox.mu: the key mu of the table fedprox
+        place = raw
+        for table in tables:
+            place[table] = dict(place[table]) if isinstance(place.get(table), Mapping) else {}
+            place = place[table]
+        place[name] = _value(key.strip(), value.strip())
 
 
 def _value(key: str, text: str) -> Any:

@@ -5,10 +5,10 @@ The same sentences as in docs/researcher/plan.md: a test compares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hsl_node.federation.methods import CARDS, Setting
+from hsl_node.federation.methods import CARDS, Card, Setting
 
 MEANING = {
     "method": (
@@ -117,9 +117,9 @@ def limits() -> dict[str, str]:
     return found | {"method": " | ".join(name for name, card in CARDS.items() if not card.simulation_only)}
 
 
-def of_methods() -> dict[str, Setting]:
-    """The settings of all methods of this package, as `--set` names them."""
-    return {f"{card.name}.{key}": setting for card in CARDS.values() for key, setting in card.settings.items()}
+def of_methods(known: Mapping[str, Card] = CARDS) -> dict[str, Setting]:
+    """The settings of methods, of all of this package if no others are given, as `--set` names them."""
+    return {f"{card.name}.{key}": setting for card in known.values() for key, setting in card.settings.items()}
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

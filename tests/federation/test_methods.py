@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from federations import FederationOf
+from pydantic import ValidationError
 
 from hsl_node.errors import ConfigError
+from hsl_node.federation import methods
 from hsl_node.federation.config import Federation, federation_text, load_federation
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.methods import CARDS, card_of
-from hsl_node.federation.plan import Plan, load_plan
+from hsl_node.federation.methods import CARDS, FAITH, Card, Need, card_of
+from hsl_node.federation.plan import Plan, has_attention, load_plan
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def refused(*settings: str, path: Path | None = None) -> list[str]:
 def test_every_card_is_consistent(name: str) -> None:
     card = card_of(name)
     assert card.name == name not in Plan.model_fields, "a method's table stands beside the plan's settings"
-    assert card.faith in ("exact", "adapted", "assumed")
+    assert card.faith in FAITH
     assert card.optimizer in ("", "adam", "adamw", "sgd")
     assert {said.name for said in card.says if said.low >= said.high} == set()
     assert list(card.problems(card.settle({}))) == [], "a default is allowed"
@@ -120,3 +122,70 @@ def test_a_federation_file_of_an_earlier_version_is_refused_in_one_sentence(
     with pytest.raises(ConfigError, match="finish that run with the version that began it") as refusal:
         load_federation(tmp_path)
     assert "\n" not in refusal.value.message
+
+
+def contradictions(**settings: object) -> list[str]:
+    """What `Plan` says of these settings, each after its key."""
+    with pytest.raises(ValidationError) as refusal:
+        Plan.model_validate(settings)
+    return [f"{'.'.join(map(str, e['loc']))}: {e['ctx']['error']}" for e in refusal.value.errors()]
+
+
+STRICT = Card(
+    "strict", "a method that needs everything", "nowhere:AT_ALL", optimizer="sgd",
+    needs=frozenset({Need.TRANSFORMER, Need.WEIGHTS, Need.BATCHNORM}),
+)  # fmt: skip
+
+
+def test_what_a_method_needs_of_the_plan_is_said_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "CARDS", {**CARDS, "strict": STRICT})
+    assert contradictions(method="strict", norm="group", recalibrate=False) == [
+        'optimizer: the formula of strict is true of sgd alone: optimizer = "sgd"',
+        'norm: strict needs BatchNorm layers: norm = "batch"',
+        'backbone: strict needs a backbone with attention, resnet18 has none: e.g. backbone = "vit_tiny"',
+        "backbone_weights: strict needs a weight file that the plan names: its sha256 is missing here",
+    ]
+    Plan(method="strict", optimizer="sgd", backbone="vit_tiny", backbone_weights="0" * 64)
+    card_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"momentum": 0.9}, "momentum: is a setting of sgd, and the plan has adam: leave it out"),
+        ({"norm": "group"}, "recalibrate: GroupNorm keeps no statistics that could be made anew: recalibrate = false"),
+        ({"rounds": 2, "epochs_per_round": 3, "warmup_epochs": 6},
+         "warmup_epochs: no epoch is left after it: the run has 6"),
+        ({"learning_rate": 1e-5}, "learning_rate_min: larger than learning_rate"),
+    ],
+    ids=["momentum", "group", "warmup", "rates"],
+)  # fmt: skip
+def test_settings_that_cannot_be_right_together_are_refused_with_the_reason(
+    settings: dict[str, object], said: str
+) -> None:
+    assert contradictions(**settings) == [said]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "has"),
+    [("vit_tiny", True), ("timm:vit_small_patch16_224", True), ("torchvision:swin_t", True), ("timm:deit_tiny", True),
+     ("resnet18", False), ("timm:mobilevit_s", False), ("efficientnet_lite0", False)],
+)  # fmt: skip
+def test_a_backbone_with_attention_is_known_by_its_name(backbone: str, has: bool) -> None:
+    assert has_attention(backbone) is has
+
+
+def test_what_a_federation_lacks_for_its_plan_is_said_all_at_once(federation: Federation) -> None:
+    content = {
+        "name": "x", "plan": Plan(method="hsl", fusion="median"), "peer": federation.peer[:2],
+    }  # fmt: skip
+    with pytest.raises(ValidationError) as refusal:
+        Federation.model_validate(content)
+    said = [str(e["ctx"]["error"]) for e in refusal.value.errors()]
+    assert said == [
+        "the method hsl needs an anchor set (hsl-node anchor build)",
+        '"median" needs 3 peers or more, here are 2: with fewer it is the mean and protects from nothing; set fusion = '
+        '"mean", or invite another peer',
+    ]
+    with pytest.raises(ValidationError, match="no federation can agree on local: it never fuses"):
+        Federation(name="x", plan=Plan(method="local"), peer=federation.peer)
