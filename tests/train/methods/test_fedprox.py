@@ -100,7 +100,7 @@ def test_statistics_of_batchnorm_are_not_in_it() -> None:
     model = torch.nn.BatchNorm2d(3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.running_mean += 5  # type: ignore[operator]
-    assert float(proximal(step_of(model, site=site, fused=before))["proximal"]) == 0
+    assert proximal(step_of(model, site=site, fused=before))["proximal"].item() == 0
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

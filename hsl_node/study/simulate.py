@@ -1,0 +1,116 @@
+"""A whole federation in one process: the same training, the same fusion and the same bytes as real daemons, no wire.
+
+    folder/fused/r000000.safetensors ...    the initial and the fused models
+    folder/PEER/r000001.safetensors ...     what each hospital would have sent
+    folder/PEER/own_r000001.safetensors     all of its tensors
+    folder/PEER/trainer/                    its epoch checkpoint: a simulation that was killed goes on where it was
+
+Every planned round is run: the early end by plateau is the exchange's, and not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hsl_node.errors import ConfigError
+from hsl_node.federation.methods import Need
+from hsl_node.federation.names import Digest, Peer
+from hsl_node.train.checkpoint import Best, RoundState
+from hsl_node.train.data.sources import TRAIN
+from hsl_node.train.loop import train_round
+from hsl_node.train.method import Site
+from hsl_node.train.site import initial_model
+from hsl_node.train.start import StartFiles
+from hsl_node.train.state_dict import to_weights
+from hsl_node.weights.checkpoint_file import read_schema, write_weights
+from hsl_node.weights.fuse_files import fuse_files
+
+Hear = Callable[[Peer, dict[str, Any]], None]  # a trainer's event, and whose it is
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """A round whose full set is there."""
+
+    round: int
+    fused: Path
+    sha256: Digest
+    sent: Mapping[Peer, Path] = field(default_factory=dict)
+    own: Mapping[Peer, Path] = field(default_factory=dict)
+    best: Mapping[Peer, Best] = field(default_factory=dict)  # of each hospital's epochs
+    samples: Mapping[Peer, int] = field(default_factory=dict)
+
+    def start(self, site: Site) -> StartFiles:
+        """What the next round begins with at this hospital; what its daemon would say in the job."""
+        me, whole = Peer(site.peer), Need.FULL_SET in site.plan.card.needs
+        return StartFiles(
+            round=self.round + 1,
+            base=self.fused,
+            base_sha256=self.sha256,
+            said={peer: best.said for peer, best in self.best.items()},
+            samples={str(peer): count for peer, count in self.samples.items()},
+            full_set={str(peer): path for peer, path in self.sent.items() if whole},
+            mine=self.own.get(me),
+            mine_sha256=self.best[me].own_sha256 if me in self.best else None,
+        )
+
+
+def simulate(sites: Mapping[Peer, Site], folder: Path, hear: Hear = lambda peer, event: None) -> list[Exchanged]:
+    """All rounds of the plan, which the sites share; the first of the list is before any training.
+
+    Raises:
+        ConfigError: the method is one that needs no exchange of models, or more than one.
+    """
+    plan = next(iter(sites.values())).plan
+    if plan.card.simulation_only:
+        raise ConfigError(f"the method {plan.method} is not simulated by rounds: {plan.card.simulation_only}")
+    done = [begun(sites, folder)]
+    for _ in range(plan.rounds):
+        done.append(next_round(sites, folder, done[-1], hear))
+    return done
+
+
+def begun(sites: Mapping[Peer, Site], folder: Path) -> Exchanged:
+    """The initial weights, as every node makes them for itself."""
+    site, path = next(iter(sites.values())), _fused(folder, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = initial_model(site.plan, site.method, site.backbone_weights)
+    return Exchanged(0, path, write_weights(path, to_weights(model, site.method.travels(model))))
+
+
+def next_round(sites: Mapping[Peer, Site], folder: Path, before: Exchanged, hear: Hear) -> Exchanged:
+    """Train at every hospital, and fuse."""
+    round, plan = before.round + 1, next(iter(sites.values())).plan
+    peers = sorted(sites)
+    sent = {peer: folder / peer / f"r{round:06d}.safetensors" for peer in peers}
+    own = {peer: folder / peer / f"own_r{round:06d}.safetensors" for peer in peers}
+    best: dict[Peer, Best] = {}
+    for peer in peers:
+        state: RoundState = train_round(
+            sites[peer],
+            folder=folder / peer / "trainer",
+            files=before.start(sites[peer]),
+            out=sent[peer],
+            own=own[peer],
+            report=lambda event, peer=peer: hear(peer, event),  # type: ignore[misc]
+        )
+        assert state.best is not None
+        best[peer] = state.best
+    samples = {peer: len(sites[peer].indices(TRAIN)) for peer in peers}
+    sha256 = fuse_files(
+        plan.rule,
+        sent,
+        samples,
+        read_schema(before.fused),
+        _fused(folder, round),
+        said={peer: best[peer].said for peer in peers},
+        base=before.fused,
+    )
+    return Exchanged(round, _fused(folder, round), sha256, sent, own, best, samples)
+
+
+def _fused(folder: Path, round: int) -> Path:
+    return folder / "fused" / f"r{round:06d}.safetensors"

@@ -1,0 +1,41 @@
+"""Every learning method that has code, with a plan in which it is small and fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+import learning
+
+from hsl_node.federation.methods import CARDS, Need
+from hsl_node.federation.names import Peer
+from hsl_node.federation.plan import Plan
+from hsl_node.train.method import Site
+
+PEERS = tuple(map(Peer, ("ash", "birch", "cedar")))
+SIZES = {"ash": 24, "birch": 16, "cedar": 18}  # training images: unlike, so that weights show
+
+
+def runnable() -> list[str]:
+    """Methods of a federation, by name; one whose torch half is not written yet is left out."""
+    return [
+        name
+        for name, card in CARDS.items()
+        if not card.simulation_only and find_spec(card.code.partition(":")[0]) is not None
+    ]
+
+
+def plan_for(name: str, **changes: object) -> Plan:
+    card = CARDS[name]
+    settings: dict[str, object] = {"method": name, "epochs_per_round": 2, "plateau_rounds": 100}
+    if card.optimizer:
+        settings["optimizer"] = card.optimizer
+    if Need.TRANSFORMER in card.needs:
+        settings["backbone"] = "vit_tiny"
+    return learning.small_plan(**{**settings, **changes})
+
+
+def sites_for(plan: Plan) -> Mapping[Peer, Site]:
+    return {
+        peer: learning.site(plan, learning.dataset(SIZES[peer], 8, 4, seed=n), peer) for n, peer in enumerate(PEERS)
+    }
