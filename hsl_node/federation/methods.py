@@ -110,7 +110,7 @@ class Card:
     needs: frozenset[Need] = frozenset({Need.LABELS})
     says: tuple[Said, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
-    presets: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # other defaults, by `preset`
+    presets: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # `preset` of the plan -> what it fixes
     optimizer: str = ""  # the only one that its formula is true of
     private: bool = False  # some tensors never leave the hospital
     simulation_only: str = ""  # why no federation can agree on it
@@ -141,6 +141,8 @@ class Card:
 
     def problems(self, given: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         """What is wrong with settings as they were given: (key, in words)."""
+        preset = str(given.get("preset", ""))
+        fixed = self.presets.get(preset, {})
         for key, value in given.items():
             key = str(key)
             if key not in self.settings:
@@ -148,7 +150,8 @@ class Card:
                 yield key, f"no setting of {self.name}{nearest(key, self.settings)} (it has {has})"
                 continue
             try:
-                self.settings[key].taken(value)
+                if self.settings[key].taken(value) != fixed.get(key, value):
+                    yield key, f'preset = "{preset}" has {fixed[key]} here: leave one of the two out'
             except ValueError as exc:
                 yield key, str(exc)
 
@@ -166,6 +169,15 @@ def cards() -> Mapping[str, Card]:
         with suppress(Exception):  # somebody else's code
             found[name] = card_of(name)
     return found
+
+
+@cache
+def package_of(name: str) -> str:
+    """The package that brings a method, and its version; "" for a method of hsl-node itself."""
+    if name in CARDS:
+        return ""
+    point = _others().get(name)
+    return f"{point.dist.name} {point.dist.version}" if point and point.dist else name
 
 
 def _others() -> dict[str, EntryPoint]:
@@ -191,7 +203,8 @@ def card_of(name: str) -> Card:
         return card
     known = [*CARDS, *others]
     raise ValueError(
-        f"'{escaped(name, 60)}' is no method of this installation{nearest(name, known)} (it has {', '.join(known)})"
+        f"'{escaped(name, 60)}' is no method of this installation{nearest(name, known)} (it has {', '.join(known)}). "
+        "Another version of hsl-node, or a package that adds methods, may bring it: install what the others have"
     )
 
 
@@ -254,6 +267,22 @@ CARDS: Mapping[str, Card] = {
                 "anchor_weight": Setting(1.0, 0, 1000, does="how much the anchor loss counts beside the primary one"),
                 "experts": Setting(12, 1, 256, does="small networks that both tasks share"),
                 "anchor_every": Setting(1, 1, 1000, does="only each so-many-th batch has anchor images; 1: every one"),
+                "preset": Setting(
+                    "default",
+                    choices=("default", "published"),
+                    does="published: all other settings of hsl as its authors' code has them",
+                ),
+            },
+            presets={
+                "published": {
+                    "encoder": "separate",
+                    "embedding": "softmax",
+                    "temperature": 3.0,
+                    "gate_temperature": 1.0,
+                    "anchor_weight": 1.0,
+                    "experts": 12,
+                    "anchor_every": 1,
+                },
             },
         ),
         Card(

@@ -77,7 +77,9 @@ class Intake:
                     now=time.time(),
                 )
             again = False
-            search = self._search(peer, software(self.here.journal), self._signed(peer))
+            search = self._search(
+                peer, software(self.here.journal, self.here.federation.plan.method), self._signed(peer)
+            )
             found = await asyncio.to_thread(receive.scan, search)
             for data in search.missing:
                 self.misses(data)
@@ -165,7 +167,7 @@ class Intake:
             return False
         text = (
             f"initial weights differ: {peer} {manifest.base[:12]} ({escaped(manifest.software)}), "
-            f"{self.here.me} {state.base[:12]} ({software(self.here.journal)})"
+            f"{self.here.me} {state.base[:12]} ({software(self.here.journal, self.here.federation.plan.method)})"
         )
         self.alarms.sound(f"setup {peer}", text, "same hsl-node version and backbone_weights file at both sites")
         self._answer(arrival, "initial", text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hsl_node import __version__
 from hsl_node.federation import identity
+from hsl_node.federation.methods import package_of
 from hsl_node.federation.names import Digest, Round
 from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened
@@ -71,7 +72,7 @@ class Signing:
             anchor=here.federation.anchor.fingerprint if here.federation.anchor else None,
             schema=self.schema.digest,
             instance=here.journal.meta("instance") or "",
-            software=software(here.journal),
+            software=software(here.journal, here.federation.plan.method),
         )
 
     def _promise(self, manifest: Manifest) -> Happened:
@@ -95,6 +96,7 @@ class Signing:
         )
 
 
-def software(journal: Journal) -> str:
-    """Versions that decide what is computed, for manifests and for people."""
-    return f"hsl-node {__version__}, torch {journal.meta('torch') or 'unknown'}"[:80]
+def software(journal: Journal, method: str) -> str:
+    """Versions that decide what is computed, for manifests and for people; last the package that brings the method."""
+    said = f"hsl-node {__version__}, torch {journal.meta('torch') or 'unknown'}"
+    return ", ".join([said, *filter(None, [package_of(method)])])[:80]

@@ -207,13 +207,21 @@ def require_same_setup(manifest: Manifest, *, anchor: str | None, schema: str, s
     """Anchor and architecture must be ours.
 
     Raises:
-        FederationMismatch: says which of the two differs, with both software versions.
+        FederationMismatch: says which of the two differs, with both software versions; or that the method comes from
+            different packages.
     """
     theirs = escaped(manifest.software)
     if manifest.anchor != anchor:
         raise FederationMismatch(
             f"{manifest.peer} uses anchor set {str(manifest.anchor)[:12]}, this node {str(anchor)[:12]}",
             remedy="compare `hsl-node anchor verify` at both sites and copy the right file",
+        )
+    # After hsl-node and torch, which may differ, stands the package of a method that is none of hsl-node's own.
+    packages = [escaped(", ".join(said.split(", ")[2:])) or "none" for said in (manifest.software, software)]
+    if packages[0] != packages[1]:
+        raise FederationMismatch(
+            f"{manifest.peer} has the plan's method from package {packages[0]}, this node from {packages[1]}",
+            remedy="install the same package, in the same version, at both sites",
         )
     if manifest.schema_ != schema:
         raise FederationMismatch(

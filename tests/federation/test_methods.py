@@ -44,19 +44,21 @@ def test_every_card_is_consistent(name: str) -> None:
 def test_settings_of_the_method_stand_in_its_table_and_what_is_not_given_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text('method = "hsl"\n[hsl]\nencoder = "shared"\n')
     plan = load_plan(tmp_path / "plan.toml", ["hsl.experts=4"])
-    assert plan.settings == {
-        "encoder": "shared",
-        "embedding": "softmax",
-        "temperature": 3.0,
-        "gate_temperature": 1.0,
-        "anchor_weight": 1.0,
-        "experts": 4,
-        "anchor_every": 1,
-    }
+    assert plan.settings == {**Plan().settings, "encoder": "shared", "experts": 4}
+    assert plan.settings["temperature"] == CARDS["hsl"].settings["temperature"].default
     assert load_plan(None, ["method=fedprox", "fedprox.mu=1"]).settings == {"mu": 1.0}
     assert load_plan(None, ["method=fedprox"]) == Plan(method="fedprox", settings={"mu": 0.01})
     assert Plan.model_validate(plan.model_dump(mode="json")) == plan
     assert load_plan(None, ["augment.flip=true", "augment.turn=10"]).augment.turn == 10.0
+
+
+def test_a_preset_fixes_the_settings_that_it_names() -> None:
+    published = Plan(settings={"preset": "published"}).settings
+    assert published == {"preset": "published", **CARDS["hsl"].presets["published"]}, "it names all of them"
+    assert Plan(settings=published).settings == published, "as a file says it, all written out"
+    assert refused("hsl.preset=published", "hsl.experts=3") == [
+        '--set: hsl.experts: preset = "published" has 12 here: leave one of the two out'
+    ]
 
 
 def test_the_fusion_rule_in_force_is_the_authors_where_the_plan_names_none() -> None:
@@ -156,9 +158,11 @@ def test_what_a_method_needs_of_the_plan_is_said_all_at_once(monkeypatch: pytest
         ({"norm": "group"}, "recalibrate: GroupNorm keeps no statistics that could be made anew: recalibrate = false"),
         ({"rounds": 2, "epochs_per_round": 3, "warmup_epochs": 6},
          "warmup_epochs: no epoch is left after it: the run has 6"),
+        ({"method": "fedavg", "fusion": "nova"},
+         "fusion: nova counts by steps, which fedavg does not say: weighted_mean is its own"),
         ({"learning_rate": 1e-5}, "learning_rate_min: larger than learning_rate"),
     ],
-    ids=["momentum", "group", "warmup", "rates"],
+    ids=["momentum", "group", "warmup", "said", "rates"],
 )  # fmt: skip
 def test_settings_that_cannot_be_right_together_are_refused_with_the_reason(
     settings: dict[str, object], said: str
