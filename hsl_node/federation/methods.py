@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING
@@ -230,6 +230,45 @@ CARDS: Mapping[str, Card] = {
             private=True,
         ),
         Card(
+            "fedcome",
+            "federated averaging of updates that give way to each other, so that none goes against another's",
+            _METHODS + "fedcome:FEDCOME",
+            fusion="come",
+            faith="adapted",
+            cite="Zheng, S. et al. Federated learning via consensus mechanism on heterogeneous data: a new perspective "
+            "on convergence. arXiv 2311.12358 (2023)",
+            settings={
+                "clip": Setting(0.0, 0, 1e9, does="no number moves further than this in a fusion; 0: as far as it will")
+            },
+        ),
+        Card(
+            "feddys",
+            "training on the images that the model is least sure of; hospitals count by how even their classes are",
+            _METHODS + "feddys:FEDDYS",
+            fusion="entropy_weighted",
+            faith="adapted",
+            cite="FedDyS: the authors' code, github.com/ensiyeKiya/FedDyS",
+            says=(Said("evenness", 0, 1),),
+            settings={
+                "evenness": Setting(
+                    "entropy",
+                    choices=("entropy", "classes"),
+                    does="entropy: that of the label shares; classes: the number of classes present, as released",
+                )
+            },
+        ),
+        Card(
+            "fednova",
+            "federated averaging of each hospital's mean step, however many steps it took",
+            _METHODS + "fednova:FEDNOVA",
+            fusion="nova",
+            cite="Wang, J. et al. Tackling the objective inconsistency problem in heterogeneous federated "
+            "optimization. NeurIPS (2020)",
+            says=(Said("reach", 1, 1e9), Said("steps", 1, 1e9)),
+            settings={"mu": Setting(0.0, 0, 1, does="weight of half the squared distance from the fused model")},
+            optimizer="sgd",
+        ),
+        Card(
             "fedprox",
             "federated averaging in which local training is held near the fused model",
             _METHODS + "fedprox:FEDPROX",
@@ -292,5 +331,27 @@ CARDS: Mapping[str, Card] = {
             simulation_only="it never fuses, so there is nothing to exchange; for each hospital's model without the "
             "others: `hsl-node evaluate --alone`",
         ),
+        Card(
+            "swarm",
+            "swarm learning: one classifier, merged by every hospital for itself",
+            _METHODS + "swarm:SWARM",
+            fusion="mean",
+            faith="adapted",
+            cite="Warnat-Herresthal, S. et al. Swarm Learning for decentralized and confidential clinical machine "
+            "learning. Nature 594 (2021)",
+        ),
     )
+}
+CARDS = {
+    **CARDS,
+    "personalised": replace(  # on the network of hsl, so with its settings
+        CARDS["hsl"],
+        name="personalised",
+        title="HeteroSync Learning in which a hospital goes on from half its own model and half the others' mean",
+        code=_METHODS + "personalised:PERSONALISED",
+        settings={
+            **CARDS["hsl"].settings,
+            "own": Setting(0.5, 0.5, 1, does="share of the own model in what a hospital goes on from"),
+        },
+    ),
 }

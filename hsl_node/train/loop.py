@@ -159,7 +159,7 @@ def _open_round(site: Site, folder: Path, files: StartFiles, report: Report) -> 
 
     if saved and ours and saved.state.round == round - 1 and saved.state.finished:
         _warn_if_the_machine_changed(site, saved.state)
-        if site.plan.optimizer_state == "keep":
+        if site.plan.optimizer_state == "keep" and not site.method.forgets:
             _restore(learner, saved)
     elif round > 1:
         log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})

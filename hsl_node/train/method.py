@@ -234,6 +234,7 @@ class Method:
     beside: Callable[[Learner, Start], Any] = nothing  # then, once a round and again after a kill: frozen copies
     samples: Callable[[Learner, Start, Any, int], Indices] | None = None
     """(.., beside, epoch) -> positions in the training set that this epoch has; None: all"""
+    forgets: bool = False  # its optimizers begin each round anew, whatever the plan keeps
     epochs: Callable[[Plan, int], int] | None = None  # (plan, round) -> epochs; None: the plan's
     says: Callable[[Learner, Start, Done], Mapping[str, float]] = nothing_said  # the numbers of its card
 

@@ -87,7 +87,7 @@ def test_all_that_is_wrong_is_said_at_once_each_with_its_line_and_the_nearest_na
         f"{path}:6: fedprox.my: no setting of fedprox; did you mean 'mu'? (it has mu)",
         f"{path}:7: fedprox.mu: 'big' given, 0 to 1000 is expected",
         f"{path}:2: rounds: 0 given, needs 1 or more",
-        f"{path}:3: unknown key 'encoder'; did you mean 'hsl.encoder'?",
+        f"{path}:3: unknown key 'encoder'; did you mean 'hsl.encoder' or 'personalised.encoder'?",
     ]
     assert refused("classes=a,a", "split_percent=1,2,3") == [
         "--set: split_percent: three positive numbers that add up to 100",
