@@ -2,7 +2,8 @@
 
 The published model needs an anchor image beside each patient's. Here scoring uses one fixed *anchor reference*, the
 mean anchor embedding over the whole anchor set in evaluation mode, so that a prediction is a function of the patient's
-image alone. `pairing="random"` gives the published behaviour, to measure the difference.
+image alone. `pairing="random"` gives the published behaviour, to measure the difference. Where epochs and fused models
+are only compared, a fixed part of the anchor set stands for all of it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hsl_node.train.state_dict import all_tensors, load_weights
 from hsl_node.train.tasks.classification import log_odds, probabilities
 from hsl_node.weights.checkpoint_file import read_weights
 
+COMPARED_ANCHORS = 128  # the mean over these stands for that over all, after every epoch; evaluate and export take all
 EVAL_BATCH = 64  # images; fixed, so that a score doesn't depend on the plan's batch size
 
 Pairing = Literal["fixed", "random"]
@@ -43,7 +45,7 @@ def validate(site: Site, model: nn.Module, tick: Progress = unheard) -> Validati
     labels = torch.from_numpy(site.dataset.labels[site.indices(VALIDATION)])
     if not len(labels):
         return Validation(None, None)
-    found = answers(site, model, VALIDATION, tick=tick)
+    found = answers(site, model, VALIDATION, anchors=COMPARED_ANCHORS, tick=tick)
     loss = site.task.loss(found, labels).item()
     if not math.isfinite(loss):
         raise _spoilt("validation loss")
@@ -67,15 +69,27 @@ def open_fused(site: Site, files: StartFiles, *, recalibrate: bool, tick: Progre
 
 
 def answers(
-    site: Site, model: nn.Module, split: int, *, pairing: Pairing = "fixed", tick: Progress = unheard
+    site: Site,
+    model: nn.Module,
+    split: int,
+    *,
+    pairing: Pairing = "fixed",
+    anchors: int | None = None,
+    tick: Progress = unheard,
 ) -> Tensor:
     """What a model says of one part of the site's images (0 train, 1 validation, 2 test), in the set's order: logits
-    (N, C), on the CPU, which `as_probabilities` and `as_log_odds` make readable."""
-    where, pairs = site.indices(split), None
+    (N, C), on the CPU, which `as_probabilities` and `as_log_odds` make readable.
+
+    `anchors`: the reference is the mean over so many anchor images, always the same ones at every peer; None: over all.
+    """
+    where, pairs, among = site.indices(split), None, None
+    if anchors is not None and site.anchor is not None:
+        order = np.random.default_rng(derived_seed(site.plan.seed, "anchor reference"))
+        among = np.sort(order.permutation(len(site.anchor.images))[:anchors])
     if pairing == "random" and site.anchor is not None:
         rng = np.random.default_rng(derived_seed(site.plan.seed, "anchor pairing"))
         pairs = rng.integers(len(site.anchor.images), size=len(where))
-    embedding = anchor_embedding(site.method, model, site.anchor, site.hardware, pairs, tick)
+    embedding = anchor_embedding(site.method, model, site.anchor, site.hardware, pairs, tick, among)
     return forward(site.method, model, site.dataset.images, where, embedding, site.hardware, tick)
 
 
@@ -86,8 +100,10 @@ def anchor_embedding(
     hardware: Hardware,
     pairs: Indices | None = None,
     tick: Progress = unheard,
+    among: Indices | None = None,
 ) -> Tensor | None:
-    """The anchor reference (F,); with `pairs` that of each of these anchor images (N, F); None: it needs none."""
+    """The anchor reference (F,), the mean over the anchor set or over the images at `among`; with `pairs` the embedding
+    of each of these anchor images (N, F); None: it needs none."""
     embed = method.network.reference
     if embed is None:
         return None
@@ -96,8 +112,8 @@ def anchor_embedding(
             f"the method {method.name} scores with the anchor set, and there is none here",
             remedy="put anchor.safetensors into the state directory (`hsl-node anchor verify`)",
         )
-    everything = np.arange(len(anchor.images))
-    feature = _run(model, lambda x, _: embed(model, x), anchor.images, everything, hardware, tick)  # (M, F)
+    where = np.arange(len(anchor.images)) if among is None else among
+    feature = _run(model, lambda x, _: embed(model, x), anchor.images, where, hardware, tick)  # (M, F)
     return feature.double().mean(dim=0).float() if pairs is None else feature[torch.from_numpy(pairs)]
 
 
@@ -159,7 +175,7 @@ def _run(
     rows = []
     for start in range(0, len(where), EVAL_BATCH):
         at = slice(start, start + EVAL_BATCH)
-        rows.append(function(upload(images[where[at]], hardware), at).cpu())
+        rows.append(function(upload(images[where[at]], hardware), at))
         tick(start + len(rows[-1]), len(where))
     model.train(was_training)
-    return torch.cat(rows) if rows else torch.empty(0, 1)
+    return torch.cat(rows).cpu() if rows else torch.empty(0, 1)  # a copy for each batch would wait for the device

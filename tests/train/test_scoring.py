@@ -11,6 +11,7 @@ import learning
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.plan import Plan
@@ -90,6 +91,33 @@ def test_the_reference_is_the_mean_anchor_embedding_in_evaluation_mode(tmp_path:
     with torch.no_grad():
         images = scoring.upload(anchor.images, learning.CPU)
         torch.testing.assert_close(found, model.eval().encode_anchor(images).mean(0))
+
+
+def test_epochs_are_compared_beside_a_fixed_part_of_the_anchor_set_and_scored_beside_all(tmp_path: Path) -> None:
+    plan, anchor = learning.small_plan(), learning.anchor(200)
+    path = weights_of(tmp_path, plan)
+    site, seen = replace(learning.site(plan), anchor=anchor), list[Tensor]()
+    network = site.method.network
+    assert network.reference is not None
+
+    def embed(model: torch.nn.Module, image: Tensor) -> Tensor:
+        seen.append(image.clone())
+        return network.reference(model, image)  # type: ignore[misc]
+
+    watched = replace(site, method=replace(site.method, network=replace(network, reference=embed)))
+    _, model = scoring.open_model(path, plan, learning.CPU)
+    found = scoring.validate(watched, model)
+    first = torch.cat(seen)
+    assert len(first) == scoring.COMPARED_ANCHORS == 128
+    seen.clear()
+    assert scoring.validate(watched, model) == found and torch.equal(torch.cat(seen), first)
+    other = replace(watched, peer="charity", plan=plan.model_copy(update={"seed": 2}))
+    seen.clear()
+    scoring.validate(other, model)
+    assert not torch.equal(torch.cat(seen), first), "the plan's seed chooses, not the peer"
+    seen.clear()
+    scoring.answers(watched, model, TEST)
+    assert len(torch.cat(seen)) == 200
 
 
 def test_a_prediction_is_a_function_of_the_patients_image_alone(tmp_path: Path) -> None:
