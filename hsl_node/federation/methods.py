@@ -278,6 +278,16 @@ CARDS: Mapping[str, Card] = {
             },
         ),
         Card(
+            "frozen",
+            "features of an encoder that nobody trains, as CLIP's, and a linear head, which alone is averaged",
+            _METHODS + "frozen:FROZEN",
+            faith="assumed",
+            cite="Radford, A. et al. Learning transferable visual models from natural language supervision. "
+            "ICML (2021)",
+            needs=frozenset({Need.LABELS, Need.WEIGHTS}),
+            private=True,
+        ),
+        Card(
             "hsl",
             "HeteroSync Learning: a multi-gate mixture of experts that learns the hospital's own task beside one "
             "public anchor task, the same at every hospital",

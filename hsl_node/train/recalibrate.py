@@ -85,4 +85,6 @@ def recalibrated(model: nn.Module, site: Site, tick: Progress = unheard) -> nn.M
 
 
 def has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
+    """A layer that keeps statistics, unless it is of an encoder that nobody trains."""
+    trained = all(p.requires_grad for p in module.parameters(recurse=False))
+    return isinstance(module, _BatchNorm) and module.running_mean is not None and trained

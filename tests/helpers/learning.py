@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
+from hsl_node.federation.methods import Need, card_of
 from hsl_node.federation.plan import Plan
 from hsl_node.train import checkpoint
 from hsl_node.train.batches import upload
@@ -15,6 +22,8 @@ from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Site
 from hsl_node.train.methods import method_of
+from hsl_node.train.networks.backbone import Trunk
+from hsl_node.train.networks.initial import initialise
 
 SIZE = 32
 
@@ -30,6 +39,8 @@ def small_plan(**changes: object) -> Plan:
         "rounds": 2,
         "precision": "float32",
     }
+    if Need.WEIGHTS in card_of(str(changes.get("method", "hsl"))).needs:
+        settings["backbone_weights"] = encoder_file()[1]
     if changes.get("method", "hsl") == "hsl":
         settings["hsl"] = {"experts": 3, **changes.pop("hsl", {})}  # type: ignore[dict-item]
     return Plan.model_validate({**settings, **changes})
@@ -58,6 +69,17 @@ def anchor(count: int = 24) -> AnchorSet:
     return AnchorSet("blobs", ("small", "large"), images, labels)
 
 
+@cache
+def encoder_file() -> tuple[Path, str]:
+    """A weight file of the tiny trunk, for methods that need one, and its sha256. The same bytes in each process."""
+    trunk = Trunk("tiny")
+    initialise(trunk, 7)
+    path = Path(tempfile.mkdtemp()) / "tiny.safetensors"
+    save_file(trunk.net.state_dict(), path)
+    atexit.register(shutil.rmtree, path.parent)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def site(plan: Plan | None = None, data: Dataset | None = None, peer: str = "mercy") -> Site:
     plan = plan or small_plan()
     method = method_of(plan.method)
@@ -67,8 +89,9 @@ def site(plan: Plan | None = None, data: Dataset | None = None, peer: str = "mer
         plan=plan,
         method=method,
         dataset=data or dataset(classes=len(plan.classes)),
-        anchor=anchor() if method.network.reference else None,
+        anchor=anchor() if Need.ANCHOR in plan.card.needs else None,
         hardware=CPU,
+        backbone_weights=encoder_file()[0] if plan.backbone_weights else None,
     )
 
 

@@ -10,8 +10,10 @@ from hsl_node.train.checkpoint import RoundState
 from hsl_node.train.loop import train_round
 from hsl_node.train.method import Site
 from hsl_node.train.progress import Report
-from hsl_node.train.site import initial_weights
+from hsl_node.train.site import initial_model
 from hsl_node.train.start import StartFiles
+from hsl_node.train.state_dict import to_weights
+from hsl_node.weights.checkpoint_file import write_weights
 from hsl_node.weights.whole import sha256_of
 
 
@@ -33,7 +35,9 @@ class Trained:
 
 def first_start(site: Site, folder: Path) -> StartFiles:
     base = folder / "fused" / "r000000.safetensors"
-    initial_weights(folder, site.plan, site.method, base)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    model = initial_model(site.plan, site.method, site.backbone_weights)
+    write_weights(base, to_weights(model, site.method.travels(model)))
     return StartFiles(1, base, sha256_of(base))
 
 
