@@ -278,6 +278,23 @@ CARDS: Mapping[str, Card] = {
             },
         ),
         Card(
+            "fedtp",
+            "federated averaging of a transformer whose attention projections a hypernetwork makes for each hospital",
+            _METHODS + "fedtp:FEDTP",
+            faith="adapted",
+            cite="Li, H. et al. FedTP: federated learning by transformer personalization. IEEE TNNLS (2023)",
+            needs=frozenset({Need.LABELS, Need.TRANSFORMER, Need.FULL_SET}),
+            says=(Said("hypernetwork", 0, 2**48),),
+            settings={
+                "embedding": Setting(16, 1, 1024, does="numbers that stand for a hospital (published: 128)"),
+                "hidden": Setting(8, 1, 1024, does="width of both hidden layers (published: three of 150)"),
+                "rate": Setting(0.01, 0, 10, does="the hypernetwork's learning rate"),
+                "momentum": Setting(0.9, 0, 0.999, does="of its SGD"),
+                "decay": Setting(0.001, 0, 1, does="of its weights and of the embeddings"),
+            },
+            private=True,
+        ),
+        Card(
             "frozen",
             "features of an encoder that nobody trains, as CLIP's, and a linear head, which alone is averaged",
             _METHODS + "frozen:FROZEN",

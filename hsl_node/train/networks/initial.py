@@ -23,7 +23,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     """
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            values = _initial(module, name, parameter, _stream(seed, name))
+            values = _initial(module, name, parameter, stream(seed, name))
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
@@ -54,6 +54,7 @@ def _initial(module: nn.Module, name: str, parameter: Tensor, rng: np.random.Gen
     return rng.standard_normal(shape) * LIBRARY_DEVIATION
 
 
-def _stream(seed: int, name: str) -> np.random.Generator:
+def stream(seed: int, name: str) -> np.random.Generator:
+    """Where a tensor's first values come from, the same on every machine."""
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
