@@ -36,11 +36,13 @@ lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(INSTALLED)  ## the index of the decisions, the examples of the protocol and the manual page, where they changed
+docs: $(INSTALLED)  ## the index of the decisions, the examples of protocol and deploy, the methods, the manual page, where they changed
 	$(BIN)/python tests/repository/decisions_index.py
 	$(BIN)/python tests/repository/protocol_examples.py
 	$(BIN)/python tests/repository/plan_words.py
 	$(BIN)/ruff format -q hsl_node/federation/plan_keys.py
+	$(BIN)/python tests/repository/methods_page.py
+	$(BIN)/python tests/repository/example_federation.py
 	$(BIN)/python tests/repository/man_page.py
 
 threats: $(INSTALLED)  ## tests/README.md: which test answers which threat, and what `make test` leaves to test-all

@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from hsl_node.errors import escaped
+from hsl_node.federation.fusion_rules import FUSION_RULES
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -166,7 +167,7 @@ def cards() -> Mapping[str, Card]:
     """All that are installed. One whose package cannot be loaded is left out: `card_of` says why."""
     found = dict(CARDS)
     for name in sorted(_others().keys() - CARDS.keys()):
-        with suppress(Exception):  # somebody else's code
+        with suppress(ValueError):
             found[name] = card_of(name)
     return found
 
@@ -197,9 +198,15 @@ def card_of(name: str) -> Card:
         return CARDS[name]
     others = _others()
     if name in others:
-        card = others[name].load()
+        where = f"the entry point {name} = {others[name].value} of the package {package_of(name)}"
+        try:
+            card = others[name].load()
+        except Exception as exc:  # somebody else's code
+            raise ValueError(f"{where} cannot be loaded: {escaped(repr(exc), 200)}") from exc
         if not isinstance(card, Card) or card.name != name:
-            raise ValueError(f"the entry point '{name}' of {GROUP} ({others[name].value}) is no card of that name")
+            raise ValueError(f"{where} is no card of that name")
+        if card.fusion not in FUSION_RULES or card.task not in SCORE_NAMES or card.faith not in FAITH:
+            raise ValueError(f"{where}: its fusion, task or faith is none that this version of hsl-node has")
         return card
     known = [*CARDS, *others]
     raise ValueError(

@@ -12,8 +12,9 @@ from hsl_node.federation.methods import CARDS, Card, Setting
 
 MEANING = {
     "method": (
-        "hsl: HeteroSync Learning, with an anchor set. fedavg: one plain classifier, no anchor set. (local, "
-        "never fused, is a reference for comparisons: the daemon refuses it)"
+        "hsl: HeteroSync Learning, with an anchor set; fedavg: plain averaging, without one; all others, and "
+        "what each needs, are listed by hsl-node federation plan. (local, never fused, is a reference for "
+        "comparisons: the daemon refuses it)"
     ),
     "task": ("what it is, for people"),
     "classes": (

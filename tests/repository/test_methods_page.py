@@ -1,0 +1,19 @@
+"""docs/researcher/methods.md is what the cards and the methods' files say now."""
+
+from __future__ import annotations
+
+import pytest
+from methods_page import PAGE, page, told
+
+from hsl_node.federation.methods import CARDS
+
+
+def test_the_methods_page_is_as_the_cards_are() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "make docs"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_each_methods_file_says_how_true_it_is_to_what_was_published(name: str) -> None:
+    words = {"exact": "Exact", "adapted": "Adapted", "assumed": "Assumed"}
+    text = told(CARDS[name])
+    assert text and (CARDS[name].simulation_only or words[CARDS[name].faith].lower() in text.lower())
