@@ -22,7 +22,6 @@ from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.hints import addressed
 from hsl_node.host.layout import Layout
-from hsl_node.node.fusing import clip_of
 from hsl_node.sync import evidence
 from hsl_node.sync.manifest import Manifest, parse_manifest, parse_receipt, parse_signed
 from hsl_node.sync.offer import Offer
@@ -328,7 +327,7 @@ def _fused_again(
         return None
     try:
         schema = read_schema(layout.fused(0))
-        return fuse_files(plan.rule, paths, samples, schema, None, said=said, base=base, clip=clip_of(plan))
+        return fuse_files(plan.rule, paths, samples, schema, None, said=said, base=base, clip=plan.fusion_clip)
     except (Altered, FileNotFoundError):
         if all(path.exists() for path in (*paths.values(), layout.fused(0), base)):
             raise

@@ -41,7 +41,7 @@ FUSION_RULES: Mapping[str, FusionRule] = {
         "the mean step of each peer, by its images, as far as all together went (FedNova)",
         robust=False,
         by_images=True,
-        said=("reach", "steps"),
+        said=("steps",),
         needs_base=True,
     ),
     "come": FusionRule(

@@ -271,7 +271,7 @@ CARDS: Mapping[str, Card] = {
             fusion="nova",
             cite="Wang, J. et al. Tackling the objective inconsistency problem in heterogeneous federated "
             "optimization. NeurIPS (2020)",
-            says=(Said("reach", 1, 1e9), Said("steps", 1, 1e9)),
+            says=(Said("steps", 1, 1e9),),
             settings={"mu": Setting(0.0, 0, 1, does="weight of half the squared distance from the fused model")},
             optimizer="sgd",
         ),

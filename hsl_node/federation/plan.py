@@ -112,6 +112,11 @@ class Plan(Frozen):
         """The fusion rule in force, a name of FUSION_RULES."""
         return self.fusion or self.card.fusion
 
+    @property
+    def fusion_clip(self) -> float:
+        """How far the rule `come` moves a number at most, by the method's setting; 0: as far as it will."""
+        return float(self.settings.get("clip", 0.0)) if self.rule == "come" else 0.0
+
     @model_validator(mode="wrap")
     @classmethod
     def _with_settings(cls, raw: Any, handler: ModelWrapValidatorHandler[Plan]) -> Plan:

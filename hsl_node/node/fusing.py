@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.plan import Plan
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
@@ -45,7 +44,7 @@ class Fusing:
         while True:
             try:
                 digest, figures = await asyncio.to_thread(
-                    partial(poisoning.fuse_watched, said=said, clip=clip_of(plan)),
+                    partial(poisoning.fuse_watched, said=said, clip=plan.fusion_clip),
                     rule,
                     paths,
                     samples,
@@ -77,8 +76,3 @@ class Fusing:
                 ),
             ),
         )
-
-
-def clip_of(plan: Plan) -> float:
-    """How far FedCOME moves a number at most; 0: as far as it will."""
-    return float(plan.settings.get("clip", 0.0)) if plan.method == "fedcome" else 0.0

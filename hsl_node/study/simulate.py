@@ -108,6 +108,7 @@ def next_round(sites: Mapping[Peer, Site], folder: Path, before: Exchanged, hear
         _fused(folder, round),
         said={peer: best[peer].said for peer in peers},
         base=before.fused,
+        clip=plan.fusion_clip,
     )
     return Exchanged(round, _fused(folder, round), sha256, sent, own, best, samples)
 

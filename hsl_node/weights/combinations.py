@@ -54,13 +54,13 @@ class Combination:
 
 
 def nova(full: FullSet) -> list[float]:
-    """FedNova (Wang et al., NeurIPS 2020): w + (sum p_j r_j) sum p_k (w_k - w) / a_k.
+    """FedNova (Wang et al., NeurIPS 2020): w + (sum p_j a_j) sum p_k (w_k - w) / a_k.
 
-    a_k is said as "steps", how often a gradient entered peer k's update; r_k as "reach", nearly always the same number
-    (train/methods/fednova.py).
+    a_k, said as "steps": how often a gradient entered peer k's update (train/methods/fednova.py).
     """
-    far = fsum(share * said["reach"] for share, said in zip(full.shares, full.said, strict=True))
-    return [far * share / said["steps"] for share, said in zip(full.shares, full.said, strict=True)]
+    shares, steps = full.shares, [said["steps"] for said in full.said]
+    effective = fsum(p * a for p, a in zip(shares, steps, strict=True))
+    return [effective * p / a for p, a in zip(shares, steps, strict=True)]
 
 
 def come(full: FullSet) -> list[float]:

@@ -1,10 +1,11 @@
 """FedNova (Wang et al., NeurIPS 2020): each peer's update counts by its mean step, not by how many steps it took.
 
-Exact with SGD, which the plan must name: w + reach sum p_k (w_k - w) / a_k (the fusion `nova`). a_k, said as "steps",
-is how often a gradient entered the update; reach the mean of the a_k or, with the proximal term (`mu`), of the steps
-taken. Both are of the epoch that is sent, and momentum begins anew each round, as published. Ours: where the learning
-rate changes within a round a step weighs by its rate, relative to the first epoch's. Weight decay is a part of the
-gradient. Assumed: BatchNorm's statistics take the mean by images; the released code leaves them at each client.
+Exact with SGD, which the plan must name: w + (sum p_j a_j) sum p_k (w_k - w) / a_k (the fusion `nova`). a_k, said as
+"steps", is how often a gradient entered the update, up to the epoch that is sent; momentum begins anew each round.
+Ours: where the learning rate changes within a round a step weighs by its rate, relative to the first epoch's. Adapted:
+with the proximal term (`mu`) the released code goes as far as the mean of the steps taken; here the a_k count then too.
+Weight decay is a part of the gradient. Assumed: BatchNorm's statistics take the mean by images; the released code
+leaves them at each client.
 """
 
 from __future__ import annotations
@@ -32,12 +33,10 @@ def entered(rates: Iterable[float], momentum: float = 0.0, mu: float = 0.0) -> f
 
 
 def says(learner: Learner, start: Start, done: Done) -> Mapping[str, float]:
-    plan, mu = learner.plan, learner.settings["mu"]
+    plan = learner.plan
     first = done.rates[0] or plan.learning_rate
     rates = [rate for rate, steps in zip(done.rates, done.steps, strict=True) for _ in range(steps)]
-    steps = entered(rates, plan.momentum, mu) / first
-    reach = entered(rates) / first if mu else steps
-    return {"steps": max(1.0, steps), "reach": max(1.0, reach)}
+    return {"steps": max(1.0, entered(rates, plan.momentum, learner.settings["mu"]) / first)}
 
 
 def plain_or_near(step: Step) -> Terms | None:
