@@ -6,6 +6,8 @@ Shapes: B images, S pixels a side; images lie as (N, S, S) grey or (N, S, S, 3) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from hsl_node.train.hardware import Hardware
 
 Indices = NDArray[np.int64]
+
+RESIDENT_SHARE = 0.4  # of a GPU's free memory, for one set's bytes: training and another set have room beside it
+RESIDENT_BLOCK = 1024  # images copied there at once
 
 
 @dataclass(frozen=True)
@@ -89,21 +94,67 @@ def upload(images: NDArray[np.uint8], hardware: Hardware, changes: Changes | Non
     The bytes travel, a quarter to a twelfth of the floats. Grey becomes three channels in the one pass that normalises,
     and the result is born channels-last, so neither costs a copy.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
-    if hardware.device.type == "cuda":
-        pixels = pixels.pin_memory().to(hardware.device, non_blocking=True)
+    return _ready(moved(images, hardware.device), hardware, changes)
+
+
+class Pixels:
+    """A set's images, as bytes: on a GPU they lie there for the whole round, where they fit, and only their positions
+    travel with each batch; else they stay in the memory map."""
+
+    def __init__(self, images: NDArray[np.uint8], hardware: Hardware) -> None:
+        self.images, self.hardware = images, hardware
+        self.resident = resident(images, hardware.device) if fits(images.nbytes, hardware.device) else None
+
+    def __call__(self, where: Indices, changes: Changes | None = None) -> Tensor:
+        """Positions (B,) -> (B, 3, S, S), as `upload` gives it."""
+        if self.resident is None:
+            return upload(self.images[where], self.hardware, changes)
+        return _ready(self.resident[moved(where, self.resident.device)], self.hardware, changes)
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Only a GPU has memory of its own; what a model's step needs is many times its parameters, and unknown here."""
+    return device.type == "cuda" and size < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def resident(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Copied in blocks: the set may be larger than the machine's memory."""
+    found = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images), RESIDENT_BLOCK):
+        found[start : start + RESIDENT_BLOCK] = torch.from_numpy(np.array(images[start : start + RESIDENT_BLOCK]))
+    return found
+
+
+def moved(array: NDArray[Any], device: torch.device) -> Tensor:
+    """To the device; without waiting for it, which a copy from ordinary memory would."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _ready(pixels: Tensor, hardware: Hardware, changes: Changes | None) -> Tensor:
     if changes is not None:
         pixels = change(pixels, changes)
-    return normalise(pixels).contiguous(memory_format=hardware.memory_format)
+    return normalise(pixels, _scale_on(pixels.device)).contiguous(memory_format=hardware.memory_format)
 
 
-def normalise(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor, scale: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """(B, S, S[, 3]) in 0..255 -> (B, 3, S, S) float32 with ImageNet's mean and deviation per channel."""
-    std = torch.tensor(IMAGENET_STD, device=pixels.device)
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)
+    shift, factor = scale or _scale(pixels.device)
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(-1)  # (B, S, S, 1)
-    return torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std)).permute(0, 3, 1, 2)
+    return torch.addcmul(shift, pixels.float(), factor).permute(0, 3, 1, 2)
+
+
+def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    std, mean = torch.tensor(IMAGENET_STD), torch.tensor(IMAGENET_MEAN)
+    return (-mean / std).to(device), (1 / (255 * std)).to(device)
+
+
+@cache
+def _scale_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once for a device: making them anew waits for it in every batch."""
+    with torch.inference_mode(False):  # made in scoring, they serve training too
+        return _scale(device)
 
 
 def _cycled(rng: np.random.Generator, count: int, length: int) -> Indices:

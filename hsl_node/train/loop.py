@@ -21,12 +21,10 @@ from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
 from hsl_node.train.augment import Changes, draw
-from hsl_node.train.batches import Batch, Indices, epoch_pairs, upload
+from hsl_node.train.batches import Batch, Indices, epoch_pairs, moved
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation, Worth
-from hsl_node.train.data.anchor import AnchorSet
-from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.sources import TRAIN, VALIDATION
-from hsl_node.train.hardware import Hardware, derived_seed
+from hsl_node.train.hardware import derived_seed
 from hsl_node.train.method import Done, Learner, Site
 from hsl_node.train.optimizers import learning_rate
 from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker
@@ -123,7 +121,7 @@ def train_epoch(training: Training, epoch: int, rate: float, report: Report) -> 
         counts: dict[str, int] = {}
         images = sum(len(p) for p, _ in pairs)
         for p, a in pairs:
-            batch = _batch(site, chosen[p], a, draw(plan.augment, changing, len(p)))
+            batch = _batch(training, chosen[p], a, draw(plan.augment, changing, len(p)))
             step = training.step(batch, seen, len(p) / images, epoch)
             terms = update(step) or {}
             steps += bool(terms)
@@ -238,18 +236,14 @@ def _warn_if_the_machine_changed(site: Site, state: RoundState) -> None:
             )
 
 
-def _batch(site: Site, where: Indices, a: Indices, changes: Changes | None) -> Batch:
+def _batch(training: Training, where: Indices, a: Indices, changes: Changes | None) -> Batch:
     """`where`: positions in the training set; `a`: in the anchor set, whose images stay as they are."""
-    image, target = _uploaded(site.dataset, site.indices(TRAIN)[where], site.hardware, changes)
-    beside = _uploaded(site.anchor, a, site.hardware) if site.anchor and len(a) else ()
-    return Batch(image, target, where, *beside)
-
-
-def _uploaded(
-    those: Dataset | AnchorSet, where: Indices, hardware: Hardware, changes: Changes | None = None
-) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, S, S) and labels (B,) on the device."""
-    return upload(those.images[where], hardware, changes), torch.from_numpy(those.labels[where]).to(hardware.device)
+    site, device = training.learner.site, training.learner.device
+    at = site.indices(TRAIN)[where]
+    found = training.images(at, changes), moved(site.dataset.labels[at], device), where
+    if site.anchor is None or training.anchors is None or not len(a):
+        return Batch(*found)
+    return Batch(*found, training.anchors(a), moved(site.anchor.labels[a], device))
 
 
 def worth_of(site: Site, model: nn.Module, round: int, report: Report) -> Worth:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hsl_node.errors import Altered
+from hsl_node.train.batches import Pixels
 from hsl_node.train.hardware import Hardware
 from hsl_node.train.method import Batch, Learner, Site, Start, Step, Tensors
 from hsl_node.train.networks.backbone import use_precision
@@ -47,6 +48,15 @@ class Training:
     learner: Learner
     start: Start
     beside: Any = None
+
+    @cached_property
+    def images(self) -> Pixels:
+        return Pixels(self.learner.site.dataset.images, self.learner.site.hardware)
+
+    @cached_property
+    def anchors(self) -> Pixels | None:
+        anchor = self.learner.site.anchor
+        return Pixels(anchor.images, self.learner.site.hardware) if anchor else None
 
     def step(self, batch: Batch, seen: Mapping[str, float], share: float, epoch: int) -> Step:
         return Step(self.learner, batch, self.start, self.beside, seen, share, self.start.round, epoch)

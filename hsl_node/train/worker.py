@@ -35,6 +35,7 @@ from hsl_node.federation.names import Digest
 from hsl_node.host.layout import Layout
 from hsl_node.train import site as opening
 from hsl_node.train.data.sources import SPLIT_NAMES, TRAIN
+from hsl_node.train.hardware import give_memory_back
 from hsl_node.train.lock import hold_lock
 from hsl_node.train.loop import train_round, worth_of
 from hsl_node.train.method import Site
@@ -90,6 +91,7 @@ class Worker:
         done = train_round(
             self.site, folder=Layout(self.state).trainer, files=files, out=out, own=own, report=self.report
         )
+        give_memory_back(self.site.hardware.device)
         assert done.best is not None
         self.report(
             {
@@ -110,6 +112,8 @@ class Worker:
     def _validate(self, files: StartFiles) -> None:
         learner, _ = adopted(self.site, files)
         worth_of(self.site, learner.model, files.round - 1, self.report)
+        del learner
+        give_memory_back(self.site.hardware.device)
 
 
 def _files(job: dict[str, Any], begins: int) -> StartFiles:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import learning
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsl_node.federation.plan import Augment
+from hsl_node.train import batches
+from hsl_node.train.augment import draw
 from hsl_node.train.batches import class_weights, epoch_pairs
 
 COUNTS = st.lists(st.integers(0, 30), min_size=2, max_size=6).filter(lambda counts: sum(counts) > 0)
@@ -88,3 +95,37 @@ def test_the_sampler_follows_from_the_seed():
         epoch_pairs(np.random.default_rng(seed), 33, 5, 8, balanced=labels)[0][0].tolist() for seed in (1, 1, 2)
     )
     assert one == again != other
+
+
+# ---------------------------------------------------------------- where the bytes lie
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_images_that_lie_on_the_device_give_the_same_batches_as_the_memory_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colour: bool
+) -> None:
+    """On the CPU that is forced here; a GPU's own bytes are not tested."""
+    rng = np.random.default_rng(0)
+    shape = (11, 16, 16, 3) if colour else (11, 16, 16)
+    mapped = np.memmap(tmp_path / "images.u8", np.uint8, "w+", shape=shape)
+    mapped[:] = rng.integers(0, 256, shape, dtype=np.uint8)
+    monkeypatch.setattr(batches, "RESIDENT_BLOCK", 4)
+    asleep = batches.Pixels(mapped, learning.CPU)
+    assert asleep.resident is None
+    monkeypatch.setattr(batches, "fits", lambda *_: True)
+    there = batches.Pixels(mapped, learning.CPU)
+    assert there.resident is not None and there.resident.dtype == torch.uint8
+    changes = draw(Augment(flip=True, shift=0.1, brightness=0.2), np.random.default_rng(1), 5)
+    where = np.array([7, 0, 10, 3, 3])
+    for changed in (None, changes):
+        assert torch.equal(there(where, changed), asleep(where, changed))
+
+
+def test_the_constants_of_normalising_serve_training_after_scoring_made_them() -> None:
+    batches._scale_on.cache_clear()
+    with torch.inference_mode():
+        first = batches.upload(np.zeros((1, 4, 4), np.uint8), learning.CPU)
+    weight = torch.ones(1, 3, 4, 4, requires_grad=True)
+    again = batches.upload(np.zeros((1, 4, 4), np.uint8), learning.CPU)
+    (again * weight).sum().backward()
+    assert weight.grad is not None and torch.equal(weight.grad, first)
