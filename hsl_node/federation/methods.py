@@ -265,6 +265,21 @@ CARDS: Mapping[str, Card] = {
             },
         ),
         Card(
+            "fedktl",
+            "no weights travel: class prototypes do, and a generator's images say what those of all hospitals mean",
+            _METHODS + "fedktl:FEDKTL",
+            fusion="mean",
+            faith="adapted",
+            cite="Zhang, J. et al. An upload-efficient scheme for transferring knowledge from a server-side "
+            "pre-trained generator to clients in heterogeneous federated learning. CVPR (2024)",
+            needs=frozenset({Need.LABELS, Need.ANCHOR, Need.FULL_SET}),
+            settings={
+                "latent": Setting(16, 1, 256, does="numbers that stand for an image of the generator"),
+                "weight": Setting(50.0, 0, 1000, does="of the generated images beside the hospital's own"),
+            },
+            private=True,
+        ),
+        Card(
             "fednova",
             "federated averaging of each hospital's mean step, however many steps it took",
             _METHODS + "fednova:FEDNOVA",
