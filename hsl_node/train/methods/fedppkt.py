@@ -1,0 +1,78 @@
+"""FedPPKT (Wei et al., VCIP 2024): a private teacher teaches a student by synthetic images; student and generator are
+averaged, and no model that travels has seen a real image.
+
+Exact: the loss of synthesis (the teacher's norm statistics, a drawn label, disagreement with the student from the
+second time on), two steps of a copy of the generator and of the latents whose summed gradients move the generator, the
+best batch into a pool; T^2 KL with T = 20; plain means. Adapted: round 1 trains the teacher, by the plan's optimizer
+and schedule, which move the student too; `distillations` steps of it for each batch of the hospital's images, which it
+never sees (theirs: 200 an epoch); a batch of synthesis has `images` images; the server's refinement of the generator is
+left out. Small images only. The best model of round 1 is the teacher: a plan wants a large plateau_rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from hsl_node.federation.plan import Plan
+from hsl_node.train.method import Learner, Network, Start, Step, Terms, all_tensors, take_fused
+from hsl_node.train.methods.fedavg import FEDAVG
+from hsl_node.train.networks import fedppkt as parts
+from hsl_node.train.networks.fedppkt import TeacherAndStudent, classes_of
+from hsl_node.train.optimizers import by_plan
+from hsl_node.train.updates import descend
+
+META_RATE = 0.01  # Adam's, of the generator
+TEMPERATURE = 20.0
+
+
+def distil(step: Step) -> Terms:
+    """The student on synthetic images, beside the teacher's answers."""
+    model = cast(TeacherAndStudent, step.model)
+    images = model.drawn(len(step.batch.image))
+    with torch.no_grad():
+        teacher = classes_of(model.teacher(images))
+    return {"distilled": parts.distilled(teacher, classes_of(model.student(images)), TEMPERATURE)}
+
+
+def teach(step: Step) -> Terms:
+    answer = cast(TeacherAndStudent, step.model).teacher(step.batch.image)
+    return {"teacher": step.task.loss(answer, step.batch.target)}
+
+
+def by_phase(step: Step) -> Terms | None:
+    model, terms = cast(TeacherAndStudent, step.model), dict[str, Tensor]()
+    if not model.distils:
+        return descend(teach)(step)
+    if model.made_in != (now := step.round * 10_000 + step.epoch):
+        terms["synthesis"] = parts.synthesise(model, step.learner.optimizers["meta"], step.settings)  # once an epoch
+        model.made_in.fill_(now)
+    model.teacher.eval(), model.student.train()
+    for _ in range(int(step.settings["distillations"])):
+        terms.update(descend(distil)(step) or {})
+    return terms
+
+
+def next_phase(learner: Learner, start: Start) -> None:
+    take_fused(learner, start)
+    cast(TeacherAndStudent, learner.model).distils.fill_(int(start.round > 1))
+
+
+def optimizers(model: nn.Module, plan: Plan) -> dict[str, Optimizer]:
+    return by_plan(model, plan) | {"meta": Adam(cast(TeacherAndStudent, model).generator.parameters(), lr=META_RATE)}
+
+
+FEDPPKT = replace(
+    FEDAVG,
+    name="fedppkt",
+    network=Network(TeacherAndStudent),
+    passes=(by_phase,),
+    optimizers=optimizers,
+    travels=lambda model: frozenset(n for n in all_tensors(model) if n.startswith(("student.", "generator."))),
+    adopt=next_phase,
+    epochs=lambda plan, round: int(plan.settings["teacher_epochs"]) if round == 1 else plan.epochs_per_round,
+)
