@@ -16,7 +16,7 @@ from hsl_node.host.terminal import progress_bar, progress_lines
 
 Round = Annotated[
     int | None,
-    typer.Option("--round", min=1, help="Fused model of this round. Default: the best by this site's validation AUC."),
+    typer.Option("--round", min=1, help="Fused model of this round. Default: this hospital's model."),
 ]
 
 
@@ -59,10 +59,11 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure this site's best fused model on its test set.
+    """Measure this hospital's model on its test set.
 
-    The fused model of the round that is best on this site's validation images, so each hospital may measure another
-    round; and the site's own beside it. Once: a test set that is looked at again and again tests nothing.
+    The best on its validation images: a fused model, the same with BatchNorm statistics of its own training images, or
+    its own after a fusion. Beside it the best fused one, and its own of the last round. Once: a test set that is looked
+    at again and again tests nothing.
     """
     from hsl_node.commands.data import columns_of
     from hsl_node.host.wrong_paths import require_place
@@ -109,7 +110,7 @@ def predict(
 ) -> None:
     """Probabilities of each class for images, as CSV.
 
-    By the fused model that is best on this site's validation images; --round N for the same one at every hospital.
+    By this hospital's model, as `evaluate` measures it; --round N for the fused model of a round.
     Or, with --model, by one that was exported, on any machine. Images that cannot be read are listed with the reason,
     and the exit code is 78 then. For research: this is no medical device.
     """
@@ -124,7 +125,7 @@ def predict(
         require_place(out)
         asked_for.require_no_input(out, images)
     asked = asked_for.gather(images, column or asked_for.column_of(None if model else state))
-    predictor = predict.open_predictor(state, model, round)
+    predictor = predict.open_predictor(state, model, round, progress_lines())
     if asked.left_out:
         print(f"Left out: {asked.left_out_text()}", file=sys.stderr)
     found = predict.predict(predictor, asked, progress_bar("predicting"))
@@ -141,7 +142,7 @@ def export(
 ) -> None:
     """Write the model into a folder that predicts by itself.
 
-    The fused model that is best on this site's validation images; --round N for the same one at every hospital.
+    This hospital's model, as `evaluate` measures it; --round N for the fused model of a round.
     The folder holds weights, preprocessing, threshold, a card for programs and one for people, and all digests:
     `hsl-node predict --model DIR` needs nothing else.
     """
@@ -149,7 +150,7 @@ def export(
     from hsl_node.results import export as results
 
     require_folder(out)
-    files, onnx_missing = results.export(state_of(context), out, round=round, onnx=onnx)
+    files, onnx_missing = results.export(state_of(context), out, round=round, onnx=onnx, report=progress_lines())
     for path in files:
         print(path)
     if onnx_missing:

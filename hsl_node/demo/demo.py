@@ -156,8 +156,9 @@ def exit_code(agreed: Sequence[Agreement]) -> int:
 
 
 def _difference(node: NodeFacts) -> str:
-    """AUC of the fused model less that of the one trained alone, and how sure it is."""
-    pair = next((p for m in node.measured if m.statistics and (p := m.statistics.find("fused", "alone"))), None)
+    """AUC of the hospital's model less that of the one trained alone, and how sure it is."""
+    pairs = (m.statistics.find(m.record["kind"], "alone") for m in node.measured if m.statistics)
+    pair = next((p for p in pairs if p), None)
     if pair is None or pair.difference.value is None:
         return ""
     sure = pair.difference
@@ -173,15 +174,16 @@ def closing(
     warned: Mapping[tuple[str, str], str] = {},
 ) -> str:
     """The table, what the journals say about the digests, and where the report is."""
-    header = ("hospital", "train", "test", "trained alone", "fused", "difference (95 % interval)")
+    header = ("hospital", "train", "test", "trained alone", "its model", "of", "difference (95 % interval)")
     rows = []
     for node in nodes:
         if (record := node.evaluation) is None:
             continue
-        alone, fused = (record["test"][k]["auc"] for k in ("alone", "fused"))
+        alone, found = (record["test"][k]["auc"] for k in ("alone", record["kind"]))
+        kind = f"{record['kind']}, round {record['round']}"
         counts = (str(record["images"][split]) for split in ("train", "test"))
-        rows.append((node.name, *counts, auc(alone, "undefined"), auc(fused, "undefined"), _difference(node)))
-    lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 6)), ""]
+        rows.append((node.name, *counts, auc(alone, "undefined"), auc(found, "undefined"), kind, _difference(node)))
+    lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 5)), ""]
     if any("undefined" in row for row in rows):
         lines += ["undefined: that test set holds one class only", ""]
     differing = [row for row in agreed if not row.agree]

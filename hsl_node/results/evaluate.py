@@ -1,9 +1,10 @@
 """`hsl-node evaluate`: the test set, scored once, whether the daemon runs or not.
 
-Of the final model (the fused one with this site's best validation AUC), or that of a round; the journal holds it as
-"evaluation", "evaluation of round N" or, of images from elsewhere, "evaluation of set SHA256":
+Of this hospital's model (own, fused or recalibrated: the best on its validation images), or the fused one of a round;
+the journal holds it as "evaluation", "evaluation of round N" or, of images from elsewhere, "evaluation of set SHA256":
 
-    {"evaluated": 1, "final": true, "round": 5, "at": .., "images": {"train": n, "validation": n, "test": n},
+    {"evaluated": 1, "final": true, "kind": "fused", "round": 5, "rounds": {"fused": 5, ..}, "why": "..", "at": ..,
+     "images": {"train": n, "validation": n, "test": n},
      "patients": {"train": n, ..}, "without_patient": n, "by_study": n, "classes": [..],
      "weights": {"fused": sha256, ..}, "auc_validation": {"fused": .., ..},
      "test": {"fused": {metrics}, "local": {metrics}, "alone": {metrics}},
@@ -11,9 +12,10 @@ Of the final model (the fused one with this site's best validation AUC), or that
      "test_set": sha256, "split_sha256": sha256, "name": "evaluation",
      "used_before": [{"at": .., "round": n, "times": n, "images": n, "earlier_run": false}]}
 
-fused   the final model          local   this site's own checkpoint of the last round, before its fusion
+own, recalibrated   where it is this hospital's model: "kind" names that one
+fused   the best one as it was fused     local   what this site sent in the last round, before its fusion
 alone   trained without the federation for as many epochs as the run had (`alone=True`; takes as long)
-fused_random   the final model scored with random anchor pairing, as published (`pairing="random"`)
+fused_random   the fused one scored with random anchor pairing, as published (`pairing="random"`)
 
 An earlier version's record lacks "patients", "thresholds" and what follows. What each model said of each image is kept
 beside it (scores.py). torch is imported when something is to be scored, not with this file.
@@ -23,30 +25,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hsl_node.errors import FederationMismatch, HslError, NotInitialised, UsageError
 from hsl_node.federation.config import load_federation
+from hsl_node.federation.methods import SCORE_NAMES
 from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import DataConfig, load_node
 from hsl_node.host.layout import Layout
-from hsl_node.results.models import find_model, find_unvalidated, get_best, is_over, not_final_yet
+from hsl_node.results.models import best_fused, find_model, find_unvalidated, get_best, is_over, not_final_yet
 from hsl_node.results.scores import Scores, arrays_of, joined, statistics_of, write_scores
 from hsl_node.results.statistics import Statistics
+from hsl_node.sync.candidates import ModelKind, in_words
 from hsl_node.sync.store.journal import Journal
+from hsl_node.sync.store.models import Model
 from hsl_node.train.data.tables import is_table
 
 if TYPE_CHECKING:
     from hsl_node.train.progress import Report
 
 EVALUATION = "evaluation"  # its name in the journal
+SCORE = SCORE_NAMES["classification"]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be measured beside the fused model and the site's own, and how."""
+    """What is to be measured beside the hospital's model, the fused one and that of the last round, and how."""
 
     alone: bool = False
     pairing: Literal["fixed", "random"] = "fixed"
@@ -67,7 +73,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The recorded evaluation; what it lacks of what is asked for is scored now. `report` hears a trainer's events.
 
-    `round`: of the fused model of that round instead of the best one; it has a record of its own.
+    `round`: of the fused model of that round instead of the hospital's; it has a record of its own.
 
     Raises:
         UsageError: the run is not over, or its last model not validated: the test set is for the final model. `again`
@@ -78,11 +84,11 @@ def evaluate(
     _require_two_classes(state, asked)
     layout, name = Layout(state), EVALUATION if round is None else f"{EVALUATION} of round {round}"
     with Journal.read_only(layout.journal) as journal:
-        record, best = find_evaluation(journal, name), journal.best_model("fused")
-        wanted = asked.kinds
+        record, best = find_evaluation(journal, name), journal.best_model()
+        wanted = asked.kinds | ({best.kind} if best and round is None else set())
         unvalidated = find_unvalidated(journal) if round is None else None
         final = is_over(journal) and unvalidated is None
-        newest = best is not None and record is not None and record["weights"].get("fused") == best.sha256
+        newest = best is not None and record is not None and which(record) == (best.kind, best.sha256)
         same = newest if round is None else record is not None
         if record is not None and not again and (same or not final) and wanted - {"local"} <= record["test"].keys():
             if asked.sensitivity in (None, record.get("sensitivity")):
@@ -97,24 +103,24 @@ def evaluate(
                 + ("; with --again it is measured now, and counted" if best is not None else ""),
             )
         scores = journal.result(scores_name(name)) if record else None
-        model = get_best(journal) if round is None else None
+        main, fused, why = _final(journal) if round is None else (None, None, "")
         federation, rounds = journal.meta("federation"), journal.rounds_fused()
-    if model is None:
-        chosen = find_model(state, round)
-        model = chosen.round, chosen.sha256
+    main = main or find_model(state, round)
+    wanted |= {main.kind} if wanted else set()
     anew = again or not same
     if record is None or anew:
         wanted |= set() if record is None else record["test"].keys()  # what was compared before stays comparable
-        record, scores = dict(evaluated=0, final=final, round=model[0], weights={}, auc_validation={}, test={}), None
+        record, scores = {**_empty(main, why), "final": final}, None
     lacking = wanted - record["test"].keys()
     if lacking:
         from hsl_node.results.measuring import measured
 
-        record, scores = measured(layout, record, scores, lacking, model, rounds, report)
+        others = fused or replace(main, kind="fused")
+        record, scores = measured(layout, record, scores, lacking, main, others, rounds, report)
         record["used_before"] = _uses_before(layout, name, scores["test"]["ids"])
     try:
         with Journal.beside(layout.journal) as journal, journal.transaction():
-            if journal.meta("federation") != federation or journal.fused_digests([model[0]]).get(model[0]) != model[1]:
+            if journal.meta("federation") != federation or not _is_of(journal, record):
                 raise _another_run()
             return _recorded(journal, name, record, scores, anew, asked.sensitivity)
     except NotInitialised as exc:  # it was there: `join --replace` has moved it, and no start made the next one yet
@@ -145,27 +151,48 @@ def evaluate_external(
     layout, chosen = Layout(state), find_model(state, round)
     with Journal.read_only(layout.journal) as journal:
         rounds = journal.rounds_fused()
+        _, fused, why = _final(journal) if round is None else (None, None, "")
     found = open_external(state, data, ticker(report, "decoding images"))
     if found.left_out == len(found.dataset.labels):
         raise UsageError(
             f"all {found.left_out} images there are this site's own, or of patients that it trained or validated on",
             remedy="an external set holds none of them; the test set is measured without --data",
         )
-    wanted = asked.kinds | ({"alone"} if find_alone(state) else set())
-    empty = dict(evaluated=0, final=True, round=chosen.round, weights={}, auc_validation={}, test={})
-    model = chosen.round, chosen.sha256
-    record, scores = measured(layout, empty, None, wanted, model, rounds, report, external=found.dataset)
+    wanted = asked.kinds | {chosen.kind} | ({"alone"} if find_alone(state) else set())
+    empty, others = _empty(chosen, why), fused or replace(chosen, kind="fused")
+    record, scores = measured(layout, empty, None, wanted, chosen, others, rounds, report, external=found.dataset)
     record["external"] = {"left_out": found.left_out}
     name = f"{EVALUATION} of set {record['test_set']}"
     with Journal.beside(layout.journal) as journal, journal.transaction():
-        own = _own_sensitivity(journal, chosen.round, chosen.sha256) if asked.sensitivity is None else asked.sensitivity
+        own = _own_sensitivity(journal, chosen) if asked.sensitivity is None else asked.sensitivity
         return _recorded(journal, name, record, scores, True, own)
 
 
-def _own_sensitivity(journal: Journal, round: Round, sha256: Digest) -> float | None:
+def record_of(journal: Journal, model: Model) -> dict[str, Any] | None:
+    """The evaluation, where one is of this model."""
+    records = (find_evaluation(journal, name) for name in (EVALUATION, f"{EVALUATION} of round {model.round}"))
+    return next((record for record in records if record and which(record) == (model.kind, model.sha256)), None)
+
+
+def which(record: Mapping[str, Any]) -> tuple[ModelKind, Digest]:
+    """The model that a record is about: its kind, and the sha256 of its file."""
+    return record["kind"], record["weights"].get(record["kind"])
+
+
+def _final(journal: Journal) -> tuple[Model, Model | None, str]:
+    """This hospital's model, the best fused one to compare it with, and why it is that one. Raises: UsageError."""
+    return get_best(journal), best_fused(journal), in_words(journal.candidates(), SCORE)
+
+
+def _empty(main: Model, why: str) -> dict[str, Any]:
+    """A record before anything is measured."""
+    parts: dict[str, Any] = {part: {} for part in ("rounds", "weights", "auc_validation", "test")}
+    return {"evaluated": 0, "final": True, "kind": main.kind, "round": main.round, "why": why, **parts}
+
+
+def _own_sensitivity(journal: Journal, model: Model) -> float | None:
     """What this model's own threshold was chosen for: `predict` and `export` decide with that one."""
-    records = (find_evaluation(journal, name) for name in (EVALUATION, f"{EVALUATION} of round {round}"))
-    return next((r.get("sensitivity") for r in records if r and r["weights"]["fused"] == sha256), None)
+    return (record_of(journal, model) or {}).get("sensitivity")
 
 
 def _require_two_classes(state: Path, asked: Wish) -> None:
@@ -179,8 +206,17 @@ def _require_two_classes(state: Path, asked: Wish) -> None:
 def find_evaluation(journal: Journal, name: str = EVALUATION) -> dict[str, Any] | None:
     """What is recorded, where it is of a model of this journal's run."""
     record = journal.result(name)
-    fused = journal.fused_digests([record["round"]]).get(record["round"]) if record else None
-    return record if record and record["weights"]["fused"] == fused else None
+    if record is None:
+        return None
+    record = {"kind": "fused", "rounds": {"fused": record["round"]}, "why": "", **record}  # an earlier version's
+    return record if _is_of(journal, record) else None
+
+
+def _is_of(journal: Journal, record: Mapping[str, Any]) -> bool:
+    """Is its model one of this journal's run?"""
+    round, (kind, sha256) = record["round"], which(record)
+    known = journal.own_digests() if kind == "own" else journal.fused_digests([round])
+    return sha256 is not None and known.get(round) == sha256
 
 
 def find_evaluations(journal: Journal) -> dict[str, dict[str, Any]]:
@@ -242,8 +278,8 @@ def _recorded(
     there, beside = find_evaluation(journal, name), journal.result(scores_name(name))
     if there is not None:
         images = [of.get("test_set") for of in (there, record)]
-        if there["weights"]["fused"] == record["weights"]["fused"] and images[0] in (None, images[1]):
-            parts = {key: {**there[key], **record[key]} for key in ("weights", "auc_validation", "test")}
+        if which(there) == which(record) and images[0] in (None, images[1]):
+            parts = {key: {**there[key], **record[key]} for key in ("rounds", "weights", "auc_validation", "test")}
             record = {**record, **parts}
             scores = joined(beside, scores) if scores else beside
         record = {**record, "evaluated": int(there["evaluated"]) + anew}
@@ -282,7 +318,8 @@ def _uses_before(layout: Layout, name: str, ids: Sequence[str]) -> list[dict[str
                 scores = journal.result(scores_name(other))
                 seen = len(mine & set(scores["test"]["ids"])) if scores else None
                 if seen != 0:
-                    use = {"at": record["at"], "round": record["round"], "times": record["evaluated"], "images": seen}
+                    use = {"kind": record["kind"], "round": record["round"], "at": record["at"], "images": seen}
+                    use["times"] = record["evaluated"]
                     found.append({**use, "earlier_run": path != layout.journal})
     return found
 

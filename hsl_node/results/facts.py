@@ -15,6 +15,8 @@ from hsl_node.results.evaluate import find_evaluation, find_evaluations, find_sc
 from hsl_node.results.scores import statistics_of
 from hsl_node.results.statistics import Statistics
 from hsl_node.status.history import steady
+from hsl_node.status.snapshot import Snapshot
+from hsl_node.sync.candidates import Candidate, find_best, in_words
 from hsl_node.sync.store.journal import Journal, Told
 
 
@@ -36,7 +38,8 @@ class NodeFacts:
     phase: str
     reason: str
     rounds_fused: int
-    best: tuple[int, str] | None
+    best: Candidate | None  # this hospital's model
+    why: str  # it is that one, in a line
     manifests: Sequence[Told]  # by rounds
     fused: Sequence[Mapping[str, Any]]  # of round 1 and later
     epochs: Sequence[Mapping[str, Any]]
@@ -71,7 +74,7 @@ def read(state: Path) -> NodeFacts:
     """Raises: NotInitialised, ConfigError."""
     node, federation = load_node(state), load_federation(state)
     with Journal.read_only(Layout(state).journal) as journal:
-        saved, best = journal.state() or {}, journal.best_model("fused")
+        saved, every = journal.state() or {}, journal.candidates()
         fused = [r for r in journal.rows("fused") if r["round"] > 0]
         return NodeFacts(
             name=node.name,
@@ -80,7 +83,8 @@ def read(state: Path) -> NodeFacts:
             phase=str(saved.get("phase", "not started")),
             reason=str(saved.get("reason", "")),
             rounds_fused=max((r["round"] for r in fused), default=0),
-            best=(best.round, best.sha256) if best else None,
+            best=find_best(every),
+            why=in_words(every, journal.meta("score_name") or Snapshot.score_name),
             manifests=tuple(journal.told()),
             fused=fused,
             epochs=journal.rows("epochs"),

@@ -14,10 +14,11 @@ from typing import Any
 
 # Stand-ins that matplotlib draws with -> the page's own colours, which differ in the light, in the dark and on paper.
 INK, GRID, MUTED = "#010101", "#020202", "#030303"
-ALONE, LOCAL, FUSED = "#040404", "#050505", "#060606"
+ALONE, LOCAL, OWN, FUSED, AGAIN = "#040404", "#050505", "#0c0c0c", "#060606", "#0b0b0b"
 PHASES = {"agree": "#070707", "train": "#080808", "collect": "#090909", "fuse": "#0a0a0a"}
 _COLOURS = {
-    **{INK: "--ink", GRID: "--grid", MUTED: "--muted", ALONE: "--alone", LOCAL: "--local", FUSED: "--fused"},
+    **{INK: "--ink", GRID: "--grid", MUTED: "--muted", ALONE: "--alone", LOCAL: "--local"},
+    **{OWN: "--own", FUSED: "--fused", AGAIN: "--recalibrated"},
     **{colour: f"--phase-{name}" for name, colour in PHASES.items()},
 }
 PANEL_IN = (3.5, 2.7)
@@ -27,7 +28,9 @@ WIDE_IN = 10.4
 STYLES: dict[str, tuple[str, float, Any]] = {  # of the models: colour, width, dashes
     "alone": (ALONE, 1.4, "-"),
     "local": (LOCAL, 1.2, (0, (2, 1.5))),
+    "own": (OWN, 2.0, "-"),
     "fused": (FUSED, 2.0, "-"),
+    "recalibrated": (AGAIN, 2.0, "-"),
 }
 LABELS_MAX = 24  # of rounds in the timeline
 ROW_IN = 0.42  # of a hospital in the timeline
@@ -45,12 +48,19 @@ class Bar:
     seconds: float
 
 
-def auc_panel(name: str, local: Mapping[int, float], fused: Mapping[int, float], rounds: int, low: float) -> str:
-    """Validation AUC of one hospital per round: its own checkpoint, and the fused model. `rounds`: that were trained;
-    `low`: foot of the scale."""
+def auc_panel(
+    name: str,
+    local: Mapping[int, float],
+    fused: Mapping[int, float],
+    again: Mapping[int, float],
+    rounds: int,
+    low: float,
+) -> str:
+    """Validation AUC of one hospital per round: its own checkpoint, the fused model, and that recalibrated (`again`).
+    `rounds`: that were trained; `low`: foot of the scale."""
     figure, axes = _figure(PANEL_IN)
     marker = "o" if rounds <= MARKED_MAX else ""
-    for values, colour, face in ((local, LOCAL, "none"), (fused, FUSED, FUSED)):
+    for values, colour, face in ((local, LOCAL, "none"), (fused, FUSED, FUSED), (again, AGAIN, AGAIN)):
         known = sorted(values.items())
         axes.plot(
             [r for r, _ in known], [a for _, a in known], color=colour, marker=marker, markersize=4.5,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from hsl_node.errors import UsageError
 from hsl_node.federation.names import Digest, Round
 from hsl_node.host.layout import Layout
-from hsl_node.results.models import path_of
+from hsl_node.results.opening import open_kept
 from hsl_node.results.scores import TEST_PARTS, Scores, as_kept, digest_of, joined
 from hsl_node.sync.store import models as kept
+from hsl_node.sync.store.journal import Journal
 from hsl_node.train import alone as alone_training
 from hsl_node.train import scoring
 from hsl_node.train.data.dataset import Dataset
@@ -24,16 +26,16 @@ from hsl_node.train.progress import Report, ticker
 from hsl_node.train.scoring import Pairing
 from hsl_node.train.site import open_site
 from hsl_node.train.tasks.metrics import measure
-from hsl_node.weights.whole import sha256_of
 
 
 @dataclass(frozen=True)
-class Model:
-    """One weights file to score."""
+class Scored:
+    """A model to score."""
 
     kind: str  # a key of MODELS in words.py
-    weights: Path
     sha256: Digest
+    network: nn.Module
+    round: Round | None = None  # None: of none
     pairing: Pairing = "fixed"
 
 
@@ -42,23 +44,24 @@ def measured(
     record: dict[str, Any],
     scores: Scores | None,
     wanted: set[str],
-    best: tuple[Round, Digest],
+    main: kept.Model,
+    fused: kept.Model | None,
     rounds: int,
     report: Report,
     *,
     external: Dataset | None = None,
 ) -> tuple[dict[str, Any], Scores]:
     """The record, and the scores beside it, with the wanted models scored on the test set, or an external one.
+    `main`: the model that this is about, under its kind; `fused`: the one that it is compared with, as it was fused;
     `rounds`: that the run has had, for as many of which the model alone is trained."""
     site = open_site(layout.state, ticker(report, "decoding images"))
     last = TEST_PARTS[external is not None]
     sites = {"validation": (site, VALIDATION), last: (replace(site, dataset=external) if external else site, TEST)}
     found: Scores = {part: _images(*where) for part, where in sites.items()}
     _require_same_images(record, scores, found)
-    for model in _models(layout, site, wanted, best, rounds, report):
+    for model in _models(layout, site, wanted, main, fused, rounds, report):
         for part, (of, split) in sites.items():
-            _, network = scoring.open_model(model.weights, of.plan, of.hardware)
-            said = scoring.answers(of, network, split, pairing=model.pairing, tick=ticker(report, "scoring"))
+            said = scoring.answers(of, model.network, split, pairing=model.pairing, tick=ticker(report, "scoring"))
             chances, ranks = scoring.as_probabilities(said), scoring.as_log_odds(said)
             found[part]["probabilities"][model.kind] = as_kept(chances)
             found[part]["log_odds"][model.kind] = as_kept(ranks)
@@ -68,6 +71,8 @@ def measured(
             else:
                 record["test"][model.kind] = asdict(figures)
         record["weights"][model.kind] = model.sha256
+        if model.round is not None:
+            record["rounds"][model.kind] = model.round
     data = site.dataset
     splits = {**{name: (site, split) for split, name in enumerate(SPLIT_NAMES)}, "test": sites[last]}
     facts = {
@@ -116,17 +121,34 @@ def _require_same_images(record: Mapping[str, Any], scores: Scores | None, found
 
 
 def _models(
-    layout: Layout, site: Site, wanted: set[str], best: tuple[Round, Digest], rounds: int, report: Report
-) -> list[Model]:
-    models: list[Model] = []
-    if "local" in wanted and (newest := max(layout.outbox_folder.glob("r*.safetensors"), default=None)):
-        models.append(Model("local", newest, sha256_of(newest)))
-    if wanted & {"fused", "fused_random"}:
-        path = path_of(layout, kept.Model("fused", *best, kept.BEST))
-        pairings: dict[str, Pairing] = {"fused": "fixed", "fused_random": "random"}
-        models += [Model(kind, path, best[1], pairing) for kind, pairing in pairings.items() if kind in wanted]
+    layout: Layout,
+    site: Site,
+    wanted: set[str],
+    main: kept.Model,
+    fused: kept.Model | None,
+    rounds: int,
+    report: Report,
+) -> Iterator[Scored]:
+    """One after the other, each opened when it is its turn."""
+    those = {main.kind: main, **({"fused": fused} if fused and main.kind != "fused" else {})}
+    for kind, model in those.items():
+        names: dict[str, Pairing] = {kind: "fixed", **({"fused_random": "random"} if kind == "fused" else {})}
+        if wanted & names.keys():
+            network = open_kept(site, layout.state, model, report)
+            for name in [name for name in names if name in wanted]:
+                yield Scored(name, model.sha256, network, model.round, names[name])
+    last = _last_own(layout)
+    if "local" in wanted and last is not None and (last.kind, last.round) != (main.kind, main.round):
+        yield Scored("local", last.sha256, open_kept(site, layout.state, last, report), last.round)
     if "alone" in wanted:
         with hold_lock(layout.alone):
             trained = alone_training.train_alone(site, layout.state, rounds=rounds, report=report)
-        models.append(Model("alone", layout.trainer / alone_training.WEIGHTS_FILE, Digest(trained.sha256)))
-    return models
+        _, network = scoring.open_model(layout.trainer / alone_training.WEIGHTS_FILE, site.plan, site.hardware)
+        yield Scored("alone", Digest(trained.sha256), network)
+
+
+def _last_own(layout: Layout) -> kept.Model | None:
+    """What this site sent last, as far as its file is there."""
+    with Journal.read_only(layout.journal) as journal:
+        found = [(round, sha256) for round, sha256 in journal.own_digests().items() if layout.own(round).exists()]
+    return kept.Model("own", *max(found), "what this node sent last") if found else None

@@ -1,18 +1,20 @@
-"""Which model is meant: the fused one of a round, or the best by this site's validation; and where its file is."""
+"""Which model is meant: this hospital's, or the fused one of a round; and where its file is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from hsl_node.errors import LocalStateError, UsageError
-from hsl_node.federation.names import Digest, Round
+from hsl_node.federation.names import Round
 from hsl_node.host.layout import Layout
+from hsl_node.sync.candidates import find_best
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
 
 
 def find_model(state: Path, round: Round | None) -> models.Model:
-    """The fused model of a round, whose file is whole; None: the best by this site's validation AUC.
+    """The fused model of a round, recalibrated where that was better on this site's validation images; None: the
+    hospital's model (`sync/candidates.py`). Its file is whole.
 
     Raises:
         UsageError: no such round here, or its file was deleted since (only the newest and the best are kept). Or the
@@ -21,25 +23,26 @@ def find_model(state: Path, round: Round | None) -> models.Model:
     """
     layout = Layout(state)
     with Journal.read_only(layout.journal) as journal:
-        kept = {model.round: model for model in models.models(journal) if model.kind != "own"}
-        fused = {
-            r["round"]: models.Model(
-                "fused", r["round"], r["sha256"], "not the best on this hospital's validation images"
-            )
-            for r in journal.rows("fused")
-            if r["round"] > 0
-        } | kept
         unvalidated = find_unvalidated(journal)
         if round is None and unvalidated is not None:
             raise not_final_yet(unvalidated, "--round N takes that of a round now")
-        chosen = get_best(journal)[0] if round is None else round
+        if round is None:
+            chosen = get_best(journal)
+            path_of(layout, chosen)
+            return chosen
+        kept = {model.round: model for model in models.models(journal) if model.kind != "own"}
+        fused = {r["round"]: r["sha256"] for r in journal.rows("fused") if r["round"] > 0}
+        forms = [one for one in journal.candidates() if one.round == round and one.kind != "own"]
     there = ", ".join(str(r) for r in fused if layout.fused(r).exists())
-    if chosen not in fused or not (chosen in kept or layout.fused(chosen).exists()):
+    if round not in fused or not (round in kept or layout.fused(round).exists()):
         raise UsageError(
-            f"there is no fused model of round {chosen} here", remedy=f"rounds kept here: {there or 'none'}"
+            f"there is no fused model of round {round} here", remedy=f"rounds kept here: {there or 'none'}"
         )
-    path_of(layout, fused[chosen], fix="" if chosen in kept else f"give another round; kept here: {there}")
-    return fused[chosen]
+    why = kept[round].why if round in kept else "not the best on this hospital's validation images"
+    best = find_best(forms)
+    model = models.Model(best.kind if best else "fused", round, fused[round], why)
+    path_of(layout, model, fix="" if round in kept else f"give another round; kept here: {there}")
+    return model
 
 
 def is_over(journal: Journal) -> bool:
@@ -59,18 +62,24 @@ def not_final_yet(round: Round, else_: str) -> UsageError:
     )
 
 
-def get_best(journal: Journal) -> tuple[Round, Digest]:
+def get_best(journal: Journal) -> models.Model:
     """Raises: UsageError."""
-    best = journal.best_model("fused")
-    if best is None:
+    best = journal.best_model()
+    if best is None or journal.best_model("fused") is None:  # a first own model is nothing of the federation's yet
         raise UsageError(
             "no fused model has been validated here yet", remedy="wait for the first round: `hsl-node status`"
         )
-    return best.round, best.sha256
+    return models.Model(best.kind, best.round, best.sha256, models.BEST)
+
+
+def best_fused(journal: Journal) -> models.Model | None:
+    """The best one as it was fused, to compare with."""
+    best = journal.best_model("fused")
+    return models.Model("fused", best.round, best.sha256, "the best fused one") if best else None
 
 
 def path_of(layout: Layout, model: models.Model, fix: str = "") -> Path:
     """`fix`: what to do where the daemon does not fetch it. Raises: LocalStateError: it is lost, or altered."""
     if harm := models.harm_of(layout, model):
         raise LocalStateError(harm.text(layout), remedy=fix or harm.fix(layout))
-    return layout.fused(model.round)
+    return model.path(layout)

@@ -21,7 +21,7 @@ from hsl_node.train.data.sources import Item, first_few
 
 if TYPE_CHECKING:
     from hsl_node.train.predictor import Predictor
-    from hsl_node.train.progress import Progress
+    from hsl_node.train.progress import Progress, Report
 
 Array = NDArray[Any]
 
@@ -107,14 +107,16 @@ def write_out(text: str, out: Path | None) -> None:
         write_new(out, text, mode=0o600, replace=True)
 
 
-def open_predictor(state: Path, model: Path | None, round: Round | None) -> Predictor:
+def open_predictor(
+    state: Path, model: Path | None, round: Round | None, report: Report = lambda event: None
+) -> Predictor:
     """The one in the folder `model`, which needs no state directory; or this node's own."""
     if model is not None:
         from hsl_node.train.predictor import of_bundle
 
         return of_bundle(model)
     try:
-        return own_predictor(state, round)
+        return own_predictor(state, round, report)
     except NotInitialised as exc:
         raise NotInitialised(exc.message, remedy=f"for an exported model: --model FOLDER. {exc.remedy}") from exc
 

@@ -143,23 +143,31 @@ def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
     fused: dict[str, dict[int, float | None]] = {
         n.name: {r["round"]: r["score"] for r in n.fused if r["validated"]} for n in nodes
     }
-    values = [a for m in (*local.values(), *fused.values()) for a in m.values() if a is not None]
+    again: dict[str, dict[int, float | None]] = {
+        n.name: {r["round"]: r["recalibrated_score"] for r in n.fused if r["recalibrated_loss"] is not None}
+        for n in nodes
+    }
+    values = [a for m in (*local.values(), *fused.values(), *again.values()) for a in m.values() if a is not None]
     low = min(0.5, min(values, default=0.5)) // 0.1 / 10
     rounds = max((r for m in (*local.values(), *fused.values()) for r in m), default=1)
-    best = {n.name: n.best[0] for n in nodes if n.best}
+    why = {n.name: n.why for n in nodes}
     panels = []
     for name in nodes[0].federation.peers:
-        mine, after = local.get(name, {}), fused.get(name, {})
+        mine, after, anew = (of.get(name, {}) for of in (local, fused, again))
         if not mine and not after:
             continue
-        known = [{r: a for r, a in m.items() if a is not None} for m in (mine, after)]
+        known = [{r: a for r, a in m.items() if a is not None} for m in (mine, after, anew)]
         panels.append(
             {
                 "name": name,
-                "svg": auc_panel(name, known[0], known[1], rounds, low),
-                "rows": [{"round": r, "local": mine.get(r), "fused": after.get(r)} for r in sorted({*mine, *after})],
-                "best": best.get(name),
+                "svg": auc_panel(name, known[0], known[1], known[2], rounds, low),
+                "rows": [
+                    {"round": r, "local": mine.get(r), "fused": after.get(r), "again": anew.get(r)}
+                    for r in sorted({*mine, *after})
+                ],
+                "why": why.get(name, ""),
                 "fused": bool(after),
+                "again": bool(anew),
                 "undefined": not any(known),
             }
         )

@@ -35,6 +35,7 @@ def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[s
                 {
                     **record,
                     "name": node.name,
+                    "model": words.model_of(record),
                     "id": f"{node.name}-{number}",
                     "external": "external" in record,
                     "left_out": words.left_out(left) if (left := record.get("external", {}).get("left_out")) else "",
@@ -53,7 +54,9 @@ def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[s
                         }
                         for k in kinds
                     ],
-                    "judgements": words.judgements(where, statistics) if statistics else _plain(where, record),
+                    "judgements": words.judgements(where, statistics, record["kind"])
+                    if statistics
+                    else _plain(where, record),
                     "thresholds": words.threshold_lines(record, kinds),
                     "by_class": _by_class(statistics, record),
                     "uses": words.uses(record),
@@ -77,10 +80,11 @@ def _cell(record: Mapping[str, Any], statistics: Statistics | None, kind: str, n
 
 def _plain(where: str, record: Mapping[str, Any]) -> list[str]:
     """Of an earlier version's record, which has no intervals."""
-    fused, alone = (record["test"].get(k, {}).get("auc") for k in ("fused", "alone"))
-    if fused is None or alone is None:
+    found, alone = (record["test"].get(k, {}).get("auc") for k in (record["kind"], "alone"))
+    if found is None or alone is None:
         return []
-    return [f"{where} the AUC of the fused model less that of the one trained alone is {words.signed(fused - alone)}."]
+    its = words.HOSPITALS[record["kind"]]
+    return [f"{where} the AUC of {its} less that of the one trained alone is {words.signed(found - alone)}."]
 
 
 def _by_class(statistics: Statistics | None, record: Mapping[str, Any]) -> list[dict[str, str]]:

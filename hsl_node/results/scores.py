@@ -26,7 +26,8 @@ Scores = dict[str, dict[str, Any]]  # part -> "ids", "patients", "labels", "prob
 SAID = ("probabilities", "log_odds")  # of each model
 TEST_PARTS = ("test", "external")
 SEED = 1  # of the resamples: the same scores give the same intervals
-WORDS = {"local": "own"}  # how a model is called in the CSV, where its key is not plain
+WORDS = {"local": "own, last round"}  # how a model is called in the CSV, where its key is not plain
+ORDER = ("recalibrated", "own", "fused", "local", "alone", "fused_random")  # a difference is the first less the second
 
 
 def as_kept(values: NDArray[np.floating[Any]]) -> list[Any]:
@@ -57,7 +58,7 @@ def statistics_of(record: Mapping[str, Any], scores: Scores | None) -> Statistic
     if part is None:
         return None
     labels, found = arrays_of(part)
-    ordered = {str(kind): found[kind] for kind in ("fused", "local", "alone", "fused_random") if kind in found}
+    ordered = {str(kind): found[kind] for kind in ORDER if kind in found}
     limits = {kind: limit["value"] for kind, limit in record.get("thresholds", {}).items()}
     rng = np.random.default_rng(SEED)
     return describe(record["classes"], labels, part["ids"], part["patients"], ordered, rng, limits, log_odds_of(part))

@@ -12,10 +12,17 @@ from hsl_node.results.statistics import RESAMPLES, Comparison, Estimate, Statist
 MODELS = {  # in the order of tables; how people read them
     "alone": "trained alone",
     "local": "own model, last round",
+    "own": "own model, best round",
     "fused": "fused",
+    "recalibrated": "fused, recalibrated",
     "fused_random": "fused, random anchor pairing",
 }
-COMPARED = ("fused", "alone", "local")  # of which one may be the best
+COMPARED = ("recalibrated", "fused", "own", "alone", "local")  # of which one may be the best
+HOSPITALS = {  # model, in sentences: its `kind`
+    "own": "its own model after fusions",
+    "fused": "the fused model",
+    "recalibrated": "the recalibrated fused model",
+}
 FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")  # in the order of tables
 NO_INTERVALS = "An earlier version measured this: no intervals."
 PLAIN = {"auc": "AUC", "f1": "F1"}
@@ -63,19 +70,23 @@ def comparison(found: Comparison, statistics: Statistics) -> str:
     return f"AUC {signed(difference.value)} (95 % interval {span}, {p})"
 
 
-def judgements(where: str, found: Statistics) -> list[str]:
-    """Whether fusing helped, one sentence for each model that the fused one is compared with."""
-    lines = []
-    for other in ("alone", "local"):
-        pair = found.find("fused", other)
+def judgements(where: str, found: Statistics, kind: str) -> list[str]:
+    """Whether fusing helped, one sentence for each model that the hospital's, of this kind, is compared with."""
+    lines, its = [], HOSPITALS[kind]
+    for other in ("alone", "local", "fused"):
+        pair = found.find(kind, other) if other != kind else None
         if pair is None:
             continue
-        than = {"alone": "the one trained alone", "local": "its own of the last round"}[other]
+        than = {
+            "alone": "the one trained alone",
+            "local": "its own of the last round",
+            "fused": "the best one as it was fused",
+        }[other]
         says = {
-            "better": f"the fused model is better than {than}",
-            "worse": f"the fused model is not better but worse than {than}",
-            "no difference": f"the fused model is not shown to be better than {than}",
-            "too few": f"whether the fused model is better than {than} cannot be said",
+            "better": f"{its} is better than {than}",
+            "worse": f"{its} is not better but worse than {than}",
+            "no difference": f"{its} is not shown to be better than {than}",
+            "too few": f"whether {its} is better than {than} cannot be said",
         }[pair.verdict]
         lines.append(f"{where} {says}: {comparison(pair, found)}.")
     return lines
@@ -96,12 +107,18 @@ def _use(use: Mapping[str, Any]) -> str:
     what = "images that may be the same" if use["images"] is None else f"{use['images']} of these images"
     run = "in an earlier run" if use["earlier_run"] else "in this run"
     many = f", {use['times']} times" if use["times"] > 1 else ""
-    return f"Before: {what}, {run}, with the fused model of round {use['round']}, last on {day(use['at'])}{many}."
+    return f"Before: {what}, {run}, with {model_of(use)}, last on {day(use['at'])}{many}."
+
+
+def model_of(record: Mapping[str, Any]) -> str:
+    """`the fused model of round 5, recalibrated`."""
+    again = ", recalibrated" if record["kind"] == "recalibrated" else ""
+    return f"the {'own' if record['kind'] == 'own' else 'fused'} model of round {record['round']}{again}"
 
 
 def without_images(record: Mapping[str, Any]) -> str:
     """Which classes the test set lacks, and what becomes of the figures; "": none."""
-    classes, confusion = record["classes"], record["test"]["fused"]["confusion"]
+    classes, confusion = record["classes"], record["test"][record["kind"]]["confusion"]
     lacking = [name for name, row in zip(classes, confusion, strict=True) if sum(row) == 0]
     none, left = f"the test set holds no image of class {', '.join(lacking)}", len(classes) - len(lacking)
     if not lacking:
@@ -153,7 +170,8 @@ def evaluation_text(
     header = ("external set" if "external" in record else "test set", *(MODELS[k] for k in kinds))
     missing, split = without_images(record), split_by(record)
     lines = [
-        f"{counted(record)}; fused model of round {record['round']}, sha256 {record['weights']['fused'][:12]}",
+        f"{counted(record)}; {model_of(record)}, sha256 {record['weights'][record['kind']][:12]}",
+        *([f"this hospital's model: {record['why']}"] if record["why"] else []),
         *([split] if split else []),
         "",
         table(header, _rows(record, kinds, statistics), right=range(1, len(header))),
@@ -162,7 +180,7 @@ def evaluation_text(
         lines += ["", missing]
     if statistics is not None:
         lines += ["", by_whom(statistics), *threshold_lines(record, kinds)]
-        lines += ["", *judgements("At this hospital", statistics)]
+        lines += ["", *judgements("At this hospital", statistics, record["kind"])]
     else:
         lines += ["", f"{NO_INTERVALS} With --again it is measured anew, and counted."]
     if left := record.get("external", {}).get("left_out"):

@@ -61,8 +61,10 @@ class Card(Frozen):
     preprocessing: Preprocessing
     plan: Plan  # the network is rebuilt from its method and architecture
     hardware: Computed
-    round: int  # whose fused model it is
-    source_weights_sha256: Sha256  # of the fused model as the federation knows it: without the reference
+    kind: Literal["own", "fused", "recalibrated"] = "fused"  # own: of one hospital, trained on from a fused model
+    round: int
+    why: str = ""  # it was taken, in words
+    source_weights_sha256: Sha256  # of the fused model as the federation knows it, or of the hospital's own file
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:

@@ -53,14 +53,35 @@ def _origin(card: Card, facts: Mapping[str, Any]) -> list[str]:
     if data := facts.get("data"):
         lines.append(f"- Images at {facts['trained_by']}, which made this card: {_counted(data)}.")
     lines += [
-        f"- The fused model of round {card.round}{by}.",
+        f"- {_model(card, facts)}{by}.",
+        *([f"- Why this one: {card.why}."] if card.why else []),
         f"- Method {plan.method}, backbone {plan.backbone}; all settings are in model.json under `plan`.",
-        f"- sha256 of the fused weights, as the federation knows them: `{card.source_weights_sha256}`. `{WEIGHTS_FILE}`"
-        f" holds the same tensors{_and_reference(facts)}; its own sha256 is in {SUMS_FILE}.",
+        f"- sha256 of {_file(card)}: `{card.source_weights_sha256}`. `{WEIGHTS_FILE}`"
+        f" holds {_tensors(card)}{_and_reference(facts)}; its own sha256 is in {SUMS_FILE}.",
         f"- Computed with {card.hardware.precision} on {card.hardware.threads} threads ({card.hardware.device}, "
         f"{card.hardware.processor}). Another kind of machine may differ in the last digits.",
     ]
     return lines
+
+
+def _model(card: Card, facts: Mapping[str, Any]) -> str:
+    where = facts.get("trained_by", "one hospital")
+    return {
+        "own": f"The own model of {where} of round {card.round}: trained on there from the fused model before",
+        "fused": f"The fused model of round {card.round}",
+        "recalibrated": f"The fused model of round {card.round}, with BatchNorm statistics of the training images of "
+        f"{where}",
+    }[card.kind]
+
+
+def _file(card: Card) -> str:
+    return "the hospital's own file" if card.kind == "own" else "the fused weights, as the federation knows them"
+
+
+def _tensors(card: Card) -> str:
+    if card.kind == "recalibrated" or (card.kind == "fused" and card.plan.card.private):
+        return "these tensors, with the hospital's own ones in their place where it has any,"
+    return "the same tensors"
 
 
 def _counted(data: Mapping[str, Any]) -> str:

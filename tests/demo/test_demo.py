@@ -235,7 +235,7 @@ def test_demo_trains_compares_and_reports_and_leaves_no_process(
     for node in nodes:
         assert node.evaluation is not None
         row = next(line for line in text.splitlines() if line.startswith(f"{node.name} "))
-        for kind in ("alone", "fused"):
+        for kind in ("alone", node.evaluation["kind"]):
             value = node.evaluation["test"][kind]["auc"]
             assert (f"{value:.3f}" if value is not None else "undefined") in row
     assert "handwritten digits" in (tmp_path / "d" / "report.html").read_text()

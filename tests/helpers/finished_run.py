@@ -44,10 +44,11 @@ def finished_run(tmp_path: Path, federation_of: FederationOf, plan: Plan = PLAN,
     (layout.state / "federation.toml").write_text(federation_text(federation))
     method = method_of(plan.method)
     digest, _ = initial_weights(layout.state, plan, method, layout.fused(1))
-    initial_weights(layout.state, plan.model_copy(update={"seed": 2}), method, layout.outbox(1))
+    own, _ = initial_weights(layout.state, plan.model_copy(update={"seed": 2}), method, layout.own(1))
     with Journal.create(layout.journal) as journal, journal.transaction():
         journal.record_fused(1, digest)
         journal.record_validation(1, 0.6, 0.7)
+        journal.record_own(1, own, 0.5, 0.8)
     set_phase(layout.state, Phase.FINISHED)
     return layout.state
 

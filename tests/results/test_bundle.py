@@ -235,7 +235,16 @@ def test_an_export_without_onnx_says_so_in_one_line_with_the_remedy(
 def record_evaluation(state: Path, name: str = "evaluation", **more: object) -> None:
     images = {"train": 30, "validation": 25, "test": 12}
     sha256 = sha256_of(Layout(state).fused(1))
-    record = {"round": 1, "weights": {"fused": sha256}, "test": {"fused": {"auc": 0.9}}, "images": images, **more}
+    record = {
+        "kind": "fused",
+        "round": 1,
+        "rounds": {},
+        "why": "",
+        "weights": {"fused": sha256},
+        "test": {"fused": {"auc": 0.9}},
+        "images": images,
+        **more,
+    }
     with Journal.create(Layout(state).journal) as journal:
         journal.record_result(name, record)
 

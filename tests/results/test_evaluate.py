@@ -203,7 +203,7 @@ def test_scores_are_written_for_each_image_and_model_privately_and_give_the_auc(
     counts = found["images"]
     assert len(rows) == 2 * (counts["test"] + counts["validation"])
     assert {(r["split"], r["model"]) for r in rows} == {
-        (s, m) for s in ("validation", "test") for m in ("fused", "own")
+        (s, m) for s in ("validation", "test") for m in ("fused", "own, last round")
     }
     test = [r for r in rows if (r["split"], r["model"]) == ("test", "fused")]
     assert roc_auc_score([r["label"] == "malignant" for r in test], [float(r["p_malignant"]) for r in test]) == (

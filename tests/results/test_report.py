@@ -118,7 +118,7 @@ def test_undefined_auc_is_said_and_explained_never_a_number(tmp_path: Path, memb
     rows = re.search(r"Test results.*?Validation AUC", page.squeezed())
     assert rows is not None
     assert rows[0].count("undefined") == 3  # of both models, and in the explanation
-    assert "birch: no test image is no" in page.squeezed()
+    assert "birch: undefined: the test set holds no image of class no" in page.squeezed()
 
 
 def test_test_figures_confusions_and_counts_are_those_of_the_journal(tmp_path: Path, members: Members) -> None:

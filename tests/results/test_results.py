@@ -45,7 +45,7 @@ def test_evaluation_names_the_files_it_scored_and_is_recorded(state: Path) -> No
     assert found == recorded(state)
     assert (found["evaluated"], found["final"], found["round"]) == (1, True, 1)
     layout = Layout(state)
-    assert found["weights"] == {"fused": sha256_of(layout.fused(1)), "local": sha256_of(layout.outbox(1))}
+    assert found["weights"] == {"fused": sha256_of(layout.fused(1)), "local": sha256_of(layout.own(1))}
     assert found["test"]["fused"] != found["test"]["local"]  # two models, two scores
     for scores in found["test"].values():
         assert scores["images"] == found["images"]["test"] == sum(map(sum, scores["confusion"]))
