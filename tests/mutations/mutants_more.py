@@ -193,9 +193,9 @@ MORE_MUTANTS = (
     Mutant(
         "bytes at rest",
         "a round is trained from whatever lies in fused/",
-        "train/loop.py",
-        "    if not holds(path, sha256):",
-        "    if False:",
+        "train/start.py",
+        "    if not holds(path, sha256):\n        raise Altered",
+        "    if False:\n        raise Altered",
         "train/test_loop.py::test_a_base_with_other_bytes_is_refused",
         ("train/test_loop.py::test_a_base_with_other_bytes_is_refused", "weights/test_fusion.py"),
     ),
