@@ -249,6 +249,28 @@ CARDS: Mapping[str, Card] = {
             },
         ),
         Card(
+            "feddp",
+            "heads of each hospital's own on a common trunk, calibrated in the last round where the heads disagree",
+            _METHODS + "feddp:FEDDP",
+            faith="adapted",
+            cite="Wang, J. et al. FedDP: dual personalization in federated medical image segmentation. IEEE "
+            "Transactions on Medical Imaging (2023)",
+            needs=frozenset({Need.LABELS, Need.FULL_SET}),
+            settings={
+                "calibration": Setting(1.0, 0, 1000, does="weight of the loss where the hospitals' heads disagree"),
+            },
+            private=True,
+        ),
+        Card(
+            "feddps",
+            "federated averaging of models that train on samples spread as everybody's images are (as assumed: only "
+            "the publication's abstract was to be had)",
+            _METHODS + "feddps:FEDDPS",
+            faith="assumed",
+            cite="FedDpS: distribution-preserving sampling. IEEE International Conference on Big Data (2024)",
+            needs=frozenset({Need.LABELS, Need.FULL_SET}),
+        ),
+        Card(
             "feddys",
             "training on the images that the model is least sure of; hospitals count by how even their classes are",
             _METHODS + "feddys:FEDDYS",
@@ -319,6 +341,20 @@ CARDS: Mapping[str, Card] = {
             },
         ),
         Card(
+            "fedrcl",
+            "federated averaging with a relaxed contrastive loss at every stage of the network",
+            _METHODS + "fedrcl:FEDRCL",
+            fusion="mean",
+            faith="adapted",
+            cite="Seo, S. et al. Relaxed contrastive learning for federated learning. CVPR (2024)",
+            settings={
+                "temperature": Setting(0.05, 0.001, 10, does="of the similarities in both terms"),
+                "contrast": Setting(1.0, 0, 1000, does="weight of the contrastive term"),
+                "relaxation": Setting(1.0, 0, 1000, does="weight of the term that keeps a class from collapsing"),
+                "similar": Setting(0.7, -1, 1, does="from which similarity on a class counts as collapsing"),
+            },
+        ),
+        Card(
             "fedtp",
             "federated averaging of a transformer whose attention projections a hypernetwork makes for each hospital",
             _METHODS + "fedtp:FEDTP",
@@ -344,6 +380,24 @@ CARDS: Mapping[str, Card] = {
             "ICML (2021)",
             needs=frozenset({Need.LABELS, Need.WEIGHTS}),
             private=True,
+        ),
+        Card(
+            "harmofl",
+            "images with one common amplitude spectrum, and descent to where the loss is flat",
+            _METHODS + "harmofl:HARMOFL",
+            fusion="mean",
+            faith="adapted",
+            cite="Jiang, M., Wang, Z., Dou, Q. HarmoFL: harmonizing local and global drifts in federated learning on "
+            "heterogeneous medical images. AAAI (2022)",
+            settings={
+                "alpha": Setting(0.05, 0, 10, does="how far from the weights the gradient is taken"),
+                "box": Setting(
+                    0.0,
+                    0,
+                    0.4,
+                    does="half-width of the common low frequencies, as a share of the side; 0: the mean alone",
+                ),
+            },
         ),
         Card(
             "hsl",
@@ -398,6 +452,34 @@ CARDS: Mapping[str, Card] = {
             _METHODS + "local:LOCAL",
             simulation_only="it never fuses, so there is nothing to exchange; for each hospital's model without the "
             "others: `hsl-node evaluate --alone`",
+        ),
+        Card(
+            "metafed",
+            "a ring in which each hospital learns from the one before it (parallel ring)",
+            _METHODS + "metafed:METAFED",
+            fusion="mean",
+            faith="adapted",
+            cite="Chen, Y. et al. MetaFed: federated learning among federations with cyclic knowledge distillation. "
+            "IEEE Transactions on Neural Networks and Learning Systems (2023)",
+            needs=frozenset({Need.LABELS, Need.FULL_SET}),
+            says=(Said("able", 0, 1),),
+            settings={
+                "threshold": Setting(
+                    0.6,
+                    0,
+                    1,
+                    does="a hospital imitates, and keeps its own weights, once its validation score was above this",
+                ),
+                "strength": Setting(1.0, 0, 1000, does="weight of the imitation"),
+                "hopeless": Setting(
+                    0.5,
+                    0,
+                    1,
+                    does="below this validation score the last model of the ring is not "
+                    "imitated in the last round, unless it's better than the own one",
+                ),
+                "share_norms": Setting(True, does="weights that are taken over include those of normalisation layers"),
+            },
         ),
         Card(
             "swarm",

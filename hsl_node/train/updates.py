@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +24,43 @@ def descend(loss: Loss, optimizer: str = "main") -> Update:
         return terms
 
     return update
+
+
+def perturbed(loss: Loss, optimizer: str = "main") -> Update:
+    """Descent by the gradient at w + alpha g / |g|, over all parameters together; the step is taken from w.
+
+    alpha: the method's setting. Both passes begin with the same running statistics, and those of the first one stay.
+    """
+
+    def update(step: Step) -> Terms | None:
+        which, buffers = step.learner.optimizers[optimizer], list(step.model.buffers())
+        which.zero_grad(set_to_none=True)
+        before = [buffer.clone() for buffer in buffers]
+        terms = backward(step, loss)
+        if terms is None:
+            return None
+        moved = [p for p in step.model.parameters() if p.grad is not None]
+        here, after = [p.detach().clone() for p in moved], [buffer.clone() for buffer in buffers]
+        _put(buffers, before)
+        length = torch.stack([p.grad.norm() for p in moved if p.grad is not None]).norm()
+        with torch.no_grad():
+            for p in moved:
+                p.add_(p.grad * (step.settings["alpha"] / (length + 1e-12)))
+        which.zero_grad(set_to_none=True)
+        backward(step, loss)
+        _put(moved, here)
+        _put(buffers, after)
+        clip(step)
+        which.step()
+        return terms
+
+    return update
+
+
+@torch.no_grad()
+def _put(those: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(those, values, strict=True):
+        tensor.copy_(value)
 
 
 def backward(step: Step, loss: Loss) -> Terms | None:

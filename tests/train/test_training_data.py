@@ -3,7 +3,7 @@ fused model recalibrated on them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,21 +166,16 @@ def test_the_sampler_makes_a_rare_class_as_frequent(monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------- recalibration
 
 
-@pytest.mark.parametrize(
-    ("round", "settings", "is_there"),
-    [(2, {}, True), (1, {}, False), (2, {"recalibrate": False}, False)],  # the initial model is nobody's
-)
-def test_a_fused_model_is_validated_recalibrated_too(
-    round: int, settings: dict[str, Any], is_there: bool, tmp_path: Path
-):
-    site = learning.site(learning.small_plan(method="fedavg", **settings))
-    state, events = run(site, tmp_path, round)
+@pytest.mark.parametrize("on", [True, False])
+def test_a_fused_model_is_validated_recalibrated_too(on: bool, tmp_path: Path):
+    site = learning.site(learning.small_plan(method="fedavg", recalibrate=on))
+    state, events = run(site, tmp_path, round=2)
     told = [event["recalibrated"] for event in events if event["event"] == "validated"]
-    if is_there:
-        assert state.recalibrated is not None and state.recalibrated.loss != state.base.loss
-        assert told == [{"score": state.recalibrated.score, "loss": state.recalibrated.loss}]
-    else:
-        assert told == [None]
+    worth = state.worth.recalibrated
+    assert told == [asdict(worth) if worth else None]
+    assert (worth is not None) == on
+    if worth is not None:
+        assert worth.loss != state.worth.fused.loss
 
 
 def test_training_goes_on_from_the_fused_model_not_from_the_recalibrated_one(tmp_path: Path):
