@@ -372,6 +372,17 @@ CARDS: Mapping[str, Card] = {
             private=True,
         ),
         Card(
+            "flexfair",
+            "federated averaging in which hospitals whose loss is above the mean count for more",
+            _METHODS + "flexfair:FLEXFAIR",
+            faith="adapted",
+            cite="FlexFair: the authors' code, github.com/MaksimXing/FlexFair",
+            differs="the other hospitals' losses are those of the last round, not of every batch",
+            says=(Said("loss", 0, 1e6),),
+            settings={"lambda": Setting(2.0, 0, 1000, does="weight of the variance of the hospitals' losses")},
+            optimizer="sgd",
+        ),
+        Card(
             "frozen",
             "features of an encoder that nobody trains, as CLIP's, and a linear head, which alone is averaged",
             _METHODS + "frozen:FROZEN",
