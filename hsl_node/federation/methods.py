@@ -221,6 +221,13 @@ CARDS: Mapping[str, Card] = {
     card.name: card
     for card in (
         Card(
+            "central",
+            "one classifier trained on the images of all hospitals together",
+            _METHODS + "references:CENTRAL",
+            simulation_only="it pools the images of all hospitals, and no image leaves one: "
+            "hsl_node.study.simulate compares with it",
+        ),
+        Card(
             "fedavg",
             "federated averaging of one classifier, without an anchor task",
             _METHODS + "fedavg:FEDAVG",
@@ -460,7 +467,7 @@ CARDS: Mapping[str, Card] = {
         Card(
             "local",
             "one classifier, never fused",
-            _METHODS + "local:LOCAL",
+            _METHODS + "references:LOCAL",
             simulation_only="it never fuses, so there is nothing to exchange; for each hospital's model without the "
             "others: `hsl-node evaluate --alone`",
         ),
@@ -491,6 +498,16 @@ CARDS: Mapping[str, Card] = {
                 ),
                 "share_norms": Setting(True, does="weights that are taken over include those of normalisation layers"),
             },
+        ),
+        Card(
+            "splitavg",
+            "one network in two parts, whose cut is crossed in every batch",
+            _METHODS + "references:SPLITAVG",
+            faith="adapted",
+            cite="Zhang, M. et al. SplitAVG: a heterogeneity-aware federated deep learning method for medical imaging. "
+            "IEEE Journal of Biomedical and Health Informatics (2022)",
+            simulation_only="it sends activations and labels in every batch, which is 642 GB for 2,000 images and 100 "
+            "epochs, and patients' images in effect: hsl_node.study.splitavg compares with it",
         ),
         Card(
             "swarm",

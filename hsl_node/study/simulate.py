@@ -11,14 +11,18 @@ Every planned round is run: the early end by plateau is the exchange's, and not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.methods import Need
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.train.checkpoint import Best, RoundState
+from hsl_node.train.data.dataset import Dataset
 from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.loop import train_round
 from hsl_node.train.method import Site
@@ -28,6 +32,7 @@ from hsl_node.train.state_dict import to_weights
 from hsl_node.weights.checkpoint_file import read_schema, write_weights
 from hsl_node.weights.fuse_files import fuse_files
 
+CENTRAL = Peer("central")
 Hear = Callable[[Peer, dict[str, Any]], None]  # a trainer's event, and whose it is
 
 
@@ -61,16 +66,44 @@ class Exchanged:
 def simulate(sites: Mapping[Peer, Site], folder: Path, hear: Hear = lambda peer, event: None) -> list[Exchanged]:
     """All rounds of the plan, which the sites share; the first of the list is before any training.
 
+    central: of one hospital, which has everybody's images. local: that of the first alone; ask for each by itself.
+
     Raises:
-        ConfigError: the method is one that needs no exchange of models, or more than one.
+        ConfigError: the hospitals of this method exchange no models (splitavg: `study/splitavg.py`).
     """
     plan = next(iter(sites.values())).plan
-    if plan.card.simulation_only:
-        raise ConfigError(f"the method {plan.method} is not simulated by rounds: {plan.card.simulation_only}")
+    match plan.method:
+        case "central":
+            sites = {CENTRAL: pooled(sites)}
+        case "local" if len(sites) > 1:
+            raise ConfigError("local never fuses", remedy="simulate each hospital by itself")
+        case "splitavg":
+            raise ConfigError("splitavg has no rounds", remedy="hsl_node.study.splitavg.simulate")
     done = [begun(sites, folder)]
     for _ in range(plan.rounds):
-        done.append(next_round(sites, folder, done[-1], hear))
+        done.append(next_round(sites, folder, done[-1], hear, in_turn=plan.method == "metafed_ring"))
     return done
+
+
+def pooled(sites: Mapping[Peer, Site]) -> Site:
+    """One hospital that has everybody's images; each stays in the part that it was in. What no federation can do."""
+    ordered = [sites[peer] for peer in sorted(sites)]
+    sets = [site.dataset for site in ordered]
+    colour = any(data.images.ndim == 4 for data in sets)
+    images = [data.images if data.images.ndim == 4 or not colour else as_colours(data.images) for data in sets]
+    data = Dataset(
+        np.concatenate(images),
+        np.concatenate([data.labels for data in sets]),
+        np.concatenate([data.split for data in sets]),
+        tuple(id for data in sets for id in data.ids),
+        tuple(patient for data in sets for patient in data.patients or (None,) * len(data.ids)),
+    )
+    return replace(ordered[0], peer=CENTRAL, dataset=data)
+
+
+def as_colours(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, S, S) grey -> (N, S, S, 3)."""
+    return np.repeat(images[..., None], 3, axis=-1)
 
 
 def begun(sites: Mapping[Peer, Site], folder: Path) -> Exchanged:
@@ -81,24 +114,32 @@ def begun(sites: Mapping[Peer, Site], folder: Path) -> Exchanged:
     return Exchanged(0, path, write_weights(path, to_weights(model, site.method.travels(model))))
 
 
-def next_round(sites: Mapping[Peer, Site], folder: Path, before: Exchanged, hear: Hear) -> Exchanged:
-    """Train at every hospital, and fuse."""
+def next_round(
+    sites: Mapping[Peer, Site], folder: Path, before: Exchanged, hear: Hear, *, in_turn: bool = False
+) -> Exchanged:
+    """Train at every hospital, and fuse.
+
+    in_turn: one after the other; from the second round on each sees what those before it have just sent. Exact MetaFed.
+    """
     round, plan = before.round + 1, next(iter(sites.values())).plan
     peers = sorted(sites)
     sent = {peer: folder / peer / f"r{round:06d}.safetensors" for peer in peers}
     own = {peer: folder / peer / f"own_r{round:06d}.safetensors" for peer in peers}
     best: dict[Peer, Best] = {}
+    seen = before  # what the next one begins with
     for peer in peers:
         state: RoundState = train_round(
             sites[peer],
             folder=folder / peer / "trainer",
-            files=before.start(sites[peer]),
+            files=seen.start(sites[peer]),
             out=sent[peer],
             own=own[peer],
             report=lambda event, peer=peer: hear(peer, event),  # type: ignore[misc]
         )
         assert state.best is not None
         best[peer] = state.best
+        if in_turn and before.round:
+            seen = replace(seen, sent={**seen.sent, peer: sent[peer]}, best={**seen.best, peer: state.best})
     samples = {peer: len(sites[peer].indices(TRAIN)) for peer in peers}
     sha256 = fuse_files(
         plan.rule,

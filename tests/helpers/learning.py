@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +63,10 @@ def dataset(train: int = 40, validation: int = 12, test: int = 16, classes: int 
     images, labels = blobs(train + validation + test, classes, seed)
     split = np.repeat(np.array([0, 1, 2], np.int8), [train, validation, test])
     return Dataset(images, labels, split, tuple(f"{n:064x}" for n in range(len(images))), (None,) * len(images))
+
+
+def of_images(data: Dataset, images: np.ndarray) -> Dataset:
+    return replace(data, images=images)
 
 
 def anchor(count: int = 24) -> AnchorSet:
