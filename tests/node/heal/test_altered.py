@@ -296,6 +296,24 @@ def test_threat_23_a_fused_model_that_is_altered_is_not_trained_from(
 
 
 @pytest.mark.sample(4, "altered files")
+@pytest.mark.parametrize("harm", ["altered", "gone"])
+def test_threat_23_a_fused_model_that_is_altered_is_not_fused_from(tmp_path: Path, harm: str) -> None:
+    """By a rule that counts from it; round 2 is fused from what round 1 fused."""
+    with Cluster(tmp_path, NAMES, PLAN.model_copy(update={"fusion": "come"}), trainer=TRAINER) as cluster:
+        cluster.start("birch")
+        cluster.start("cedar")
+        cluster.crash("ash", "fusion.write:before#2")
+        path = cluster.layout("ash").fused(1)
+        HARMS[harm](path)
+        ends_and_names(cluster, path)
+        assert not cluster.layout("ash").fused(2).exists()
+        cluster.start("ash")
+        cluster.wait_finished()
+        assert cluster.fused("ash") == cluster.fused("birch") == cluster.fused("cedar")
+        assert sha256_of(path) == cluster.fused("birch")[1]
+
+
+@pytest.mark.sample(4, "altered files")
 def test_threat_23_the_last_fused_model_is_what_was_agreed_on_or_is_fetched(
     cluster: Cluster, undisturbed: dict[int, str]
 ) -> None:
