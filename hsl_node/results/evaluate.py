@@ -208,7 +208,8 @@ def find_evaluation(journal: Journal, name: str = EVALUATION) -> dict[str, Any] 
     record = journal.result(name)
     if record is None:
         return None
-    record = {"kind": "fused", "rounds": {"fused": record["round"]}, "why": "", **record}  # an earlier version's
+    if "kind" not in record:  # an earlier version's
+        record = {**record, "kind": "fused", "rounds": {"fused": record["round"]}, "why": ""}
     return record if _is_of(journal, record) else None
 
 

@@ -107,7 +107,8 @@ def _use(use: Mapping[str, Any]) -> str:
     what = "images that may be the same" if use["images"] is None else f"{use['images']} of these images"
     run = "in an earlier run" if use["earlier_run"] else "in this run"
     many = f", {use['times']} times" if use["times"] > 1 else ""
-    return f"Before: {what}, {run}, with {model_of(use)}, last on {day(use['at'])}{many}."
+    model = model_of({"kind": "fused", **use})  # of an earlier version's it was that
+    return f"Before: {what}, {run}, with {model}, last on {day(use['at'])}{many}."
 
 
 def model_of(record: Mapping[str, Any]) -> str:

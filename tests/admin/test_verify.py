@@ -171,10 +171,10 @@ def test_a_checkpoint_that_is_pruned_while_it_is_fused_again_is_no_defect(state:
     """The hashing of a whole round takes long enough for the daemon to finish the next one."""
     layout, federation = Layout(state), config.load_federation(state)
     peers = {peer: layout.checkpoint(Round(3), peer, Peer("ash")) for peer in federation.peers}
-    samples = dict.fromkeys(peers, 1)
-    assert verify._fused_again(layout, peers, samples, federation) is not None
+    those = Round(3), peers, dict.fromkeys(peers, 1), {peer: {} for peer in peers}, federation
+    assert verify._fused_again(layout, *those) is not None
     peers[Peer("birch")].unlink()
-    assert verify._fused_again(layout, peers, samples, federation) is None
+    assert verify._fused_again(layout, *those) is None
 
 
 def test_an_export_that_is_cut_short_is_not_in_the_way_of_the_next(

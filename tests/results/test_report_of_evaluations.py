@@ -146,7 +146,7 @@ def test_several_classes_have_a_row_each(tmp_path: Path, federation_of: Federati
 def test_another_round_and_an_external_set_stand_beside_the_final_model(tmp_path: Path, members: Members) -> None:
     state_with(tmp_path, members, fused=GOOD)
     round_ = f"{evaluate.EVALUATION} of round 1"
-    changes = {"round": 1, "weights": {"fused": "1" * 64}}
+    changes = {"round": 1, "rounds": {"fused": 1}, "weights": {"fused": "1" * 64}}
     state_with(tmp_path, members, fused=POOR, name=round_, changes=changes)
     elsewhere = {"external": {"left_out": 7}}
     state = state_with(tmp_path, members, fused=GOOD, name=f"{evaluate.EVALUATION} of set x", changes=elsewhere)
