@@ -25,7 +25,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 def steps(*numbers: float) -> dict[Peer, dict[str, float]]:
-    return {peer: {"reach": number, "steps": number} for peer, number in zip(PEERS, numbers, strict=True)}
+    return {peer: {"steps": number} for peer, number in zip(PEERS, numbers, strict=True)}
 
 
 def fuse(journal: Journal, round: int, said: Mapping[Peer, Mapping[str, float]], images: Mapping[Peer, int]) -> Alarms:
@@ -47,13 +47,12 @@ IMAGES = {ASH: 100, BIRCH: 100, CEDAR: 100}
 
 
 def test_threat_09_who_says_a_single_step_is_most_of_fednovas_model_and_is_named(journal):
-    """c_k = p_k / a_k x sum p_j r_j: of 100, 100 and 1 step the last has 100 of 102 parts."""
+    """c_k = p_k / a_k x sum p_j a_j: of 100, 100 and 1 step the last has 100 of 102 parts."""
     assert told(fuse(journal, 1, steps(100, 100, 100), IMAGES)) == {}
     found = told(fuse(journal, 2, steps(100, 100, 1), IMAGES))
     assert found == {
-        "said cedar": "round 2, cedar: it said reach 100 in round 1 and 1 in round 2; it said steps 100 in round "
-        "1 and 1 in round 2",
-        "share cedar": "round 2, cedar: by what it says of itself (reach 1, steps 1) it is 98 % of the fused model",
+        "said cedar": "round 2, cedar: it said steps 100 in round 1 and 1 in round 2",
+        "share cedar": "round 2, cedar: by what it says of itself (steps 1) it is 98 % of the fused model",
     }
     assert [n["code"] for n in journal.rows("notes")] == ["said", "share"]
 
@@ -62,7 +61,7 @@ def test_steps_change_by_as_much_as_a_round_has_epochs_without_an_alarm(journal)
     """The best epoch was the last of 5, then the first: 5 times as many steps; twice that is the limit."""
     fuse(journal, 1, steps(50, 50, 50), IMAGES)
     assert told(fuse(journal, 2, steps(10, 50, 50), IMAGES)) == {"share ash": (
-        "round 2, this node: by what it says of itself (reach 10, steps 10) it is 71.4 % of the fused model"
+        "round 2, this node: by what it says of itself (steps 10) it is 71.4 % of the fused model"
     )}  # fmt: skip
     assert "said birch" not in told(fuse(journal, 3, steps(10, 5, 50), IMAGES))  # exactly ten times
     assert "said cedar" in told(fuse(journal, 4, steps(10, 5, 4.9), IMAGES))
@@ -73,7 +72,7 @@ def test_threat_09_a_number_of_images_is_looked_at_beside_what_is_said(journal):
     fuse(journal, 1, steps(50, 50, 50), IMAGES)
     found = told(fuse(journal, 2, steps(50, 50, 50), {**IMAGES, BIRCH: 1000}))
     assert found["images birch"] == "round 2, birch: it said 100 images in round 1 and 1,000 in round 2"
-    assert found["share birch"].endswith("(reach 50, steps 50) it is 83.3 % of the fused model")
+    assert found["share birch"].endswith("(steps 50) it is 83.3 % of the fused model")
 
 
 def test_evenness_that_falls_to_nothing_is_a_change():
@@ -91,7 +90,7 @@ def test_threat_09_robust_rules_count_by_nothing_that_a_peer_says_of_itself():
     for name, rule in FUSION_RULES.items():
         if rule.robust:
             assert not rule.said and not rule.by_images
-        weights = weights_of(name, IMAGES, {p: {"reach": 5.0, "steps": 5.0, "evenness": 0.5} for p in PEERS})
+        weights = weights_of(name, IMAGES, {p: {"steps": 5.0, "evenness": 0.5} for p in PEERS})
         assert set(weights) == (set(PEERS) if rule.said else set())
 
 

@@ -27,7 +27,7 @@ def wrote(path: Path, value: float) -> Digest:
 
 def test_said_numbers_and_the_base_reach_the_fusion_and_what_each_counts_by_is_recorded(tmp_path, monkeypatch):
     """FedNova by hand: n 1:3:0 parts of 4, base 1; updates 2, 4 and 8 in 2, 4 and 8 steps are 1 a step each, and all
-    went sum p_k r_k = (2 + 3 x 4 + 4 x 8) / 8 = 5.75 steps: 1 + 5.75."""
+    went sum p_k a_k = (2 + 3 x 4 + 4 x 8) / 8 = 5.75 steps: 1 + 5.75."""
     monkeypatch.setattr(Plan, "rule", property(lambda plan: "nova"))
     parts = Parts(make_federation(3), tmp_path / "ash", ASH)
     layout, journal = parts.here.layout, parts.here.journal
@@ -35,7 +35,7 @@ def test_said_numbers_and_the_base_reach_the_fusion_and_what_each_counts_by_is_r
     have, samples = {}, dict(zip(PEERS, (10, 30, 40), strict=True))
     for peer, steps in zip(PEERS, (2.0, 4.0, 8.0), strict=True):
         sha256 = wrote(layout.checkpoint(2, peer, ASH), 1.0 + steps)
-        content = {"bytes": 9, "samples": samples[peer], "said": {"reach": steps, "steps": steps}, "score": 0.5}
+        content = {"bytes": 9, "samples": samples[peer], "said": {"steps": steps}, "score": 0.5}
         journal.record_manifest(2, peer, sha256, b"", content)
         have[peer] = Claim(peer, Round(2), sha256, base, {}, Digest(f"{steps:064}"), samples[peer])
     state = State(ASH, PEERS, 9, base, phase=Phase.FUSE, round=2, have=have)
