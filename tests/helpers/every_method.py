@@ -16,6 +16,13 @@ PEERS = tuple(map(Peer, ("ash", "birch", "cedar")))
 SIZES = {"ash": 24, "birch": 16, "cedar": 18}  # training images: unlike, so that weights show
 
 
+SMALL: Mapping[str, Mapping[str, object]] = {
+    "fedppkt": {"teacher_epochs": 2, "images": 8, "pool": 16, "distillations": 1},
+    "fedtp": {"hidden": 2},
+}
+IDLE_FIRST_ROUND = {"fedppkt"}  # it trains what stays; test_fedppkt.py looks at the second
+
+
 def runnable() -> list[str]:
     """Methods of a federation, by name; one whose torch half is not written yet is left out."""
     return [
@@ -32,6 +39,8 @@ def plan_for(name: str, **changes: object) -> Plan:
         settings["optimizer"] = card.optimizer
     if Need.TRANSFORMER in card.needs:
         settings["backbone"] = "vit_tiny"
+    if name in SMALL:
+        settings[name] = SMALL[name]
     return learning.small_plan(**{**settings, **changes})
 
 
