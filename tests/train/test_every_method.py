@@ -8,7 +8,7 @@ from typing import Any
 import learning
 import pytest
 import torch
-from every_method import IDLE_FIRST_ROUND, PEERS, plan_for, runnable, sites_for
+from every_method import PEERS, plan_for, runnable, sites_for
 from rounds import train
 from steps import Point, step_of
 
