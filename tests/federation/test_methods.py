@@ -159,7 +159,7 @@ def test_what_a_method_needs_of_the_plan_is_said_all_at_once(monkeypatch: pytest
         ({"rounds": 2, "epochs_per_round": 3, "warmup_epochs": 6},
          "warmup_epochs: no epoch is left after it: the run has 6"),
         ({"method": "fedavg", "fusion": "nova"},
-         "fusion: nova counts by steps, which fedavg does not say: weighted_mean is its own"),
+         "fusion: nova counts by reach, steps, which fedavg does not say: weighted_mean is its own"),
         ({"learning_rate": 1e-5}, "learning_rate_min: larger than learning_rate"),
     ],
     ids=["momentum", "group", "warmup", "said", "rates"],

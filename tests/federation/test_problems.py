@@ -18,6 +18,7 @@ from hsl_node.errors import ConfigError, UsageError
 from hsl_node.federation import plan_keys, toml_file
 from hsl_node.federation.config import AnchorCard, Federation, PeerCard
 from hsl_node.federation.keyring import Accepted, KeyringFile, Revoked
+from hsl_node.federation.methods import CARDS
 from hsl_node.federation.node_toml import DataConfig, InboxConfig, NodeConfig, TrainConfig
 from hsl_node.federation.plan import Augment, Plan, load_plan
 from hsl_node.federation.problems import KINDS, PATTERNS, in_words
@@ -118,7 +119,6 @@ def test_the_printed_plan_says_what_the_page_says() -> None:
     assert {key: default.replace('"', "") for key, default, _ in rows()} == plan_keys.defaults()
     assert page_with_methods() == PAGE.read_text(), "make docs"
     assert plan_keys.limits().keys() == plan_keys.defaults().keys() and plan_keys.limits()["momentum"] == "0 to below 1"
-    assert (
-        plan_keys.limits()["rounds"] == "1 to 10000"
-        and plan_keys.limits()["method"] == "fedavg | fedbn | fedprox | hsl"
+    assert plan_keys.limits()["rounds"] == "1 to 10000" and plan_keys.limits()["method"] == " | ".join(
+        name for name, card in CARDS.items() if not card.simulation_only
     )
