@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hsl_node.train.batches import upload
+from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.method import Batch, Learner, Site, Start, Step
 
 
@@ -25,9 +27,12 @@ def batch_of(count: int = 2, site: Site | None = None) -> Batch:
     """The first images of a site's training set; without a site empty ones, for models that look at none."""
     if site is None:
         return Batch(torch.zeros(count, 3, 1, 1), torch.arange(count) % 2, np.arange(count))
-    from hsl_node.train.loop import _batch
-
-    return _batch(site, np.arange(count), np.arange(count) if site.anchor else np.arange(0))
+    at = site.indices(TRAIN)[:count]
+    found = upload(site.dataset.images[at], site.hardware), torch.from_numpy(site.dataset.labels[at]), np.arange(count)
+    if site.anchor is None:
+        return Batch(*found)
+    beside = upload(site.anchor.images[:count], site.hardware), torch.from_numpy(site.anchor.labels[:count])
+    return Batch(*found, *beside)
 
 
 def step_of(
