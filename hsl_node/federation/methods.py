@@ -82,6 +82,23 @@ def card_of(name: str) -> Card:
 
 # In the order of their names. `code` is loaded by the trainer alone.
 _METHODS = "hsl_node.train.methods."
+_RING = {
+    "threshold": Setting(
+        0.6,
+        0,
+        1,
+        does="a hospital imitates, and keeps its own weights, once its validation score was above this",
+    ),
+    "strength": Setting(1.0, 0, 1000, does="weight of the imitation"),
+    "hopeless": Setting(
+        0.5,
+        0,
+        1,
+        does="below this validation score the last model of the ring is not "
+        "imitated in the last round, unless it's better than the own one",
+    ),
+    "share_norms": Setting(True, does="weights that are taken over include those of normalisation layers"),
+}  # of both rings
 CARDS: Mapping[str, Card] = {
     card.name: card
     for card in (
@@ -346,23 +363,20 @@ CARDS: Mapping[str, Card] = {
             "IEEE Transactions on Neural Networks and Learning Systems (2023)",
             needs=frozenset({Need.LABELS, Need.FULL_SET}),
             says=(Said("able", 0, 1),),
-            settings={
-                "threshold": Setting(
-                    0.6,
-                    0,
-                    1,
-                    does="a hospital imitates, and keeps its own weights, once its validation score was above this",
-                ),
-                "strength": Setting(1.0, 0, 1000, does="weight of the imitation"),
-                "hopeless": Setting(
-                    0.5,
-                    0,
-                    1,
-                    does="below this validation score the last model of the ring is not "
-                    "imitated in the last round, unless it's better than the own one",
-                ),
-                "share_norms": Setting(True, does="weights that are taken over include those of normalisation layers"),
-            },
+            settings=_RING,
+        ),
+        Card(
+            "metafed_ring",
+            "a ring in which one model goes round, from each hospital to the next",
+            _METHODS + "metafed:METAFED_RING",
+            fusion="mean",
+            cite="Chen, Y. et al. MetaFed: federated learning among federations with cyclic knowledge distillation. "
+            "IEEE Transactions on Neural Networks and Learning Systems (2023)",
+            needs=frozenset({Need.LABELS, Need.FULL_SET}),
+            says=(Said("able", 0, 1),),
+            settings=_RING,
+            simulation_only="its hospitals train one after the other, each in an exchange of its own: "
+            'method = "metafed" is the ring that a federation can run',
         ),
         Card(
             "splitavg",

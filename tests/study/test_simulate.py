@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import learning
@@ -11,8 +12,9 @@ from every_method import PEERS, SIZES, plan_for, sites_for
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.names import Peer
-from hsl_node.study.simulate import CENTRAL, pooled, simulate
+from hsl_node.study.simulate import CENTRAL, begun, next_round, pooled, simulate
 from hsl_node.train.data.sources import TEST, TRAIN
+from hsl_node.weights.checkpoint_file import read_weights
 
 
 def test_pooled_images_stay_in_their_parts_and_grey_becomes_colour_where_one_hospital_has_it() -> None:
@@ -57,3 +59,33 @@ def test_a_simulation_that_was_killed_ends_with_the_same_bytes(tmp_path: Path) -
     with pytest.raises(Killed):
         simulate(sites, tmp_path / "b", dying)
     assert [done.sha256 for done in simulate(sites, tmp_path / "b")] == undisturbed
+
+
+def parameters_of(path: Path) -> np.ndarray:
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return np.concatenate([a.ravel() for n, a in sorted(read_weights(path).items()) if not n.endswith(statistics)])
+
+
+@pytest.mark.parametrize(
+    ("method", "whose"),
+    [("metafed_ring", {"ash": "cedar", "birch": "cedar", "cedar": "cedar"}),
+     ("metafed", {"ash": "cedar", "birch": "ash", "cedar": "birch"})],
+)  # fmt: skip
+def test_in_turns_one_model_goes_all_round_and_else_all_move_by_one_place(
+    tmp_path: Path, method: str, whose: dict[str, str]
+) -> None:
+    """Nobody is able, and from the second round on nobody learns: the weights show where they come from."""
+    plan = learning.small_plan(method=method, rounds=3, epochs_per_round=1, **{method: {"threshold": 1.0}})
+    sites = sites_for(plan)
+    first = next_round(sites, tmp_path, begun(sites, tmp_path), lambda peer, event: None)
+    still = plan.model_copy(update={"learning_rate": 1e-12, "learning_rate_min": 0.0})
+    sites = {peer: replace(site, plan=still) for peer, site in sites.items()}
+    second = next_round(sites, tmp_path, first, lambda peer, event: None, in_turn=method == "metafed_ring")
+    for peer, other in whose.items():
+        assert second.best[Peer(peer)].said == {"able": 0.0}
+        np.testing.assert_allclose(
+            parameters_of(second.own[Peer(peer)]), parameters_of(first.own[Peer(other)]), atol=1e-7
+        )
+        for another in PEERS:
+            if another != other:
+                assert np.abs(parameters_of(second.own[Peer(peer)]) - parameters_of(first.own[another])).max() > 1e-4

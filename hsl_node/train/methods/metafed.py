@@ -6,6 +6,8 @@ able, and stays so, once its validation score (published: accuracy) is above `th
 imitates the predecessor's features. One that is not trains on from the predecessor's weights. In the last planned
 round all imitate the ring's last one, the more the better its model is here; a run that ends earlier has no such round.
 Exact: both losses, that weight, counters that are kept, the frozen teacher. Nobody uses the fused model.
+
+METAFED_RING is the published ring, in the simulation: a hospital sees what those before it have just sent.
 """
 
 from __future__ import annotations
@@ -80,3 +82,4 @@ def says_able(learner: Learner, start: Start, done: Done) -> Mapping[str, float]
 METAFED = replace(
     FEDAVG, name="metafed", passes=(descend(distilled),), adopt=own_or_theirs, beside=teacher, says=says_able
 )
+METAFED_RING = replace(METAFED, name="metafed_ring")
