@@ -31,6 +31,7 @@ class Need(StrEnum):
     ANCHOR = "an anchor set"
     LABELS = "labelled images"
     FULL_SET = "the checkpoints of the last round, one by one"
+    OWN = "what the hospital sent last"
     WEIGHTS = "a weight file that the plan names"
     TRANSFORMER = "a backbone with attention"
     BATCHNORM = "BatchNorm layers"
@@ -122,6 +123,11 @@ class Card:
                 FAITH[self.faith],
             ]
         )
+
+    @property
+    def keeps(self) -> bool:
+        """Does the model that a hospital uses hang on tensors that nobody else has?"""
+        return self.private or Need.OWN in self.needs
 
     def settle(self, given: Mapping[str, object]) -> dict[str, Value]:
         """All settings: those given, and the defaults of the others. Only what `problems` has nothing against."""

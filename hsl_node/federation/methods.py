@@ -404,6 +404,7 @@ _MORE: Mapping[str, Card] = {
         CARDS["hsl"],
         name="personalised",
         title="HeteroSync Learning in which a hospital goes on from half its own model and half the others' mean",
+        needs=CARDS["hsl"].needs | {Need.OWN},
         code=_METHODS + "personalised:PERSONALISED",
         settings={
             **CARDS["hsl"].settings,

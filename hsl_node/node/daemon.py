@@ -23,6 +23,7 @@ from hsl_node.errors import Altered, LocalStateError, escaped
 from hsl_node.federation.config import Federation
 from hsl_node.federation.identity import Identity
 from hsl_node.federation.keyring import warnings_of
+from hsl_node.federation.methods import Need
 from hsl_node.federation.names import Digest, FileName, Peer, Round
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.strings import split_address
@@ -480,4 +481,5 @@ class Running:
         damage.renew(here.journal, alarms, round)
         self._fetch.forget()
         fused, own = models.kept(models.models(here.journal))
-        await asyncio.to_thread(here.store.prune, round, fused | {Round(0)}, own)
+        sets = fused if Need.FULL_SET in here.federation.plan.card.needs else frozenset[Round]()
+        await asyncio.to_thread(here.store.prune, round, fused | {Round(0)}, own, sets)

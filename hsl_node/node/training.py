@@ -92,8 +92,8 @@ class Training:
                 raise Altered(f"{path}, the checkpoint of {peer} in round {round}, is gone or altered on this disk")
         there = left.own is not None and await asyncio.to_thread(holds, *left.own)
         mine = left.own if there else None
-        if round > 0 and mine is None and card.private:
-            self._tell_private_lost(round)
+        if round > 0 and mine is None and card.keeps:
+            self._tell_own_lost(round)
         else:
             self._alarms.settle("own")
         return {
@@ -106,9 +106,10 @@ class Training:
             "mine_sha256": mine[1] if mine else None,
         }
 
-    def _tell_private_lost(self, round: Round) -> None:
+    def _tell_own_lost(self, round: Round) -> None:
         what = self._here.layout.own(round).relative_to(self._here.layout.state)
-        text = f"the private tensors of round {round} are lost ({what}): they begin anew from the initial weights"
+        text = f"the tensors of round {round} that only this hospital has are lost ({what}): it goes on without them, "
+        text += "and what it keeps to itself begins anew"
         if "own" not in self._alarms:
             self._here.journal.note("warning", "own", text)
         self._alarms.sound("own", text, OWN_FIX)
@@ -163,7 +164,7 @@ class Training:
                     journal.set_meta("device", str(event["device"]))
                     task = here.federation.plan.card.task
                     journal.set_meta("score_name", SCORE_NAMES.get(task, "score"))  # for who looks while it is down
-                    journal.set_meta("private", "1" if here.federation.plan.card.private else "0")
+                    journal.set_meta("private", "1" if here.federation.plan.card.keeps else "0")
                     warnings = event.get("warnings", ())
                     for number, text in enumerate(warnings):
                         self._alarms.sound(f"data {number}", text, DATA_FIX)

@@ -29,7 +29,7 @@ from hsl_node.weights.whole import holds
 def opened(state: Path, model: Model, report: Report) -> tuple[nn.Module, Hardware]:
     """The images are looked at only where the model is made of them. Raises: as `open_kept`."""
     plan = load_federation(state).plan
-    as_it_is = not plan.card.private and method_of(plan.method).adopt is take_fused
+    as_it_is = not plan.card.keeps and method_of(plan.method).adopt is take_fused
     if model.kind == "own" or (model.kind == "fused" and as_it_is):
         hardware = open_hardware(state, plan)
         return open_model(path_of(Layout(state), model), plan, hardware)[1], hardware
@@ -63,7 +63,7 @@ def _start_of(state: Path, model: Model) -> StartFiles:
             remedy="without --round this hospital's model is taken; its own ones are kept",
         )
     mine = left.own if left.own and holds(*left.own) else None
-    if mine is None and card.private:
+    if mine is None and card.keeps:
         if left.own:
             path_of(layout, Model("own", model.round, left.own[1], BESIDE))
         raise LocalStateError(

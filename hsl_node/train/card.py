@@ -79,7 +79,7 @@ def _file(card: Card) -> str:
 
 
 def _tensors(card: Card) -> str:
-    if card.kind == "recalibrated" or (card.kind == "fused" and card.plan.card.private):
+    if card.kind == "recalibrated" or (card.kind == "fused" and card.plan.card.keeps):
         return "these tensors, with the hospital's own ones in their place where it has any,"
     return "the same tensors"
 

@@ -180,7 +180,7 @@ INPUT_MUTANTS = (
         "own files",
         "a fused model is used without the tensors that belong to it",
         "results/opening.py",
-        "    if mine is None and card.private:",
+        "    if mine is None and card.keeps:",
         "    if False:",
         "results/test_which_model.py::test_without_them_it_is_not_used_at_all[export]",
         ("results/test_which_model.py",),

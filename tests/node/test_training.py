@@ -112,8 +112,8 @@ def test_lost_private_tensors_begin_anew_and_that_is_said_loudly(parts, monkeypa
         found = start(parts, 3, card, monkeypatch)
         assert (found["mine"], found["mine_sha256"]) == (None, None)
     assert codes(parts) == {
-        "own": "the private tensors of round 3 are lost (trainer/own_r000003.safetensors): they begin anew from the "
-        "initial weights"
+        "own": "the tensors of round 3 that only this hospital has are lost (trainer/own_r000003.safetensors): it goes "
+        "on without them, and what it keeps to itself begins anew"
     }
     assert [n["code"] for n in parts.here.journal.rows("notes")] == ["own"]
 

@@ -244,7 +244,7 @@ class Recovery:
             journal.save_state(machine.to_json(state))
             journal.record_phase(state.round, state.phase)
             text = f"{self.mark.why}; goes on in round {state.round}, {state.phase}"
-            if here.federation.plan.card.private and not here.layout.own_files():
+            if here.federation.plan.card.keeps and not here.layout.own_files():
                 text += "; the tensors that this hospital keeps to itself are lost, and begin anew"
             journal.note("warning", "recovered", text)
 

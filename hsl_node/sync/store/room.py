@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from hsl_node.host.layout import Layout
 
 SMALL_FILES_BYTES = 64 * 1024  # a manifest, and its part
+ROUNDS_HELD = 3
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,17 @@ def room(layout: Layout, checkpoint_bytes: int, peers: int, reserve_bytes: int) 
     The inbox never gives its reserve away, so what a round still has to store comes on top of that.
     """
     own = sorted(_sizes(layout.own_files().values()))
-    held = _held(layout.inbox_folder) + _held(layout.outbox_folder) + sum(own[-2:])
+    held = _held(layout) + sum(own[-2:])
     missing = max(checkpoint_bytes, 2 * (peers + 1) * checkpoint_bytes + 2 * max(checkpoint_bytes, *own, 0) - held)
     free = shutil.disk_usage(layout.state).free
     return Room(free, reserve_bytes + checkpoint_bytes, reserve_bytes + missing)
 
 
-def _held(folder: Path) -> int:
-    """Bytes of the checkpoints below a folder. `prune` may be deleting some of them in another thread meanwhile."""
-    walked = os.walk(folder)  # unlike rglob it passes over a folder that is gone by now
-    return sum(
-        _sizes(Path(where, name) for where, _, names in walked for name in names if name.endswith(".safetensors"))
-    )
+def _held(layout: Layout) -> int:
+    """Bytes of the checkpoints of the newest rounds: this one, that before, and what came early. Older ones that are
+    kept are no room for a round. `prune` may be deleting some in another thread meanwhile."""
+    inbox, outbox = (sorted(f.glob("r*"))[-ROUNDS_HELD:] for f in (layout.inbox_folder, layout.outbox_folder))
+    return sum(_sizes([*outbox, *(path for folder in inbox for path in folder.glob("*.safetensors"))]))
 
 
 def _sizes(paths: Iterable[Path]) -> Iterator[int]:

@@ -60,15 +60,21 @@ class Store:
             durable.write(path, document, Step.RECEIVER_EVIDENCE)
         return path
 
-    def prune(self, current: Round, keep_fused: frozenset[Round], keep_own: frozenset[Round] = frozenset()) -> None:
+    def prune(
+        self,
+        current: Round,
+        keep_fused: frozenset[Round],
+        keep_own: frozenset[Round] = frozenset(),
+        keep_sets: frozenset[Round] = frozenset(),
+    ) -> None:
         """Delete data that no peer can ask for, older than the last round, and what nothing here begins with any more.
-        Manifests and receipts stay."""
+        Manifests and receipts stay; of the rounds `keep_sets` everybody's checkpoints."""
         with durable.passing(Step.FUSION_PRUNE):
             for path in sorted(self.layout.inbox_folder.iterdir()):
-                if round_in_name(path) < current - 1:
+                if round_in_name(path) < current - 1 and round_in_name(path) not in keep_sets:
                     shutil.rmtree(path)
             for path in sorted(self.layout.outbox_folder.iterdir()):
-                if round_in_name(path) < current - 1:
+                if round_in_name(path) < current - 1 and round_in_name(path) not in keep_sets:
                     path.unlink()
             for path in sorted(self.layout.fused_folder.iterdir()):
                 if round_in_name(path) < current - 2 and round_in_name(path) not in keep_fused:

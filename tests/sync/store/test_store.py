@@ -219,6 +219,12 @@ def test_pruning_leaves_files_that_are_not_ours(store):
     assert sorted(p.name for p in (store.layout.state / "inbox").iterdir()) == sorted(names)
 
 
+def test_checkpoints_stay_of_the_rounds_whose_fused_model_a_method_makes_of_them(store):
+    fill(store, range(7))
+    store.prune(6, frozenset({2}), keep_sets=frozenset({2}))
+    assert rounds_in(store, "outbox") == rounds_in(store, "inbox") == [2, 5, 6]
+
+
 def test_own_files_stay_of_the_two_last_rounds_and_where_they_are_asked_for(store):
     for round in range(1, 7):
         store.layout.own(round).write_bytes(b"x")
