@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from federations import make_federation
 from parts import Parts
+from recovering import Site
 
 from hsl_node.errors import Altered
+from hsl_node.federation.keyring import Keyring
 from hsl_node.federation.methods import Card, Need
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.federation.plan import Plan
@@ -181,3 +183,18 @@ def test_of_a_lost_own_model_the_daemon_says_that_no_peer_has_it_and_asks_none(p
     monkeypatch.setattr("hsl_node.node.heal.fetch_models.RETRY", Pace(0.01, 0.01))
     asyncio.run(story())
     assert asked == [] and codes(parts) == {}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_recovery_from_a_lost_disk_says_that_what_the_hospital_kept_to_itself_is_lost(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(Plan, "card", property(lambda plan: Card("x", "", "", private=True)))
+    members = make_federation(3)
+    site = Site(members, tmp_path / "ash", Keyring.of(members.federation))
+    if kept:  # of a backup
+        site.parts.here.layout.own(3).write_text("all tensors")
+    site.recovery._write(State(ASH, members.peers, 9, BASE, phase=Phase.COLLECT, round=4), BASE, {})
+    (note,) = site.journal.rows("notes")
+    assert note["text"].startswith("its disk was lost; goes on in round 4, collect")
+    lost = "the tensors that this hospital keeps to itself are lost, and begin anew"
+    assert note["text"].endswith(lost) != kept
+    site.parts.close()
