@@ -197,10 +197,8 @@ def test_a_network_of_timm_gets_images_normalised_as_it_was_trained() -> None:
 # ---------------------------------------------------------------- export
 
 
-@pytest.mark.parametrize(
-    ("backbone", "norm"), [("tiny", "group"), ("efficientnet_lite0", "batch"), ("vit_tiny", "batch")]
-)
-def test_every_backbone_becomes_onnx(tmp_path: Path, backbone: str, norm: str) -> None:
+@pytest.mark.parametrize(("backbone", "norm"), [("tiny", "group"), ("resnet18", "batch")])
+def test_norms_become_onnx(tmp_path: Path, backbone: str, norm: str) -> None:
     onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
     from onnx.reference import ReferenceEvaluator

@@ -1,0 +1,59 @@
+"""Every network can be taken away: as its folder, and as ONNX, it says what the node's own says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import learning
+import numpy as np
+import pytest
+from every_method import plan_for
+
+from hsl_node.train import export
+from hsl_node.train.bundle import Card, Computed
+from hsl_node.train.data.preprocessing import Preprocessing
+from hsl_node.train.predictor import of_bundle, of_model
+from hsl_node.train.site import initial_model
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [
+        ("fedavg", "efficientnet_lite0"),
+        ("hsl", "vit_tiny"),
+        ("fedtp", "vit_tiny"),
+        ("frozen", "tiny"),
+        ("fedktl", "tiny"),
+        ("fedppkt", "tiny"),
+    ],
+)
+def test_a_model_that_is_taken_away_says_the_same_also_as_onnx(tmp_path: Path, method: str, backbone: str) -> None:
+    onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
+    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    plan = plan_for(method, backbone=backbone)
+    site = learning.site(plan)
+    card = Card(
+        classes=plan.classes,
+        decision=None,
+        preprocessing=Preprocessing.of(plan),
+        plan=plan,
+        hardware=Computed(**learning.CPU.facts, processor="any"),
+        round=1,
+        source_weights_sha256="0" * 64,
+    )
+    model = initial_model(plan, site.method, site.backbone_weights).eval()
+    here = of_model(model, card, learning.CPU, learning.anchor())
+    _, missing = export.export_model(tmp_path / "out", predictor=here, facts={}, onnx=True)
+    assert missing == ""
+
+    images = learning.dataset().images[:3]
+    expected = here(images)
+    np.testing.assert_array_equal(of_bundle(tmp_path / "out")(images), expected)
+    graph = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(graph)
+    pixels = np.repeat(images[:, None], 3, axis=1).astype(np.float32) / 255
+    (found,) = ReferenceEvaluator(graph).run(None, {"pixels": pixels})
+    np.testing.assert_allclose(found, expected[:, 1], atol=1e-4)
