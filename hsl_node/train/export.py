@@ -59,6 +59,7 @@ def export_model(
     """
     if (folder / SUMS_FILE).exists() and not (folder / CARD_FILE).exists():
         raise UsageError(f"{folder / SUMS_FILE} is of no exported model", remedy="name another folder, or a new one")
+    predictor = _without_what_stays(predictor)
     card, reference = predictor.card, predictor.reference
     tensors: dict[str, Array] = to_weights(predictor.model, all_tensors(predictor.model))
     if reference is not None:
@@ -92,6 +93,17 @@ def export_model(
     digests[CARD_FILE] = sha256_of(folder / CARD_FILE)
     _write(folder / SUMS_FILE, sums_text(digests).encode("ascii"))
     return tuple(folder / name for name in (*digests, SUMS_FILE)), missing
+
+
+def _without_what_stays(predictor: Predictor) -> Predictor:
+    names = predictor.method.network.at_home(predictor.model)
+    if not names:
+        return predictor
+    model = copy.deepcopy(predictor.model)
+    state = model.state_dict()
+    for name in names:
+        state[name].zero_()
+    return replace(predictor, model=model)
 
 
 def example_picture() -> bytes:

@@ -46,6 +46,8 @@ class Network:
     """(B, 3, S, S), a reference (F,) or (B, F) -> (B, C)"""
     reference: Callable[[nn.Module, Tensor], Tensor] | None = None
     """An anchor image's embedding, (B, 3, S, S) -> (B, F), which `ask` gets beside each image; None: it needs none"""
+    at_home: Callable[[nn.Module], frozenset[str]] = lambda model: frozenset()
+    """Names of tensors that `ask` does not look at and that are nobody else's: zeros in a model that is taken away"""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def optimizers(model: nn.Module, plan: Plan) -> dict[str, Optimizer]:
 FEDPPKT = replace(
     FEDAVG,
     name="fedppkt",
-    network=Network(TeacherAndStudent),
+    network=Network(TeacherAndStudent, at_home=parts.at_home),
     passes=(by_phase,),
     optimizers=optimizers,
     travels=lambda model: frozenset(n for n in all_tensors(model) if n.startswith(("student.", "generator."))),

@@ -69,6 +69,12 @@ class TeacherAndStudent(nn.Module):
         return self.pool[where.to(self.pool.device)]
 
 
+def at_home(model: nn.Module) -> frozenset[str]:
+    """What no exported model has: synthetic images, and the teacher once there is a student."""
+    kept = ("pool", "teacher.") if int(model.get_buffer("distils")) else ("pool",)
+    return frozenset(name for name in model.state_dict() if name.startswith(kept))
+
+
 class Generator(nn.Module):
     """Latents (N, 256) -> images (N, 3, S, S), normalised as all images are. Always with the batch's statistics."""
 
