@@ -53,4 +53,10 @@ FUSION_RULES: Mapping[str, FusionRule] = {
     "entropy_weighted": FusionRule(
         "peers count by how even their classes are (FedDyS)", robust=False, said=("evenness",)
     ),
+    "interpolated": FusionRule(
+        "the mean, held back towards the fused model before by the peers' own number (AdaFedProx)",
+        robust=False,
+        said=("mu",),
+        needs_base=True,
+    ),
 }

@@ -103,6 +103,24 @@ CARDS: Mapping[str, Card] = {
     card.name: card
     for card in (
         Card(
+            "adafedprox",
+            "federated averaging in which a policy decides each round how far the mean is held back",
+            _METHODS + "adafedprox:ADAFEDPROX",
+            fusion="interpolated",
+            faith="assumed",
+            cite="AdaFedProx, IEEE Transactions on Consumer Electronics (2024); the authors' code, "
+            "github.com/Pranabiitp/AdaFedProx",
+            says=(
+                Said("accuracy", 0, 1),
+                Said("entropy", 0, 1),
+                Said("epochs", 0, 1),
+                Said("loss", 0, 1e6),
+                Said("mu", 0, 1),
+                Said("score", 0, 1),
+            ),
+            private=True,
+        ),
+        Card(
             "central",
             "one classifier trained on the images of all hospitals together",
             _METHODS + "references:CENTRAL",

@@ -85,6 +85,13 @@ def entropy_weighted(full: FullSet) -> list[float]:
     return [e / total for e in evenness] if total > 0 else full.shares
 
 
+def interpolated(full: FullSet) -> list[float]:
+    """AdaFedProx: w + (1 - mu) (mean - w); mu the mean of what all said, who derive the same one."""
+    count = len(full.said)
+    mu = fsum(said["mu"] for said in full.said) / count
+    return [(1 - mu) / count] * count
+
+
 def geometric_median(full: FullSet) -> list[float]:
     """The point with the least sum of distances to all checkpoints, vectors of a whole model each. Sizes don't count.
 
@@ -109,6 +116,7 @@ COMBINATIONS: Mapping[str, Combination] = {
     "nova": Combination(nova),
     "come": Combination(come, products=True),
     "entropy_weighted": Combination(entropy_weighted, convex=True),
+    "interpolated": Combination(interpolated),
 }
 
 
