@@ -99,7 +99,7 @@ def test_all_that_is_wrong_is_said_at_once_each_with_its_line_and_the_nearest_na
     ("setting", "said"),
     [
         ("method=fedprx", "method: 'fedprx' is no method of this installation; did you mean 'fedprox'? (it has "),
-        ("method=", "method: '' is no method of this installation (it has central, "),
+        ("method=", "method: '' is no method of this installation (it has adafedprox, "),
         ("hsl=3", "hsl: a table of the method's settings is expected"),
         ("hsl.experts=0", "hsl.experts: 0 given, 1 to 256 is expected"),
         ("hsl.experts=2.5", "hsl.experts: 2.5 given, 1 to 256 is expected"),
@@ -159,7 +159,7 @@ def test_what_a_method_needs_of_the_plan_is_said_all_at_once(monkeypatch: pytest
         ({"rounds": 2, "epochs_per_round": 3, "warmup_epochs": 6},
          "warmup_epochs: no epoch is left after it: the run has 6"),
         ({"method": "fedavg", "fusion": "nova"},
-         "fusion: nova counts by reach, steps, which fedavg does not say: weighted_mean is its own"),
+         "fusion: nova counts by steps, which fedavg does not say: weighted_mean is its own"),
         ({"learning_rate": 1e-5}, "learning_rate_min: larger than learning_rate"),
     ],
     ids=["momentum", "group", "warmup", "said", "rates"],
