@@ -104,6 +104,7 @@ class Card:
     says: tuple[Said, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # `preset` of the plan -> what it fixes
+    plan_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # ... and the plan's other defaults
     optimizer: str = ""  # the only one that its formula is true of
     private: bool = False  # some tensors never leave the hospital
     simulation_only: str = ""  # why no federation can agree on it

@@ -349,7 +349,7 @@ CARDS: Mapping[str, Card] = {
                 "preset": Setting(
                     "default",
                     choices=("default", "published"),
-                    does="published: all other settings of hsl as its authors' code has them",
+                    does="published: all settings as its authors have them; the plan's too, where it names none",
                 ),
             },
             presets={
@@ -361,6 +361,20 @@ CARDS: Mapping[str, Card] = {
                     "anchor_weight": 1.0,
                     "experts": 12,
                     "anchor_every": 1,
+                },
+            },
+            plan_presets={
+                "published": {
+                    "augment": dict.fromkeys(("shift", "zoom", "turn", "brightness", "contrast"), 0.0)
+                    | {"flip": False, "flip_upright": False},
+                    "class_balance": "none",
+                    "clip_norm": 0.0,
+                    "epoch": "longest",
+                    "norm": "batch",
+                    "optimizer": "adam",
+                    "recalibrate": False,
+                    "schedule": "restarts",
+                    "warmup_epochs": 0,
                 },
             },
         ),

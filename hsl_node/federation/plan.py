@@ -140,6 +140,7 @@ class Plan(Frozen):
         if card is not None:
             wrong = list(card.problems(given))
             found += [problem_at((card.name, key), words) for key, words in wrong]
+            content = {**card.plan_presets.get(str(given.get("preset")), {}), **content}
             content["settings"] = {} if wrong else card.settle(given)
         try:
             plan = handler(content)

@@ -14,7 +14,7 @@ from hsl_node.federation import methods
 from hsl_node.federation.config import Federation, federation_text, load_federation
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.methods import CARDS, FAITH, Card, Need, card_of
-from hsl_node.federation.plan import Plan, has_attention, load_plan
+from hsl_node.federation.plan import Augment, Plan, has_attention, load_plan
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,8 @@ def test_every_card_is_consistent(name: str) -> None:
     assert list(card.problems(card.settle({}))) == [], "a default is allowed"
     for preset in card.presets:
         assert list(card.problems(card.settle({"preset": preset}))) == []
+    for fixed in card.plan_presets.values():
+        assert fixed.keys() <= Plan.model_fields.keys()
     assert all(setting.does for setting in card.settings.values())
 
 
@@ -56,6 +58,9 @@ def test_a_preset_fixes_the_settings_that_it_names() -> None:
     published = Plan(settings={"preset": "published"}).settings
     assert published == {"preset": "published", **CARDS["hsl"].presets["published"]}, "it names all of them"
     assert Plan(settings=published).settings == published, "as a file says it, all written out"
+    plan = Plan(settings={"preset": "published"}, schedule="cosine_run")
+    assert (plan.recalibrate, plan.augment, plan.schedule) == (False, Augment(), "cosine_run"), "what is named wins"
+    assert Plan.model_validate(plan.model_dump(mode="json")) == plan
     assert refused("hsl.preset=published", "hsl.experts=3") == [
         '--set: hsl.experts: preset = "published" has 12 here: leave one of the two out'
     ]
