@@ -104,7 +104,7 @@ def test_all_that_is_wrong_is_said_at_once_each_with_its_line_and_the_nearest_na
     ("setting", "said"),
     [
         ("method=fedprx", "method: 'fedprx' is no method of this installation; did you mean 'fedprox'? (it has "),
-        ("method=", "method: '' is no method of this installation (it has adafedprox, "),
+        ("method=", "method: '' is no method of this installation (it has "),
         ("hsl=3", "hsl: a table of the method's settings is expected"),
         ("hsl.experts=0", "hsl.experts: 0 given, 1 to 256 is expected"),
         ("hsl.experts=2.5", "hsl.experts: 2.5 given, 1 to 256 is expected"),
