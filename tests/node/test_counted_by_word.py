@@ -90,7 +90,7 @@ def test_threat_09_robust_rules_count_by_nothing_that_a_peer_says_of_itself():
     for name, rule in FUSION_RULES.items():
         if rule.robust:
             assert not rule.said and not rule.by_images
-        weights = weights_of(name, IMAGES, {p: {"steps": 5.0, "evenness": 0.5} for p in PEERS})
+        weights = weights_of(name, IMAGES, {p: dict.fromkeys(rule.said, 0.5) for p in PEERS})
         assert set(weights) == (set(PEERS) if rule.said else set())
 
 
