@@ -21,6 +21,7 @@ class FusionRule:
     by_images: bool = False  # peers count by the number of training images that each says of itself
     said: tuple[str, ...] = ()  # and by these signed numbers: the method must be one that says them
     needs_base: bool = False  # reads the fused model that the round began with
+    measures: bool = False  # how whole checkpoints lie to each other
 
     @property
     def line(self) -> str:
@@ -35,7 +36,7 @@ FUSION_RULES: Mapping[str, FusionRule] = {
     "trimmed_mean": FusionRule("the mean without the smallest and largest fifth", True, ROBUST_PEERS_MIN),
     "median": FusionRule("the middle value", True, ROBUST_PEERS_MIN),
     "geometric_median": FusionRule(
-        "the model with the least sum of distances to all", True, ROBUST_PEERS_MIN, needs_base=True
+        "the model with the least sum of distances to all", True, ROBUST_PEERS_MIN, needs_base=True, measures=True
     ),
     "nova": FusionRule(
         "the mean step of each peer, by its images, as far as all together went (FedNova)",
@@ -49,6 +50,7 @@ FUSION_RULES: Mapping[str, FusionRule] = {
         robust=False,
         by_images=True,
         needs_base=True,
+        measures=True,
     ),
     "entropy_weighted": FusionRule(
         "peers count by how even their classes are (FedDyS)", robust=False, said=("evenness",)

@@ -107,6 +107,9 @@ class Card:
     plan_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # ... and the plan's other defaults
     optimizer: str = ""  # the only one that its formula is true of
     private: bool = False  # some tensors never leave the hospital
+    beside: str = (
+        ""  # what its checkpoints hold beside weights that all share: how far apart they lie tells nothing then
+    )
     simulation_only: str = ""  # why no federation can agree on it
 
     @property

@@ -167,6 +167,7 @@ CARDS: Mapping[str, Card] = {
                 "calibration": Setting(1.0, 0, 1000, does="weight of the loss where the hospitals' heads disagree"),
             },
             private=True,
+            beside="every hospital's head",
         ),
         Card(
             "feddps",
@@ -176,6 +177,7 @@ CARDS: Mapping[str, Card] = {
             faith="assumed",
             cite="FedDpS: distribution-preserving sampling. IEEE International Conference on Big Data (2024)",
             needs=frozenset({Need.LABELS, Need.FULL_SET}),
+            beside="a mixture of each hospital's images",
         ),
         Card(
             "feddys",
@@ -207,6 +209,7 @@ CARDS: Mapping[str, Card] = {
                 "weight": Setting(50.0, 0, 1000, does="of the generated images beside the hospital's own"),
             },
             private=True,
+            beside="prototypes",
         ),
         Card(
             "fednova",
@@ -277,6 +280,7 @@ CARDS: Mapping[str, Card] = {
                 "decay": Setting(0.001, 0, 1, does="of its weights and of the embeddings"),
             },
             private=True,
+            beside="every hospital's own projections",
         ),
         Card(
             "flexfair",
@@ -307,6 +311,7 @@ CARDS: Mapping[str, Card] = {
             faith="adapted",
             cite="Jiang, M., Wang, Z., Dou, Q. HarmoFL: harmonizing local and global drifts in federated learning on "
             "heterogeneous medical images. AAAI (2022)",
+            beside="amplitudes of images",
             settings={
                 "alpha": Setting(0.05, 0, 10, does="how far from the weights the gradient is taken"),
                 "box": Setting(

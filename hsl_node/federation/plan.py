@@ -209,6 +209,12 @@ def _contradictions(plan: Plan) -> Iterator[tuple[str, str]]:
             "fusion",
             f"{plan.rule} counts by {', '.join(missing)}, which {card.name} does not say: {card.fusion} is its own",
         )
+    if rule.measures and card.beside:
+        yield (
+            "fusion",
+            f"{plan.rule} measures whole checkpoints, and those of {card.name} hold {card.beside} too: "
+            f"{card.fusion} is its own",
+        )
 
 
 # Settings that came after the form of federation.toml version 2: an earlier version trains as their defaults say and

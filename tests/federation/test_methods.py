@@ -165,9 +165,12 @@ def test_what_a_method_needs_of_the_plan_is_said_all_at_once(monkeypatch: pytest
          "warmup_epochs: no epoch is left after it: the run has 6"),
         ({"method": "fedavg", "fusion": "nova"},
          "fusion: nova counts by steps, which fedavg does not say: weighted_mean is its own"),
+        ({"method": "harmofl", "fusion": "come"},
+         "fusion: come measures whole checkpoints, and those of harmofl hold amplitudes of images too: "
+         "mean is its own"),
         ({"learning_rate": 1e-5}, "learning_rate_min: larger than learning_rate"),
     ],
-    ids=["momentum", "group", "warmup", "said", "rates"],
+    ids=["momentum", "group", "warmup", "said", "measured", "rates"],
 )  # fmt: skip
 def test_settings_that_cannot_be_right_together_are_refused_with_the_reason(
     settings: dict[str, object], said: str

@@ -14,7 +14,7 @@ from steps import Point, step_of
 
 from hsl_node.federation.methods import CARDS
 from hsl_node.study.simulate import Exchanged, begun, next_round
-from hsl_node.train.method import Loss, Site, plus
+from hsl_node.train.method import Loss, Site, norm_tensors, plus
 from hsl_node.train.methods import method_of
 from hsl_node.train.state_dict import all_tensors
 from hsl_node.train.updates import descend
@@ -66,6 +66,16 @@ def test_nothing_private_leaves_and_all_that_is_kept_is_kept(one_round: tuple[Ex
     assert set(read_weights(exchanged.sent[PEERS[0]])) == travels <= everything
     assert set(read_weights(exchanged.own[PEERS[0]])) == everything
     assert (travels < everything) is site.plan.card.private
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_travels_beside_weights_and_their_statistics_stands_on_its_card(name: str) -> None:
+    """Or a rule that measures whole checkpoints measures that: HarmoFL's amplitudes gave one of three hospitals all."""
+    plan = plan_for(name)
+    method = method_of(name)
+    model = method.network.build(plan)
+    weights = {parameter for parameter, _ in model.named_parameters()} | norm_tensors(model)
+    assert method.travels(model) <= weights or plan.card.beside
 
 
 def test_it_says_exactly_the_numbers_of_its_card_within_their_bounds(one_round: tuple[Exchanged, Site]) -> None:
