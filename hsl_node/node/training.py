@@ -17,7 +17,7 @@ from hsl_node.node.here import Here
 from hsl_node.node.trainer import Event, Trainer
 from hsl_node.status import last_words
 from hsl_node.sync.round import Phase, State, Train
-from hsl_node.sync.store.exchange import left_by
+from hsl_node.sync.store.exchange import left_by, newest_whole
 from hsl_node.sync.store.journal import Journal
 from hsl_node.weights.whole import holds
 
@@ -90,10 +90,11 @@ class Training:
         for peer, (path, sha256) in full_set.items():
             if not await asyncio.to_thread(holds, path, sha256):
                 raise Altered(f"{path}, the checkpoint of {peer} in round {round}, is gone or altered on this disk")
-        there = left.own is not None and await asyncio.to_thread(holds, *left.own)
-        mine = left.own if there else None
-        if round > 0 and mine is None and card.keeps:
-            self._tell_own_lost(round)
+        mine = await asyncio.to_thread(newest_whole, here.layout, here.journal.own_digests(), round)
+        if mine is not None and mine[0] < round and not card.keeps:
+            mine = None
+        if round > 0 and card.keeps and (mine is None or mine[0] < round):
+            self._tell_own_lost(round, mine[0] if mine else None)
         else:
             self._alarms.settle("own")
         return {
@@ -102,14 +103,14 @@ class Training:
             "said": left.said,
             "samples": left.samples,
             "full_set": {peer: str(path) for peer, (path, _) in full_set.items()},
-            "mine": str(mine[0]) if mine else None,
-            "mine_sha256": mine[1] if mine else None,
+            "mine": str(mine[1]) if mine else None,
+            "mine_sha256": mine[2] if mine else None,
         }
 
-    def _tell_own_lost(self, round: Round) -> None:
+    def _tell_own_lost(self, round: Round, older: Round | None) -> None:
         what = self._here.layout.own(round).relative_to(self._here.layout.state)
-        text = f"the tensors of round {round} that only this hospital has are lost ({what}): it goes on without them, "
-        text += "and what it keeps to itself begins anew"
+        text = f"the tensors of round {round} that only this hospital has are lost ({what}): it goes on "
+        text += f"with those of round {older}" if older else "without them, and what it keeps to itself begins anew"
         if "own" not in self._alarms:
             self._here.journal.note("warning", "own", text)
         self._alarms.sound("own", text, OWN_FIX)

@@ -120,6 +120,26 @@ def test_lost_private_tensors_begin_anew_and_that_is_said_loudly(parts, monkeypa
     assert [n["code"] for n in parts.here.journal.rows("notes")] == ["own"]
 
 
+@pytest.mark.parametrize("harm", ["gone", "altered", "not in the journal"])
+def test_of_private_tensors_that_are_lost_the_last_that_a_backup_had_go_on(parts, monkeypatch, harm):
+    """A backup is seldom of the last round: what learned for fifty rounds is not thrown away for the last two."""
+    layout, journal, card = parts.here.layout, parts.here.journal, Card("x", "", "", private=True)
+    for round in (1, 2):
+        layout.own(round).write_text(f"all tensors of round {round}")
+        journal.record_own(round, sha256_of(layout.own(round)), 0.8, 0.5)
+    if harm == "not in the journal":  # as it was in the backup
+        journal._write("DELETE FROM own WHERE round = 3", ())
+    elif harm == "gone":
+        layout.own(3).unlink()
+    else:
+        layout.own(3).write_text("All tensors")
+    found = start(parts, 3, card, monkeypatch)
+    assert (found["mine"], found["mine_sha256"]) == (str(layout.own(2)), sha256_of(layout.own(2)))
+    assert codes(parts)["own"].endswith("(trainer/own_r000003.safetensors): it goes on with those of round 2")
+    assert start(parts, 3, Card("x", "", ""), monkeypatch)["mine"] is None, "where all tensors travel nothing is lost"
+    assert codes(parts) == {}
+
+
 def test_that_alarm_ends_with_the_round_that_has_its_own_again(parts, monkeypatch):
     layout, card = parts.here.layout, Card("x", "", "", private=True)
     training = Training(parts.here, parts.alarms, None)

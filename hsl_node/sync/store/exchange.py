@@ -13,6 +13,7 @@ from pathlib import Path
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.host.layout import Layout
 from hsl_node.sync.store.journal import Journal
+from hsl_node.weights.whole import holds
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,11 @@ def left_by(journal: Journal, layout: Layout, me: Peer, round: Round) -> Left:
         full_set={p: (layout.checkpoint(round, p, me), Digest(row["sha256"])) for p, row in sorted(rows.items())},
         own=(layout.own(round), own) if own else None,
     )
+
+
+def newest_whole(layout: Layout, digests: Mapping[Round, Digest], until: Round) -> tuple[Round, Path, Digest] | None:
+    """The last of this node's own files, of this round or one before, that is whole. `digests`: of the journal."""
+    for round in sorted((r for r in digests if r <= until), reverse=True):
+        if holds(layout.own(round), digests[round]):
+            return round, layout.own(round), digests[round]
+    return None

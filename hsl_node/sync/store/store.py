@@ -79,7 +79,7 @@ class Store:
             for path in sorted(self.layout.fused_folder.iterdir()):
                 if round_in_name(path) < current - 2 and round_in_name(path) not in keep_fused:
                     path.unlink()
-            for round, path in sorted(self.layout.own_files().items()):
+            for round, path in sorted(self.layout.own_files().items())[:-1]:  # of a backup the last may be an old one
                 if round < current - 2 and round not in keep_own:
                     path.unlink()
 

@@ -58,8 +58,9 @@ def by_phase(step: Step) -> Terms | None:
 
 
 def next_phase(learner: Learner, start: Start) -> None:
+    """A teacher that was lost with a disk learns for a round, before anybody learns from it."""
     take_fused(learner, start)
-    cast(TeacherAndStudent, learner.model).distils.fill_(int(start.round > 1))
+    cast(TeacherAndStudent, learner.model).distils.fill_(int(start.round > 1 and len(start.mine) > 0))
 
 
 def optimizers(model: nn.Module, plan: Plan) -> dict[str, Optimizer]:

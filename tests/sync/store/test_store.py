@@ -235,6 +235,14 @@ def test_own_files_stay_of_the_two_last_rounds_and_where_they_are_asked_for(stor
     assert best.exists(), "the trainer's own to delete"
 
 
+def test_the_last_own_file_stays_however_old_a_backup_it_came_with(store):
+    """A restored node fuses the round that it had sent, before it trains: from this file."""
+    for round in (3, 4):
+        store.layout.own(round).write_bytes(b"x")
+    store.prune(9, frozenset())
+    assert sorted(store.layout.own_files()) == [4]
+
+
 def test_manifests_stay_when_their_checkpoints_go(store):
     store.journal.record_manifest(1, BIRCH, "a" * 64, b"document", {})
     fill(store, range(3))

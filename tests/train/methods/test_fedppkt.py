@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import learning
@@ -212,6 +213,18 @@ def test_who_is_asked_follows_the_phase(two_rounds: tuple[Trained, Trained, list
     assert torch.equal(model(image), model.student(image))
     model.distils.zero_()
     assert torch.equal(model(image), model.teacher(image))
+
+
+def test_a_teacher_that_was_lost_with_a_disk_learns_before_anybody_learns_from_it(
+    two_rounds: tuple[Trained, Trained, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    """It learned in round 1 alone: a student of its first values would be averaged into everybody's."""
+    events: list[dict[str, object]] = []
+    lost = train(site(), tmp_path, replace(two_rounds[0].next, mine=None, mine_sha256=None), events.append)
+    assert all(set(event["terms"]) == {"teacher"} for event in events if event["event"] == "epoch")  # type: ignore[call-overload]
+    sent, before = read_weights(lost.out), read_weights(two_rounds[0].out)
+    assert all(np.array_equal(sent[name], before[name]) for name in sent)
+    assert begin(site(), lost.next).learner.model.distils == 1
 
 
 def test_a_round_that_was_killed_ends_with_the_same_bytes(tmp_path: Path) -> None:
