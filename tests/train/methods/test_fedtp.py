@@ -11,7 +11,6 @@ import pytest
 import torch
 from rounds import Trained, first_round, train
 
-from hsl_node.errors import LocalStateError
 from hsl_node.federation.names import Peer
 from hsl_node.train.methods.fedtp import FEDTP
 from hsl_node.train.networks.fedtp import Hypernetwork, PersonalTransformer
@@ -219,15 +218,28 @@ def test_the_next_round_goes_on_and_keeps_the_momentum(
     assert np.abs(own["hyper.moment_bias2"]).sum() > 0
 
 
-def test_a_hypernetwork_that_was_lost_is_told_and_not_replaced(
-    second_round: tuple[dict[str, Trained], dict[str, StartFiles]],
+def test_a_peer_with_another_hypernetwork_is_named_and_changes_nothing_here(
+    second_round: tuple[dict[str, Trained], dict[str, StartFiles]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its disk was lost, or it lies: that number is signed for good, and a refusal would be the end of the run."""
+    _, starts = second_round
+    right = adopted(site_of("ash"), starts["ash"])[0].model.state_dict()
+    assert not caplog.records
+    false = replace(starts["ash"], said={**starts["ash"].said, Peer("birch"): {"hypernetwork": 1.0}})
+    found = adopted(site_of("ash"), false)[0].model.state_dict()
+    assert all(torch.equal(found[name], right[name]) for name in right)
+    assert "not the hypernetwork of birch in round 1" in caplog.text
+
+
+def test_a_hospital_that_lost_its_hypernetwork_says_so_and_goes_on_with_a_new_one(
+    second_round: tuple[dict[str, Trained], dict[str, StartFiles]], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     _, starts = second_round
-    site = site_of("ash")
-    second = replace(starts["ash"], said={Peer("ash"): {"hypernetwork": 1.0}, Peer("birch"): {"hypernetwork": 1.0}})
-    with pytest.raises(LocalStateError, match="not that of ash, birch in round 1") as refused:
-        adopted(site, second)
-    assert "restore it from a backup" in str(refused.value)
+    third = replace(starts["ash"], round=3)  # what was said of it in round 2 is another than the first
+    said = {peer: {"hypernetwork": 7.0} for peer in third.said}
+    done = train(site_of("ash"), tmp_path, replace(third, said=said, mine=None, mine_sha256=None))
+    assert "not the hypernetwork of ash, birch in round 2" in caplog.text
+    assert done.state.best is not None and done.state.best.said["hypernetwork"] != 7.0
 
 
 def test_only_the_hypernetwork_stays() -> None:
