@@ -89,6 +89,11 @@ def test_the_make_targets_that_a_page_names_are_there(page: str) -> None:
     assert sorted(set(named) - targets) == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_holds_nothing_that_a_merge_left(page: str) -> None:
+    assert not re.findall(r"^(?:<<<<<<<|>>>>>>>)[^\n]*", (ROOT / page).read_text(), re.M)
+
+
 def test_what_is_not_there_is_found() -> None:
     text = "`sync/nowhere.py` `nothing.py --x` [a](b) `tests/sync/no/such_test.py`, `inbox/r000012/`, `python3.12`"
     assert paths(text) == {"sync/nowhere.py", "nothing.py", "tests/sync/no/such_test.py"}

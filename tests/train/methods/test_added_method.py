@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -62,6 +63,11 @@ def trained(folder: Path, method: str, **table: Any) -> tuple[Path, list[dict[st
         site, folder=folder / "trainer", files=files, out=out, own=folder / "own.safetensors", report=events.append
     )
     return out, [event for event in events if event["event"] == "epoch"]
+
+
+def test_its_project_file_names_every_module_that_an_installer_must_take() -> None:
+    project = tomllib.loads(re.search(r"```toml\n(.*?)```", PAGE, re.S)[1])  # type: ignore[index]
+    assert sorted(project["tool"]["setuptools"]["py-modules"]) == ["huberprox", "huberprox_card"]  # else pip gives up
 
 
 def test_the_pages_method_trains_with_its_own_term_and_settings(installed: Path, tmp_path: Path) -> None:
