@@ -271,7 +271,7 @@ def test_the_table_says_truly_which_combinations_a_poisoned_minority_cannot_move
 @pytest.mark.parametrize("rule", COMBINATIONS)
 def test_counters_take_the_maximum_and_variances_never_fall_below_0(rule):
     """FedNova's coefficients here are 2.5 and 0.25 x 2.5 / 10: statistics by them would be below 0 or above all."""
-    said = [{"steps": a, "evenness": e, "mu": e / 4} for a, e in ((1.0, 1.0), (9.0, 0.5))]
+    said = [{"steps": a, "evenness": e, "mu": 0.5} for a, e in ((1.0, 1.0), (9.0, 0.5))]
     sent = [
         {"n.running_var": np.array([v]), "n.w": np.array([w]), "n.count": np.array(c)}
         for v, w, c in ((0.0, 1.0, 7), (8.0, -1.0, 3))
@@ -294,7 +294,7 @@ def test_equal_checkpoints_stay_what_they_are(rule):
 @pytest.mark.parametrize("rule", COMBINATIONS)
 def test_the_order_in_which_checkpoints_came_does_not_matter(rule):
     rng = np.random.default_rng(2)
-    said = [{"steps": float(i + 1), "evenness": 0.2 * i, "mu": 0.25} for i in range(4)]
+    said = [{"steps": float(i + 1), "evenness": 0.2 * i, "mu": 0.1 * i} for i in range(4)]
     peers = full_set(*rng.standard_normal((4, 9)), samples=(1, 2, 3, 4), said=said)
     shuffled = dict(reversed(peers.items()))
     base = {"w": rng.standard_normal(9)}
@@ -328,7 +328,7 @@ def checkpoints(folder: Path, peers: int, elements: int = 1000):
             write_weights(folder / "base", base)
             continue
         peer = Peer(f"peer{i}")
-        said = {"steps": 3.0 + 2 * i, "evenness": 1 / (2 + i), "mu": 0.25}
+        said = {"steps": 3.0 + 2 * i, "evenness": 1 / (2 + i), "mu": 1 / (3 + i)}
         everything[peer] = Contribution(tensors, samples=10 * i + 1, said=said)
         paths[peer] = folder / f"{peer}.safetensors"
         write_weights(paths[peer], tensors)
@@ -443,7 +443,7 @@ from hsl_node.weights.checkpoint_file import read_schema
 from hsl_node.weights.fuse_files import fuse_files
 folder = Path(sys.argv[1])
 paths = {f"peer{i}": folder / f"peer{i}.safetensors" for i in range(3)}
-said = {p: {"steps": 3.0 + 2 * i, "evenness": 1 / (2 + i), "mu": 0.25} for i, p in enumerate(paths)}
+said = {p: {"steps": 3.0 + 2 * i, "evenness": 1 / (2 + i), "mu": 1 / (3 + i)} for i, p in enumerate(paths)}
 samples = {p: 10 * i + 1 for i, p in enumerate(paths)}
 schema = read_schema(folder / "base")
 for rule in sys.argv[2:]:
