@@ -19,10 +19,11 @@ from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.hardware import prepare
 from hsl_node.train.loop import train_round
 from hsl_node.train.memory import Memory, memory
-from hsl_node.train.method import Site
+from hsl_node.train.method import Site, Start
+from hsl_node.train.methods import feddys
 from hsl_node.train.methods.feddys import evenness, metric, stays
 from hsl_node.train.site import initial_weights
-from hsl_node.train.start import StartFiles
+from hsl_node.train.start import StartFiles, new_learner
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +111,16 @@ def test_each_epoch_keeps_a_part_of_what_the_last_one_kept_and_says_its_evenness
     label = site.dataset.labels[site.indices(TRAIN)[kept[state.best.epoch - 1]]]
     assert state.best.said == {"evenness": evenness(label, classes)}
     assert [*state.steps] == [max(1, n // 8 if n % 8 == 1 else -(-n // 8)) for n in sizes[1:]]  # of those kept alone
+
+
+def test_a_class_is_rare_by_all_images_of_the_hospital_not_by_those_kept(monkeypatch):
+    """8 and 40 images, of which 2 and 1 are kept: class 0 is still the rare one, whose margins are halved."""
+    data = learning.dataset(train=48)
+    data.labels[:48] = np.repeat([0, 1], [8, 40])
+    learner = new_learner(learning.site(learning.small_plan(method="feddys"), data))
+    memory(learner.optimizers, "kept").put(torch.tensor([0, 1, 8]))
+    monkeypatch.setattr(feddys, "forward", lambda *_: torch.tensor([0.9, 0.5, 0.75]).logit()[:, None])
+    assert feddys.select(learner, Start(2, {}), None, epoch=2).tolist() == [1]  # by those kept: 1 and 8
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
