@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hsl_node.errors import ConfigError
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Batch as Batch
 from hsl_node.train.batches import Indices as Indices
@@ -183,8 +184,21 @@ def norm_tensors(model: nn.Module) -> frozenset[str]:
 
 
 def all_but(*kept: Callable[[nn.Module], frozenset[str]]) -> Callable[[nn.Module], frozenset[str]]:
-    """For `travels`: every tensor but those that one of `kept` names, which stay in this hospital."""
-    return lambda model: all_tensors(model) - frozenset().union(*(names(model) for names in kept))
+    """For `travels`: every tensor but those that one of `kept` names, which stay in this hospital.
+
+    Raises (when asked): ConfigError: there are none. FedBN of a network without norm layers would be FedAvg, unnoticed.
+    """
+
+    def travels(model: nn.Module) -> frozenset[str]:
+        staying: frozenset[str] = frozenset().union(*(names(model) for names in kept))
+        if not staying:
+            raise ConfigError(
+                "the plan's backbone has none of the tensors that its method keeps in the hospital",
+                remedy="take another backbone, or another method",
+            )
+        return all_tensors(model) - staying
+
+    return travels
 
 
 # ---------------------------------------------------------------- how a round begins

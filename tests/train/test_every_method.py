@@ -12,6 +12,7 @@ from every_method import PEERS, plan_for, runnable, sites_for
 from rounds import train
 from steps import Point, step_of
 
+from hsl_node.errors import ConfigError
 from hsl_node.federation.methods import CARDS
 from hsl_node.study.simulate import Exchanged, begun, next_round
 from hsl_node.train.method import Loss, Site, norm_tensors, plus
@@ -76,6 +77,16 @@ def test_what_travels_beside_weights_and_their_statistics_stands_on_its_card(nam
     model = method.network.build(plan)
     weights = {parameter for parameter, _ in model.named_parameters()} | norm_tensors(model)
     assert method.travels(model) <= weights or plan.card.beside
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"), [("fedbn", "torchvision:vgg11"), ("fedppkt", "vit_tiny"), ("fedtp", "torchvision:swin_t")]
+)
+def test_a_backbone_without_what_the_method_is_about_is_refused_at_once(method: str, backbone: str) -> None:
+    """FedBN would have been FedAvg; FedPPKT would have stopped in round 2, after the teacher's 200 epochs."""
+    plan = plan_for(method, backbone=backbone)
+    with pytest.raises(ConfigError):
+        method_of(method).travels(method_of(method).network.build(plan))
 
 
 def test_it_says_exactly_the_numbers_of_its_card_within_their_bounds(one_round: tuple[Exchanged, Site]) -> None:

@@ -45,6 +45,11 @@ class TeacherAndStudent(nn.Module):
             )
         form = (plan.backbone, outputs(plan), plan.norm, plan.image_size)
         self.teacher, self.student = Classifier(*form), Classifier(*form)
+        if not any(isinstance(module, _BatchNorm) for module in self.teacher.modules()):
+            raise ConfigError(
+                f"fedppkt makes images by what BatchNorm layers have seen, and {plan.backbone} has none",
+                remedy="take a resnet or efficientnet_lite0, or another method",
+            )
         self.generator, self.classes = Generator(plan.image_size), len(plan.classes)
         shape = (int(plan.settings["pool"]), 3, plan.image_size, plan.image_size)
         self.register_buffer("pool", torch.zeros(shape))

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hsl_node.errors import ConfigError
 from hsl_node.federation.config import PEERS_MAX
 from hsl_node.federation.plan import Plan
 from hsl_node.train.networks.classifier import Classifier
@@ -88,6 +89,11 @@ class PersonalTransformer(Classifier):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.backbone, outputs(plan), plan.norm, plan.image_size)
         self.projections = projection_names(self)
+        if not self.projections:
+            raise ConfigError(
+                f"fedtp knows the attention projections of vit_tiny, and not those of {plan.backbone}",
+                remedy='set backbone = "vit_tiny", or take another method',
+            )
         shapes = [tuple(self.get_parameter(name).shape) for name in self.projections]
         begin = [
             stream(plan.seed, name).uniform(-1, 1, shape).ravel() / math.sqrt(shape[1])  # as `initialise` draws them
