@@ -17,3 +17,10 @@ def test_each_methods_file_says_how_true_it_is_to_what_was_published(name: str) 
     words = {"exact": "Exact", "adapted": "Adapted", "assumed": "Assumed"}
     text = told(CARDS[name])
     assert text and (CARDS[name].simulation_only or words[CARDS[name].faith].lower() in text.lower())
+
+
+def test_a_data_protection_officer_reads_of_each_method_that_says_numbers_what_they_tell() -> None:
+    _, _, told_there = (PAGE.parents[1] / "security.md").read_text(encoding="utf-8").partition("sends beside weights\n")
+    rows = {line.split("`")[1] for line in told_there.partition("\n## ")[0].splitlines() if line.startswith("| `")}
+    assert rows <= CARDS.keys()
+    assert {name for name, card in CARDS.items() if card.says and not card.simulation_only} <= rows
