@@ -31,8 +31,8 @@ def backup(
 ) -> None:
     """Write what cannot be made anew into one file.
 
-    Keys, settings, split ledger, journal, the last and the best fused model. The daemon may run. Whoever has the file
-    can act as this node, unless --no-key left the key out.
+    Keys, settings, split ledger, journal, the last and the best models, own and fused. The daemon may run. Whoever has
+    the file can act as this node, unless --no-key left the key out.
     """
     from hsl_node.admin import backup as backups
     from hsl_node.federation import node_toml

@@ -1,4 +1,4 @@
-"""What all peers agreed to train. Defaults are the published HSL form."""
+"""What all peers agreed to train, and what cannot be right together. A method's settings are its card's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Augment(Frozen):
 
 
 class Plan(Frozen):
-    """What all peers agreed to train. Defaults are the published form of HeteroSync Learning."""
+    """What all peers agreed to train. The published HSL is `[plan.hsl] preset = "published"`, not these defaults."""
 
     method: MethodName = "hsl"
     task: Name = "primary task"
@@ -92,7 +92,7 @@ class Plan(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where it pays
 
     fusion: FusionName | None = None  # None: the rule of the method's authors
-    patience_epochs: int = Field(5, ge=1, le=10_000)  # local epochs without a better AUC end a round early
+    patience_epochs: int = Field(5, ge=1, le=10_000)  # local epochs without a better score end a round early
     plateau_rounds: int = Field(3, ge=1, le=10_000)
     plateau_improvement: float = Field(0.005, ge=0, le=1)  # relative
     split_percent: tuple[int, int, int] = (60, 10, 30)  # train, validation, test

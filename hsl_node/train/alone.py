@@ -1,7 +1,7 @@
 """What this hospital would have without the federation: same method, initial weights and number of epochs, no fusion.
 
 The honest column beside "fused". Both are chosen by the same validation set's score: here the best epoch of the whole
-run, there the best fused model.
+run, there the hospital's model (`sync/candidates.py`).
 
     trainer/alone.safetensors    all tensors of the best epoch
     trainer/alone.json           what it is: Alone, below

@@ -160,7 +160,9 @@ def _open_round(site: Site, folder: Path, files: StartFiles, report: Report) -> 
         if site.plan.optimizer_state == "keep" and not site.method.forgets:
             _restore(learner, saved)
     elif round > 1:
-        log.warning("no epoch checkpoint of the round before: Adam starts without its moments", extra={"round": round})
+        log.warning(
+            "no epoch checkpoint of the round before: the optimizer starts without its state", extra={"round": round}
+        )
     worth = worth_of(site, learner.model, round - 1, report)
     state = RoundState(run=site.run, round=round, base_sha256=files.base_sha256, worth=worth, **site.hardware.facts)
     return training, state
