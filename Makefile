@@ -61,6 +61,7 @@ unit: $(INSTALLED)  ## the systemd unit: valid, and its exposure at most 1.5 of 
 bench: $(INSTALLED)  ## exchange and training step; figures go into benchmarks/README.md
 	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/learning_speed.py
 
 CHAOS_SIMULATED ?= 500
 CHAOS_DAEMONS ?= 25
