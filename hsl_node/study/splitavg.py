@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.names import Peer
+from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import Indices, epoch_pairs, upload
 from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.hardware import derived_seed
@@ -35,6 +36,7 @@ from hsl_node.train.start import place
 from hsl_node.train.state_dict import all_tensors, to_weights
 from hsl_node.weights.checkpoint_file import write_weights
 
+NOT_HERE = ("augment", "class_balance", "clip_norm")  # keys of the plan
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -71,9 +73,13 @@ def simulate(
     """All epochs of the plan; for each hospital a file of all tensors of its network, its own part and the common one.
 
     A pass takes as many batches as the smallest hospital has whole ones; `hear` gets each epoch's mean loss.
+
+    Raises:
+        ConfigError: the plan has what is not simulated here, or a hospital has no whole batch.
     """
     peers = sorted(sites)
     plan, hardware = sites[peers[0]].plan, sites[peers[0]].hardware
+    _require_plain(sites, plan)
     whole = place(initial_model(plan, sites[peers[0]].method, sites[peers[0]].backbone_weights), hardware)
     firsts = [copy.deepcopy(first_of(whole)) for _ in peers]
     behind = cast(Classifier, copy.deepcopy(whole))
@@ -100,6 +106,22 @@ def simulate(
         written[peer].parent.mkdir(parents=True, exist_ok=True)
         write_weights(written[peer], to_weights(joined, all_tensors(joined)))
     return written
+
+
+def _require_plain(sites: Mapping[Peer, Site], plan: Plan) -> None:
+    """Or it would be compared with methods that train on other images, by another loss."""
+    other = [key for key in NOT_HERE if getattr(plan, key) != Plan.model_fields[key].default]
+    if other:
+        raise ConfigError(
+            f"splitavg is simulated without {', '.join(other)}",
+            remedy="leave it out of the plan, and of the plans that it is compared with",
+        )
+    few = [peer for peer in sorted(sites) if len(sites[peer].indices(TRAIN)) < plan.batch_size]
+    if few:
+        raise ConfigError(
+            f"splitavg takes whole batches of each hospital, and {', '.join(few)} has none of {plan.batch_size}",
+            remedy="set a smaller batch_size",
+        )
 
 
 def first_of(model: nn.Module) -> nn.Module:

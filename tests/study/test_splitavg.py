@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from every_method import PEERS, SIZES, sites_for
 from torch import Tensor, nn
 
+from hsl_node.errors import ConfigError
 from hsl_node.study.splitavg import Part, simulate, split_step
 from hsl_node.train.scoring import open_model, validate
 from hsl_node.weights.checkpoint_file import read_weights
@@ -76,3 +77,15 @@ def test_a_run_learns_and_leaves_a_whole_model_for_each_hospital(tmp_path: Path)
     for peer in PEERS:
         found = validate(sites[peer], open_model(written[peer], plan, sites[peer].hardware)[1])
         assert found.loss is not None and SIZES[peer]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"augment": {"flip": True}, "class_balance": "weights"}, "without augment, class_balance"),
+     ({"batch_size": SIZES["birch"] + 1}, "birch has none of 17")],
+)  # fmt: skip
+def test_what_is_not_simulated_is_refused_and_not_left_out(
+    tmp_path: Path, changes: dict[str, object], what: str
+) -> None:
+    with pytest.raises(ConfigError, match=what):
+        simulate(sites_for(learning.small_plan(method="splitavg", **changes)), tmp_path)

@@ -21,7 +21,7 @@ from torch import Tensor
 from hsl_node.train.hardware import derived_seed
 from hsl_node.train.method import Learner, Network, Start, Step, Terms
 from hsl_node.train.methods.fedavg import FEDAVG
-from hsl_node.train.networks.fedktl import Generator, TransferNetwork, aligned, arcface
+from hsl_node.train.networks.fedktl import Generator, TransferNetwork, aligned, widened
 from hsl_node.train.updates import descend
 
 
@@ -45,16 +45,22 @@ def generated(learner: Learner, start: Start) -> Sent | None:
     return Sent(generator(latents).to(learner.device), latents.to(learner.device))
 
 
+def arcface(step: Step, cosines: Tensor) -> Tensor:
+    """The task's loss, with its weights of classes: (B, C) -> ()."""
+    model, target = cast(TransferNetwork, step.model), step.batch.target
+    return step.task.loss(model.asked(widened(cosines, target)), target)
+
+
 def transfer(step: Step) -> Terms:
     model, sent = cast(TransferNetwork, step.model), cast("Sent | None", step.beside)
-    image, target = step.batch.image, step.batch.target
+    image = step.batch.image
     if sent is None:
-        return {"primary": arcface(model.cosines(model.trunk(image)), target)}
+        return {"primary": arcface(step, model.cosines(model.trunk(image)))}
     feature = model.trunk(torch.cat([image, sent.images]))
     own, of_sent = feature.split([len(image), len(sent.images)])
     told = model.tell(of_sent)[:, : sent.latents.shape[1]]
     return {
-        "primary": arcface(model.cosines(own), target),
+        "primary": arcface(step, model.cosines(own)),
         "transfer": step.settings["weight"] * F.mse_loss(told, sent.latents),
     }
 

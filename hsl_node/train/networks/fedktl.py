@@ -50,7 +50,10 @@ class TransferNetwork(nn.Module):
         self.register_buffer("gathered_in", torch.zeros((), dtype=torch.int64))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        logits = SCALE * self.cosines(self.trunk(image_BCHW))
+        return self.asked(SCALE * self.cosines(self.trunk(image_BCHW)))
+
+    def asked(self, logits: Tensor) -> Tensor:
+        """(B, C) -> as the task has them: (B, 1) of two classes."""
         return logits[:, 1:] - logits[:, :1] if self.two else logits
 
     def cosines(self, feature: Tensor) -> Tensor:
@@ -73,11 +76,10 @@ def frame(turned: Tensor) -> Tensor:
     return math.sqrt(count / (count - 1)) * turned @ (torch.eye(count) - 1 / count)
 
 
-def arcface(cosines: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of scaled cosines, the right class's angle made larger by the margin: (B, C), (B,) -> ()."""
+def widened(cosines: Tensor, target: Tensor) -> Tensor:
+    """ArcFace's logits: scaled cosines, the right class's angle made larger by the margin; (B, C), (B,) -> (B, C)."""
     angle = torch.acos(cosines.clamp(-STEEPEST, STEEPEST))
-    widened = torch.cos(angle + MARGIN * F.one_hot(target, cosines.shape[1]))
-    return F.cross_entropy(SCALE * widened, target)
+    return SCALE * torch.cos(angle + MARGIN * F.one_hot(target, cosines.shape[1]))
 
 
 def mmd(x: Tensor, y: Tensor) -> Tensor:

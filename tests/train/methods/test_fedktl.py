@@ -11,18 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rounds import Trained, first_round, first_start, train
+from steps import batch_of, step_of
 
 from hsl_node.federation.names import Peer
 from hsl_node.train.data.sources import TRAIN
-from hsl_node.train.methods.fedktl import FEDKTL, Sent
+from hsl_node.train.methods.fedktl import FEDKTL, Sent, transfer
 from hsl_node.train.networks.fedktl import (
     SCALE,
     Generator,
     TransferNetwork,
     aligned,
-    arcface,
     frame,
     mmd,
+    widened,
 )
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.scoring import open_model
@@ -31,6 +32,10 @@ from hsl_node.weights.checkpoint_file import read_schema, read_weights
 from hsl_node.weights.fuse_files import fuse_files
 
 PEERS = ("ash", "birch")
+
+
+def arcface(cosines: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(widened(cosines, target), target)
 
 
 def plan(**changes: object) -> learning.Plan:
@@ -96,6 +101,20 @@ def test_scaling_features_changes_no_loss_beyond_the_projections_bias() -> None:
     torch.nn.init.zeros_(model.project.bias)
     feature = torch.rand(4, 64)
     torch.testing.assert_close(model.cosines(feature), model.cosines(feature * 9), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("balance", ["none", "weights"])
+def test_classes_weigh_what_the_plan_says(balance: str) -> None:
+    data = learning.dataset(train=40)
+    data.labels[:30] = 0  # of 40: classes weigh 40 / 70 and 4
+    site, model = learning.site(plan(class_balance=balance), data), model_of().eval()
+    batch = replace(batch_of(4, site), target=torch.tensor([0, 1, 1, 0]))
+    each = F.cross_entropy(
+        widened(model.cosines(model.trunk(batch.image)), batch.target), batch.target, reduction="none"
+    )
+    weight = {"none": torch.ones(2), "weights": torch.tensor([40 / 70, 4.0])}[balance]
+    found = transfer(step_of(model, site=site, batch=batch))["primary"]
+    torch.testing.assert_close(found, (each * weight[batch.target]).mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_discrepancy_is_0_for_equals_symmetric_and_not_negative() -> None:
