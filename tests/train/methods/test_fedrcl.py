@@ -92,6 +92,13 @@ def test_identical_images_of_a_class_are_pushed_by_log_two_and_unlike_ones_not_a
     assert math.cos(0.8) < SIMILAR and bool((found[2:] < 1e-14).all())
 
 
+def test_the_least_similar_pair_of_a_class_says_whether_it_has_collapsed():
+    """Not the most similar one: images 0 and 2 have a twin in their class, and one that is unlike them."""
+    s = torch.tensor([[1.0, 0.99, 0.5], [0.99, 1.0, 0.99], [0.5, 0.99, 1.0]], dtype=torch.float64)
+    found = relaxation(s, torch.zeros(3, dtype=torch.int64), TAU, SIMILAR)
+    assert bool((found[[0, 2]] < 1e-14).all()) and found[1].item() == pytest.approx(math.log1p(math.exp(-0.01 / TAU)))
+
+
 def test_an_image_alone_in_its_class_is_not_pushed():
     found = relaxation(likeness(FEATURE), torch.arange(5), TAU, SIMILAR)
     assert found.tolist() == pytest.approx([math.log1p(math.exp((UNLIKE - 1) / TAU))] * 5)
@@ -126,7 +133,7 @@ def test_every_stage_counts_before_its_relu_and_the_fused_model_does_not():
     learner = new_learner(site)
     batch = batch_of(8, site)
     with torch.no_grad():
-        _, stages = learner.model.with_stages(batch.image)  # type: ignore[operator]
+        _, stages = learner.model.eval().with_stages(batch.image)  # type: ignore[operator]
     assert len(stages) == 3  # tiny's stem and its two blocks
     assert all(bool((stage < 0).any()) for stage in stages)
     other = {name: torch.zeros_like(tensor) for name, tensor in learner.model.state_dict().items()}
@@ -134,3 +141,5 @@ def test_every_stage_counts_before_its_relu_and_the_fused_model_does_not():
         relaxed_contrastive(step_of(learner.model.eval(), site=site, batch=batch, fused=f)) for f in (None, other)
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
+    expected = [contrast(likeness(stage.mean(dim=(2, 3))), batch.target, TAU).mean() for stage in stages]
+    torch.testing.assert_close(one["contrast"], torch.stack(expected).mean())

@@ -216,6 +216,8 @@ def test_the_next_round_goes_on_and_keeps_the_momentum(
     learnt = adopted(site_of("ash"), starts["ash"])[0].model
     assert done.state.best.said == {"hypernetwork": fingerprint(*hyper_of(learnt).read())}
     assert np.abs(own["hyper.moment_bias2"]).sum() > 0
+    moments = hyper_of(learnt).read()[1]  # what the next step begins with
+    assert all(np.array_equal(moments[name], own[f"hyper.moment_{name}"]) for name in moments)
 
 
 def test_a_peer_with_another_hypernetwork_is_named_and_changes_nothing_here(
