@@ -407,6 +407,7 @@ CARDS: Mapping[str, Card] = {
             "a ring in which one model goes round, from each hospital to the next",
             _METHODS + "metafed:METAFED_RING",
             fusion="mean",
+            faith="adapted",
             cite="Chen, Y. et al. MetaFed: federated learning among federations with cyclic knowledge distillation. "
             "IEEE Transactions on Neural Networks and Learning Systems (2023)",
             needs=frozenset({Need.LABELS, Need.FULL_SET}),

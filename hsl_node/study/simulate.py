@@ -3,7 +3,10 @@
     folder/fused/r000000.safetensors ...    the initial and the fused models
     folder/PEER/r000001.safetensors ...     what each hospital would have sent
     folder/PEER/own_r000001.safetensors     all of its tensors
-    folder/PEER/trainer/                    its epoch checkpoint: a simulation that was killed goes on where it was
+    folder/PEER/trainer/                    its epoch checkpoint
+
+A simulation that was killed begins with round 1 once more, and ends with the same bytes: only a hospital's training in
+the round that its checkpoint is of goes on.
 
 Every planned round is run: the early end by plateau is the exchange's, and not here.
 """

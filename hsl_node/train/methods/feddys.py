@@ -46,7 +46,7 @@ def evenness(label: Indices, classes: int, form: str = "entropy") -> float:
     share = np.bincount(label, minlength=classes) / len(label)
     share = share[share > 0]
     bits = -(share * np.log2(share)).sum() if form == "entropy" else np.log2(len(share))
-    return float(np.clip(bits / np.log2(classes), 0, 1))
+    return min(max(0.0, float(bits / np.log2(classes))), 1.0)  # 0 and not -0, which is signed and shown
 
 
 def select(learner: Learner, start: Start, beside: None, epoch: int) -> Indices:

@@ -7,7 +7,8 @@ imitates the predecessor's features. One that is not trains on from the predeces
 round all imitate the ring's last one, the more the better its model is here; a run that ends earlier has no such round.
 Exact: both losses, that weight, counters that are kept, the frozen teacher. Nobody uses the fused model.
 
-METAFED_RING is the published ring, in the simulation: a hospital sees what those before it have just sent.
+METAFED_RING is the published ring, in the simulation: a hospital sees what those before it have just sent. Adapted: by
+scores too, and round 1 stands for the 30 epochs alone. Where a score is undefined, one class alone, nobody becomes able.
 """
 
 from __future__ import annotations
