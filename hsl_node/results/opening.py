@@ -42,25 +42,29 @@ def open_kept(site: Site, state: Path, model: Model, report: Report) -> nn.Modul
 
     Raises:
         LocalStateError: its file, or the own one that it is used with, is lost or altered.
-        UsageError: the method makes it of checkpoints that are deleted by now.
+        UsageError: the method makes it of checkpoints that are deleted by now, lost or altered.
     """
     path = path_of(Layout(state), model)
     if model.kind == "own":
         return open_model(path, site.plan, site.hardware)[1]
     tick = ticker(report, "measuring BatchNorm statistics")
-    return open_fused(site, _start_of(state, model), recalibrate=model.kind == "recalibrated", tick=tick)
+    start = _start_of(state, model, everybodys=site.method.adopt is not take_fused)
+    return open_fused(site, start, recalibrate=model.kind == "recalibrated", tick=tick)
 
 
-def _start_of(state: Path, model: Model) -> StartFiles:
-    """What this site would begin the next round with: so it takes the fused model up."""
+def _start_of(state: Path, model: Model, *, everybodys: bool) -> StartFiles:
+    """What this site would begin the next round with: so it takes the fused model up, perhaps with everybody's
+    checkpoints."""
     layout, card = Layout(state), load_federation(state).plan.card
     with Journal.read_only(layout.journal) as journal:
         left = left_by(journal, layout, Peer(load_node(state).name), model.round)
-    full_set = {str(peer): path for peer, (path, _) in left.full_set.items()} if Need.FULL_SET in card.needs else {}
-    if not all(path.exists() for path in full_set.values()):
+    files = left.full_set if Need.FULL_SET in card.needs and everybodys else {}
+    full_set = {str(peer): path for peer, (path, _) in files.items()}
+    if not all(holds(path, sha256) for path, sha256 in files.values()):
         raise UsageError(
-            f"{card.name} makes its model of the checkpoints of round {model.round}, which are deleted by now",
-            remedy="without --round this hospital's model is taken; its own ones are kept",
+            f"{card.name} makes its model of everybody's checkpoints of round {model.round}, and one is deleted by "
+            "now, lost or altered: they are kept for the last rounds and the best models, and no backup holds them",
+            remedy="take a round of which they are here with --round N: `ls inbox` in the state directory shows these",
         )
     mine = left.own if left.own and holds(*left.own) else None
     if mine is None and card.keeps:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hsl_node.commands.app import app
 from hsl_node.errors import LocalStateError, UsageError
+from hsl_node.federation.names import Peer, Round
 from hsl_node.host.layout import Layout
 from hsl_node.results import evaluate, export, models, words
 from hsl_node.sync.store.journal import Journal
@@ -181,7 +182,7 @@ def test_a_fused_model_is_used_with_the_private_tensors_of_its_round(private: Pa
 
 
 @pytest.mark.parametrize("take", [evaluate.evaluate, export.own_predictor], ids=["evaluate", "export"])
-def test_without_them_it_is_not_used_at_all(private: Path, take: Callable[[Path], Any]) -> None:
+def test_without_them_it_is_not_used_at_all(private: Path, take: Callable[..., Any]) -> None:
     """With the initial ones in their place it would be another model, and its figures somebody else's."""
     Layout(private).own(1).unlink()
     with pytest.raises(LocalStateError, match=r"its private tensors belong to a fused model that is kept\) is lost"):
@@ -189,4 +190,36 @@ def test_without_them_it_is_not_used_at_all(private: Path, take: Callable[[Path]
     with Journal.create(Layout(private).journal) as journal:
         journal._write("DELETE FROM own", ())
     with pytest.raises(LocalStateError, match="round 1 that this hospital keeps to itself were lost"):
+        take(private, round=1)
+    with pytest.raises(UsageError, match="no fused model has been validated here yet"):
         take(private)
+
+
+# ------------------------------------------------------------------ made of everybody's checkpoints
+
+
+@pytest.mark.parametrize("method", ["metafed", "feddps"])
+@pytest.mark.parametrize("harm", ["", "gone", "altered"])
+def test_a_model_that_is_made_of_everybodys_checkpoints_needs_them_whole(
+    tmp_path: Path, federation_of: FederationOf, method: str, harm: str
+) -> None:
+    """FedDpS reads them in training alone."""
+    state = finished_run(tmp_path, federation_of, PLAN.model_copy(update={"method": method}))
+    layout = Layout(state)
+    with Journal.create(layout.journal) as journal, journal.transaction():
+        for peer in ("ash", "birch"):
+            path = layout.checkpoint(1, peer, "ash")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(layout.own(1).read_bytes())
+            content = {"bytes": 9, "samples": 3, "said": {"able": 1.0}, "score": 0.5}
+            journal.record_manifest(Round(1), Peer(peer), sha256_of(path), b"", content)
+    if harm == "gone":
+        path.unlink()
+    elif harm == "altered":
+        path.write_bytes(layout.fused(1).read_bytes())
+    if harm and method == "metafed":
+        with pytest.raises(UsageError, match="round 1, and one is deleted by now, lost or altered") as refused:
+            export.own_predictor(state)
+        assert "without --round" not in str(refused.value.remedy)
+    else:
+        assert export.own_predictor(state)(squares()).shape == (5, 2)

@@ -432,7 +432,11 @@ class Journal:
         return max((row["at"] for row in found if row), default=None)
 
     def candidates(self) -> list[Candidate]:
-        return candidates(self.rows("own"), self.rows("fused"))
+        """Not a fused model that was validated beside older private tensors, as its own were lost with a disk: nobody
+        can open it again."""
+        own, fused = self.rows("own"), self.rows("fused")
+        there = {row["round"] for row in own}
+        return candidates(own, [row for row in fused if row["round"] in there or self.meta("private") != "1"])
 
     def best_model(self, *kinds: ModelKind) -> Candidate | None:
         """The best of these kinds, or of all."""

@@ -70,6 +70,17 @@ def test_where_tensors_are_private_the_own_file_of_each_fused_model_is_kept_too(
     assert [m.why for m in found if m.kind == "own"] == ["the best own one there", BESIDE, BESIDE]
 
 
+def test_a_fused_model_whose_private_tensors_were_lost_with_a_disk_is_not_the_hospitals_model(journal):
+    """It was validated beside older ones, and could be neither scored nor exported."""
+    journal._write("DELETE FROM own WHERE round = 3", ())
+    best = journal.best_model()
+    assert best is not None and (best.kind, best.round) == ("recalibrated", 3), "where all tensors travel it is whole"
+    journal.set_meta("private", "1")
+    best = journal.best_model()
+    assert best is not None and (best.kind, best.round) == ("own", 1)
+    assert kept(models(journal)) == ({2}, {1, 2})
+
+
 def test_before_the_first_round_nothing_is_kept(layout):
     with Journal.create(layout.journal) as journal:
         journal.record_fused(0, Digest("0" * 64))
