@@ -3,6 +3,7 @@
     backup.json          first: format, versions, sha256 and size of every file that follows
     node.toml federation.toml keyring.toml splits.json keys/node_ed25519 keys/node_ed25519.next (in a key change)
     anchor.safetensors journal.sqlite3 fused/r000012.safetensors trainer/own_r000012.safetensors
+    inbox/r000012/north.safetensors outbox/r000012.safetensors    where a method makes a fused model of these
 
 It is read header by header, plain members only: the file may come from anybody.
 """
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hsl_node import __version__
 from hsl_node.errors import LocalStateError, UsageError, escaped
+from hsl_node.federation.names import PEER_PATTERN
 from hsl_node.federation.problems import in_words
 from hsl_node.federation.strings import Name, PeerName, Sha256
 from hsl_node.host import durable
@@ -35,7 +37,7 @@ FORMAT: Literal["hsl-node backup"] = "hsl-node backup"
 VERSION: Literal[1] = 1
 INDEX = "backup.json"
 INDEX_MAX_BYTES = 64 * 1024
-MEMBERS_MAX = 24  # eight, three fused models, and six own ones
+MEMBERS_MAX = 280  # eight, three fused models, six own ones, and of three rounds 64 hospitals' checkpoints
 SETTINGS_MAX_BYTES = 1024 * 1024  # node.toml, federation.toml, keyring.toml, the keys
 MEMBER_MAX_BYTES = 1 << 40  # anchor set, journal, models: the room on the disk is looked at before
 KEY = "keys/node_ed25519"
@@ -43,7 +45,8 @@ NEXT = KEY + ".next"  # the new key of `key rotate`, until --finish
 BLOCK_BYTES = 1024 * 1024
 MEMBER = re.compile(
     r"node\.toml|federation\.toml|keyring\.toml|splits\.json|anchor\.safetensors|journal\.sqlite3"
-    r"|keys/node_ed25519(\.next)?|fused/r[0-9]{6}\.safetensors|trainer/own_r[0-9]{6}\.safetensors",
+    r"|keys/node_ed25519(\.next)?|(fused/|trainer/own_|outbox/)r[0-9]{6}\.safetensors"
+    rf"|inbox/r[0-9]{{6}}/{PEER_PATTERN}\.safetensors",
     re.ASCII,
 )
 
@@ -161,6 +164,7 @@ def unpack(source: Path, folder: Path) -> None:
             measured = left.pop(member.name, None)
             if measured is None or member.size != measured.bytes:
                 raise _damaged(source, f"{escaped(member.name, 80)} is not as {INDEX} says")
+            (folder / member.name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with durable.replacing(folder / member.name, Step.RESTORE_UNPACK, mode=0o600) as file:
                 digest = hashlib.sha256()
                 for block in _content(tar, member):

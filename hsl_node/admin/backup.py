@@ -1,7 +1,8 @@
 """`hsl-node backup` and `restore`: what cannot be made anew, in one file; works beside a running daemon.
 
-The journal is copied as of one moment. The outbox is left out: the peers keep what was published. A restored node asks
-them what it has signed since (`node/heal/recovery.py`), so an old backup does no harm.
+The journal is copied as of one moment. Checkpoints are left out, as the peers keep what was published, but for those of
+which a method makes a fused model that is kept. A restored node asks its peers what it has signed since
+(`node/heal/recovery.py`), so an old backup does no harm.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import itertools
 import shutil
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +23,8 @@ from hsl_node.admin.archive import KEY, NEXT, AnchorPlace, Index
 from hsl_node.errors import ConfigError, LocalStateError, UsageError, escaped
 from hsl_node.federation import config, identity, keyring, node_toml, toml_file
 from hsl_node.federation.config import Federation
+from hsl_node.federation.methods import Need
+from hsl_node.federation.names import Digest, Peer
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.host import durable
 from hsl_node.host.durable import Step
@@ -31,8 +35,10 @@ from hsl_node.host.units import size
 from hsl_node.node.heal.mark import Mark, set_mark
 from hsl_node.status import last_words
 from hsl_node.sync.store import models
+from hsl_node.sync.store.exchange import left_by
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.store import lock
+from hsl_node.weights.whole import holds
 
 FOUND_SHOWN = 5  # of what lies where a node is to be restored
 MIXED = "its files are of two nodes: take another copy of it, or an older backup"
@@ -79,6 +85,7 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
             if not add(KEY, layout.key):
                 left_out.append(f"the private key: it is not at {layout.key}")
         needed: list[models.Model] = []
+        sets: dict[Path, Digest] = {}
         if layout.journal.exists():
             with TemporaryDirectory(dir=target.parent, prefix=".hsl-node-backup-") as folder:
                 copy = Path(folder) / layout.journal.name
@@ -86,6 +93,7 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
                     journal.copy(copy)
                 with Journal.read_only(copy) as journal:
                     needed = _models_needed(journal)
+                    sets = _sets_needed(journal, layout, Peer(node.name), needed)
                 add(copy.name, copy)  # held open, and gone: whoever is killed from here on leaves nothing
         for model in needed:
             name, harm = model.path(Layout(Path())).as_posix(), models.harm_of(layout, model)
@@ -94,6 +102,11 @@ def _backup(state: Path, target: Path, *, with_key: bool) -> tuple[Index, tuple[
             if harm or not add(name, model.path(layout)):
                 harm = harm or models.Harm(model, "gone")
                 left_out.append(f"{harm.text(layout)}. What to do: {addressed(harm.fix(layout), layout.state)}")
+        for path, sha256 in sets.items():
+            if not holds(path, sha256) or not add(path.relative_to(state).as_posix(), path):
+                left_out.append(
+                    f"{path.relative_to(state)}, of which the method makes a fused model: it is lost or altered"
+                )
         if not add(layout.anchor.name, layout.anchor) and node.anchor is not None:
             left_out.append(f"the anchor set {node.anchor}")
         index = _index(state, node, sources)
@@ -111,6 +124,14 @@ def _models_needed(journal: Journal) -> list[models.Model]:
     last += [models.Model("own", r, own[r], "what this node sent last") for r in (now - 1, now) if r in own]
     found = {model.code: model for model in last if model.round > 0} | found
     return sorted(found.values(), key=lambda model: (model.round, model.kind))
+
+
+def _sets_needed(journal: Journal, layout: Layout, me: Peer, needed: Iterable[models.Model]) -> dict[Path, Digest]:
+    """Everybody's checkpoints of the fused models' rounds, where the method reads them: path -> sha256."""
+    if not layout.federation_toml.exists() or Need.FULL_SET not in config.load_federation(layout.state).plan.card.needs:
+        return {}
+    rounds = sorted({model.round for model in needed if model.kind != "own"})
+    return dict(found for round in rounds for found in left_by(journal, layout, me, round).full_set.values())
 
 
 def _index(state: Path, node: NodeConfig, sources: dict[str, io.BufferedReader]) -> Index:
@@ -160,6 +181,7 @@ def restore(state: Path, source: Path) -> Index:
         names = sorted(index.files.keys() | {layout.journal.name}, key=lambda n: (n == layout.node_toml.name, n))
         for name in names:  # node.toml last: whoever finds it finds everything else
             with durable.passing(Step.RESTORE_PLACE):
+                (state / name).parent.mkdir(mode=0o700, exist_ok=True)
                 durable.rename(staging / name, state / name)
                 placed.append(state / name)
                 durable.sync_folder((state / name).parent)

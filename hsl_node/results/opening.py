@@ -63,7 +63,7 @@ def _start_of(state: Path, model: Model, *, everybodys: bool) -> StartFiles:
     if not all(holds(path, sha256) for path, sha256 in files.values()):
         raise UsageError(
             f"{card.name} makes its model of everybody's checkpoints of round {model.round}, and one is deleted by "
-            "now, lost or altered: they are kept for the last rounds and the best models, and no backup holds them",
+            "now, lost or altered: they are kept, and in backups, for the last round and the best models",
             remedy="take a round of which they are here with --round N: `ls inbox` in the state directory shows these",
         )
     mine = left.own if left.own and holds(*left.own) else None
