@@ -5,8 +5,8 @@ from __future__ import annotations
 from hsl_node import __version__
 from hsl_node.federation.config import Federation
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.methods import SCORE_NAMES, Need
-from hsl_node.federation.plan import Augment, Plan
+from hsl_node.federation.methods import FAITH, SCORE_NAMES, Need
+from hsl_node.federation.plan import Augment, Plan, has_attention
 
 FITS = {"squeeze": "squeezed to a square", "pad": "padded to a square"}
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
@@ -20,9 +20,10 @@ BALANCES = {
 def sentences(federation: Federation) -> list[tuple[str, str]]:
     """(what, how), in the order of a methods section."""
     plan, anchor = federation.plan, federation.anchor
-    score = SCORE_NAMES[plan.card.task]
+    score, differ = SCORE_NAMES[plan.card.task], differences(plan)
     found = [
         ("method", f"{plan.card.title}; trunk {plan.backbone}{_norm(plan)}, {plan.image_size} × {plan.image_size} px"),
+        ("compared with its publication", FAITH[plan.card.faith] + (", but for what is named below" if differ else "")),
         ("the method's settings", ", ".join(f"{key} {_value(value)}" for key, value in plan.settings.items())),
         ("first weights", _first_weights(plan)),
         ("anchor set", f"{anchor.name}, {anchor.images} images, the same file at every hospital" if anchor else ""),
@@ -31,17 +32,18 @@ def sentences(federation: Federation) -> list[tuple[str, str]]:
         ("optimiser", _optimizer(plan)),
         (
             "images",
-            f"{FITS[plan.fit]}, {_augmented(plan.augment)}; scaled by ImageNet's mean and deviation per channel",
+            f"{FITS[plan.fit]}, {_augmented(plan.augment)}; scaled by {_scale(plan)} mean and deviation per channel",
         ),
         (
             "rounds",
-            f"{plan.rounds} planned, of {plan.epochs_per_round} local epochs each{_epoch(plan)}; the epoch with the "
+            f"{plan.rounds} planned, of {plan.epochs_per_round} local epochs each{_epoch(plan)}"
+            f"{_patience(plan, score)}; the epoch with the "
             f"best validation {score} goes into the fusion ({plan.rule}: {FUSION_RULES[plan.rule].does}); all "
             "hospitals take part in every round. The run ends early when no hospital gained "
             f"{plan.plateau_improvement:.1%} in validation {score} for {plan.plateau_rounds} rounds",
         ),
         ("which model", _chosen(plan, score)),
-        ("other than published", differences(plan)),
+        ("other than published", differ),
     ]
     return [(what, how) for what, how in found if how]
 
@@ -93,18 +95,28 @@ def _split(plan: Plan) -> str:
 
 def _loss(plan: Plan) -> str:
     kind = "binary cross-entropy" if len(plan.classes) == 2 else "cross-entropy"
-    anchor = ", plus that of as many anchor images" if Need.ANCHOR in plan.card.needs else ""
+    anchor = ""
+    if (weight := plan.settings.get("anchor_weight")) is not None:  # fedktl has an anchor set and no such term
+        times = "that" if weight == 1 else f"{weight:g} times that"
+        every = plan.settings.get("anchor_every", 1)
+        anchor = f", plus {times} of as many anchor images" + ("" if every == 1 else f", in each batch of {every}")
     return f"{kind}{anchor}; {BALANCES[plan.class_balance]}"
+
+
+def _scale(plan: Plan) -> str:
+    return "its trunk's own" if plan.backbone.startswith("timm:") else "ImageNet's"
 
 
 def _optimizer(plan: Plan) -> str:
     momentum = f", momentum {plan.momentum:g}" if plan.momentum else ""
+    anew = ", begun anew in each round" if plan.optimizer_state == "reset" else ""
     clipped = f", gradients clipped to a norm of {plan.clip_norm:g}" if plan.clip_norm else ""
     falls = f"every {plan.cosine_period_epochs} epochs" if plan.schedule == "restarts" else "once over the run"
     warm = f", after a rise over the first {plan.warmup_epochs} epochs" if plan.warmup_epochs else ""
     return (
-        f"{OPTIMIZERS[plan.optimizer]}{momentum}, batches of {plan.batch_size}, weight decay {plan.weight_decay:g}"
-        f"{clipped}, learning rate by cosine from {plan.learning_rate:g} to {plan.learning_rate_min:g} {falls}{warm}"
+        f"{OPTIMIZERS[plan.optimizer]}{momentum}{anew}, batches of {plan.batch_size}, "
+        f"weight decay {plan.weight_decay:g}{clipped}, "
+        f"learning rate by cosine from {plan.learning_rate:g} to {plan.learning_rate_min:g} {falls}{warm}"
     )
 
 
@@ -128,14 +140,24 @@ def _augmented(augment: Augment) -> str:
 
 
 def _epoch(plan: Plan) -> str:
+    if teacher := plan.settings.get("teacher_epochs"):
+        return f", after a first of {teacher}, of the teacher alone"
     if Need.ANCHOR not in plan.card.needs:
         return ""
     own = "a pass over the hospital's own images"
     return f" ({own if plan.epoch == 'own' else 'a pass over the larger of own images and anchor set'})"
 
 
+def _patience(plan: Plan, score: str) -> str:
+    if plan.patience_epochs >= plan.epochs_per_round:
+        return ""
+    return f", fewer where {plan.patience_epochs} have brought no better validation {score}"
+
+
 def _chosen(plan: Plan, score: str) -> str:
-    again = ", the same with BatchNorm statistics of the hospital's own training images" if plan.recalibrate else ""
+    kept = plan.norm == "batch" and not has_attention(plan.backbone) and Need.WEIGHTS not in plan.card.needs
+    again = ", the same with BatchNorm statistics of the hospital's own training images"
+    again = again if plan.recalibrate and kept else ""  # else there are no statistics to measure
     return (
         f"of the fused models{again}, and the hospital's own after their local epochs: that with the best validation "
         f"{score} at the hospital; a threshold, where there is one, from validation images too. No test image chose "

@@ -18,6 +18,7 @@ from typing import Any
 from hsl_node import __version__
 from hsl_node.errors import UsageError
 from hsl_node.federation.config import Federation
+from hsl_node.federation.plan_keys import flat, word
 from hsl_node.host.files import write_new
 from hsl_node.host.units import auc, clock, duration, size
 from hsl_node.results import method, report_evaluations
@@ -270,7 +271,7 @@ def _machine(node: NodeFacts) -> str:
 
 def _settings(federation: Federation) -> list[tuple[str, str]]:
     plan = federation.plan.model_dump(mode="json", exclude_none=True)
-    rows = [(k.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in plan.items()]
+    rows = [(key.replace("_", " "), word(value)) for key, value in flat(plan)]
     if federation.anchor:
         card = federation.anchor
         rows.append(("anchor set", f"{card.name}; {card.images} images of {card.image_size} px"))

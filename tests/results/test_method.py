@@ -6,7 +6,7 @@ import pytest
 from federations import FederationOf
 
 from hsl_node.federation.config import AnchorCard, Federation
-from hsl_node.federation.methods import CARDS
+from hsl_node.federation.methods import CARDS, FAITH
 from hsl_node.federation.plan import Augment, Plan
 from hsl_node.results import method
 
@@ -32,6 +32,9 @@ def test_each_method_is_told_and_cited_as_its_card_says(federation: Federation, 
     assert f"({card.fusion}: " in said["rounds"]
     assert ("the method's settings" in said) == bool(card.settings)
     assert said.get("other than published", "") == card.differs
+    assert said["compared with its publication"].removesuffix(", but for what is named below") == FAITH[card.faith]
+    assert ("but for" in said["compared with its publication"]) == bool(card.differs)
+    assert ("anchor images" in said["loss"]) == ("anchor_weight" in card.settings), "fedktl has no such term"
 
 
 def test_at_the_defaults_nothing_is_claimed_that_was_not_done(federation: Federation) -> None:
@@ -73,3 +76,18 @@ def test_an_anchor_set_is_in_the_loss_and_in_what_an_epoch_is(federation: Federa
     assert "(a pass over the hospital's own images)" in told(with_anchor, Plan(epoch="own"))["rounds"]
     assert said["anchor set"] == "digits, 100 images, the same file at every hospital"
     assert "statistics of the hospital's own training images" in said["which model"]
+
+
+def test_only_what_there_is_to_measure_or_to_end_early_is_told(federation: Federation) -> None:
+    assert "BatchNorm statistics" not in told(federation, Plan(method="fedavg", backbone="vit_tiny"))["which model"]
+    frozen = Plan(method="frozen", backbone_weights="0" * 64, backbone="timm:vit_b")
+    assert "BatchNorm statistics" not in told(federation, frozen)["which model"]
+    assert "scaled by its trunk's own mean" in told(federation, frozen)["images"]
+    assert "fewer" not in told(federation, Plan(method="fedavg"))["rounds"], "5 epochs, patience of 5: none ends early"
+    impatient = told(federation, Plan(method="fedavg", epochs_per_round=9, optimizer_state="reset"))
+    assert "9 local epochs each, fewer where 5 have brought no better validation AUC;" in impatient["rounds"]
+    assert impatient["optimiser"].startswith("Adam, begun anew in each round, ")
+    teacher = Plan(method="fedppkt", image_size=32)
+    assert "5 local epochs each, after a first of 200, of the teacher alone" in told(federation, teacher)["rounds"]
+    rare = Plan(settings={"anchor_weight": 0.5, "anchor_every": 3})
+    assert "plus 0.5 times that of as many anchor images, in each batch of 3;" in told(federation, rare)["loss"]
