@@ -181,7 +181,10 @@ def _text(federation: Federation, ring: Keyring) -> str:
     from hsl_node.federation.plan_keys import flat
 
     plan = dict(flat(federation.plan.model_dump(mode="json")))
-    usual = dict(flat(Plan(method=federation.plan.method).model_dump(mode="json")))
+    card = federation.plan.card  # a plan of its defaults alone may lack what the method needs: fednova's SGD
+    usual = dict(flat(Plan().model_dump(mode="json"))) | {
+        f"{card.name}.{k}": s.default for k, s in card.settings.items()
+    }
     changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}
     rows = [row for p in federation.peer for row in _keys(p, ring)]
     anchor = federation.anchor

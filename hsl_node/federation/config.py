@@ -160,7 +160,8 @@ def read_federation(path: Path) -> Federation:
     try:
         return read_toml(path, Federation)
     except ConfigError as exc:
-        if not read_text(path).startswith("# Federation "):
+        text = read_text(path)
+        if not text.startswith("# Federation ") or re.search(r"^version *= *1$", text, re.M):
             raise
         again = "it was cut or edited after it was made: ask whoever made it to send it again"
         raise ConfigError(exc.message, remedy=again) from exc

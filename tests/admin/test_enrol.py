@@ -20,6 +20,7 @@ from hsl_node.commands.federation import _text
 from hsl_node.errors import ConfigError, FederationMismatch, HslError, LocalStateError, UsageError
 from hsl_node.federation import config, identity, keyring, node_toml, strings, toml_file
 from hsl_node.federation.config import Federation
+from hsl_node.federation.methods import CARDS
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.plan import Plan
@@ -317,6 +318,22 @@ def test_threat_20_a_federation_file_does_not_draw_its_own_hash(ash: Path, birch
     federation = federation_of_cards(ash, birch).model_copy(update={"name": name})
     shown = _text(federation, keyring.Keyring.of(federation))
     assert shown.replace("\n", "").isprintable() and shown.count("\nhash ") == 1, "nor if it were let in"
+
+
+@pytest.mark.parametrize("name", ["fednova", "flexfair", "fedtp", "frozen", "fedprox"])
+def test_a_plan_of_any_method_is_made_and_shown_with_what_it_changes(
+    ash: Path, birch: Path, tmp_path: Path, name: str
+) -> None:
+    needed = {"fedtp": ["backbone=vit_tiny"], "frozen": ["backbone_weights=" + "0" * 64]}.get(name, [])
+    needed += ["optimizer=sgd"] if CARDS[name].optimizer else []
+    needed += ["fedprox.mu=0.1"] if name == "fedprox" else []
+    cards = ["--card", ash / "ash.card", "--card", birch / "birch.card", "--out", tmp_path / "f"]
+    changes = [word for setting in [f"method={name}", *needed] for word in ("--set", setting)]
+    done = run("federation", "create", "--name", "t", *cards, *changes)
+    assert done.exception is None
+    shown = dict(line.split(maxsplit=1) for line in done.stdout.partition("\nplan ")[2].splitlines()[1:] if line)
+    assert [shown[setting.partition("=")[0]] for setting in needed] == [s.partition("=")[2] for s in needed]
+    assert len(shown) == 5 + len(needed), "and no default"
 
 
 def federation_of_cards(*states: Path) -> Federation:

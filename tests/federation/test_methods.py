@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation import methods
-from hsl_node.federation.config import Federation, federation_text, load_federation
+from hsl_node.federation.config import Federation, federation_text, load_federation, read_federation
 from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.methods import CARDS, FAITH, Card, Need, card_of
 from hsl_node.federation.plan import Augment, Plan, has_attention, load_plan
@@ -129,6 +129,9 @@ def test_a_federation_file_of_an_earlier_version_is_refused_in_one_sentence(
     with pytest.raises(ConfigError, match="finish that run with the version that began it") as refusal:
         load_federation(tmp_path)
     assert "\n" not in refusal.value.message
+    with pytest.raises(ConfigError, match="that began it") as refusal:
+        read_federation(tmp_path / "federation.toml")
+    assert "edited" not in refusal.value.remedy
 
 
 def contradictions(**settings: object) -> list[str]:
