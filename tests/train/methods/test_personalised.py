@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hsl_node.federation.methods import CARDS
+from hsl_node.federation.methods import CARDS, Need
 from hsl_node.train.method import Start, take_fused
 from hsl_node.train.methods.hsl import HSL
 from hsl_node.train.methods.personalised import PERSONALISED, half_own
@@ -84,5 +84,5 @@ def test_the_first_round_and_one_whose_own_file_is_lost_begin_from_what_everybod
 def test_it_is_hsl_but_for_where_a_round_begins():
     assert replace(PERSONALISED, name="hsl", adopt=take_fused) == HSL
     card, hsl = CARDS["personalised"], CARDS["hsl"]
-    assert (card.needs, card.fusion) == (hsl.needs, "mean")
+    assert (card.needs, card.fusion) == (hsl.needs | {Need.OWN}, "mean")
     assert set(card.settings) - set(hsl.settings) == {"own"} and card.settings["own"].low == 0.5  # no negative variance
