@@ -8,7 +8,7 @@ round all imitate the ring's last one, the more the better its model is here; a 
 Exact: both losses, that weight, counters that are kept, the frozen teacher. Nobody uses the fused model.
 
 METAFED_RING is the published ring, in the simulation: a hospital sees what those before it have just sent. Adapted: by
-scores too, and round 1 stands for the 30 epochs alone. Where a score is undefined, one class alone, nobody becomes able.
+scores too, and round 1 stands for the 30 epochs alone. Where a score is undefined (one class) nobody becomes able.
 """
 
 from __future__ import annotations
