@@ -5,8 +5,9 @@ prototypes into the generator's latents by discrepancy and class centre; a step 
 class, 50 times its squared distance. Adapted: each hospital computes the map for itself, of the prototypes that all
 sent (nothing that it gives is sent, so last digits may differ); latents are told by a layer that is kept from round to
 round (theirs is built anew); generated images go through the trunk in one batch with the hospital's own; optimizer and
-schedule are the plan's. Assumed: the stand-in generator, principal components of the anchor set instead of StyleGAN or
-Stable Diffusion: the loop is there, the knowledge that theirs brings is not. With two classes the frame is one line.
+schedule are the plan's; prototypes are of images as the plan has them altered and drawn in training. Assumed: the
+stand-in generator, principal components of the anchor set instead of StyleGAN or Stable Diffusion: the loop is there,
+the knowledge that theirs brings is not. With two classes the frame is one line.
 """
 
 from __future__ import annotations
