@@ -61,6 +61,9 @@ class Figures:
 class Influence:
     """Watches one fusion. BatchNorm's running statistics are kept apart, and only their norm is judged: they say how
     bright a hospital's images are, so honest ones point in opposite directions (cosines down to -0.24 were seen).
+
+    A tensor of no layer, without a dot in its name, is what a method sends beside weights (FedDpS's mixtures, FedDP's
+    heads), far from everybody else's in each round and no update: it is watched where there is nothing else (FedKTL).
     """
 
     def __init__(self, peers: Sequence[Peer]) -> None:
@@ -69,6 +72,7 @@ class Influence:
         nothing = np.zeros((len(peers), len(peers)))
         self._statistics: Table = nothing
         self._parts: defaultdict[str, Table] = defaultdict(nothing.copy)
+        self._beside: defaultdict[str, Table] = defaultdict(nothing.copy)
 
     def see(self, tensor: str, base: Array, chunks: Sequence[Array]) -> None:
         """The same chunk of a tensor: in the model that the round began with, and of every peer."""
@@ -81,15 +85,16 @@ class Influence:
         if name.rpartition(".")[2] in STATISTICS:
             self._statistics = self._statistics + products
         else:
-            self._parts[part] += products
+            (self._parts if name else self._beside)[part] += products
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def figures(self) -> dict[Peer, Figures]:
-        whole = sum(self._parts.values(), np.zeros_like(self._statistics))
+        parts = self._parts or self._beside
+        whole = sum(parts.values(), np.zeros_like(self._statistics))
         found = {}
         for i, peer in enumerate(self.peers):
             least = PART_SHARE * _norm(whole, i)
-            large = {name: t for name, t in self._parts.items() if _norm(t, i) >= least}
+            large = {name: t for name, t in parts.items() if _norm(t, i) >= least}
             cosines = {name: _cosine(t, i) for name, t in large.items() if _agreement(t, i) > AGREEING_COSINE}
             found[peer] = Figures(
                 norm=_norm(whole, i),

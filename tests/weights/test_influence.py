@@ -63,6 +63,19 @@ def test_norm_and_cosine_are_those_of_the_change_since_the_rounds_beginning(tmp_
     assert found[BIRCH].agreement == pytest.approx(0.8)
 
 
+def test_what_a_method_sends_beside_weights_hides_no_update_that_points_against_the_others(tmp_path):
+    """Mixtures as FedDpS sends them, a hundred times as long as the updates; of ash's weights the sign is flipped."""
+    base = {"head.w": f32(0, 0), "mean": f32(0, 0, 0)}
+    mixtures = np.eye(3, dtype=np.float32) * 100
+    updates = (f32(-1, -1), f32(1, 1), f32(1, 1.5))
+    weights = [{"head.w": w, "mean": m} for w, m in zip(updates, mixtures, strict=True)]
+    found = figures_of(tmp_path, base, *weights)
+    assert found[ASH].norm == pytest.approx(math.sqrt(2)) and found[ASH].cosine is not None
+    assert found[ASH].cosine < -0.9 and found[ASH].agreement > 0.9 and list(unusual(found, [])) == [ASH]
+    prototypes = figures_of(tmp_path, {"prototypes": f32(0)}, {"prototypes": f32(3)}, {"prototypes": f32(1)})
+    assert prototypes[ASH].norm == 3  # FedKTL sends nothing else
+
+
 def test_running_statistics_are_kept_apart_and_counters_left_out(tmp_path):
     base = {"n.running_var": f32(1), "n.running_mean": f32(0), "n.weight": f32(0), "n.batches": np.array([0])}
     one = {"n.running_var": f32(4), "n.running_mean": f32(4), "n.weight": f32(2), "n.batches": np.array([10**9])}
