@@ -134,7 +134,10 @@ class Plan(Frozen):
             if not isinstance(table, Mapping):
                 found.append(problem_at((name,), "a table of the method's settings is expected"))
             elif card is not None and name != card.name:
-                found.append(problem_at((name,), f'settings of {name}, but the plan has method = "{card.name}"'))
+                words = (
+                    f'settings of {name}, but the plan has method = "{card.name}": leave them out, or method = "{name}"'
+                )
+                found.append(problem_at((name,), words))
             else:
                 given = {**given, **table}
         if card is not None:

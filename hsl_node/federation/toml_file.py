@@ -156,7 +156,7 @@ def _problem(model: type[BaseModel], keys: list[str], error: dict[str, Any]) -> 
     dotted = escaped(".".join(keys))
     if error["type"] == "extra_forbidden":
         known, asked = _known_keys(model, keys[:-1]), keys[-1]
-        near = [k for k in known if len(asked) > 3 and asked in k]  # epochs: of which there are three
+        near = [k for k in known if (len(asked) > 3 and asked in k) or k.endswith(f".{asked}")]  # epochs; a method's mu
         near = near or difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"unknown key '{dotted}'{hint}"

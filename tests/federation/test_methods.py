@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_said_at_once_each_with_its_line_and_the_nearest_na
         "[hsl]\nexperts = 3\n"
     )
     assert refused(path=path) == [
-        f'{path}:8: hsl: settings of hsl, but the plan has method = "fedprox"',
+        f'{path}:8: hsl: settings of hsl, but the plan has method = "fedprox": leave them out, or method = "hsl"',
         f"{path}:6: fedprox.my: no setting of fedprox; did you mean 'mu'? (it has mu)",
         f"{path}:7: fedprox.mu: 'big' given, 0 to 1000 is expected",
         f"{path}:2: rounds: 0 given, needs 1 or more",
@@ -111,6 +111,7 @@ def test_all_that_is_wrong_is_said_at_once_each_with_its_line_and_the_nearest_na
         ("hsl.experts=true", "hsl.experts: True given, 1 to 256 is expected"),
         ("hsl.temperature=nan", "hsl.temperature: nan given, 0.01 to 100 is expected"),
         ("hsl.encoder=both", "hsl.encoder: 'both' given, separate | shared is expected"),
+        ("mu=0.1", "unknown key 'mu'; did you mean 'fednova.mu' or 'fedprox.mu'?"),
         ("augment.flop=true", "unknown key 'augment.flop'; did you mean 'flip'?"),
         ("backbone=resnet19", "backbone: 'resnet19' is no backbone; did you mean 'resnet18'?; one of resnet18, "),
         ("backbone=timm:../x", "backbone: 'timm:../x' is no backbone"),
