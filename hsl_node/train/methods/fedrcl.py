@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsl_node.federation.plan import Plan
 from hsl_node.train.method import Step, Terms
 from hsl_node.train.methods.fedavg import FEDAVG
+from hsl_node.train.networks.backbone import after_stages_of
 from hsl_node.train.networks.classifier import Classifier
 from hsl_node.train.updates import descend
 
@@ -58,4 +60,12 @@ def relaxed_contrastive(step: Step) -> Terms:
     }
 
 
-FEDRCL = replace(FEDAVG, name="fedrcl", passes=(descend(relaxed_contrastive),))
+def build(plan: Plan) -> Classifier:
+    """Raises: ConfigError: a trunk whose stages are not known, before hospitals wait for each other."""
+    model = cast(Classifier, FEDAVG.network.build(plan))
+    after_stages_of(model.trunk.net, plan.backbone)
+    return model
+
+
+NETWORK = replace(FEDAVG.network, build=build)
+FEDRCL = replace(FEDAVG, name="fedrcl", network=NETWORK, passes=(descend(relaxed_contrastive),))

@@ -72,7 +72,7 @@ class Trunk(nn.Module):
             found[module] = inputs[0]  # a ReLU that a block uses twice: its last input stays
             return (inputs[0].clone(),)  # ReLUs work in place
 
-        after = _after_stages(self.net, self.backbone)
+        after = after_stages_of(self.net, self.backbone)
         hooks = [module.register_forward_pre_hook(keep) for module in after]
         try:
             feature = self(image_BCHW)
@@ -207,8 +207,8 @@ def groups_of(channels: int) -> int:
     )
 
 
-def _after_stages(net: nn.Module, backbone: str) -> Sequence[nn.Module]:
-    """The modules whose input is what the stem and each stage gave."""
+def after_stages_of(net: nn.Module, backbone: str) -> Sequence[nn.Module]:
+    """The modules whose input is what the stem and each stage gave. Raises: ConfigError: nobody told us of this one."""
     match net:
         case ResNet():
             return [net.relu, *(stage[-1].relu for stage in (net.layer1, net.layer2, net.layer3, net.layer4))]

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from steps import batch_of, step_of
 from torch import Tensor, nn
 
-from hsl_node.train.methods.fedrcl import UNLIKE, contrast, relaxation, relaxed_contrastive
+from hsl_node.errors import ConfigError
+from hsl_node.train.methods.fedrcl import FEDRCL, UNLIKE, contrast, relaxation, relaxed_contrastive
 from hsl_node.train.start import new_learner
 
 FEATURE = torch.tensor([[1, 0], [0.9, 0.1], [0, 1], [0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
@@ -143,3 +144,9 @@ def test_every_stage_counts_before_its_relu_and_the_fused_model_does_not():
     assert all(torch.equal(one[name], two[name]) for name in one)
     expected = [contrast(likeness(stage.mean(dim=(2, 3))), batch.target, TAU).mean() for stage in stages]
     torch.testing.assert_close(one["contrast"], torch.stack(expected).mean())
+
+
+def test_a_trunk_whose_stages_nobody_knows_is_refused_before_training():
+    with pytest.raises(ConfigError, match="those of torchvision:squeezenet1_1 are not known") as refusal:
+        FEDRCL.network.build(rcl().plan.model_copy(update={"backbone": "torchvision:squeezenet1_1"}))
+    assert "tiny" in refusal.value.remedy
