@@ -44,6 +44,7 @@ def dying(kind: str, epoch: int) -> Any:
     return report
 
 
+@pytest.mark.sample(4)
 def test_threat_22_a_second_round_killed_twice_ends_with_the_same_bytes(
     one_round: tuple[Exchanged, Site], tmp_path: Path
 ) -> None:

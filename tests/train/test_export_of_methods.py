@@ -17,7 +17,7 @@ from hsl_node.train.predictor import of_bundle, of_model
 from hsl_node.train.site import initial_model
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("method", "backbone"),
     [

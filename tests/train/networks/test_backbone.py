@@ -197,6 +197,7 @@ def test_a_network_of_timm_gets_images_normalised_as_it_was_trained() -> None:
 # ---------------------------------------------------------------- export
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("backbone", "norm"), [("tiny", "group"), ("resnet18", "batch")])
 def test_norms_become_onnx(tmp_path: Path, backbone: str, norm: str) -> None:
     onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
