@@ -87,7 +87,7 @@ def evaluate(
     statistics = results.statistics(state, found)
     if scores is not None:
         results.write_csv(state, source, found, scores)
-    value = {**found, "statistics": asdict(statistics) if statistics else None}
+    value = {**found, "statistics": asdict(statistics)}
     answer(json, value, evaluation_text(found, statistics, asked=asked))
 
 

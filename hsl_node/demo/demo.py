@@ -157,7 +157,7 @@ def exit_code(agreed: Sequence[Agreement]) -> int:
 
 def _difference(node: NodeFacts) -> str:
     """AUC of the hospital's model less that of the one trained alone, and how sure it is."""
-    pairs = (m.statistics.find(m.record["kind"], "alone") for m in node.measured if m.statistics)
+    pairs = (m.statistics.find(m.record["kind"], "alone") for m in node.measured)
     pair = next((p for p in pairs if p), None)
     if pair is None or pair.difference.value is None:
         return ""

@@ -17,8 +17,8 @@ fused   the best one as it was fused     local   what this site sent in the last
 alone   trained without the federation for as many epochs as the run had (`alone=True`; takes as long)
 fused_random   the fused one scored with random anchor pairing, as published (`pairing="random"`)
 
-An earlier version's record lacks "patients", "thresholds" and what follows. What each model said of each image is kept
-beside it (scores.py). torch is imported when something is to be scored, not with this file.
+What each model said of each image is kept beside it (scores.py). torch is imported when something is to be scored, not
+with this file.
 """
 
 from __future__ import annotations
@@ -206,11 +206,7 @@ def _require_two_classes(state: Path, asked: Wish) -> None:
 def find_evaluation(journal: Journal, name: str = EVALUATION) -> dict[str, Any] | None:
     """What is recorded, where it is of a model of this journal's run."""
     record = journal.result(name)
-    if record is None:
-        return None
-    if "kind" not in record:  # an earlier version's
-        record = {**record, "kind": "fused", "rounds": {"fused": record["round"]}, "why": ""}
-    return record if _is_of(journal, record) else None
+    return record if record is not None and _is_of(journal, record) else None
 
 
 def _is_of(journal: Journal, record: Mapping[str, Any]) -> bool:
@@ -226,17 +222,16 @@ def find_evaluations(journal: Journal) -> dict[str, dict[str, Any]]:
     return {name: record for name in names if (record := find_evaluation(journal, name))}
 
 
-def find_scores(journal: Journal, record: Mapping[str, Any]) -> Scores | None:
-    """What is kept beside a record; None: an earlier version measured."""
-    return journal.result(scores_name(record.get("name", EVALUATION)))
+def find_scores(journal: Journal, record: Mapping[str, Any]) -> Scores:
+    """What is kept beside a record."""
+    return journal.result(scores_name(record["name"])) or {}
 
 
 def scores_name(name: str) -> str:
     return f"scores of {name}"
 
 
-def statistics(state: Path, record: Mapping[str, Any]) -> Statistics | None:
-    """None: an earlier version measured."""
+def statistics(state: Path, record: Mapping[str, Any]) -> Statistics:
     with Journal.read_only(Layout(state).journal) as journal:
         return statistics_of(record, find_scores(journal, record))
 
@@ -278,8 +273,7 @@ def _recorded(
     stay, and its count does."""
     there, beside = find_evaluation(journal, name), journal.result(scores_name(name))
     if there is not None:
-        images = [of.get("test_set") for of in (there, record)]
-        if which(there) == which(record) and images[0] in (None, images[1]):
+        if which(there) == which(record) and there["test_set"] == record["test_set"]:
             parts = {key: {**there[key], **record[key]} for key in ("rounds", "weights", "auc_validation", "test")}
             record = {**record, **parts}
             scores = joined(beside, scores) if scores else beside
@@ -308,7 +302,7 @@ def _thresholds(scores: Scores, sensitivity: float | None) -> dict[str, Any]:
 def _uses_before(layout: Layout, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
     """Other evaluations that saw some of these test images: of other rounds, and of earlier runs in past/.
 
-    `images` is None where an earlier version measured: which images it saw nobody knows.
+    A journal there that another version of hsl-node wrote cannot be read, and is not counted.
     """
     mine, found = set(ids), []
     for path in (layout.journal, *sorted(layout.past.glob(f"*/{layout.journal.name}"))):
@@ -316,9 +310,7 @@ def _uses_before(layout: Layout, name: str, ids: Sequence[str]) -> list[dict[str
             for other, record in find_evaluations(journal).items():
                 if (path, other) == (layout.journal, name) or "external" in record:
                     continue
-                scores = journal.result(scores_name(other))
-                seen = len(mine & set(scores["test"]["ids"])) if scores else None
-                if seen != 0:
+                if seen := len(mine & set(find_scores(journal, record)["test"]["ids"])):
                     use = {"kind": record["kind"], "round": record["round"], "at": record["at"], "images": seen}
                     use["times"] = record["evaluated"]
                     found.append({**use, "earlier_run": path != layout.journal})

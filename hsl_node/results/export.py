@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hsl_node.train.predictor import Predictor
     from hsl_node.train.progress import Report
 
-# What an evaluation tells of this site's images: counts and digests. An earlier version's record lacks some.
+# What an evaluation tells of this site's images: counts and digests.
 _DATA = ("images", "patients", "without_patient", "test_set", "split_sha256")
 
 

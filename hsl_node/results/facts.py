@@ -25,7 +25,7 @@ class Measured:
     """One evaluation: of the final model, of another round's, or of images from elsewhere."""
 
     record: Mapping[str, Any]
-    statistics: Statistics | None  # None: an earlier version measured
+    statistics: Statistics
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,13 @@ from hsl_node.results.evaluate import EVALUATION
 from hsl_node.results.facts import NodeFacts
 from hsl_node.results.figures import STYLES, calibration_panel, roc_panel
 from hsl_node.results.statistics import Statistics
-from hsl_node.results.words import FIGURES, MODELS
+from hsl_node.results.words import MODELS
 
 
 def columns(nodes: Sequence[NodeFacts]) -> dict[str, str]:
-    """Of the table: the figures with an interval that any evaluation has; the plain ones too, where one has none."""
+    """Of the table: the figures that any evaluation has."""
     found = {name: word for node in nodes for m in node.measured for name, word in words.shown(m.statistics).items()}
-    plain = any(m.statistics is None for node in nodes for m in node.measured)
-    ordered = {name: word for name, word in words.SURE.items() if name in found or name == "auc"}
-    return ordered | ({name: words.PLAIN.get(name, name) for name in FIGURES[1:]} if plain else {})
+    return {name: word for name, word in words.SURE.items() if name in found or name == "auc"}
 
 
 def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -29,7 +27,7 @@ def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[s
         for number, measured in enumerate(node.measured):
             record, statistics = measured.record, measured.statistics
             kinds = [k for k in MODELS if k in record["test"]]
-            best = statistics.best([k for k in kinds if k in words.COMPARED]) if statistics else None
+            best = statistics.best([k for k in kinds if k in words.COMPARED])
             where = f"At {node.name}" if len(nodes) > 1 else "At this hospital"
             found.append(
                 {
@@ -43,20 +41,18 @@ def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[s
                     "name_of_round": record.get("name", EVALUATION) != EVALUATION,
                     "counts": words.counted(record),
                     "split": words.split_by(record),
-                    "by": words.by_whom(statistics) if statistics else words.NO_INTERVALS,
+                    "by": words.by_whom(statistics),
                     "models": [
                         {
                             "kind": k,
                             "word": MODELS[k],
                             "best": k == best,
-                            "cells": [_cell(record, statistics, k, name) for name in shown],
+                            "cells": [_cell(statistics, k, name) for name in shown],
                             **record["test"][k],
                         }
                         for k in kinds
                     ],
-                    "judgements": words.judgements(where, statistics, record["kind"])
-                    if statistics
-                    else _plain(where, record),
+                    "judgements": words.judgements(where, statistics, record["kind"]),
                     "thresholds": words.threshold_lines(record, kinds),
                     "by_class": _by_class(statistics, record),
                     "uses": words.uses(record),
@@ -66,30 +62,17 @@ def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[s
     return found
 
 
-def _cell(record: Mapping[str, Any], statistics: Statistics | None, kind: str, name: str) -> dict[str, str]:
+def _cell(statistics: Statistics, kind: str, name: str) -> dict[str, str]:
     """A figure, and its interval or ""."""
-    model = statistics.models.get(kind) if statistics else None
-    if name in words.SURE and model is not None:
-        estimate = getattr(model, name)
-        sure = estimate.low is not None and estimate.high is not None
-        span = f"{estimate.low:.3f}–{estimate.high:.3f}" if sure else ""
-        return {"value": auc(estimate.value, "undefined"), "span": span}
-    known = name if name in FIGURES and (name == "auc" or statistics is None) else ""
-    return {"value": auc(record["test"][kind][known], "undefined") if known else "", "span": ""}
+    estimate = getattr(statistics.models[kind], name)
+    sure = estimate.low is not None and estimate.high is not None
+    span = f"{estimate.low:.3f}–{estimate.high:.3f}" if sure else ""
+    return {"value": auc(estimate.value, "undefined"), "span": span}
 
 
-def _plain(where: str, record: Mapping[str, Any]) -> list[str]:
-    """Of an earlier version's record, which has no intervals."""
-    found, alone = (record["test"].get(k, {}).get("auc") for k in (record["kind"], "alone"))
-    if found is None or alone is None:
-        return []
-    its = words.HOSPITALS[record["kind"]]
-    return [f"{where} the AUC of {its} less that of the one trained alone is {words.signed(found - alone)}."]
-
-
-def _by_class(statistics: Statistics | None, record: Mapping[str, Any]) -> list[dict[str, str]]:
+def _by_class(statistics: Statistics, record: Mapping[str, Any]) -> list[dict[str, str]]:
     """Of more than two classes, each against the rest."""
-    if statistics is None or len(record["classes"]) == 2:
+    if len(record["classes"]) == 2:
         return []
     return [
         {"model": MODELS[kind], "class": name, "images": str(statistics.images_of[name]),
@@ -106,7 +89,7 @@ def pictures(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
         for number, measured in enumerate(node.measured):
             name, test = f"{node.name}-{number}", measured.record["test"]
             curves = {k: lines for k, m in test.items() if (lines := [c for c in m["roc"] if c])}
-            models = measured.statistics.models if measured.statistics else {}
+            models = measured.statistics.models
             bins = {k: model.calibration for k, model in models.items() if k in STYLES and model.calibration}
             found.append(
                 {

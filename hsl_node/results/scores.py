@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsl_node.errors import UsageError
 from hsl_node.host.files import write_new
 from hsl_node.host.units import as_csv
 from hsl_node.results.statistics import Statistics, describe
@@ -52,11 +51,8 @@ def digest_of(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(ids)).encode("ascii")).hexdigest()
 
 
-def statistics_of(record: Mapping[str, Any], scores: Scores | None) -> Statistics | None:
-    """None: an earlier version measured, which kept no scores."""
-    part = next((scores[name] for name in TEST_PARTS if name in scores), None) if scores else None
-    if part is None:
-        return None
+def statistics_of(record: Mapping[str, Any], scores: Scores) -> Statistics:
+    part = next(scores[name] for name in TEST_PARTS if name in scores)
     labels, found = arrays_of(part)
     ordered = {str(kind): found[kind] for kind in ORDER if kind in found}
     limits = {kind: limit["value"] for kind, limit in record.get("thresholds", {}).items()}
@@ -79,20 +75,10 @@ def joined(there: Scores | None, found: Scores) -> Scores:
 # ------------------------------------------------------------------ as CSV
 
 
-def write_scores(
-    path: Path, record: Mapping[str, Any], scores: Scores | None, names: Mapping[str, tuple[str, str]]
-) -> None:
+def write_scores(path: Path, record: Mapping[str, Any], scores: Scores, names: Mapping[str, tuple[str, str]]) -> None:
     """One row for each image and model. `names`: sha256 -> the site's own (name of the image, patient), where the
     source still has it; else the patient stands as its pseudonym.
-
-    Raises:
-        UsageError: an earlier version measured, which kept no scores.
     """
-    if scores is None:
-        raise UsageError(
-            "no scores are kept of this evaluation: an earlier version measured it",
-            remedy="with --again it is measured anew, and counted",
-        )
     classes = record["classes"]
     figures = (*(f"p_{name}" for name in classes), *(f"log_odds_{name}" for name in classes))
     head = ("image", "sha256", "patient", "split", "label", "model", "model_sha256", *figures)

@@ -23,9 +23,8 @@ HOSPITALS = {  # model, in sentences: its `kind`
     "fused": "the fused model",
     "recalibrated": "the recalibrated fused model",
 }
-FIGURES = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")  # in the order of tables
-NO_INTERVALS = "An earlier version measured this: no intervals."
-PLAIN = {"auc": "AUC", "f1": "F1"}
+FIGURES = ("accuracy", "sensitivity", "specificity", "precision", "f1")  # in the order of tables
+PLAIN = {"f1": "F1"}
 SURE = {
     "auc": "AUC",
     "auc_patients": "AUC by patient",
@@ -104,11 +103,10 @@ def uses(record: Mapping[str, Any]) -> list[str]:
 
 
 def _use(use: Mapping[str, Any]) -> str:
-    what = "images that may be the same" if use["images"] is None else f"{use['images']} of these images"
+    what = f"{use['images']} of these images"
     run = "in an earlier run" if use["earlier_run"] else "in this run"
     many = f", {use['times']} times" if use["times"] > 1 else ""
-    model = model_of({"kind": "fused", **use})  # of an earlier version's it was that
-    return f"Before: {what}, {run}, with {model}, last on {day(use['at'])}{many}."
+    return f"Before: {what}, {run}, with {model_of(use)}, last on {day(use['at'])}{many}."
 
 
 def model_of(record: Mapping[str, Any]) -> str:
@@ -144,10 +142,10 @@ def left_out(images: int) -> str:
 
 
 def split_by(record: Mapping[str, Any]) -> str:
-    """By patient, study or image; "": an earlier version did not note it, or the images measured were never split."""
-    if "without_patient" not in record or "external" in record:
+    """By patient, study or image; "": the images measured were never split."""
+    if "external" in record:
         return ""
-    unknown, images, by_study = record["without_patient"], sum(record["images"].values()), record.get("by_study", 0)
+    unknown, images, by_study = record["without_patient"], sum(record["images"].values()), record["by_study"]
     if unknown == images:
         return "split by image: no patient is known, so images of one patient may be on both sides"
     said = ["split by patient"] if by_study + unknown < images else []
@@ -163,9 +161,7 @@ def day(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(at))
 
 
-def evaluation_text(
-    record: Mapping[str, Any], statistics: Statistics | None = None, *, asked: float | None = None
-) -> str:
+def evaluation_text(record: Mapping[str, Any], statistics: Statistics, *, asked: float | None = None) -> str:
     """The record as a table for the terminal. What was measured before `asked` (wall clock) is said to be stored."""
     kinds = [k for k in MODELS if k in record["test"]]
     header = ("external set" if "external" in record else "test set", *(MODELS[k] for k in kinds))
@@ -179,11 +175,8 @@ def evaluation_text(
     ]
     if missing:
         lines += ["", missing]
-    if statistics is not None:
-        lines += ["", by_whom(statistics), *threshold_lines(record, kinds)]
-        lines += ["", *judgements("At this hospital", statistics, record["kind"])]
-    else:
-        lines += ["", f"{NO_INTERVALS} With --again it is measured anew, and counted."]
+    lines += ["", by_whom(statistics), *threshold_lines(record, kinds)]
+    lines += ["", *judgements("At this hospital", statistics, record["kind"])]
     if left := record.get("external", {}).get("left_out"):
         lines += ["", left_out(left)]
     if asked is not None and record["at"] < asked:
@@ -196,27 +189,24 @@ def evaluation_text(
     return "\n".join(lines)
 
 
-def _rows(record: Mapping[str, Any], kinds: Sequence[str], statistics: Statistics | None) -> list[tuple[str, ...]]:
-    """With their intervals first; then at 0.5, or by the most likely class, as earlier versions have them."""
-    models = statistics.models if statistics else {}
+def _rows(record: Mapping[str, Any], kinds: Sequence[str], statistics: Statistics) -> list[tuple[str, ...]]:
+    """With their intervals first; then at 0.5, or by the most likely class."""
+    models = statistics.models
     rows = []
     for name, word in shown(statistics).items():
         cells = (estimate(getattr(models[k], name)) if k in models else "" for k in kinds)
         rows.append((word, *cells))
-    if statistics and len(record["classes"]) > 2:
+    if len(record["classes"]) > 2:
         for c in record["classes"]:
             cells = (estimate(models[k].classes[c].auc) if k in models else "" for k in kinds)
             rows.append((f"AUC of {c}", *cells))
-    at = "" if statistics is None else " at 0.5" if len(record["classes"]) == 2 else ""
-    plain = FIGURES if statistics is None else FIGURES[1:]
-    rows += [(PLAIN.get(f, f) + at, *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in plain]
+    at = " at 0.5" if len(record["classes"]) == 2 else ""
+    rows += [(PLAIN.get(f, f) + at, *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in FIGURES]
     return rows
 
 
-def shown(statistics: Statistics | None) -> dict[str, str]:
+def shown(statistics: Statistics) -> dict[str, str]:
     """Of SURE what this set has: figures by patient where some have several images, at a threshold for two classes."""
-    if statistics is None:
-        return {}
     several = statistics.patients is not None and statistics.patients < statistics.images
     limited = any(model.sensitivity.value is not None for model in statistics.models.values())
     absent = {*["auc_patients"] * (not several), *["sensitivity", "specificity"] * (not limited)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from federations import Members
 from hsl_node.federation.config import federation_text
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.host.layout import Layout
-from hsl_node.results.evaluate import EVALUATION
+from hsl_node.results.evaluate import EVALUATION, scores_name
 from hsl_node.sync.round import Phase, State, to_json
 from hsl_node.sync.store.journal import Journal
 
@@ -28,17 +29,35 @@ def evaluation(fused: float | None, alone: float | None, *, classes: tuple[str, 
     return {
         "evaluated": 1,
         "final": True,
+        "name": EVALUATION,
         "kind": "fused",
         "round": 2,
         "rounds": {"fused": 2},
         "why": "fused model of round 2: best validation AUC here, 0.700",
         "at": 0.0,
         "images": {"train": 30, "validation": 5, "test": 10},
+        "without_patient": 10,
+        "by_study": 0,
         "classes": list(classes),
         "weights": {"fused": "2" * 64, "alone": "a" * 64},
         "auc_validation": {"fused": 0.9, "alone": 0.8},
         "test": {"fused": metrics(fused), "alone": metrics(alone)},
     }
+
+
+def scores(record: dict[str, Any]) -> dict[str, Any]:
+    """Of ten images, five of each class, that give the record's AUCs, tenths; of one class where these are None."""
+    areas = {kind: found["auc"] for kind, found in record["test"].items()}
+    labels = [int(None in areas.values() or n > 4) for n in range(10)]
+    chances = {k: [0.1, 0.2, 0.3, 0.4, 0.5, *[(5 * (a or 0) + 0.5) / 10] * 5] for k, a in areas.items()}
+    part = {
+        "ids": [f"{n:064x}" for n in range(10)],
+        "patients": [None] * 10,
+        "labels": labels,
+        "probabilities": chances,
+        "log_odds": {kind: [math.log(p / (1 - p)) for p in found] for kind, found in chances.items()},
+    }
+    return {"validation": part, "test": part}
 
 
 def make_state(
@@ -78,4 +97,5 @@ def make_state(
                         journal.record_transfer(round, peer, "sent", 1_000_000, 4096 * round, round - 1, 0.5)
             if record:
                 journal.record_result(EVALUATION, record)
+                journal.record_result(scores_name(EVALUATION), scores(record))
     return layout.state

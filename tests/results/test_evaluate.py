@@ -139,21 +139,6 @@ def test_images_that_are_grouped_by_their_study_are_not_said_to_be_split_by_pati
     ) and "; 5 images" in words.split_by(some)
 
 
-def test_a_record_of_an_earlier_version_is_shown_and_said_to_have_no_intervals(state: Path) -> None:
-    found = evaluate.evaluate(state)
-    old = {k: found[k] for k in ("evaluated", "final", "round", "at", "images", "classes", "weights", "test")}
-    with Journal.create(Layout(state).journal) as journal:
-        journal.record_result(evaluate.EVALUATION, {**old, "auc_validation": found["auc_validation"]})
-        journal._write("DELETE FROM results WHERE name = ?", (evaluate.scores_name(evaluate.EVALUATION),))
-    shown = run(state)
-    assert shown.exit_code == 0
-    assert f"{found['test']['fused']['auc']:.3f}" in shown.stdout
-    assert "An earlier version measured this: no intervals." in shown.stdout
-    assert "no scores are kept" in str(run(state, "--scores", str(state.parent / "s.csv")).exception)
-    again = evaluate.evaluate(state, again=True)
-    assert again["evaluated"] == 2 and evaluate.statistics(state, again) is not None
-
-
 # ------------------------------------------------------------------ the threshold
 
 
@@ -256,7 +241,7 @@ def test_a_round_that_is_named_is_measured_and_counts_as_a_use(state: Path) -> N
     assert [(u["round"], u["images"], u["earlier_run"]) for u in found["used_before"]] == [
         (1, found["images"]["test"], False)
     ]
-    text = words.evaluation_text(found)
+    text = words.evaluation_text(found, evaluate.statistics(state, found))
     assert "The test set has been used 2 times" in text
     assert f"{found['images']['test']} of these images, in this run, with the fused model of round 1" in text
     assert evaluate.evaluate(state) == best and evaluate.evaluate(state, round=2) == found
@@ -291,7 +276,7 @@ def test_a_test_set_that_an_earlier_run_used_is_said_to_be_used_with_the_day(sta
     assert found["evaluated"] == 1 and found["test_set"] == first["test_set"]
     (use,) = found["used_before"]
     assert (use["images"], use["earlier_run"], use["times"]) == (first["images"]["test"], True, 1)
-    text = words.evaluation_text(found)
+    text = words.evaluation_text(found, evaluate.statistics(state, found))
     assert "The test set has been used 2 times" in text
     assert f"in an earlier run, with the fused model of round 1, last on {words.day(first['at'])}" in text
 

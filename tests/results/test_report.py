@@ -117,16 +117,16 @@ def test_undefined_auc_is_said_and_explained_never_a_number(tmp_path: Path, memb
     page = Page(report.build([state], tmp_path / "report.html"))
     rows = re.search(r"Test results.*?Validation AUC", page.squeezed())
     assert rows is not None
-    assert rows[0].count("undefined") == 3  # of both models, and in the explanation
+    assert rows[0].count("undefined") == 6  # AUC and AUPRC of both models, the sentence and the explanation
     assert "birch: undefined: the test set holds no image of class no" in page.squeezed()
 
 
 def test_test_figures_confusions_and_counts_are_those_of_the_journal(tmp_path: Path, members: Members) -> None:
-    state = make_state(tmp_path, members, "ash", record=evaluation(0.9, 0.8125))
+    state = make_state(tmp_path, members, "ash", record=evaluation(0.9, 0.8))
     text = Page(report.build([state], tmp_path / "report.html")).squeezed()
-    assert "ash 30 10 trained alone 0.812" in text
+    assert "ash 30 10 trained alone 0.800" in text
     assert "fused, round 2 0.900" in text
-    assert "+0.088" in text  # 0.9 - 0.8125
+    assert "5 of no, 5 of yes; at least 10 of each class are needed" in text
     assert "no 4 80 % 1 20 % yes 1 20 % 4 80 %" in text
 
 

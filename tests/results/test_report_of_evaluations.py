@@ -60,6 +60,7 @@ def state_with(
         "images": {"train": 30, "validation": 5, "test": images},
         "patients": {"train": 20, "validation": 4, "test": images},
         "without_patient": 0,
+        "by_study": 0,
         "weights": {"fused": "2" * 64, "local": "3" * 64, "alone": "a" * 64},
         "test": {kind: asdict(measure(labels, values)) for kind, values in found.items()},
         "thresholds": {k: {"value": 0.25, "rule": "largest Youden's J"} for k, p in found.items() if p.ndim == 1},
@@ -159,7 +160,7 @@ def test_another_round_and_an_external_set_stand_beside_the_final_model(tmp_path
 
 
 def test_a_test_set_that_was_used_before_is_said_to_be(tmp_path: Path, members: Members) -> None:
-    use = {"at": 0.0, "round": 5, "times": 2, "images": 118, "earlier_run": True}
+    use = {"at": 0.0, "kind": "fused", "round": 5, "times": 2, "images": 118, "earlier_run": True}
     text = words_of(page_of(state_with(tmp_path, members, fused=GOOD, changes={"used_before": [use]})))
     assert "The test set has been used 3 times: the figures lean towards it." in text
     assert (

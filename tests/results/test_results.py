@@ -33,6 +33,10 @@ def state(tmp_path: Path, federation_of: FederationOf) -> Path:
     return finished_run(tmp_path, federation_of)
 
 
+def text_of(state: Path, record: dict[str, Any], asked: float | None = None) -> str:
+    return words.evaluation_text(record, evaluate.statistics(state, record), asked=asked)
+
+
 def recorded(state: Path) -> dict[str, object]:
     with Journal.read_only(Layout(state).journal) as journal:
         found = journal.result(evaluate.EVALUATION)
@@ -62,16 +66,16 @@ def test_measuring_again_is_counted_and_said(state: Path) -> None:
     again = evaluate.evaluate(state, again=True)
     assert again["evaluated"] == 2
     assert again["test"] == first["test"]
-    assert "has been used 2 times" in words.evaluation_text(again)
-    assert "times" not in words.evaluation_text(first)
+    assert "has been used 2 times" in text_of(state, again)
+    assert "times" not in text_of(state, first)
 
 
 def test_a_stored_result_is_said_to_be_stored_and_from_when(state: Path) -> None:
     first = evaluate.evaluate(state)
     before, after = first["at"] - 1, first["at"] + 1
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(first["at"]))
-    assert f"The stored result of {day}" in words.evaluation_text(first, asked=after)
-    assert "stored" not in words.evaluation_text(first, asked=before)
+    assert f"The stored result of {day}" in text_of(state, first, asked=after)
+    assert "stored" not in text_of(state, first, asked=before)
     shown = CliRunner().invoke(app, ["--state", str(state), "evaluate"])
     assert shown.exit_code == 0 and f"The stored result of {day}" in shown.stdout
 
@@ -84,7 +88,7 @@ def test_what_a_record_lacks_is_added_without_scoring_the_rest_again(state: Path
     assert found["evaluated"] == 1
     assert found["test"]["fused"] == first["test"]["fused"]
     assert found["weights"]["alone"] == sha256_of(state / "trainer" / "alone.safetensors")
-    assert "trained alone" in words.evaluation_text(found)
+    assert "trained alone" in text_of(state, found)
     assert evaluate.evaluate(state, again=False) == found
 
 
@@ -110,7 +114,7 @@ def test_unfinished_run_leaves_the_test_set_untouched(state: Path, monkeypatch: 
         evaluate.evaluate(state)
     found = evaluate.evaluate(state, again=True)
     assert not found["final"]
-    assert "before the run was over" in words.evaluation_text(found)
+    assert "before the run was over" in text_of(state, found)
 
 
 @pytest.mark.parametrize("harm", ["gone", "altered"])
@@ -216,9 +220,15 @@ def test_figures_of_one_run_are_never_recorded_in_the_journal_of_the_next(
 
 
 def test_a_record_of_another_runs_model_is_not_shown(state: Path, tmp_path: Path) -> None:
-    """As an earlier version may have left it: neither by evaluate, nor on the card of an export."""
+    """As a run before may have left it: neither by evaluate, nor on the card of an export."""
     with Journal.create(Layout(state).journal) as journal:
-        alien = {"evaluated": 3, "final": True, "round": 1, "weights": {"fused": "c" * 64, "local": "d" * 64}}
+        alien = {
+            "evaluated": 3,
+            "final": True,
+            "kind": "fused",
+            "round": 1,
+            "weights": {"fused": "c" * 64, "local": "d" * 64},
+        }
         journal.record_result(evaluate.EVALUATION, {**alien, "test": {"fused": {"auc": 1}, "local": {"auc": 1}}})
     export.export(state, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "model.json").read_text())["test"] is None
