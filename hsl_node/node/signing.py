@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from hsl_node import __version__
+from hsl_node.errors import ConfigError, PeerDataError
 from hsl_node.federation import identity
 from hsl_node.federation.methods import package_of
 from hsl_node.federation.names import Digest, Round
@@ -13,7 +14,7 @@ from hsl_node.node.here import Here, Keys
 from hsl_node.node.machine import Happened
 from hsl_node.node.trainer import Event
 from hsl_node.sync.candidates import best_scores
-from hsl_node.sync.manifest import Manifest, claim_of, parse_manifest
+from hsl_node.sync.manifest import Manifest, check_said, claim_of, parse_manifest
 from hsl_node.sync.plateau import plateaued
 from hsl_node.sync.round import Declare, Phase, State, Trained
 from hsl_node.sync.store.journal import Journal
@@ -36,13 +37,22 @@ class Signing:
         return self._promise(self._manifest(action.round, Digest(action.base), 0, samples))
 
     async def trained(self, round: Round, event: Event) -> Happened:
-        """The checkpoint in outbox/, by the trainer's word of it."""
+        """The checkpoint in outbox/, by the trainer's word of it.
+
+        Raises:
+            ConfigError: the method says what its own card does not allow.
+        """
         await self.nobody_objects()
-        return self._promise(
-            self._manifest(
-                round, Digest(event["sha256"]), event["bytes"], event["samples"], event["score"], event["said"]
-            )
-        )
+        digest = Digest(event["sha256"])
+        manifest = self._manifest(round, digest, event["bytes"], event["samples"], event["score"], event["said"])
+        try:
+            check_said(manifest, self.here.federation.plan)
+        except PeerDataError as exc:
+            raise ConfigError(
+                f"this node {exc.message}: every peer would refuse that, so nothing was signed",
+                remedy="it is a fault of the method's code: install a version without it at all hospitals",
+            ) from exc
+        return self._promise(manifest)
 
     def _manifest(
         self,

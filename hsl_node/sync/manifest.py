@@ -162,12 +162,16 @@ def check(manifest: Manifest, name: FileName, federation: Federation, sender: Pe
         raise PeerDataError(f"round {manifest.round} has no earlier inputs", code="manifest")
     if manifest.round > 1 and set(manifest.inputs) != set(federation.peers):
         raise PeerDataError("inputs do not name the full set", code="manifest")
-    _check_said(manifest, federation.plan)
+    check_said(manifest, federation.plan)
     _check_halted(manifest, federation.plan)
 
 
-def _check_said(manifest: Manifest, plan: Plan) -> None:
-    """A fusion may count by these numbers, and nobody can check them: so there are just these, within their bounds."""
+def check_said(manifest: Manifest, plan: Plan) -> None:
+    """A fusion may count by these numbers, and nobody can check them: so there are just these, within their bounds.
+
+    Raises:
+        PeerDataError: code `said`.
+    """
     declared = {} if manifest.statement else {said.name: said for said in plan.card.says}
     if manifest.said.keys() != declared.keys():
         found, wanted = (escaped(", ".join(sorted(names)), 200) or "nothing" for names in (manifest.said, declared))

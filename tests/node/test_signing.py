@@ -21,7 +21,7 @@ from hostile import until
 from ports import free_ports
 from weights import weights
 
-from hsl_node.errors import LocalStateError
+from hsl_node.errors import ConfigError, LocalStateError
 from hsl_node.federation.identity import MANIFEST_NAMESPACE
 from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import NodeConfig
@@ -125,6 +125,19 @@ def test_threat_12_a_signature_that_a_peer_lists_after_the_start_ends_the_node_b
                 await signs(node)
             assert node.journal.signed(ROUND) is None and node.machine.state == before
             assert node.journal.meta("recover")
+
+    run(story)
+
+
+def test_a_number_that_every_peer_would_refuse_is_not_signed(site: Site) -> None:
+    """A signature is for good: the run would stand still at every hospital."""
+
+    async def story() -> None:
+        async with site, node_before(site, BEFORE["checkpoint"]) as node:
+            event = await trained({"out": str(node.layout.outbox(ROUND))})
+            with pytest.raises(ConfigError, match=r"this node says steps beside its checkpoint; .* nothing was signed"):
+                await node.running.signing.trained(Round(ROUND), {**event, "said": {"steps": 3}})
+            assert node.journal.signed(ROUND) is None
 
     run(story)
 
