@@ -47,15 +47,15 @@ MethodName = Annotated[str, AfterValidator(lambda name: card_of(name).name)]
 
 
 class Augment(Frozen):
-    """How training images are altered, anew in every epoch; all 0: not at all."""
+    """How training images are altered, anew in every epoch; all 0: not at all. Why these: docs/decisions, 0080."""
 
-    flip: bool = False  # left and right
+    flip: bool = True  # left and right
     flip_upright: bool = False  # up and down
-    shift: float = Field(0.0, ge=0, le=0.5)  # of the side, at most
-    zoom: float = Field(0.0, ge=0, le=0.5)  # in or out, at most
-    turn: float = Field(0.0, ge=0, le=180)  # degrees either way, at most
-    brightness: float = Field(0.0, ge=0, le=1)  # of the range, at most
-    contrast: float = Field(0.0, ge=0, le=1)
+    shift: float = Field(0.1, ge=0, le=0.5)  # of the side, at most
+    zoom: float = Field(0.15, ge=0, le=0.5)  # in or out, at most
+    turn: float = Field(15.0, ge=0, le=180)  # degrees either way, at most
+    brightness: float = Field(0.2, ge=0, le=1)  # of the range, at most
+    contrast: float = Field(0.2, ge=0, le=1)
 
 
 class Plan(Frozen):
@@ -83,7 +83,7 @@ class Plan(Frozen):
     momentum: float = Field(0.0, ge=0, lt=1)  # SGD's
     learning_rate: float = Field(1e-3, gt=0, le=1)
     learning_rate_min: float = Field(1e-4, ge=0, le=1)
-    schedule: Literal["restarts", "cosine_run"] = "restarts"  # cycles, or one fall over the whole run
+    schedule: Literal["restarts", "cosine_run"] = "cosine_run"  # cycles, or one fall over the whole run
     cosine_period_epochs: int = Field(10, ge=1, le=10_000)
     warmup_epochs: int = Field(0, ge=0, le=10_000)  # of the run: from nearly 0 to learning_rate
     weight_decay: float = Field(1e-4, ge=0, le=1)
