@@ -58,6 +58,9 @@ class Augment(Frozen):
     contrast: float = Field(0.2, ge=0, le=1)
 
 
+UNALTERED = Augment(flip=False, shift=0, zoom=0, turn=0, brightness=0, contrast=0)
+
+
 class Plan(Frozen):
     """What all peers agreed to train. The published HSL is `[plan.hsl] preset = "published"`, not these defaults."""
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.names import Peer
-from hsl_node.federation.plan import Plan
+from hsl_node.federation.plan import UNALTERED, Plan
 from hsl_node.train.batches import Indices, epoch_pairs, upload
 from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.hardware import derived_seed
@@ -36,7 +36,7 @@ from hsl_node.train.start import place
 from hsl_node.train.state_dict import all_tensors, to_weights
 from hsl_node.weights.checkpoint_file import write_weights
 
-NOT_HERE = ("augment", "class_balance", "clip_norm")  # keys of the plan
+NOT_HERE = {"augment": UNALTERED, "class_balance": "none", "clip_norm": 0.0}  # keys of the plan, as they must be
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -110,7 +110,7 @@ def simulate(
 
 def _require_plain(sites: Mapping[Peer, Site], plan: Plan) -> None:
     """Or it would be compared with methods that train on other images, by another loss."""
-    other = [key for key in NOT_HERE if getattr(plan, key) != Plan.model_fields[key].default]
+    other = [key for key, plain in NOT_HERE.items() if getattr(plan, key) != plain]
     if other:
         raise ConfigError(
             f"splitavg is simulated without {', '.join(other)}",

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hsl_node.federation.plan import Augment
+from hsl_node.federation.plan import UNALTERED, Augment
 
-NOTHING = Augment()
 PER_IMAGE = 8  # numbers: two flips, two shifts, zoom, turn, brightness, contrast
 
 
@@ -37,7 +36,7 @@ class Changes:
 
 def draw(augment: Augment, rng: np.random.Generator, count: int) -> Changes | None:
     """The changes of the next `count` images. None, and nothing drawn, where the plan wants none."""
-    if augment == NOTHING:
+    if augment == UNALTERED:
         return None
     u = rng.random((count, PER_IMAGE))
     even = 2 * u - 1  # -1..1

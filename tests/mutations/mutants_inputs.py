@@ -169,9 +169,9 @@ INPUT_MUTANTS = (
     Mutant(
         "own files",
         "a trainer is given whatever lies there",
-        "node/training.py",
-        "        there = left.own is not None and await asyncio.to_thread(holds, *left.own)",
-        "        there = left.own is not None and left.own[0].exists()",
+        "sync/store/exchange.py",
+        "        if holds(layout.own(round), digests[round]):",
+        "        if layout.own(round).exists():",
         "node/test_training.py::test_lost_private_tensors_begin_anew_and_that_is_said_loudly[altered]",
         ("node/test_training.py",),
         "the trainer compares it as well",

@@ -96,8 +96,8 @@ MORE_MUTANTS = (
         "ask first",
         "a round's checkpoint is signed without asking",
         "node/signing.py",
-        "        await self.nobody_objects()\n        return self._promise(\n",
-        "        return self._promise(\n",
+        "        await self.nobody_objects()\n        digest = ",
+        "        digest = ",
         "node/test_signing.py::test_threat_12_a_signature_that_a_peer_lists_after_the_start_ends_the_node_before_it_signs"
         "[checkpoint]",
         ("node/test_signing.py",),

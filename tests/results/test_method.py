@@ -7,7 +7,7 @@ from federations import FederationOf
 
 from hsl_node.federation.config import AnchorCard, Federation
 from hsl_node.federation.methods import CARDS, FAITH
-from hsl_node.federation.plan import Augment, Plan
+from hsl_node.federation.plan import UNALTERED, Plan
 from hsl_node.results import method
 
 
@@ -37,8 +37,8 @@ def test_each_method_is_told_and_cited_as_its_card_says(federation: Federation, 
     assert ("anchor images" in said["loss"]) == ("anchor_weight" in card.settings), "fedktl has no such term"
 
 
-def test_at_the_defaults_nothing_is_claimed_that_was_not_done(federation: Federation) -> None:
-    said = told(federation, Plan(method="fedavg"))
+def test_without_augmentation_nothing_is_claimed_that_was_not_done(federation: Federation) -> None:
+    said = told(federation, Plan(method="fedavg", augment=UNALTERED, schedule="restarts"))
     assert said["optimiser"] == (
         "Adam, batches of 32, weight decay 0.0001, learning rate by cosine from 0.001 to 0.0001 every 10 epochs"
     )
@@ -47,7 +47,7 @@ def test_at_the_defaults_nothing_is_claimed_that_was_not_done(federation: Federa
 
 
 def test_what_the_plan_changes_is_told(federation: Federation) -> None:
-    augment = Augment(flip=True, shift=0.1, turn=15, contrast=0.2)
+    augment = UNALTERED.model_copy(update={"flip": True, "shift": 0.1, "turn": 15, "contrast": 0.2})
     plan = Plan(
         method="fedprox", settings={"mu": 0.5}, optimizer="sgd", momentum=0.9, clip_norm=10, schedule="cosine_run",
         warmup_epochs=2, norm="group", recalibrate=False, class_balance="weights", augment=augment, fusion="median",

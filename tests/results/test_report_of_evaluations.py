@@ -205,7 +205,10 @@ def test_a_machine_is_told_with_processor_threads_and_precision_and_the_method_w
     text = words_of(page_of(state_with(tmp_path, members, fused=GOOD)))
     assert "Abacus 3000 (cpu), 4 threads, bfloat16" in text
     assert "binary cross-entropy; classes are not weighted" in text
-    assert "not augmented" in text and "the epoch with the best validation AUC goes into the fusion" in text
+    assert (
+        "in training at random mirrored left and right" in text
+        and "the epoch with the best validation AUC goes into the fusion" in text
+    )
     assert "60 / 10 / 30 % train, validation, test" in text
     assert "McMahan, B. et al." in text
 

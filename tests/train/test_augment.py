@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsl_node.federation.plan import Augment
-from hsl_node.train.augment import NOTHING, Changes, change, draw
+from hsl_node.federation.plan import UNALTERED, Augment
+from hsl_node.train.augment import Changes, change, draw
 from hsl_node.train.batches import upload
 
 ALL = Augment(flip=True, flip_upright=True, shift=0.1, zoom=0.2, turn=15, brightness=0.2, contrast=0.3)
@@ -27,6 +27,10 @@ class Fixed:
 
     def random(self, shape: tuple[int, int]) -> np.ndarray:
         return np.tile(self.row, (shape[0], 1))
+
+
+def altered(**only: float) -> Augment:
+    return UNALTERED.model_copy(update=only)
 
 
 def images(count: int = 4, size: int = 16, colour: bool = False, seed: int = 0) -> torch.Tensor:
@@ -50,7 +54,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, within: float = 0.01) -> No
 
 def test_without_a_setting_nothing_is_drawn_and_the_bytes_are_as_before():
     rng = np.random.default_rng(3)
-    assert draw(NOTHING, rng, 7) is None
+    assert draw(UNALTERED, rng, 7) is None
     assert rng.random() == np.random.default_rng(3).random()
     pixels = images().numpy()
     assert torch.equal(upload(pixels, learning.CPU, None), upload(pixels, learning.CPU))
@@ -62,7 +66,7 @@ def test_without_a_setting_nothing_is_drawn_and_the_bytes_are_as_before():
 @pytest.mark.parametrize("colour", [False, True])
 def test_each_flip_mirrors_its_own_axis_and_half_of_the_images(colour: bool):
     pixels = images(400, 8, colour)
-    for augment, axis in ((Augment(flip=True), 2), (Augment(flip_upright=True), 1)):
+    for augment, axis in ((altered(flip=True), 2), (altered(flip_upright=True), 1)):
         changes = draw(augment, np.random.default_rng(0), 400)
         assert changes is not None
         found, mirrored = change(pixels, changes), pixels.flip(axis).float()
@@ -74,7 +78,7 @@ def test_each_flip_mirrors_its_own_axis_and_half_of_the_images(colour: bool):
 
 def test_a_shift_by_whole_pixels_moves_them_and_brings_black():
     pixels = images(2, 16)
-    found = changed(pixels, Augment(shift=0.25), x=0.75, y=0.0)  # half of 0.25 x 16 px to the right; 4 px up
+    found = changed(pixels, altered(shift=0.25), x=0.75, y=0.0)  # half of 0.25 x 16 px to the right; 4 px up
     wanted = torch.zeros(2, 16, 16)
     wanted[:, :12, 2:] = pixels[:, 4:, :14].float()
     close(found, wanted)
@@ -82,15 +86,15 @@ def test_a_shift_by_whole_pixels_moves_them_and_brings_black():
 
 def test_a_turn_by_a_right_angle_is_that_of_the_array():
     pixels = images(2, 16)
-    close(changed(pixels, Augment(turn=90), turn=1.0), torch.rot90(pixels, -1, (1, 2)), 0.05)
-    close(changed(pixels, Augment(turn=90), turn=0.0), torch.rot90(pixels, 1, (1, 2)), 0.05)
+    close(changed(pixels, altered(turn=90), turn=1.0), torch.rot90(pixels, -1, (1, 2)), 0.05)
+    close(changed(pixels, altered(turn=90), turn=0.0), torch.rot90(pixels, 1, (1, 2)), 0.05)
 
 
 def test_a_zoom_enlarges_about_the_middle():
     pixels = torch.zeros(1, 16, 16, dtype=torch.uint8)
     pixels[:, 6:10, 6:10] = 200  # a square of 4 px: of 6 px at 1.5, of 2 px at 0.5
-    larger = changed(pixels, Augment(zoom=0.5), zoom=1.0)
-    smaller = changed(pixels, Augment(zoom=0.5), zoom=0.0)
+    larger = changed(pixels, altered(zoom=0.5), zoom=1.0)
+    smaller = changed(pixels, altered(zoom=0.5), zoom=0.0)
     assert larger.sum().item() == pytest.approx(200 * 36, rel=0.02)
     assert smaller.sum().item() == pytest.approx(200 * 4, rel=0.02)
     for found in (larger, smaller):
@@ -101,7 +105,7 @@ def test_a_zoom_enlarges_about_the_middle():
 def test_a_flip_comes_before_a_turn_and_a_shift():
     """The order is part of what a seed means: p' = zoom R F p + shift."""
     pixels = images(1, 16)
-    found = changed(pixels, Augment(flip=True, turn=90, shift=0.25), flip=0.0, turn=1.0, x=1.0)
+    found = changed(pixels, altered(flip=True, turn=90, shift=0.25), flip=0.0, turn=1.0, x=1.0)
     wanted = torch.zeros(1, 16, 16)
     wanted[:, :, 4:] = torch.rot90(pixels.flip(2), -1, (1, 2))[:, :, :12].float()
     close(found, wanted, 0.05)
@@ -110,14 +114,14 @@ def test_a_flip_comes_before_a_turn_and_a_shift():
 def test_brightness_is_a_factor_so_black_stays_black():
     pixels = images(2) // 2
     pixels[:, 0] = 0
-    close(changed(pixels, Augment(brightness=0.5), brightness=1.0), pixels * 1.5)
-    close(changed(pixels, Augment(brightness=0.5), brightness=0.0), pixels * 0.5)
-    assert changed(torch.full((1, 4, 4), 250), Augment(brightness=0.5), brightness=1.0).max() == 255
+    close(changed(pixels, altered(brightness=0.5), brightness=1.0), pixels * 1.5)
+    close(changed(pixels, altered(brightness=0.5), brightness=0.0), pixels * 0.5)
+    assert changed(torch.full((1, 4, 4), 250), altered(brightness=0.5), brightness=1.0).max() == 255
 
 
 def test_contrast_keeps_each_images_mean():
     pixels = images(3) // 4 + 90  # 90..153: nothing is cut off
-    found = changed(pixels, Augment(contrast=0.5), contrast=1.0)
+    found = changed(pixels, altered(contrast=0.5), contrast=1.0)
     close(found.mean((1, 2)), pixels.float().mean((1, 2)), 0.01)
     torch.testing.assert_close(found.std((1, 2)), 1.5 * pixels.float().std((1, 2)))
 
@@ -166,7 +170,7 @@ def test_draws_do_not_depend_on_how_images_are_batched():
 
 
 def test_a_setting_that_is_switched_on_moves_no_other_ones_draws():
-    few, more = (draw(a, np.random.default_rng(5), 9) for a in (Augment(brightness=0.2), ALL))
+    few, more = (draw(a, np.random.default_rng(5), 9) for a in (altered(brightness=0.2), ALL))
     assert few is not None and more is not None
     assert np.array_equal(few.gain, more.gain)
 

@@ -107,7 +107,9 @@ def test_colour_keeps_its_channels_and_uploads_channels_last_where_asked() -> No
 
 
 def test_the_learning_rate_falls_along_a_cosine_and_starts_anew_each_period() -> None:
-    site = learning.site(learning.small_plan(cosine_period_epochs=4, learning_rate=1e-3, learning_rate_min=1e-4))
+    site = learning.site(
+        learning.small_plan(schedule="restarts", cosine_period_epochs=4, learning_rate=1e-3, learning_rate_min=1e-4)
+    )
     rates = [learning_rate(site.plan, e) for e in range(1, 10)]
     assert rates[0] == rates[4] == rates[8] == 1e-3
     assert rates[2] == pytest.approx((1e-3 + 1e-4) / 2)

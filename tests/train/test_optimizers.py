@@ -112,7 +112,7 @@ def test_what_an_optimiser_remembers_goes_on_from_its_state(optimizer: str) -> N
 
 
 def test_restarts_without_warm_up_are_the_published_schedule_to_the_bit() -> None:
-    plan = learning.small_plan(cosine_period_epochs=7, learning_rate=1e-3, learning_rate_min=1e-4)
+    plan = learning.small_plan(schedule="restarts", cosine_period_epochs=7, learning_rate=1e-3, learning_rate_min=1e-4)
     for epoch in range(1, 40):
         part = ((epoch - 1) % 7) / 7
         assert learning_rate(plan, epoch) == 1e-4 + (1e-3 - 1e-4) * (1 + math.cos(math.pi * part)) / 2

@@ -62,16 +62,16 @@ import importlib.util, sys
 spec = importlib.util.find_spec("hsl_node.sync.manifest")
 if sys.argv[1].endswith("birch"):
     source = open(spec.origin).read()
-    assert source.count("Literal[2] = 2") == 1
+    assert source.count("Literal[3] = 3") == 1
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    exec(compile(source.replace("Literal[2] = 2", "Literal[3] = 3"), spec.origin, "exec"), module.__dict__)
+    exec(compile(source.replace("Literal[3] = 3", "Literal[4] = 4"), spec.origin, "exec"), module.__dict__)
 """
 
 
 def test_another_manifest_version_is_told_at_both_sites_before_anything_is_trained(tmp_path: Path) -> None:
     with Cluster(tmp_path, NAMES[:2], PLAN, prelude=NEXT_VERSION) as cluster:
         cluster.start_all()
-        for me, other, ours, theirs in (("ash", "birch", 2, 3), ("birch", "ash", 3, 2)):
+        for me, other, ours, theirs in (("ash", "birch", 3, 4), ("birch", "ash", 4, 3)):
             there = f"{other} runs another hsl-node version than {me}: manifest version {theirs}, at {me} {ours}"
             here = f"{me} runs another hsl-node version than {other}: manifest version {ours}, at {other} {theirs}"
             same = "install the same hsl-node version at both sites"

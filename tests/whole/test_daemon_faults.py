@@ -121,7 +121,7 @@ def test_threat_29_systemds_status_line_tells_of_a_trainer_that_hangs(trainer: s
 def test_images_that_are_decoded_are_no_longer_shown_as_being_decoded(tmp_path: Path) -> None:
     """A node may wait for days for its peers after that."""
     with Journal.create(tmp_path / "journal.sqlite3") as journal:
-        here: Any = SimpleNamespace(journal=journal, layout=Layout(tmp_path))
+        here: Any = SimpleNamespace(journal=journal, layout=Layout(tmp_path), federation=SimpleNamespace(plan=Plan()))
         training = Training(here, Alarms(), None)
         training._heard({"event": "busy", "what": "decoding images", "done": 1, "total": 60})
         assert training.busy is not None

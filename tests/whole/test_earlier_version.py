@@ -24,14 +24,15 @@ from hsl_node.federation import config, identity, node_toml
 from hsl_node.federation.plan import Plan
 from hsl_node.host.layout import Layout
 
-# The last commit before the modules moved into packages; what it wrote and what it sends is what is deployed.
-EARLIER = "8896c5e5e74bba1fccc7b808daa5c119d0b0f5c7"
+# The commit with which manifest 3, journal 3 and federation file 2 were complete. Versions before are refused in words.
+EARLIER = "8c7338aa5944a39781fe1b2daef6c78fab9bcbfd"
 START_EARLIER = """
 import sys
 from pathlib import Path
-from hsl_node import launch, logs
+from hsl_node.host import event_log
+from hsl_node.node import launch
 state = Path(sys.argv[1])
-logs.setup(state)
+event_log.setup(state)
 sys.exit(launch.run(state, sys.argv[2:]))
 """
 PLAN = Plan(method="fedavg", fusion="mean", rounds=3, epochs_per_round=2, plateau_rounds=100)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsl_node.federation.plan import Augment, Plan
+from hsl_node.federation.plan import UNALTERED, Plan
 from hsl_node.train.method import Network
 from hsl_node.train.networks.backbone import Trunk
 from hsl_node.train.tasks.classification import outputs
@@ -30,7 +30,7 @@ class FrozenClassifier(nn.Module):
         super().__init__()
         self.trunk = Trunk(plan.backbone, plan.norm, plan.image_size).requires_grad_(False).eval()
         self.out = nn.Linear(self.trunk.features, outputs(plan))
-        self.altered = plan.augment != Augment()
+        self.altered = plan.augment != UNALTERED
         self._encoder = b""
 
     def train(self, mode: bool = True) -> FrozenClassifier:

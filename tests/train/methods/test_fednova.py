@@ -126,7 +126,7 @@ def test_momentum_begins_anew_in_each_round_although_the_plan_keeps_it(tmp_path:
 
 def test_a_learner_of_a_whole_round_says_its_steps(tmp_path: Path):
     plan = learning.small_plan(
-        method="fednova", optimizer="sgd", momentum=0.5, epochs_per_round=2, cosine_period_epochs=1
+        method="fednova", optimizer="sgd", momentum=0.5, epochs_per_round=2, schedule="restarts", cosine_period_epochs=1
     )
     site = learning.site(plan, learning.dataset(train=24))
     digest, _ = initial_weights(tmp_path, plan, site.method, tmp_path / "fused")

@@ -10,6 +10,7 @@ import torch
 from rounds import first_round, first_start, train
 
 from hsl_node.federation.names import Peer
+from hsl_node.federation.plan import UNALTERED
 from hsl_node.train.data.sources import TEST, TRAIN
 from hsl_node.train.methods.frozen import FROZEN
 from hsl_node.train.networks import frozen
@@ -27,7 +28,7 @@ def forgotten() -> None:
 
 
 def site() -> learning.Site:
-    return learning.site(learning.small_plan(method="frozen"))
+    return learning.site(learning.small_plan(method="frozen", augment=UNALTERED))
 
 
 def model_of(plan: learning.Plan) -> FrozenClassifier:
@@ -38,7 +39,7 @@ def model_of(plan: learning.Plan) -> FrozenClassifier:
 
 def head_after_a_step(raw: list[list[float]], labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """From zero, one step of rate 1 over all images: the mean of (1/2 - y) times the unit feature, downhill."""
-    model = FrozenClassifier(learning.small_plan(method="frozen"))
+    model = FrozenClassifier(learning.small_plan(method="frozen", augment=UNALTERED))
     model.trunk = torch.nn.Flatten()  # type: ignore[assignment]  # an "image" is its raw feature
     model.trunk.precision, model.trunk.backbone = torch.float32, str(raw)  # type: ignore[assignment]
     model.out = torch.nn.Linear(2, 1)
