@@ -14,6 +14,7 @@ from rounds import Trained, first_round, first_start, train
 from steps import batch_of, step_of
 
 from hsl_node.federation.names import Peer
+from hsl_node.federation.plan import UNALTERED
 from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.methods.fedktl import FEDKTL, Sent, transfer
 from hsl_node.train.networks.fedktl import (
@@ -39,7 +40,7 @@ def arcface(cosines: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def plan(**changes: object) -> learning.Plan:
-    return learning.small_plan(method="fedktl", **changes)
+    return learning.small_plan(method="fedktl", **{"augment": UNALTERED, **changes})
 
 
 def model_of(**changes: object) -> TransferNetwork:
