@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from hsl_node.errors import escaped
 
@@ -104,7 +105,7 @@ class Card:
     says: tuple[Said, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # `preset` of the plan -> what it fixes
-    plan_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # ... and the plan's other defaults
+    plan_presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # ... and the plan's other defaults
     optimizer: str = ""  # the only one that its formula is true of
     private: bool = False  # some tensors never leave the hospital
     beside: str = (

@@ -146,7 +146,10 @@ class Plan(Frozen):
         if card is not None:
             wrong = list(card.problems(given))
             found += [problem_at((card.name, key), words) for key, words in wrong]
-            content = {**card.plan_presets.get(str(given.get("preset")), {}), **content}
+            for key, usual in card.plan_presets.get(str(given.get("preset", "")), {}).items():
+                named = content.get(key, usual)
+                both = isinstance(usual, Mapping) and isinstance(named, Mapping)
+                content[key] = {**usual, **named} if both else named
             content["settings"] = {} if wrong else card.settle(given)
         try:
             plan = handler(content)

@@ -62,6 +62,11 @@ def test_a_preset_fixes_the_settings_that_it_names() -> None:
     assert (plan.recalibrate, plan.schedule) == (False, "cosine_run"), "what is named wins"
     assert not any(plan.augment.model_dump().values()) and any(Plan().augment.model_dump().values())
     assert Plan.model_validate(plan.model_dump(mode="json")) == plan
+    flipped = load_plan(None, ["hsl.preset=published", "augment.flip=true"]).augment
+    assert flipped.model_dump() == {**plan.augment.model_dump(), "flip": True}, "of a table too"
+    frozen = {"method": "frozen", "backbone_weights": "0" * 64}
+    assert not any(Plan(**frozen).augment.model_dump().values()), "features that are computed once"
+    assert Plan(**frozen, augment={"turn": 9}).augment.model_dump() == {**plan.augment.model_dump(), "turn": 9.0}
     assert refused("hsl.preset=published", "hsl.experts=3") == [
         '--set: hsl.experts: preset = "published" has 12 here: leave one of the two out'
     ]

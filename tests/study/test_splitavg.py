@@ -12,7 +12,6 @@ from every_method import PEERS, SIZES, sites_for
 from torch import Tensor, nn
 
 from hsl_node.errors import ConfigError
-from hsl_node.federation.plan import UNALTERED
 from hsl_node.study.splitavg import Part, simulate, split_step
 from hsl_node.train.scoring import open_model, validate
 from hsl_node.weights.checkpoint_file import read_weights
@@ -68,7 +67,7 @@ def test_where_batches_are_the_same_the_mean_changes_nothing() -> None:
 
 
 def test_a_run_learns_and_leaves_a_whole_model_for_each_hospital(tmp_path: Path) -> None:
-    plan = learning.small_plan(method="splitavg", rounds=4, learning_rate=3e-3, augment=UNALTERED)
+    plan = learning.small_plan(method="splitavg", rounds=4, learning_rate=3e-3)
     sites, heard = sites_for(plan), []
     written = simulate(sites, tmp_path, lambda epoch, loss: heard.append(loss))
     assert len(heard) == 8 and heard[-1] < 0.8 * heard[0]
@@ -89,4 +88,4 @@ def test_what_is_not_simulated_is_refused_and_not_left_out(
     tmp_path: Path, changes: dict[str, object], what: str
 ) -> None:
     with pytest.raises(ConfigError, match=what):
-        simulate(sites_for(learning.small_plan(method="splitavg", **{"augment": UNALTERED, **changes})), tmp_path)
+        simulate(sites_for(learning.small_plan(method="splitavg", **changes)), tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import learning
 import pytest
 import torch
+from rounds import first_round
 from torch import nn
 from weights import Contribution, fuse
 
@@ -129,15 +130,7 @@ def test_a_learner_of_a_whole_round_says_its_steps(tmp_path: Path):
         method="fednova", optimizer="sgd", momentum=0.5, epochs_per_round=2, schedule="restarts", cosine_period_epochs=1
     )
     site = learning.site(plan, learning.dataset(train=24))
-    digest, _ = initial_weights(tmp_path, plan, site.method, tmp_path / "fused")
-    state = train_round(
-        site,
-        folder=tmp_path / "trainer",
-        files=StartFiles(1, tmp_path / "fused", digest),
-        out=tmp_path / "out",
-        own=tmp_path / "own",
-        report=lambda _: None,
-    )
+    state = first_round(site, tmp_path).state
     assert state.best is not None
     taken = 3 * state.best.epoch  # three batches of eight in each epoch
     assert state.best.said["steps"] == pytest.approx(entered([1.0] * taken, 0.5))
