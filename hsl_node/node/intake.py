@@ -136,12 +136,16 @@ class Intake:
         # After the end the closing statements are complete: whoever signs more goes on alone.
         ended = state.phase is Phase.FINISHED and manifest.round > state.round
         second = known is not None and content_digest(known["content"]) != manifest.digest and manifest.round > 0
-        if (ended or second) and arrival.data is not None:
+        late = known is not None and not second and manifest.round < state.round  # fused while this was being checked
+        if (ended or second or late) and arrival.data is not None:
             arrival.data.unlink(missing_ok=True)
         if ended:
             self._answer(arrival, "ended", f"the run has ended with round {state.round - 1}")
             return True
         self.alarms.settle(f"setup {peer}")
+        if late:
+            self._answer(arrival, "accepted", "")
+            return True
         if known is None:  # what was taken before can be sent again as often as its sender likes
             self.alarms.settle(f"refused {peer}")
         elif second:
