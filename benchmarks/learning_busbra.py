@@ -130,12 +130,19 @@ def main() -> None:
     out: Path = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     common = [*(QUICK if args.quick else ()), *args.set]
-    size = load_plan(None, common).image_size
+    settings = load_plan(None, common)
+    size = settings.image_size
     hospitals, classes = table_hospitals(out, args.data, args.group_by)
     anchors = out / "anchor.safetensors"
     if not anchors.exists():
         make_anchor(out, args.anchor, size, 1, lambda what, done, total: None)
-    hardware = prepare(device="cpu", threads=args.threads, image_size=size)
+    hardware = prepare(
+        device="cpu",
+        threads=args.threads,
+        precision=settings.precision,
+        image_size=size,
+        backbone=settings.backbone,
+    )
     bench = Bench(out, hospitals, classes, anchors, common, hardware)
     arms = args.arms.split(",")
     seeds = [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]

@@ -63,7 +63,12 @@ def of_bundle(folder: Path) -> Predictor:
     """
     card = read_card(folder)
     threads = min(card.hardware.threads, available_cores())
-    hardware = prepare(threads=threads, precision=card.hardware.precision, image_size=card.plan.image_size)
+    hardware = prepare(
+        threads=threads,
+        precision=card.hardware.precision,
+        image_size=card.plan.image_size,
+        backbone=card.plan.backbone,
+    )
     method = method_of(card.plan.method)
     model = method.network.build(card.plan)
     try:

@@ -62,7 +62,13 @@ def open_anchor(state: Path) -> anchor.AnchorSet | None:
 
 def open_hardware(state: Path, plan: Plan) -> Hardware:
     train = load_node(state).train
-    return prepare(device=train.device, threads=train.threads, precision=plan.precision, image_size=plan.image_size)
+    return prepare(
+        device=train.device,
+        threads=train.threads,
+        precision=plan.precision,
+        image_size=plan.image_size,
+        backbone=plan.backbone,
+    )
 
 
 def checkpoint_bytes(plan: Plan) -> int:

@@ -72,6 +72,18 @@ def test_a_gpu_that_is_asked_for_and_has_no_code_is_refused_with_the_remedy(mach
     assert prepare(device="cuda:0", threads=1, precision="float32").device == torch.device("cuda:0")
 
 
+def test_depthwise_networks_train_in_float32_on_a_cpu_that_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
+    found = {
+        backbone: prepare(device="cpu", threads=1, image_size=96, backbone=backbone)
+        for backbone in ("resnet18", "efficientnet_lite0", "timm:mobilenetv3_large_100")
+    }
+    assert [hw.precision for hw in found.values()] == ["bfloat16", "float32", "float32"]
+    assert {hw.memory_format for hw in found.values()} == {torch.channels_last}
+    asked = prepare(device="cpu", threads=1, precision="bfloat16", image_size=96, backbone="efficientnet_lite0")
+    assert asked.precision == "bfloat16"
+
+
 def test_threads_follow_the_quota_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     monkeypatch.setattr(hardware, "available_cores", lambda: 3)
