@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hsl_node.federation.plan import Plan
@@ -22,15 +23,42 @@ def by_plan(model: nn.Module, plan: Plan) -> dict[str, Optimizer]:
     rate, decay = plan.learning_rate, plan.weight_decay
     match plan.optimizer:
         case "adam":
-            main: Optimizer = torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+            main: Optimizer = _Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
         case "adamw":
             free = [p for name, p in model.named_parameters() if _is_free_of_decay(name, p)]
             held = [p for name, p in model.named_parameters() if not _is_free_of_decay(name, p)]
             groups = [{"params": held, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
-            main = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=True)
+            main = _AdamW([g for g in groups if g["params"]], lr=rate, fused=True)
         case "sgd":
             main = torch.optim.SGD(model.parameters(), lr=rate, momentum=plan.momentum, weight_decay=decay, fused=True)
     return {"main": main}
+
+
+class _AsTheyLie(Optimizer):
+    """torch's own steps, to the bit, on kernels seen as they lie in memory.
+
+    On a CPU fused Adam first copies each gradient that is channels-last, and throws the copy away: 6 % of a step of the
+    published form at 64 px. `_init_group` is torch's and not public: were it gone, the copies would be back, no more.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        found: bool = super()._init_group(group, *lists)  # type: ignore[misc]
+        for tensors in lists:
+            tensors[:] = map(_as_it_lies, tensors)
+        return found
+
+
+class _Adam(_AsTheyLie, torch.optim.Adam):
+    pass
+
+
+class _AdamW(_AsTheyLie, torch.optim.AdamW):
+    pass
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if channels_last else tensor
 
 
 def _is_free_of_decay(name: str, parameter: nn.Parameter) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -79,6 +80,33 @@ def test_the_biases_of_all_experts_are_biases() -> None:
     assert main.param_groups[1]["weight_decay"] == 0.0
     assert id(model.experts.bias_in) in free and id(model.experts.weight_in) not in free
     assert sum(len(g["params"]) for g in main.param_groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_step_is_torchs_to_the_bit_and_copies_nothing(optimizer: str) -> None:
+    """Fused Adam would copy each channels-last gradient."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 8, 1), nn.Flatten(), nn.Linear(32, 1))
+    ours = ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    theirs = copy.deepcopy(ours)
+    main = by_plan(ours, learning.small_plan(optimizer=optimizer))["main"]
+    of = {id(p): q for p, q in zip(ours.parameters(), theirs.parameters(), strict=True)}
+    groups = [{**group, "params": [of[id(p)] for p in group["params"]]} for group in main.param_groups]
+    torchs = (torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW)(groups)
+    for _ in range(3):
+        x = torch.randn(5, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(x).square().sum().backward()
+        torchs.step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            main.step()
+        assert "aten::_fused_adam" in "".join(names := [event.name for event in seen.events()])
+        assert "aten::clone" not in names
+    for mine, torchs_own in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, torchs_own)
+    kept = main.state_dict()["state"][0]["exp_avg"]
+    assert kept.shape == (16, 16, 3, 3) and kept.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
