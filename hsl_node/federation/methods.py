@@ -347,10 +347,10 @@ CARDS: Mapping[str, Card] = {
                     does="separate: an encoder for each task; shared: one for both",
                 ),
                 "embedding": Setting(
-                    "softmax",
-                    choices=("softmax", "layernorm", "softmax_scaled"),
+                    "softmax_scaled",
+                    choices=("softmax_scaled", "layernorm", "softmax"),
                     does="how the two encoders' features are joined: softmax as published, where the anchor task does "
-                    "not reach the primary one; softmax_scaled: 1024 times it; layernorm",
+                    "not reach the primary one; softmax_scaled: that times the number of features; layernorm",
                 ),
                 "temperature": Setting(3.0, 0.01, 100, does="of that softmax"),
                 "gate_temperature": Setting(1.0, 0.01, 100, does="of the softmax that weights the experts"),

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from learning import SIZE, blobs
 
+from hsl_node.federation.plan import load_plan
 from hsl_node.train.batches import normalise
+from hsl_node.train.methods import method_of
 from hsl_node.train.networks.anchor_reach import Reach, anchor_reach
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.networks.mmoe import MMoE
+from hsl_node.train.site import initial_model
 from hsl_node.train.tasks.classification import primary_loss
+
+
+PUBLISHED = ("hsl.preset=published",)
 
 
 def reach(seed: int = 1, **form: object) -> Reach:
@@ -54,6 +62,15 @@ def test_every_other_form_lets_the_anchor_task_move_the_primary_encoder(form: di
 def test_an_embedding_that_is_not_flat_carries_the_anchor_task_to_the_primary_features(embedding: str) -> None:
     for seed in (1, 2, 3):
         assert reach(seed, embedding=embedding).features >= 0.01
+
+
+def test_what_a_plan_has_by_default_aligns_and_the_published_preset_does_not() -> None:
+    default, published = (
+        reach_of(cast(MMoE, initial_model(plan, method_of("hsl"), None)))
+        for plan in (load_plan(None, ["backbone=tiny", f"image_size={SIZE}", *more]) for more in ((), PUBLISHED))
+    )
+    assert default.features >= 0.01 and default.encoder >= 0.01
+    assert published.features < 1e-3 and published.encoder < 1e-3
 
 
 def test_with_a_shared_encoder_alone_the_embedding_stays_flat() -> None:
