@@ -3,12 +3,16 @@
 
     python benchmarks/learning_busbra.py --data busbra --anchor cxr_pneumonia --out cells
     python benchmarks/learning_busbra.py --data busbra --anchor cxr_pneumonia --out cells-quick --quick
+    python benchmarks/learning_busbra.py --data busbra --anchor cxr_pneumonia --out cells --reach
 
 One *cell* is one arm and one seed: a whole federation, simulated by the product's own training and fusion, or one
 training alone or on all images together, of as many epochs with the same settings. Each cell is a file in --out; called
 again, the benchmark goes on with those that lack, and prints the table of those that are there (--table: only that).
 The seed decides initial weights, split, order and augmentation. Every hospital's model is chosen by its own validation
 images as in the product; test images are looked at once, in the end.
+
+--reach measures instead how much of the anchor loss's gradient arrives where the primary task's does, for each form of
+HSL: one batch of the largest hospital, before any training and after five epochs there.
 
 Test AUC is the mean over seeds; intervals (95 %) and differences draw patients again, with all their images, seeds and
 arms, so a difference is paired.
@@ -23,28 +27,35 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hsl_node.train.hardware import Hardware, prepare  # first: it settles OpenMP before torch is loaded
 
 # isort: split
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
 from hsl_node.demo.setup import Hospital, make_anchor, table_hospitals
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.federation.plan import Plan, load_plan
 from hsl_node.study.simulate import Exchanged, begun, next_round
 from hsl_node.sync.candidates import Candidate, ModelKind, find_best
+from hsl_node.train.batches import normalise
 from hsl_node.train.data import anchor
+from hsl_node.train.data.anchor import AnchorSet
 from hsl_node.train.data.dataset import Dataset, open_dataset
 from hsl_node.train.data.files import replacing
-from hsl_node.train.data.sources import TEST
+from hsl_node.train.data.sources import TEST, TRAIN
 from hsl_node.train.method import Site
 from hsl_node.train.methods import method_of
+from hsl_node.train.networks.anchor_reach import anchor_reach
+from hsl_node.train.networks.mmoe import MMoE
 from hsl_node.train.scoring import answers, as_log_odds, open_fused, open_model, validate
+from hsl_node.train.site import initial_model
+from hsl_node.train.tasks.classification import primary_loss
 
 RESAMPLES = 1000
 TRAINING = (  # what all arms but the first have in common
@@ -69,6 +80,9 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "hsl": ("method=hsl", *TRAINING),
     "hsl softmax": ("method=hsl", "hsl.preset=published", *TRAINING),
     "hsl layernorm": ("method=hsl", "hsl.embedding=layernorm", *TRAINING),
+    "hsl sharp gates": ("method=hsl", "hsl.embedding=softmax", "hsl.gate_temperature=0.01", *TRAINING),
+    "hsl shared": ("method=hsl", "hsl.encoder=shared", *TRAINING),
+    "hsl shared layernorm": ("method=hsl", "hsl.encoder=shared", "hsl.embedding=layernorm", *TRAINING),
     "fedavg": ("method=fedavg", *TRAINING),
     "fedbn": ("method=fedbn", *TRAINING),
     "fedprox": ("method=fedprox", *TRAINING),
@@ -125,6 +139,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="of the plan, for every arm; e.g. image_size=64")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--quick", action="store_true", help="tiny network, 32 px, 2 rounds of 2 epochs, one seed")
+    parser.add_argument(
+        "--reach", action="store_true", help="of the forms of HSL: what of the anchor loss arrives where"
+    )
     parser.add_argument("--table", action="store_true", help="of the cells that are there, without any training")
     args = parser.parse_args()
     out: Path = args.out.resolve()
@@ -146,6 +163,9 @@ def main() -> None:
     bench = Bench(out, hospitals, classes, anchors, common, hardware)
     arms = args.arms.split(",")
     seeds = [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]
+    if args.reach:
+        print("\n".join(reach_table(bench, [arm for arm in arms if arm.startswith("hsl")], seeds)))
+        return
     if not args.table:
         for seed in seeds:
             for arm in arms:
@@ -252,6 +272,45 @@ def hospital(
                 "log_odds": np.ravel(as_log_odds(answers(site, model, TEST))).astype(float).tolist(),
             }
     return {"candidates": found, "test": test}
+
+
+# ---------------------------------------------------------------- what of the anchor loss arrives where
+
+
+def reach_table(bench: Bench, arms: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
+    yield "| form | seeds | on features, at first | on the encoder | on features, after 5 epochs | on the encoder |"
+    yield "|---|---|---|---|---|---|"
+    for arm in arms:
+        found = np.mean([reach(bench, arm, seed) for seed in seeds], axis=0)
+        yield f"| {arm} | {len(seeds)} | {' | '.join(f'{share:.2g}' for share in found)} |"
+
+
+def reach(bench: Bench, arm: str, seed: int) -> list[float]:
+    """Anchor loss's gradient / primary loss's, on the features and on the encoder: before training, after 5 epochs."""
+    name, site = max(bench.sites(arm, seed).items(), key=lambda one: len(one[1].dataset.images))
+    site = replace(site, plan=site.plan.model_copy(update={"rounds": 1, "epochs_per_round": 5, "patience_epochs": 5}))
+    anchors = cast(AnchorSet, site.anchor)
+    images = site.indices(TRAIN)[: site.plan.batch_size]
+    beside = np.linspace(0, len(anchors.images) - 1, len(images)).astype(int)  # of both classes
+
+    def tensors(all_images: NDArray[np.uint8], labels: NDArray[np.int64], which: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        return normalise(torch.from_numpy(all_images[which])), torch.from_numpy(labels[which])
+
+    pairs = (
+        *tensors(site.dataset.images, site.dataset.labels, images),
+        *tensors(anchors.images, anchors.labels, beside),
+    )
+    found: list[float] = []
+    folder = bench.out / "running" / f"reach-{bench.cell(arm, seed).stem}"
+    shutil.rmtree(folder, ignore_errors=True)
+    for model in (
+        initial_model(site.plan, site.method, None),
+        opened_own(site, next(rounds({name: site}, folder)), name)(),
+    ):
+        shares = anchor_reach(cast(MMoE, model), *pairs, primary_loss)
+        found += [shares.features, shares.encoder]
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 # ---------------------------------------------------------------- the table
