@@ -17,7 +17,7 @@ SIZES = {"ash": 24, "birch": 16, "cedar": 18}  # training images: unlike, so tha
 
 
 SMALL: Mapping[str, Mapping[str, object]] = {
-    "fedppkt": {"teacher_epochs": 2, "images": 8, "pool": 16, "distillations": 1},
+    "fedppkt": {"teacher_epochs": 2, "images": 8, "pool": 16, "distillations": 1, "refinements": 1},
     "fedtp": {"hidden": 2},
 }
 IDLE_FIRST_ROUND = {"fedppkt"}  # it trains what stays; test_fedppkt.py looks at the second

@@ -5,12 +5,16 @@ Exact: the loss of synthesis (the teacher's norm statistics, a drawn label, disa
 second time on), two steps of a copy of the generator and of the latents whose summed gradients move the generator, the
 best batch into a pool; T^2 KL with T = 20; plain means. Adapted: round 1 trains the teacher, by the plan's optimizer
 and schedule, which move the student too; `distillations` steps of it for each batch of the hospital's images, which it
-never sees (theirs: 200 an epoch); a batch of synthesis has `images` images; the server's refinement of the generator is
-left out. Small images only. The best model of round 1 is the teacher: a plan wants a large plateau_rounds.
+never sees (theirs: 200 an epoch); a batch of synthesis has `images` images. Their server refines the fused generator by
+everybody's students; here each hospital does, from round 3 on (in round 2 no student has learned), with draws of its
+own, so that the mean of the next generators stands for the one refined; `refinements` steps (theirs: 500). Assumed: by
+the optimizer of synthesis. Small images only. The best model of round 1 is the teacher: a plan wants a large
+plateau_rounds.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import cast
 
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from hsl_node.federation.plan import Plan
-from hsl_node.train.method import Learner, Network, Start, Step, Terms, all_tensors, take_fused
+from hsl_node.train.method import Learner, Network, Start, Step, Terms, all_tensors, put, take_fused
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks import fedppkt as parts
 from hsl_node.train.networks.fedppkt import TeacherAndStudent, classes_of
@@ -49,12 +53,25 @@ def by_phase(step: Step) -> Terms | None:
     if not model.distils:
         return descend(teach)(step)
     if model.made_in != (now := step.round * 10_000 + step.epoch):
+        if step.epoch == 1 and step.round > 2 and step.start.full_set and step.settings["refinements"]:
+            terms["refinement"] = parts.refine(model, students(step), step.settings)
         terms["synthesis"] = parts.synthesise(model, step.learner.optimizers["meta"], step.settings)  # once an epoch
         model.made_in.fill_(now)
     model.teacher.eval(), model.student.train()
     for _ in range(int(step.settings["distillations"])):
         terms.update(descend(distil)(step) or {})
     return terms
+
+
+def students(step: Step) -> list[nn.Module]:
+    """Everybody's, as they were sent in the last round; frozen."""
+    found, full_set = list[nn.Module](), step.start.full_set
+    for peer in sorted(full_set):
+        student = copy.deepcopy(cast(TeacherAndStudent, step.model).student)
+        sent = {n.removeprefix("student."): t for n, t in full_set[peer].items() if n.startswith("student.")}
+        put(student, sent)
+        found.append(student.eval().requires_grad_(False))
+    return found
 
 
 def next_phase(learner: Learner, start: Start) -> None:

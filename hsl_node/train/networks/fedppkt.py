@@ -24,6 +24,7 @@ from hsl_node.train.tasks.classification import outputs
 LATENT = 256
 SYNTHESIS_STEPS = 2
 RATES, BETAS = (5e-3, 0.015), (0.5, 0.999)  # Adam's, of the generator's copy and of the latents
+REFINED_BY = 10.0, 1.1  # weights of the fused student's norm statistics, and of everybody's students
 WIDTH = 128  # channels of the generator
 LARGEST = 64  # px: the generator's first layer has 256 * 128 * (S / 4)^2 weights, 34 MB at 64 px and 413 MB at 224
 
@@ -136,6 +137,25 @@ def synthesise(model: TeacherAndStudent, meta: torch.optim.Optimizer, settings: 
     best, images = min(tried, key=lambda one: float(one[0]))
     model.keep(images)
     return best
+
+
+def refine(model: TeacherAndStudent, students: Sequence[nn.Module], settings: Mapping[str, Any]) -> Tensor:
+    """Move the generator alone to images that the fused student's norm layers know, and of whose class everybody's
+    students are sure; gives the last loss ()."""
+    model.eval()
+    count, device, parameters = int(settings["images"]), model.pool.device, list(model.generator.parameters())
+    moves, loss = torch.optim.Adam(parameters, lr=RATES[0], betas=BETAS), torch.zeros(())
+    for _ in range(int(settings["refinements"])):
+        label = torch.randint(model.classes, (count,)).to(device)
+        images = model.generator.train()(torch.randn(count, LATENT).to(device))
+        with norm_distance(model.student) as apart:
+            model.student(images)
+        sure = torch.stack([F.cross_entropy(classes_of(student(images)), label) for student in students]).mean()
+        loss = REFINED_BY[0] * torch.stack(apart).sum() + REFINED_BY[1] * sure
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        moves.step()
+    return loss.detach()
 
 
 def classes_of(logits: Tensor) -> Tensor:

@@ -23,13 +23,14 @@ from hsl_node.train.networks.fedppkt import (
     distilled,
     first_order,
     norm_distance,
+    refine,
     synthesise,
 )
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.start import begin
 from hsl_node.weights.checkpoint_file import read_weights
 
-SMALL = {"teacher_epochs": 2, "images": 8, "pool": 12, "distillations": 1}
+SMALL = {"teacher_epochs": 2, "images": 8, "pool": 12, "distillations": 1, "refinements": 3}
 
 
 def plan(**changes: object) -> learning.Plan:
@@ -133,6 +134,37 @@ def test_synthesis_moves_only_the_generator_and_lowers_its_loss() -> None:
     assert all(p.grad is None for p in (*model.teacher.parameters(), *model.student.parameters()))
 
 
+def test_refinement_moves_the_generator_alone_to_images_that_everybodys_students_are_sure_of() -> None:
+    """Its loss, and whose it is: another hospital's student moves the generator to another place."""
+    model, other = model_of(), model_of()
+    torch.nn.init.normal_(other.student.out.weight, std=0.5, generator=torch.Generator().manual_seed(3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def refined(steps: int, *students: nn.Module) -> tuple[float, torch.Tensor]:
+        model.load_state_dict(before)
+        torch.manual_seed(0)
+        last = refine(model, [s.eval() for s in students], {**model_settings(), "refinements": steps}).item()
+        return last, model.generator.begin.weight.detach().clone()
+
+    losses = [refined(steps, model.student, other.student)[0] for steps in (1, 20)]
+    assert losses[1] < losses[0]
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n]) and ".running_" not in n}
+    assert {n for n in changed if not n.endswith("tracked")} == {
+        f"generator.{n}" for n, _ in model.generator.named_parameters()
+    }
+    assert all(p.grad is None for p in (*model.student.parameters(), *other.student.parameters()))
+    assert not torch.equal(refined(2, model.student)[1], refined(2, model.student, other.student)[1])
+
+    model.load_state_dict(before)
+    torch.manual_seed(0)  # by hand: 10 of the fused student's norms, 1.1 of the mean over hospitals
+    label, latents = torch.randint(2, (8,)), torch.randn(8, LATENT)
+    images = model.generator.train()(latents)
+    with norm_distance(model.student.eval()) as apart:
+        model.student(images)
+    sure = [F.cross_entropy(classes_of(one(images)), label).item() for one in (model.student, other.student)]
+    assert losses[0] == pytest.approx(10 * sum(d.item() for d in apart) + 1.1 * np.mean(sure), rel=1e-5)
+
+
 def model_settings() -> dict[str, object]:
     return dict(plan().settings)
 
@@ -225,6 +257,21 @@ def test_a_teacher_that_was_lost_with_a_disk_learns_before_anybody_learns_from_i
     sent, before = read_weights(lost.out), read_weights(two_rounds[0].out)
     assert all(np.array_equal(sent[name], before[name]) for name in sent)
     assert begin(site(), lost.next).learner.model.distils == 1
+
+
+def test_from_the_third_round_on_the_generator_is_refined_by_everybodys_students(
+    two_rounds: tuple[Trained, Trained, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    events: list[dict[str, object]] = []
+    both = {"ash": two_rounds[0].out, "birch": two_rounds[1].out}
+    done = [
+        train(site(), tmp_path / str(n), replace(two_rounds[1].next, full_set=full_set), events.append)
+        for n, full_set in enumerate([{"ash": two_rounds[0].out}, both])
+    ]
+    terms = [set(event["terms"]) for event in events if event["event"] == "epoch"]  # type: ignore[call-overload]
+    assert terms == [{"refinement", "synthesis", "distilled"}, {"synthesis", "distilled"}] * 2
+    one, other = (read_weights(each.out)["generator.begin.weight"] for each in done)
+    assert not np.array_equal(one, other)
 
 
 def test_a_round_that_was_killed_ends_with_the_same_bytes(tmp_path: Path) -> None:
