@@ -53,6 +53,7 @@ NODE_TOML = """\
 # threads = 0                              # processor threads, 0 = all cores; results depend on it: keep it
 # micro_batch = 0                          # images computed with at once, 0 = the plan's batch; where memory is short
 # backbone_weights = "/srv/hsl/resnet18.safetensors"   # only where the plan names such a file by its sha256
+# generator = "/srv/hsl/generator.onnx"    # likewise, where the plan names one in fedktl.generator
 
 [inbox]
 # kind = "embedded"                        # embedded | directory: OpenSSH or SFTPGo (hsl-node inbox provision)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KEYS = (
     "name, address, listen, anchor, client, data.path, data.filter, data.columns, data.labels, data.exclude, "
     "data.window_center, data.window_width, train.device, train.threads, train.micro_batch, train.backbone_weights, "
-    "inbox.kind, inbox.directory, inbox.quota_mib"
+    "train.generator, inbox.kind, inbox.directory, inbox.quota_mib"
 )
 
 

@@ -210,7 +210,12 @@ CARDS: Mapping[str, Card] = {
             "pre-trained generator to clients in heterogeneous federated learning. CVPR (2024)",
             needs=frozenset({Need.LABELS, Need.ANCHOR, Need.FULL_SET}),
             settings={
-                "latent": Setting(16, 1, 256, does="numbers that stand for an image of the generator"),
+                "generator": Setting(
+                    "",
+                    does="sha256 of a local ONNX file that makes images (train.generator in each node.toml); empty: "
+                    "principal components of the anchor set stand in",
+                ),
+                "latent": Setting(16, 1, 4096, does="numbers that stand for an image of the generator"),
                 "weight": Setting(50.0, 0, 1000, does="of the generated images beside the hospital's own"),
             },
             private=True,

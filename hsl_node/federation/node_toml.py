@@ -34,6 +34,7 @@ class TrainConfig(Frozen):
     threads: int = Field(0, ge=0, le=1024)  # 0: all cores; fixed for a whole run, since results depend on it
     micro_batch: int = Field(0, ge=0, le=4096)  # images computed with at once; 0: the plan's batch; less memory, slower
     backbone_weights: Path | None = None  # local file whose sha256 the plan names
+    generator: Path | None = None  # likewise, of fedktl
 
 
 class InboxConfig(Frozen):

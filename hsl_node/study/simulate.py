@@ -113,6 +113,7 @@ def begun(sites: Mapping[Peer, Site], folder: Path) -> Exchanged:
     """The initial weights, as every node makes them for itself."""
     site, path = next(iter(sites.values())), _fused(folder, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
+    site.method.require(site)
     model = initial_model(site.plan, site.method, site.backbone_weights)
     return Exchanged(0, path, write_weights(path, to_weights(model, site.method.travels(model))))
 

@@ -252,6 +252,7 @@ class Method:
     """(.., beside, epoch) -> positions in the training set that this epoch has; None: all"""
     forgets: bool = False  # its optimizers begin each round anew, whatever the plan keeps
     epochs: Callable[[Plan, int], int] | None = None  # (plan, round) -> epochs; None: the plan's
+    require: Callable[[Site], object] = lambda site: None  # before all else. Raises: ConfigError: a file is not here
     says: Callable[[Learner, Start, Done], Mapping[str, float]] = nothing_said  # the numbers of its card
 
 
@@ -267,6 +268,7 @@ class Site:
     anchor: AnchorSet | None
     hardware: Hardware
     backbone_weights: Path | None = None  # the local file that the plan names by its digest
+    generator: Path | None = None  # likewise, of fedktl
     micro_batch: int = 0  # images that this machine computes with at once; 0: the plan's batch
 
     @property

@@ -51,6 +51,7 @@ def open_site(state: Path, progress: Progress = unheard) -> Site:
         open_anchor(state),
         hardware,
         backbone_weights=node.train.backbone_weights,
+        generator=node.train.generator,
         micro_batch=node.train.micro_batch,
     )
 

@@ -69,6 +69,7 @@ class Worker:
 
     def _init(self, out: Path, known: Digest | None) -> None:
         site = self.site
+        site.method.require(site)
         plan, method, warnings = site.plan, site.method, list(site.dataset.warnings)
         if plan.rule != plan.card.fusion:  # works, but is not what the authors describe
             warnings.append(f'the plan fuses by "{plan.rule}"; the authors of {method.name} use "{plan.card.fusion}"')

@@ -5,9 +5,10 @@ prototypes into the generator's latents by discrepancy and class centre; a step 
 class, 50 times its squared distance. Adapted: each hospital computes the map for itself, of the prototypes that all
 sent (nothing that it gives is sent, so last digits may differ); latents are told by a layer that is kept from round to
 round (theirs is built anew); generated images go through the trunk in one batch with the hospital's own; optimizer and
-schedule are the plan's; prototypes are of images as the plan has them altered and drawn in training. Assumed: the
-stand-in generator, principal components of the anchor set instead of StyleGAN or Stable Diffusion: the loop is there,
-the knowledge that theirs brings is not. With two classes the frame is one line.
+schedule are the plan's; prototypes are of images as the plan has them altered and drawn in training; latents are
+standard normal, whatever the generator, which is a local file that the plan names (theirs: StyleGAN or Stable
+Diffusion). Assumed: without a file principal components of the anchor set stand in: the loop is there, the knowledge
+that theirs brings is not. With two classes the frame is one line.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsl_node.errors import ConfigError
 from hsl_node.train.hardware import derived_seed
-from hsl_node.train.method import Learner, Network, Start, Step, Terms
+from hsl_node.train.method import Learner, Network, Site, Start, Step, Terms
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks.fedktl import Generator, TransferNetwork, aligned, widened
+from hsl_node.train.networks.generator_file import FileGenerator, open_generator
 from hsl_node.train.updates import descend
 
 
@@ -34,14 +37,23 @@ class Sent:
     latents: Tensor  # (C, D)
 
 
+def generator_of(site: Site) -> Generator | FileGenerator:
+    """The plan's, or the stand-in. Raises: ConfigError: as `open_generator`."""
+    named, latent = str(site.settings["generator"]), int(site.settings["latent"])
+    if named:
+        return open_generator(site.generator, named, latent, site.plan.image_size)
+    if site.anchor is None:
+        raise ConfigError("fedktl needs an anchor set", remedy="give the federation's with --anchor")
+    return Generator.of_anchor(site.anchor.images, latent)
+
+
 def generated(learner: Learner, start: Start) -> Sent | None:
     """One image of each class, from the prototypes of the last round; the first round has none."""
-    site, plan = learner.site, learner.plan
-    prototypes = [start.full_set[peer]["prototypes"] for peer in sorted(start.full_set)]
-    if not prototypes or site.anchor is None:
+    plan, prototypes = learner.plan, [start.full_set[peer]["prototypes"] for peer in sorted(start.full_set)]
+    if not prototypes:
         return None
-    generator = Generator.of_anchor(site.anchor.images, int(learner.settings["latent"]))
-    latents = aligned(prototypes, len(generator.basis), derived_seed(plan.seed, "fedktl", start.round) >> 1)
+    generator = generator_of(learner.site)
+    latents = aligned(prototypes, generator.latent, derived_seed(plan.seed, "fedktl", start.round) >> 1)
     latents = latents[torch.isfinite(latents).all(1)]
     return Sent(generator(latents).to(learner.device), latents.to(learner.device))
 
@@ -81,4 +93,5 @@ FEDKTL = replace(
     passes=(descend(transfer), gather),
     travels=lambda model: frozenset({"prototypes"}),
     beside=generated,
+    require=generator_of,
 )

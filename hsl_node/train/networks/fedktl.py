@@ -100,6 +100,10 @@ class Generator:
     basis: NDArray[np.float64]  # (D, S * S), each as long as the deviation along it
     side: int
 
+    @property
+    def latent(self) -> int:
+        return len(self.basis)
+
     @classmethod
     def of_anchor(cls, images: NDArray[np.uint8], latent: int) -> Generator:
         grey = images[:ANCHORS].reshape(min(len(images), ANCHORS), images.shape[1], images.shape[2], -1).mean(3)

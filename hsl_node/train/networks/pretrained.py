@@ -67,17 +67,7 @@ def read_backbone_weights(path: Path, sha256: str) -> Tensors:
     Raises:
         ConfigError: no such file, another sha256 than the plan's, or not a weight file.
     """
-    try:
-        found = sha256_of(path)
-    except OSError as exc:
-        raise ConfigError(
-            f"backbone weights {path}: {exc.strerror}", remedy="set train.backbone_weights in node.toml to the file"
-        ) from exc
-    if found != sha256:
-        raise ConfigError(
-            f"backbone weights {path} have sha256 {found[:12]}, the plan names {sha256[:12]}",
-            remedy="fetch the file that the plan's author used; all peers must start from the same bytes",
-        )
+    require_file("backbone_weights", path, sha256)
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -94,6 +84,20 @@ def read_backbone_weights(path: Path, sha256: str) -> Tensors:
             f"backbone weights {path} cannot be read: {exc}", remedy="give a state_dict saved as .pth or .safetensors"
         ) from exc
     return tensors
+
+
+def require_file(key: str, path: Path, sha256: str) -> None:
+    """Raises: ConfigError: what train.KEY of node.toml names is not there, or not the file that the plan names."""
+    what = f"{key.replace('_', ' ')} {path}"
+    try:
+        found = sha256_of(path)
+    except OSError as exc:
+        raise ConfigError(f"{what}: {exc.strerror}", remedy=f"set train.{key} in node.toml to the file") from exc
+    if found != sha256:
+        raise ConfigError(
+            f"{what}: its sha256 is {found[:12]}, the plan names {sha256[:12]}",
+            remedy="fetch the file that the plan's author used; all peers must have the same bytes",
+        )
 
 
 def load_backbone_weights(trunk: Trunk, tensors: Tensors, *, in_order: bool = True) -> None:
