@@ -60,9 +60,11 @@ def create(
     from hsl_node.federation.keyring import Keyring
     from hsl_node.federation.plan import load_plan
     from hsl_node.host import files
+    from hsl_node.train.site import require_model
 
     files.require_new(out)
     made = enrol.create(name=name, cards=card, plan=load_plan(plan, set or ()), anchor=anchor)
+    require_model(made.plan)
     files.write_new(out, config.federation_text(made))
     print(_text(made, Keyring.of(made)))
     print(
@@ -182,7 +184,7 @@ def _text(federation: Federation, ring: Keyring) -> str:
 
     plan = dict(flat(federation.plan.model_dump(mode="json")))
     card = federation.plan.card  # a plan of its defaults alone may lack what the method needs: fednova's SGD
-    usual = dict(flat(Plan().model_dump(mode="json"))) | {
+    usual = dict(flat({**Plan().model_dump(mode="json"), **card.plan_presets.get("", {})})) | {
         f"{card.name}.{k}": s.default for k, s in card.settings.items()
     }
     changed = {k for k in plan if plan[k] != usual[k]} | {"method", "task", "classes", "rounds", "epochs_per_round"}

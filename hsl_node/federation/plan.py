@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -159,6 +160,9 @@ class Plan(Frozen):
                 InitErrorDetails(type=e["type"], loc=e["loc"], input=e["input"], ctx=e.get("ctx", {}))
                 for e in exc.errors()
             ]
+            wrong_keys = {str(e["loc"][0]) for e in exc.errors()}
+            rest = handler({key: value for key, value in content.items() if key not in wrong_keys})
+            found += [problem_at((key,), words) for key, words in _contradictions(rest, wrong_keys)]
         if found:
             raise ValidationError.from_exception_data("Plan", found)
         return plan
@@ -186,44 +190,111 @@ def has_attention(backbone: str) -> bool:
     return bool(re.search(r"(^|[:_.])(vit|deit|swin)", backbone))
 
 
-def _contradictions(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Settings that are right alone and not together, and what the method needs of them: (key, in words)."""
-    card = plan.card
-    if sum(plan.split_percent) != 100 or min(plan.split_percent) < 1:
-        yield "split_percent", "three positive numbers that add up to 100"
-    if len(set(plan.classes)) != len(plan.classes):
-        yield "classes", "a class is named twice"
-    if plan.learning_rate_min > plan.learning_rate:
-        yield "learning_rate_min", "larger than learning_rate"
-    if plan.warmup_epochs >= plan.rounds * plan.epochs_per_round:
-        yield "warmup_epochs", f"no epoch is left after it: the run has {plan.rounds * plan.epochs_per_round}"
-    if card.optimizer and plan.optimizer != card.optimizer:
-        yield (
-            "optimizer",
-            f'the formula of {card.name} is true of {card.optimizer} alone: optimizer = "{card.optimizer}"',
-        )
-    if plan.momentum and plan.optimizer != "sgd":
-        yield "momentum", f"is a setting of sgd, and the plan has {plan.optimizer}: leave it out"
-    if plan.norm == "group" and plan.recalibrate:
-        yield "recalibrate", "GroupNorm keeps no statistics that could be made anew: recalibrate = false"
-    if plan.norm == "group" and Need.BATCHNORM in card.needs:
-        yield "norm", f'{card.name} needs {Need.BATCHNORM}: norm = "batch"'
-    if Need.TRANSFORMER in card.needs and not has_attention(plan.backbone):
-        yield "backbone", f'{card.name} needs {Need.TRANSFORMER}, {plan.backbone} has none: e.g. backbone = "vit_tiny"'
-    if Need.WEIGHTS in card.needs and plan.backbone_weights is None:
-        yield "backbone_weights", f"{card.name} needs {Need.WEIGHTS}: its sha256 is missing here"
-    rule = FUSION_RULES[plan.rule]
+class _Unknown(Exception):
+    """A setting that is wrong already: what hangs on it cannot be said."""
+
+
+class _Known:
+    """A plan in which nobody may look at some settings."""
+
+    def __init__(self, plan: Plan, wrong: Collection[str]) -> None:
+        self._plan, self._wrong = plan, wrong
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self._wrong:
+            raise _Unknown(key)
+        found = getattr(Plan, key, None)
+        return found.fget(self) if isinstance(found, property) and found.fget else getattr(self._plan, key)
+
+
+def _contradictions(plan: Plan, wrong: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Settings that are right alone and not together, and what the method needs of them: (key, in words). Nothing is
+    said of what hangs on the `wrong` ones."""
+    for key, words in _CONTRADICTIONS:
+        with suppress(_Unknown):
+            if said := words(_Known(plan, wrong)):
+                yield key, said
+
+
+def _by_rule(p: Any) -> str:
+    rule, card = FUSION_RULES[p.rule], p.card
     if missing := sorted(set(rule.said) - {said.name for said in card.says}):
-        yield (
-            "fusion",
-            f"{plan.rule} counts by {', '.join(missing)}, which {card.name} does not say: {card.fusion} is its own",
-        )
+        return f"{p.rule} counts by {', '.join(missing)}, which {card.name} does not say: {card.fusion} is its own"
     if rule.measures and card.beside:
-        yield (
-            "fusion",
-            f"{plan.rule} measures whole checkpoints, and those of {card.name} hold {card.beside} too: "
-            f"{card.fusion} is its own",
+        return (
+            f"{p.rule} measures whole checkpoints, and those of {card.name} hold {card.beside} too: "
+            f"{card.fusion} is its own"
         )
+    return ""
+
+
+# Of each: the key that it is told at, and what is wrong, in words; else nothing.
+_CONTRADICTIONS: tuple[tuple[str, Callable[[Any], str | Literal[False]]], ...] = (
+    (
+        "split_percent",
+        lambda p: (
+            (sum(p.split_percent) != 100 or min(p.split_percent) < 1) and "three positive numbers that add up to 100"
+        ),
+    ),
+    ("classes", lambda p: len(set(p.classes)) != len(p.classes) and "a class is named twice"),
+    ("learning_rate_min", lambda p: p.learning_rate_min > p.learning_rate and "larger than learning_rate"),
+    (
+        "warmup_epochs",
+        lambda p: (
+            p.warmup_epochs >= p.rounds * p.epochs_per_round
+            and f"no epoch is left after it: the run has {p.rounds * p.epochs_per_round}"
+        ),
+    ),
+    (
+        "optimizer",
+        lambda p: (
+            bool(p.card.optimizer)
+            and p.optimizer != p.card.optimizer
+            and f'the formula of {p.card.name} is true of {p.card.optimizer} alone: optimizer = "{p.card.optimizer}"'
+        ),
+    ),
+    (
+        "momentum",
+        lambda p: (
+            p.momentum > 0
+            and p.optimizer != "sgd"
+            and f"is a setting of sgd, and the plan has {p.optimizer}: leave it out"
+        ),
+    ),
+    (
+        "recalibrate",
+        lambda p: (
+            p.norm == "group"
+            and p.recalibrate
+            and "GroupNorm keeps no statistics that could be made anew: recalibrate = false"
+        ),
+    ),
+    (
+        "norm",
+        lambda p: (
+            p.norm == "group"
+            and Need.BATCHNORM in p.card.needs
+            and f'{p.card.name} needs {Need.BATCHNORM}: norm = "batch"'
+        ),
+    ),
+    (
+        "backbone",
+        lambda p: (
+            Need.TRANSFORMER in p.card.needs
+            and not has_attention(p.backbone)
+            and f'{p.card.name} needs {Need.TRANSFORMER}, {p.backbone} has none: e.g. backbone = "vit_tiny"'
+        ),
+    ),
+    (
+        "backbone_weights",
+        lambda p: (
+            Need.WEIGHTS in p.card.needs
+            and p.backbone_weights is None
+            and f"{p.card.name} needs {Need.WEIGHTS}: its sha256 is missing here"
+        ),
+    ),
+    ("fusion", _by_rule),
+)
 
 
 # Settings that came after the form of federation.toml version 2: an earlier version trains as their defaults say and

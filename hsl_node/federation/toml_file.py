@@ -157,6 +157,7 @@ def _problem(model: type[BaseModel], keys: list[str], error: dict[str, Any]) -> 
     if error["type"] == "extra_forbidden":
         known, asked = _known_keys(model, keys[:-1]), keys[-1]
         near = [k for k in known if (len(asked) > 3 and asked in k) or k.endswith(f".{asked}")]  # epochs; a method's mu
+        near = near or [k for k in known if "".join(word[0] for word in k.split("_")) == asked]  # lr
         near = near or difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"unknown key '{dotted}'{hint}"

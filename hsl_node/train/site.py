@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,14 @@ def checkpoint_bytes(plan: Plan) -> int:
     model = method.network.build(plan)
     state = model.state_dict()
     return sum(state[name].numel() * state[name].element_size() for name in method.travels(model))
+
+
+def require_model(plan: Plan) -> None:
+    """Raises: ConfigError: the plan's network is none, or not for its images. A hospital that has the library which
+    brings it finds that out, if this machine has it not."""
+    if not plan.backbone.startswith("timm:") or find_spec("timm") is not None:
+        method = method_of(plan.method)
+        method.travels(method.network.build(plan))
 
 
 def initial_weights(

@@ -305,6 +305,14 @@ def test_a_bad_setting_of_the_plan_writes_no_file(ash: Path, birch: Path, tmp_pa
     assert not (tmp_path / "f").exists()
 
 
+def test_a_network_that_no_hospital_can_build_is_refused_where_the_plan_is_made(ash: Path, birch: Path, tmp_path: Path):
+    cards = ["--card", ash / "ash.card", "--card", birch / "birch.card", "--out", tmp_path / "f"]
+    for bad, said in (("method=fedppkt", "64 px at most"), ("backbone=torchvision:x", "no classifier 'x'")):
+        done = run("federation", "create", "--name", "t", *cards, "--set", "method=fedavg", "--set", bad)
+        assert isinstance(done.exception, ConfigError) and said in done.exception.message
+        assert not (tmp_path / "f").exists()
+
+
 def test_threat_20_a_federation_file_does_not_draw_its_own_hash(ash: Path, birch: Path, tmp_path: Path) -> None:
     """Its name ended the line, drew the hash of another file and hid what came after."""
     path = federation_file(tmp_path, ash, birch)

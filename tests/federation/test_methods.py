@@ -99,11 +99,24 @@ def test_all_that_is_wrong_is_said_at_once_each_with_its_line_and_the_nearest_na
         f"{path}:7: fedprox.mu: 'big' given, 0 to 1000 is expected",
         f"{path}:2: rounds: 0 given, needs 1 or more",
         f"{path}:3: unknown key 'encoder'; did you mean 'hsl.encoder' or 'personalised.encoder'?",
+        f"{path}:4: classes: a class is named twice",
     ]
     assert refused("classes=a,a", "split_percent=1,2,3") == [
         "--set: split_percent: three positive numbers that add up to 100",
         "--set: classes: a class is named twice",
     ]
+
+
+def test_what_can_still_be_checked_beside_a_wrong_value_is_and_what_hangs_on_it_is_not() -> None:
+    refusal = ["optimizer=sdg", "momentum=0.5", "method=flexfair", "fusion=nova", "learning_rate_min=0.5"]
+    assert [line.partition(":")[2].split(":")[0].strip() for line in refused(*refusal)] == [
+        "optimizer", "learning_rate_min", "fusion",
+    ]  # fmt: skip
+    assert refused("learning_rate_min=0.5", "learning_rate=much", "split_percent=1,2,3") == [
+        "--set: learning_rate: 'much' given, a number is expected",
+        "--set: split_percent: three positive numbers that add up to 100",
+    ]
+    assert len(refused("method=fedtb", "backbone=resnet18", "fusion=nova")) == 1  # which needs it has is unknown
 
 
 @pytest.mark.parametrize(
@@ -118,6 +131,8 @@ def test_all_that_is_wrong_is_said_at_once_each_with_its_line_and_the_nearest_na
         ("hsl.temperature=nan", "hsl.temperature: nan given, 0.01 to 100 is expected"),
         ("hsl.encoder=both", "hsl.encoder: 'both' given, separate | shared is expected"),
         ("mu=0.1", "unknown key 'mu'; did you mean 'fednova.mu' or 'fedprox.mu'?"),
+        ("lr=0.1", "unknown key 'lr'; did you mean 'learning_rate'?"),
+        ("bs=8", "unknown key 'bs'; did you mean 'batch_size'?"),
         ("augment.flop=true", "unknown key 'augment.flop'; did you mean 'flip'?"),
         ("backbone=resnet19", "backbone: 'resnet19' is no backbone; did you mean 'resnet18'?; one of resnet18, "),
         ("backbone=timm:../x", "backbone: 'timm:../x' is no backbone"),
