@@ -63,7 +63,10 @@ MEANING = {
     "momentum": ("that of sgd"),
     "learning_rate": ("the highest: at the beginning of each cycle, or of the run"),
     "learning_rate_min": ("at its end"),
-    "schedule": ("restarts: cycles of cosine_period_epochs; cosine_run: one fall over the whole run"),
+    "schedule": (
+        "restarts: cycles of cosine_period_epochs; cosine_run: one fall over the planned run, an equal share "
+        "of it in each round"
+    ),
     "cosine_period_epochs": ("length of a cycle, in epochs"),
     "warmup_epochs": ("of the run's beginning, in which the rate rises from nearly 0"),
     "weight_decay": ("how strongly weights are drawn to 0"),

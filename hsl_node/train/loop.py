@@ -69,7 +69,9 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
     while not state.finished:
         epoch = state.epoch + 1
         started = time.monotonic()
-        rate = learning_rate(site.plan, (round - 1) * site.plan.epochs_per_round + epoch)
+        usual = site.plan.epochs_per_round
+        before = (round - 1) * usual
+        rate = learning_rate(site.plan, before + epoch, before + 1 + (epoch - 1) * usual / epochs)
         trained = train_epoch(training, epoch, rate, report)
         found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
         state = _after_epoch(training, folder, state, trained, rate, found, epochs)

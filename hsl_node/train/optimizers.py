@@ -66,21 +66,24 @@ def _is_free_of_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim <= 1 or name.rpartition(".")[2].startswith("bias")
 
 
-def learning_rate(plan: Plan, epoch: int) -> float:
+def learning_rate(plan: Plan, epoch: int, place: float | None = None) -> float:
     """Of an epoch of the whole run, counted from 1, in closed form: nothing to save, nothing to step.
 
     First `warmup_epochs` rise in equal steps; the epoch after them is the first with the whole rate. Then a cosine
     towards learning_rate_min: `restarts` falls within each period and starts anew with the next, like torch's
     CosineAnnealingWarmRestarts (torch's CosineAnnealingLR would instead climb back along the same cosine, a cycle of
-    twice the period; "period 10 epochs" is read as a cycle of 10); `cosine_run` falls once, over the planned run.
+    twice the period; "period 10 epochs" is read as a cycle of 10); `cosine_run` falls once, over the planned run. Each
+    round has an equal share of that fall, `place` being the epoch in the run as if each had `epochs_per_round`: where a
+    method trains other numbers of epochs, as FedPPKT's 200 of a teacher in round 1, it ends with the last round, and
+    what begins in round 2 does not find it nearly over.
     """
     warm = plan.warmup_epochs
     if epoch <= warm:
         return plan.learning_rate * epoch / (warm + 1)
-    done = epoch - 1 - warm
     if plan.schedule == "cosine_run":
+        done = epoch - 1 - warm if place is None else max(place - 1 - warm, 0)
         part = min(done / max(plan.rounds * plan.epochs_per_round - warm, 1), 1.0)
     else:
-        part = (done % plan.cosine_period_epochs) / plan.cosine_period_epochs
+        part = ((epoch - 1 - warm) % plan.cosine_period_epochs) / plan.cosine_period_epochs
     span = plan.learning_rate - plan.learning_rate_min
     return plan.learning_rate_min + span * (1 + math.cos(math.pi * part)) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from hsl_node.train.networks.initial import initialise
 from hsl_node.train.start import begin
 from hsl_node.weights.checkpoint_file import read_weights
 
-SMALL = {"teacher_epochs": 2, "images": 8, "pool": 12, "distillations": 1, "refinements": 3}
+SMALL = {"teacher_epochs": 3, "images": 8, "pool": 12, "distillations": 1, "refinements": 3}
 
 
 def plan(**changes: object) -> learning.Plan:
@@ -214,7 +215,7 @@ def test_the_first_round_teaches_the_teacher_and_later_ones_the_student(
 ) -> None:
     first, second, events = two_rounds
     terms = [set(event["terms"]) for event in events if event["event"] == "epoch"]  # type: ignore[call-overload]
-    assert terms == [{"teacher"}] * 2 + [{"synthesis", "distilled"}] * 2
+    assert terms == [{"teacher"}] * 3 + [{"synthesis", "distilled"}] * 2
     initial = {n: t.numpy() for n, t in model_of().state_dict().items()}
     one, two = read_weights(first.own), read_weights(second.own)
     for name in one:
@@ -226,6 +227,17 @@ def test_the_first_round_teaches_the_teacher_and_later_ones_the_student(
     assert not np.array_equal(one["teacher.out.weight"], initial["teacher.out.weight"])
     for name in ("student.out.weight", "generator.begin.weight", "pool"):
         assert not np.array_equal(one[name], two[name]), name
+
+
+def test_the_rate_falls_by_an_equal_share_in_each_round_and_ends_with_the_run(
+    two_rounds: tuple[Trained, Trained, list[dict[str, object]]],
+) -> None:
+    """Three epochs of the teacher are half of the run, as two of the student are: counted one by one they would have
+    taken three quarters of the fall, and all of it where a teacher has 200."""
+    rates = [event["learning_rate"] for event in two_rounds[2] if event["event"] == "epoch"]
+    parts = [0, 1 / 6, 2 / 6, 2 / 4, 3 / 4]
+    low, high = plan().learning_rate_min, plan().learning_rate
+    assert rates == pytest.approx([low + (high - low) * (1 + math.cos(math.pi * part)) / 2 for part in parts])
 
 
 def test_nothing_of_teacher_or_pool_is_in_a_checkpoint(
