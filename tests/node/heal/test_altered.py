@@ -119,6 +119,24 @@ def test_threat_23_a_checkpoint_altered_on_the_disk_is_never_fused_and_comes_aga
     require_healed(cluster, undisturbed)
 
 
+@pytest.mark.parametrize("harm", ["altered", "gone"])
+def test_threat_23_a_checkpoint_that_the_next_round_is_trained_with_comes_again_from_the_peers(
+    tmp_path: Path, harm: str
+) -> None:
+    """FedDpS and others read everybody's of the last round, which a fusion is done with."""
+    plan = Plan(method="feddps", fusion="mean", rounds=2, epochs_per_round=2, plateau_rounds=100)
+    with Cluster(tmp_path, NAMES, plan, trainer=TRAINER) as cluster:
+        cluster.start("birch")
+        cluster.start("cedar")
+        cluster.crash("ash", "fusion.prune:before")  # it has fused round 1
+        path = cluster.layout("ash").inbox(1, BIRCH)
+        HARMS[harm](path)
+        ends_and_names(cluster, path)
+        cluster.start("ash")
+        cluster.wait_finished()
+        require_healed(cluster, cluster.fused("birch"))
+
+
 def inputs(folder: Path) -> dict[Peer, Path]:
     paths = {Peer(p): folder / f"{p}.safetensors" for p in ("ash", "birch")}
     for number, path in enumerate(paths.values()):
