@@ -66,6 +66,7 @@ def evaluate(
     at again and again tests nothing.
     """
     from hsl_node.commands.data import columns_of
+    from hsl_node.federation.config import load_federation
     from hsl_node.host.wrong_paths import require_place
     from hsl_node.results import evaluate as results
     from hsl_node.results.asked import require_no_input
@@ -75,7 +76,8 @@ def evaluate(
         raise UsageError("--column belongs to --data", remedy="the columns of this site's table are in node.toml")
     pairing: Literal["fixed", "random"] = "random" if random_pairing else "fixed"
     wish = results.Wish(alone, pairing, sensitivity)
-    state, asked, hear = state_of(context), time.time(), progress_lines()
+    state, asked = state_of(context), time.time()
+    hear = progress_lines(load_federation(state).plan.card.score_name)
     source = results.source_of(state, data, columns_of(column or ()))
     if scores is not None:
         require_place(scores)

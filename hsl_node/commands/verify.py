@@ -11,7 +11,7 @@ import typer
 from hsl_node.commands.shared import RESULTS, Json, state_of
 from hsl_node.host.files import require_new
 from hsl_node.host.terminal import print_json, progress_bar
-from hsl_node.host.units import auc, table
+from hsl_node.host.units import figure, table
 from hsl_node.host.wrong_paths import require_folder
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _rows(report: RoundReport) -> list[tuple[str, ...]]:
     for number, (peer, said) in enumerate(sorted(report.contributors.items())):
         checkpoint = str(said["sha256"])[:12] if said["bytes"] else "statement"
         value = said["score"]
-        rows.append((str(report.round), peer, str(said["samples"]), auc(value if isinstance(value, float) else None),
+        rows.append((str(report.round), peer, str(said["samples"]), figure(value if isinstance(value, float) else None),
                      checkpoint, _fusion(report) if number == 0 else ""))  # fmt: skip
     return rows
 

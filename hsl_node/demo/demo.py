@@ -20,7 +20,7 @@ from hsl_node.federation.plan import Plan, put_settings
 from hsl_node.federation.toml_file import check
 from hsl_node.host import control, wrong_paths
 from hsl_node.host.cores import available_cores
-from hsl_node.host.units import auc, duration, table
+from hsl_node.host.units import duration, figure, table
 from hsl_node.results import report
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
 from hsl_node.study import phantoms
@@ -182,7 +182,9 @@ def closing(
         alone, found = (record["test"][k]["auc"] for k in ("alone", record["kind"]))
         kind = f"{record['kind']}, round {record['round']}"
         counts = (str(record["images"][split]) for split in ("train", "test"))
-        rows.append((node.name, *counts, auc(alone, "undefined"), auc(found, "undefined"), kind, _difference(node)))
+        rows.append(
+            (node.name, *counts, figure(alone, "undefined"), figure(found, "undefined"), kind, _difference(node))
+        )
     lines = ["", "AUC on each hospital's own test images", "", table(header, rows, right=range(1, 5)), ""]
     if any("undefined" in row for row in rows):
         lines += ["undefined: that test set holds one class only", ""]

@@ -7,7 +7,7 @@ import time
 
 from hsl_node.demo.processes import Snapshots
 from hsl_node.errors import escaped
-from hsl_node.host.units import auc
+from hsl_node.host.units import figure
 
 EPOCHS_A_LINE = 4  # of training alone: enough to see that it goes on
 
@@ -29,9 +29,9 @@ class Lines:
                 continue
             for row in status.scores:
                 if row.own is not None:
-                    self._once(f"{name}: round {row.round} trained, validation {status.score_name} {auc(row.own)}")
+                    self._once(f"{name}: round {row.round} trained, validation {status.score_name} {figure(row.own)}")
                 if row.fused is not None:
-                    self._once(f"{name}: round {row.round} fused, validation {status.score_name} {auc(row.fused)}")
+                    self._once(f"{name}: round {row.round} fused, validation {status.score_name} {figure(row.fused)}")
             for warning in status.warnings:
                 self._once(f"{name}: warning: {escaped(warning.text, 300)}")
             if status.state in ("agreeing", "finished"):

@@ -130,6 +130,11 @@ class Card:
         )
 
     @property
+    def score_name(self) -> str:
+        """What people call its score."""
+        return SCORE_NAMES.get(self.task, "score")
+
+    @property
     def keeps(self) -> bool:
         """Does the model that a hospital uses hang on tensors that nobody else has?"""
         return self.private or Need.OWN in self.needs

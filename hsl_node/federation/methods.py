@@ -226,6 +226,9 @@ CARDS: Mapping[str, Card] = {
             "federated averaging of each hospital's mean step, however many steps it took",
             _METHODS + "fednova:FEDNOVA",
             fusion="nova",
+            faith="adapted",
+            differs="BatchNorm statistics take the mean by images (the authors' code leaves them at each hospital); "
+            "with mu the fused model goes as far as the steps count, not as many as were taken",
             cite="Wang, J. et al. Tackling the objective inconsistency problem in heterogeneous federated "
             "optimization. NeurIPS (2020)",
             says=(Said("steps", 1, 1e9),),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hsl_node.host.units import auc
+from hsl_node.host.units import figure
 
 
 def print_json(value: Any) -> None:
@@ -37,7 +37,7 @@ def progress_bar(what: str) -> Callable[[int, int], None]:
     return draw if sys.stderr.isatty() else lambda done, total: None
 
 
-def progress_lines() -> Callable[[dict[str, Any]], None]:
+def progress_lines(score: str = "score") -> Callable[[dict[str, Any]], None]:
     """Hears a trainer's events and says on stderr how far it is: one line redrawn on a terminal, else a line each."""
 
     def say(event: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ def progress_lines() -> Callable[[dict[str, Any]], None]:
             case "progress":
                 text = f"epoch {event['epoch']}, batch {event['batch']} of {event['batches']}"
             case "epoch":
-                text = f"epoch {event['epoch']} trained, validation AUC {auc(event['score'])}"
+                text = f"epoch {event['epoch']} trained, validation {score} {figure(event['score'])}"
             case _:
                 return
         print(f"\r{text:70}" if sys.stderr.isatty() else text, end="" if sys.stderr.isatty() else "\n", file=sys.stderr)

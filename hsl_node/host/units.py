@@ -1,4 +1,4 @@
-"""Numbers as people read them: bytes, durations, times of day, AUCs, aligned columns."""
+"""Numbers as people read them: bytes, durations, times of day, scores, aligned columns."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def clock(at: float, now: float) -> str:
     return time.strftime("%H:%M:%S" if abs(now - at) < 20 * 3600 else "%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def auc(value: float | None, none: str = "-") -> str:
-    """None: undefined, or not known yet."""
+def figure(value: float | None, none: str = "-") -> str:
+    """A score. None: undefined, or not known yet."""
     return none if value is None else f"{value:.3f}"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hsl_node.errors import Altered, Diverged, HslError, LocalStateError
-from hsl_node.federation.methods import SCORE_NAMES, Need
+from hsl_node.federation.methods import Need
 from hsl_node.federation.names import Digest, Round
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
@@ -163,8 +163,9 @@ class Training:
                     journal.set_meta("split", json.dumps(event.get("split", {})))  # how it was made, with counts
                     journal.set_meta("torch", str(event["versions"]["torch"]))
                     journal.set_meta("device", str(event["device"]))
-                    task = here.federation.plan.card.task
-                    journal.set_meta("score_name", SCORE_NAMES.get(task, "score"))  # for who looks while it is down
+                    journal.set_meta(
+                        "score_name", here.federation.plan.card.score_name
+                    )  # for who looks while it is down
                     journal.set_meta("private", "1" if here.federation.plan.card.keeps else "0")
                     warnings = event.get("warnings", ())
                     for number, text in enumerate(warnings):

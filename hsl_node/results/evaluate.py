@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hsl_node.errors import FederationMismatch, HslError, NotInitialised, UsageError
 from hsl_node.federation.config import load_federation
-from hsl_node.federation.methods import SCORE_NAMES
 from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import DataConfig, load_node
 from hsl_node.host.layout import Layout
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from hsl_node.train.progress import Report
 
 EVALUATION = "evaluation"  # its name in the journal
-SCORE = SCORE_NAMES["classification"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def evaluate(
                 + ("; with --again it is measured now, and counted" if best is not None else ""),
             )
         scores = journal.result(scores_name(name)) if record else None
-        main, fused, why = _final(journal) if round is None else (None, None, "")
+        main, fused, why = _final(journal, state) if round is None else (None, None, "")
         federation, rounds = journal.meta("federation"), journal.rounds_fused()
     main = main or find_model(state, round)
     wanted |= {main.kind} if wanted else set()
@@ -151,7 +149,7 @@ def evaluate_external(
     layout, chosen = Layout(state), find_model(state, round)
     with Journal.read_only(layout.journal) as journal:
         rounds = journal.rounds_fused()
-        _, fused, why = _final(journal) if round is None else (None, None, "")
+        _, fused, why = _final(journal, state) if round is None else (None, None, "")
     found = open_external(state, data, ticker(report, "decoding images"))
     if found.left_out == len(found.dataset.labels):
         raise UsageError(
@@ -179,9 +177,10 @@ def which(record: Mapping[str, Any]) -> tuple[ModelKind, Digest]:
     return record["kind"], record["weights"].get(record["kind"])
 
 
-def _final(journal: Journal) -> tuple[Model, Model | None, str]:
+def _final(journal: Journal, state: Path) -> tuple[Model, Model | None, str]:
     """This hospital's model, the best fused one to compare it with, and why it is that one. Raises: UsageError."""
-    return get_best(journal), best_fused(journal), in_words(journal.candidates(), SCORE)
+    score = load_federation(state).plan.card.score_name
+    return get_best(journal), best_fused(journal), in_words(journal.candidates(), score)
 
 
 def _empty(main: Model, why: str) -> dict[str, Any]:

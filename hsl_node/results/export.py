@@ -9,7 +9,7 @@ from hsl_node.federation.config import load_federation
 from hsl_node.federation.names import Digest, Round
 from hsl_node.federation.node_toml import load_node
 from hsl_node.host.layout import Layout
-from hsl_node.results.evaluate import SCORE, record_of
+from hsl_node.results.evaluate import record_of
 from hsl_node.results.models import find_model
 from hsl_node.sync.candidates import in_words
 from hsl_node.sync.store.journal import Journal
@@ -36,7 +36,10 @@ def own_predictor(state: Path, round: Round | None = None, report: Report = lamb
 
     plan, model = load_federation(state).plan, find_model(state, round)
     with Journal.read_only(Layout(state).journal) as journal:
-        record, why = record_of(journal, model), in_words(journal.candidates(), SCORE) if round is None else ""
+        record, why = (
+            record_of(journal, model),
+            in_words(journal.candidates(), plan.card.score_name) if round is None else "",
+        )
     network, hardware = opened(state, model, report)
     card = Card(
         classes=plan.classes,

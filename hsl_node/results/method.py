@@ -5,7 +5,7 @@ from __future__ import annotations
 from hsl_node import __version__
 from hsl_node.federation.config import Federation
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.methods import FAITH, SCORE_NAMES, Need
+from hsl_node.federation.methods import FAITH, Need
 from hsl_node.federation.plan import Augment, Plan, has_attention
 
 FITS = {"squeeze": "squeezed to a square", "pad": "padded to a square"}
@@ -20,7 +20,7 @@ BALANCES = {
 def sentences(federation: Federation) -> list[tuple[str, str]]:
     """(what, how), in the order of a methods section."""
     plan, anchor = federation.plan, federation.anchor
-    score, differ = SCORE_NAMES[plan.card.task], differences(plan)
+    score, differ = plan.card.score_name, differences(plan)
     found = [
         ("method", f"{plan.card.title}; trunk {plan.backbone}{_norm(plan)}, {plan.image_size} × {plan.image_size} px"),
         ("compared with its publication", FAITH[plan.card.faith] + (", but for what is named below" if differ else "")),

@@ -20,7 +20,7 @@ from hsl_node.errors import UsageError
 from hsl_node.federation.config import Federation
 from hsl_node.federation.plan_keys import flat, word
 from hsl_node.host.files import write_new
-from hsl_node.host.units import auc, clock, duration, size
+from hsl_node.host.units import clock, duration, figure, size
 from hsl_node.results import method, report_evaluations
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
 from hsl_node.results.figures import PHASES, STYLES, Bar, auc_panel, timeline
@@ -58,7 +58,7 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(auc=lambda value: auc(value, "undefined"), size=size, duration=duration)
+    environment.filters.update(figure=lambda value: figure(value, "undefined"), size=size, duration=duration)
     federation = nodes[0].federation
     agreed, columns = agreement(nodes), report_evaluations.columns(nodes)
     panels, pictures = _auc_panels(nodes), report_evaluations.pictures(nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hsl_node.host.units import auc
+from hsl_node.host.units import figure
 from hsl_node.results import words
 from hsl_node.results.evaluate import EVALUATION
 from hsl_node.results.facts import NodeFacts
@@ -67,7 +67,7 @@ def _cell(statistics: Statistics, kind: str, name: str) -> dict[str, str]:
     estimate = getattr(statistics.models[kind], name)
     sure = estimate.low is not None and estimate.high is not None
     span = f"{estimate.low:.3f}–{estimate.high:.3f}" if sure else ""
-    return {"value": auc(estimate.value, "undefined"), "span": span}
+    return {"value": figure(estimate.value, "undefined"), "span": span}
 
 
 def _by_class(statistics: Statistics, record: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hsl_node.host.units import auc, table
+from hsl_node.host.units import figure, table
 from hsl_node.results.statistics import RESAMPLES, Comparison, Estimate, Statistics
 
 MODELS = {  # in the order of tables; how people read them
@@ -42,7 +42,7 @@ def signed(value: float) -> str:
 def estimate(found: Estimate) -> str:
     """`0.941 (0.902 to 0.973)`."""
     if found.low is None or found.high is None:
-        return auc(found.value, "undefined")
+        return figure(found.value, "undefined")
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
@@ -201,7 +201,7 @@ def _rows(record: Mapping[str, Any], kinds: Sequence[str], statistics: Statistic
             cells = (estimate(models[k].classes[c].auc) if k in models else "" for k in kinds)
             rows.append((f"AUC of {c}", *cells))
     at = " at 0.5" if len(record["classes"]) == 2 else ""
-    rows += [(PLAIN.get(f, f) + at, *(auc(record["test"][k][f], "undefined") for k in kinds)) for f in FIGURES]
+    rows += [(PLAIN.get(f, f) + at, *(figure(record["test"][k][f], "undefined") for k in kinds)) for f in FIGURES]
     return rows
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from hsl_node.errors import UsageError, escaped
 from hsl_node.federation.names import Round
 from hsl_node.host.layout import Layout
-from hsl_node.host.units import auc, duration, size, table
+from hsl_node.host.units import duration, figure, size, table
 from hsl_node.status.snapshot import Snapshot
 from hsl_node.sync.candidates import in_words
 from hsl_node.sync.manifest import content_digest
@@ -131,9 +131,9 @@ def text(found: Sequence[dict[str, Any]]) -> str:
             *(_spent(r["seconds"][phase]) for phase in PHASES),
             size(r["sent_bytes"]),
             size(r["received_bytes"]),
-            auc(r["score_own"]),
-            auc(r["score_fused"]),
-            *[auc(r["score_recalibrated"])] * again,
+            figure(r["score_own"]),
+            figure(r["score_fused"]),
+            *[figure(r["score_recalibrated"])] * again,
             r["sha256"][:12] if r["sha256"] else "-",
             ", ".join(r["unusual"]) or "-",
         )
@@ -161,13 +161,13 @@ def round_text(r: dict[str, Any]) -> str:
     ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(r["fused"])) if r["fused"] else "not yet"
     spent = ", ".join(f"{phase} {_spent(r['seconds'][phase])}" for phase in PHASES)
     found = r["score_recalibrated"]
-    again = "" if found is None else f", recalibrated {auc(found)}"
+    again = "" if found is None else f", recalibrated {figure(found)}"
     lines = [
         f"round      {r['round']}",
         f"began      {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(r['began']))}",
         f"fused      {ended}" + (f", sha256 {r['sha256']}" if r["sha256"] else ""),
         f"time       {spent}",
-        f"{r['score_name']:9}  own model {auc(r['score_own'])}, fused {auc(r['score_fused'])}{again} "
+        f"{r['score_name']:9}  own model {figure(r['score_own'])}, fused {figure(r['score_fused'])}{again} "
         "(validation, this site)",
         *([f"your model {r['model']}"] if r["model"] else []),
     ]
@@ -177,7 +177,7 @@ def round_text(r: dict[str, Any]) -> str:
                 p["peer"],
                 p["sha256"][:12],
                 p["manifest"][:12],
-                auc(p["score"]),
+                figure(p["score"]),
                 str(p["samples"]),
                 _number(p["update"]["norm"]) if p["update"] else "-",
                 _cosine(p["update"]),

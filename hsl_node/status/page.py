@@ -15,7 +15,7 @@ from hsl_node.errors import NotRunning, escaped
 from hsl_node.host.control import ask
 from hsl_node.host.files import require_initialised
 from hsl_node.host.hints import addressed
-from hsl_node.host.units import age, auc, clock, duration, progress, size
+from hsl_node.host.units import age, clock, duration, figure, progress, size
 from hsl_node.status.recorded import from_journal
 from hsl_node.status.snapshot import PeerStatus, Received, Sent, Snapshot, StatusWarning, from_json
 
@@ -245,7 +245,7 @@ def _fusion(snapshot: Snapshot) -> str:
     fused = snapshot.last_fused
     if not fused:
         return ""
-    return f"round {fused.round}, sha256 {fused.sha256[:12]}, validation {snapshot.score_name} {auc(fused.score)}"
+    return f"round {fused.round}, sha256 {fused.sha256[:12]}, validation {snapshot.score_name} {figure(fused.score)}"
 
 
 def _disk(snapshot: Snapshot) -> str:
@@ -315,7 +315,7 @@ def _received(received: Received, score: str, look: Look) -> str:
         case "receiving":
             return _moving(received, received.bytes, look)
         case "verified" if _has_score(received):
-            return f"{size(received.total)}, {score} {auc(received.score)}"
+            return f"{size(received.total)}, {score} {figure(received.score)}"
         case "verified":
             return f"{size(received.total)} verified" if received.total else "verified"
         case state:
@@ -370,11 +370,11 @@ def _scores(snapshot: Snapshot, look: Look) -> list[str]:
         return []
     columns = [
         ("round", *(str(r.round) for r in rows)),
-        ("own model", *(auc(r.own) for r in rows)),
-        ("fused", *(auc(r.fused) for r in rows)),
+        ("own model", *(figure(r.own) for r in rows)),
+        ("fused", *(figure(r.fused) for r in rows)),
     ]
     if any(r.recalibrated is not None for r in rows):
-        columns.append(("recalibrated", *(auc(r.recalibrated) for r in rows)))
+        columns.append(("recalibrated", *(figure(r.recalibrated) for r in rows)))
     wide = max(_LABEL, *(len(label) for label, *_ in columns))
     lines = [f"{label:{wide}}" + "".join(f"{cell:>7}" for cell in cells) for label, *cells in columns]
     return ["", look.paint(f"validation {snapshot.score_name} on this site's images", _DIM), *lines]

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from hsl_node.commands.app import app
 from hsl_node.errors import LocalStateError, UsageError
+from hsl_node.federation.method_card import SCORE_NAMES
 from hsl_node.federation.names import Peer, Round
 from hsl_node.host.layout import Layout
+from hsl_node.host.terminal import progress_lines
 from hsl_node.results import evaluate, export, models, words
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.bundle import read_card
@@ -51,6 +53,17 @@ def squares() -> list[Any]:
 
 
 # ------------------------------------------------------------------ the hospital's own
+
+
+def test_scores_are_called_as_the_methods_card_calls_them(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_worth(state, own=0.9)
+    monkeypatch.setitem(SCORE_NAMES, "classification", "kappa")  # type: ignore[attr-defined]
+    assert evaluate.evaluate(state, again=True)["why"].startswith("own model of round 1: best validation kappa here")
+    assert "best validation kappa here" in export.own_predictor(state).card.why
+    progress_lines("kappa")({"event": "epoch", "epoch": 2, "score": 0.5})
+    assert capsys.readouterr().err == "epoch 2 trained, validation kappa 0.500\n"
 
 
 def test_where_the_own_model_is_best_it_is_measured_asked_and_exported(state: Path, tmp_path: Path) -> None:

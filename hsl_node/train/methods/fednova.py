@@ -1,11 +1,11 @@
 """FedNova (Wang et al., NeurIPS 2020): each peer's update counts by its mean step, not by how many steps it took.
 
-Exact with SGD, which the plan must name: w + (sum p_j a_j) sum p_k (w_k - w) / a_k (the fusion `nova`). a_k, said as
-"steps", is how often a gradient entered the update, up to the epoch that is sent; momentum begins anew each round.
-Ours: where the learning rate changes within a round a step weighs by its rate, relative to the first epoch's. Adapted:
-with the proximal term (`mu`) the released code goes as far as the mean of the steps taken; here the a_k count then too.
-Weight decay is a part of the gradient. Assumed: BatchNorm's statistics take the mean by images; the released code
-leaves them at each client.
+Exact, of weights and with SGD, which the plan must name: w + (sum p_j a_j) sum p_k (w_k - w) / a_k (the fusion `nova`).
+a_k, said as "steps", is how often a gradient entered the update, up to the epoch that is sent; momentum begins anew
+each round. Ours: where the learning rate changes within a round a step weighs by its rate, relative to the first
+epoch's. Adapted: with the proximal term (`mu`) the released code goes as far as the mean of the steps taken; here the
+a_k count then too. Weight decay is a part of the gradient. Assumed: BatchNorm's statistics take the mean by images; the
+released code leaves them at each client.
 """
 
 from __future__ import annotations
