@@ -10,6 +10,8 @@ import learning
 from hsl_node.federation.methods import CARDS, Need
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import Plan
+from hsl_node.train.bundle import Card, Computed
+from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.method import Site
 
 PEERS = tuple(map(Peer, ("ash", "birch", "cedar")))
@@ -42,6 +44,19 @@ def plan_for(name: str, **changes: object) -> Plan:
     if name in SMALL:
         settings[name] = SMALL[name]
     return learning.small_plan(**{**settings, **changes})
+
+
+def card_of(plan: Plan) -> Card:
+    """Of a model that is taken away."""
+    return Card(
+        classes=plan.classes,
+        decision=None,
+        preprocessing=Preprocessing.of(plan),
+        plan=plan,
+        hardware=Computed(**learning.CPU.facts, processor="any"),
+        round=1,
+        source_weights_sha256="0" * 64,
+    )
 
 
 def sites_for(plan: Plan) -> Mapping[Peer, Site]:

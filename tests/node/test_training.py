@@ -14,7 +14,7 @@ from recovering import Site
 
 from hsl_node.errors import Altered
 from hsl_node.federation.keyring import Keyring
-from hsl_node.federation.methods import Card, Need
+from hsl_node.federation.methods import CARDS, Card, Need
 from hsl_node.federation.names import Digest, Peer, Round
 from hsl_node.federation.plan import Plan
 from hsl_node.host.pace import Pace
@@ -85,6 +85,15 @@ def test_the_first_round_begins_with_nothing_but_the_initial_weights(parts, monk
         "said": {}, "samples": {}, "full_set": {}, "mine": None, "mine_sha256": None,
     }  # fmt: skip
     assert codes(parts) == {}
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_whether_own_files_belong_to_fused_models_is_what_the_card_says(parts, monkeypatch, card):
+    """Backups, `verify` and the pruning of old files go by it: sync/store/models.py."""
+    monkeypatch.setattr(Plan, "card", property(lambda plan: card))
+    event = {"event": "initialised", "images": {"train": 9}, "versions": {"torch": "x"}, "device": "cpu"}
+    Training(parts.here, parts.alarms, None)._heard(event)
+    assert parts.here.journal.meta("private") == ("1" if card.private or Need.OWN in card.needs else "0")
 
 
 def test_a_statement_is_no_part_of_an_exchange(parts, monkeypatch):

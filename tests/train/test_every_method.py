@@ -6,22 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import learning
+import numpy as np
 import pytest
 import torch
-from every_method import PEERS, plan_for, runnable, sites_for
+from every_method import PEERS, card_of, plan_for, runnable, sites_for
 from rounds import train
 from steps import Point, step_of
+from torch import nn
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.methods import CARDS
 from hsl_node.study.simulate import Exchanged, begun, next_round
-from hsl_node.train.method import Loss, Site, norm_tensors, plus
+from hsl_node.train import export
+from hsl_node.train.method import Loss, Site, norm_tensors, plus, take_fused
 from hsl_node.train.methods import method_of
-from hsl_node.train.state_dict import all_tensors
+from hsl_node.train.predictor import of_model
+from hsl_node.train.scoring import open_fused, open_model
+from hsl_node.train.site import initial_model
+from hsl_node.train.state_dict import all_tensors, to_weights
 from hsl_node.train.updates import descend
 from hsl_node.weights.checkpoint_file import read_weights
 
 METHODS = runnable()
+
+
+def weights_of(model: nn.Module) -> dict[str, Any]:
+    return {name: array.copy() for name, array in to_weights(model, all_tensors(model)).items()}
 
 
 class Killed(BaseException):
@@ -66,8 +76,40 @@ def test_nothing_private_leaves_and_all_that_is_kept_is_kept(one_round: tuple[Ex
     model = site.method.network.build(site.plan)
     travels, everything = site.method.travels(model), all_tensors(model)
     assert set(read_weights(exchanged.sent[PEERS[0]])) == travels <= everything
-    assert set(read_weights(exchanged.own[PEERS[0]])) == everything
+    own, sent = read_weights(exchanged.own[PEERS[0]]), exchanged.sent[PEERS[0]].read_bytes()
+    assert set(own) == everything
     assert (travels < everything) is site.plan.card.private
+    copied = {n for n in everything - travels if np.unique(own[n]).size > 8 and own[n].tobytes() in sent}
+    assert not copied or site.plan.card.beside, "nor under another name, but for what the card says"
+
+
+@pytest.mark.parametrize("one_round", [name for name in METHODS if CARDS[name].private], indirect=True)
+def test_what_stays_is_as_it_was_trained_where_a_model_is_scored_and_where_it_is_taken_away(
+    one_round: tuple[Exchanged, Site], tmp_path: Path
+) -> None:
+    """A fused file holds none of it: with the initial ones in their place it would be another model."""
+    exchanged, site = one_round
+    own = read_weights(exchanged.own[PEERS[0]])
+    stays = own.keys() - read_weights(exchanged.sent[PEERS[0]]).keys()
+    first = weights_of(initial_model(site.plan, site.method, site.backbone_weights))
+    trained = {name for name in stays if not np.array_equal(own[name], first[name])}
+    # Nobody trains frozen's encoder, and FedTP's hypernetwork learns when the next round begins.
+    assert trained or site.plan.method in ("frozen", "fedtp")
+
+    as_own = open_model(exchanged.own[PEERS[0]], site.plan, site.hardware)[1]
+    fused = open_fused(site, exchanged.start(site), recalibrate=False)
+    assert all(np.array_equal(array, own[name]) for name, array in weights_of(as_own).items())
+    here = weights_of(fused)
+    derived = {name for name in trained if not np.array_equal(here[name], own[name])}  # of everybody's, or a phase
+    assert not any(np.array_equal(here[name], first[name]) for name in trained)
+    assert not derived or site.method.adopt is not take_fused
+
+    asked = of_model(fused, card_of(site.plan), site.hardware, site.anchor)
+    export.export_model(tmp_path / "out", predictor=asked, facts={}, onnx=False)
+    out, home = read_weights(tmp_path / "out" / "model.safetensors"), site.method.network.at_home(fused)
+    assert out.keys() == here.keys()
+    assert all(np.array_equal(out[name], here[name]) for name in out.keys() - home)
+    assert not any(out[name].any() for name in home), "nor does what nobody is asked with"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,11 +7,9 @@ from pathlib import Path
 import learning
 import numpy as np
 import pytest
-from every_method import plan_for
+from every_method import card_of, plan_for
 
 from hsl_node.train import export
-from hsl_node.train.bundle import Card, Computed
-from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.networks.fedppkt import TeacherAndStudent
 from hsl_node.train.predictor import of_bundle, of_model
 from hsl_node.train.site import initial_model
@@ -36,22 +34,13 @@ def test_a_model_that_is_taken_away_says_the_same_also_as_onnx(tmp_path: Path, m
 
     plan = plan_for(method, backbone=backbone)
     site = learning.site(plan)
-    card = Card(
-        classes=plan.classes,
-        decision=None,
-        preprocessing=Preprocessing.of(plan),
-        plan=plan,
-        hardware=Computed(**learning.CPU.facts, processor="any"),
-        round=1,
-        source_weights_sha256="0" * 64,
-    )
     model = initial_model(plan, site.method, site.backbone_weights).eval()
     secret = known = b""
     if isinstance(model, TeacherAndStudent):
         model.distils.fill_(1)  # a student is asked: its teacher stays
         secret = model.teacher.trunk.net.layer2.conv1.weight.detach().numpy().tobytes()[:400]
         known = model.student.trunk.net.layer2.conv1.weight.detach().numpy().tobytes()[:400]
-    here = of_model(model, card, learning.CPU, learning.anchor())
+    here = of_model(model, card_of(plan), learning.CPU, learning.anchor())
     _, missing = export.export_model(tmp_path / "out", predictor=here, facts={}, onnx=True)
     assert missing == ""
     taken = b"".join(file.read_bytes() for file in (tmp_path / "out").iterdir())
