@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def history(context: typer.Context, json: Json = False) -> None:
     """One line per round.
 
-    AUCs, duration of each phase, bytes sent and received, digest of the fusion.
+    Duration of each phase, the loss's terms in the last epoch, bytes sent and received, AUCs, digest of the fusion.
     """
     from hsl_node.status import history as past
 
@@ -32,7 +32,7 @@ def show(
 ) -> None:
     """One round in full.
 
-    Each peer's checkpoint, receipt and transfer; the epochs.
+    Each peer's checkpoint, receipt and transfer; the epochs with each term of the loss.
     """
     from hsl_node.status import history as past
 

@@ -60,6 +60,11 @@ def figure(value: float | None, none: str = "-") -> str:
     return none if value is None else f"{value:.3f}"
 
 
+def digits(value: float | None) -> str:
+    """Four digits, wherever the point is. None: not known."""
+    return "-" if value is None else f"{value:.4g}"
+
+
 def as_csv(rows: Iterable[Sequence[object]]) -> str:
     """Bytes of a file name that are no UTF-8 stand there as in every output: `M\\udcfcller.png`.
 

@@ -11,6 +11,7 @@ from typing import Any
 from hsl_node.errors import Altered, Diverged, HslError, LocalStateError
 from hsl_node.federation.methods import Need
 from hsl_node.federation.names import Digest, Round
+from hsl_node.host.units import digits
 from hsl_node.node import poisoning
 from hsl_node.node.alarms import Alarms
 from hsl_node.node.here import Here
@@ -181,7 +182,9 @@ class Training:
                     self.busy = event
                 case "epoch":
                     journal.record_epoch(event["round"], event["epoch"], event)
-                    log.info("epoch", extra={k: event.get(k) for k in ("round", "epoch", "score", "validation_loss")})
+                    terms = ", ".join(f"{name} {digits(mean)}" for name, mean in event["terms"].items())
+                    told = {k: event.get(k) for k in ("round", "epoch", "score", "validation_loss")}
+                    log.info("epoch", extra={**told, "terms": terms})
                 case "validated":
                     again = event["recalibrated"] or {}
                     recalibrated = again.get("score"), again.get("loss")

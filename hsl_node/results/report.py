@@ -20,7 +20,7 @@ from hsl_node.errors import UsageError
 from hsl_node.federation.config import Federation
 from hsl_node.federation.plan_keys import flat, word
 from hsl_node.host.files import write_new
-from hsl_node.host.units import clock, duration, figure, size
+from hsl_node.host.units import clock, digits, duration, figure, size
 from hsl_node.results import method, report_evaluations
 from hsl_node.results.facts import Agreement, NodeFacts, agreement, read
 from hsl_node.results.figures import PHASES, STYLES, Bar, auc_panel, timeline
@@ -58,7 +58,9 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=lambda value: figure(value, "undefined"), size=size, duration=duration)
+    environment.filters.update(
+        digits=digits, figure=lambda value: figure(value, "undefined"), size=size, duration=duration
+    )
     federation = nodes[0].federation
     agreed, columns = agreement(nodes), report_evaluations.columns(nodes)
     panels, pictures = _auc_panels(nodes), report_evaluations.pictures(nodes)
@@ -76,6 +78,7 @@ def build(states: Sequence[Path], out: Path, *, note: str = "") -> Path:
         panels=panels,
         trained=max((row["round"] for panel in panels for row in panel["rows"]), default=0),
         journals=[n.name for n in nodes],
+        terms=_loss_terms(nodes),
         gantt=_gantt(nodes),
         phase_words=PHASE_WORDS,
         seconds=_phase_seconds(nodes),
@@ -173,6 +176,21 @@ def _auc_panels(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
             }
         )
     return panels
+
+
+def _loss_terms(nodes: Sequence[NodeFacts]) -> list[dict[str, Any]]:
+    """Of each hospital whose journal we have: each term's mean in each epoch that had it, and where it was lowest."""
+    found = []
+    for node in nodes:
+        epochs = [(row["round"], row["epoch"], row["content"]["terms"]) for row in node.epochs]
+        names = dict.fromkeys(name for _, _, terms in epochs for name in terms)  # in the method's order
+        terms = []
+        for name in names:
+            had = [(round, epoch, of[name]) for round, epoch, of in epochs if name in of]
+            terms.append({"name": name, "first": had[0], "last": had[-1], "lowest": min(had, key=lambda e: e[2])})
+        if terms:
+            found.append({"name": node.name, "terms": terms, "epochs": epochs})
+    return found
 
 
 def _gantt(nodes: Sequence[NodeFacts]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from hsl_node.errors import UsageError, escaped
 from hsl_node.federation.names import Round
 from hsl_node.host.layout import Layout
-from hsl_node.host.units import duration, figure, size, table
+from hsl_node.host.units import digits, duration, figure, size, table
 from hsl_node.status.snapshot import Snapshot
 from hsl_node.sync.candidates import in_words
 from hsl_node.sync.manifest import content_digest
@@ -110,6 +110,7 @@ def _round(journal: Journal, round: Round, me: str, every_phase: Sequence[Mappin
         "score_own": next((m["content"]["score"] for m in manifests if m["peer"] == me), None),
         "score_fused": fused[0]["score"] if fused else None,
         "score_recalibrated": fused[0]["recalibrated_score"] if fused else None,
+        "terms": epochs[-1]["content"]["terms"] if (epochs := journal.rows("epochs", round)) else {},  # of the last
         "seconds": {phase: spent.get(phase) for phase in PHASES},
         "sent_bytes": sum(t["bytes"] + t["resent"] for t in transfers if t["direction"] == "sent"),
         "received_bytes": sum(m["content"]["bytes"] for m in manifests if m["peer"] != me),
@@ -122,13 +123,15 @@ def text(found: Sequence[dict[str, Any]]) -> str:
     if not found:
         return "no round has begun yet"
     again = any(r["score_recalibrated"] is not None for r in found)
+    terms = list(dict.fromkeys(name for r in found for name in r["terms"]))
     scores = (f"own {found[0]['score_name']}", "fused", *["recalibrated"] * again)
-    header = ("round", "began", *PHASES, "sent", "received", *scores, "fused model", "unusual")
+    header = ("round", "began", *PHASES, *terms, "sent", "received", *scores, "fused model", "unusual")
     rows = [
         (
             str(r["round"]),
             time.strftime("%m-%d %H:%M", time.localtime(r["began"])),
             *(_spent(r["seconds"][phase]) for phase in PHASES),
+            *(digits(r["terms"].get(name)) for name in terms),
             size(r["sent_bytes"]),
             size(r["received_bytes"]),
             figure(r["score_own"]),
@@ -139,7 +142,7 @@ def text(found: Sequence[dict[str, Any]]) -> str:
         )
         for r in found
     ]
-    lines = [table(header, rows, right=range(0, 9 + again))]
+    lines = [table(header, rows, right=range(0, 9 + again + len(terms)))]
     known = {r["round"] for r in found}
     if lost := [n for n in range(1, max(known)) if n not in known]:
         which = f"round{'s' if len(lost) > 1 else ''} {_ranges(lost)}"
@@ -179,7 +182,7 @@ def round_text(r: dict[str, Any]) -> str:
                 p["manifest"][:12],
                 figure(p["score"]),
                 str(p["samples"]),
-                _number(p["update"]["norm"]) if p["update"] else "-",
+                digits(p["update"]["norm"]) if p["update"] else "-",
                 _cosine(p["update"]),
                 p["receipt"] or "-",
                 size(p["sent"]["bytes"]) if p["sent"] else "-",
@@ -196,7 +199,7 @@ def round_text(r: dict[str, Any]) -> str:
         lines += [f"{p}: {why}" for p, why in r["unusual"].items()]
         if any(p["said"] for p in r["peers"]):
             names = sorted({name for p in r["peers"] for name in p["said"]})
-            said = [(p["peer"], *(_number(p["said"].get(name)) for name in names)) for p in r["peers"]]
+            said = [(p["peer"], *(digits(p["said"].get(name)) for name in names)) for p in r["peers"]]
             lines += ["", table(("says", *names), said, right=range(1, len(names) + 1))]
         lines += ["", *(f"{p['peer']}: {escaped(p['software'], 80)}" for p in r["peers"])]
     if r["epochs"]:
@@ -205,8 +208,8 @@ def round_text(r: dict[str, Any]) -> str:
         epochs = [
             (
                 str(e["epoch"]),
-                *(_number(e["terms"].get(name)) for name in terms),
-                *(_number(e.get(key)) for key in ("validation_loss", "score", "seconds")),
+                *(digits(e["terms"].get(name)) for name in terms),
+                *(digits(e.get(key)) for key in ("validation_loss", "score", "seconds")),
             )
             for e in r["epochs"]
         ]
@@ -221,7 +224,3 @@ def _cosine(update: dict[str, Any] | None) -> str:
 
 def _spent(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

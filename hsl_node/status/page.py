@@ -15,7 +15,7 @@ from hsl_node.errors import NotRunning, escaped
 from hsl_node.host.control import ask
 from hsl_node.host.files import require_initialised
 from hsl_node.host.hints import addressed
-from hsl_node.host.units import age, clock, duration, figure, progress, size
+from hsl_node.host.units import age, clock, digits, duration, figure, progress, size
 from hsl_node.status.recorded import from_journal
 from hsl_node.status.snapshot import PeerStatus, Received, Sent, Snapshot, StatusWarning, from_json
 
@@ -167,6 +167,7 @@ def _summary(snapshot: Snapshot, now: float, look: Look) -> list[str]:
     lines += _field("epoch", _epoch(snapshot, look), look)
     lines += _field("busy", _busy(snapshot, look), look)
     lines += _field("trainer", _trainer(snapshot), look)
+    lines += _field("loss terms", _loss_terms(snapshot), look)
     lines += _field("last fusion", _fusion(snapshot), look)
     lines += _field("your model", escaped(snapshot.model.why, 300) if snapshot.model else "", look)
     lines += _field("disk", _disk(snapshot), look)
@@ -239,6 +240,14 @@ def _trainer(snapshot: Snapshot) -> str:
     heard = f", last heard {duration(trainer.last_event_s)} ago" if trainer.state == "silent" else ""
     again = f", restarts so far: {trainer.restarts}" if trainer.restarts else ""
     return f"{trainer.state}{f' on {device}' if device else ''}{heard}{again}"
+
+
+def _loss_terms(snapshot: Snapshot) -> str:
+    last = snapshot.loss_terms
+    if not last:
+        return ""
+    terms = ", ".join(f"{escaped(term.name, 60)} {digits(term.mean)}" for term in last.terms)
+    return f"{terms} (round {last.round}, epoch {last.epoch})"
 
 
 def _fusion(snapshot: Snapshot) -> str:

@@ -7,11 +7,12 @@ import shutil
 import sqlite3
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from hsl_node.errors import HslError
-from hsl_node.federation.names import Peer
+from hsl_node.federation.names import Peer, Round
 from hsl_node.host.layout import Layout
 from hsl_node.status import snapshot as schema
 from hsl_node.status.last_words import find_ending
@@ -116,9 +117,11 @@ def told_by(journal: Journal, me: Peer) -> dict[str, Any]:
     mine, last = journal.scores_of(me), max(fused, default=None)
     every, score = journal.candidates(), journal.meta("score_name") or Snapshot.score_name
     best = find_best(every)
+    trained = journal.rows("epochs", Round((last or 0) + 1)) or journal.rows("epochs", Round(last or 0))
     return {
         "instance": journal.meta("instance"),
         "device": journal.meta("device"),
+        "loss_terms": _loss_terms(trained[-1]) if trained else None,
         "last_fused": schema.Fused(last, fused[last]["sha256"], fused[last]["score"]) if last else None,
         "scores": tuple(
             schema.Scores(round, mine.get(round), *(fused[round][key] if round in fused else None for key in SCORES))
@@ -127,6 +130,10 @@ def told_by(journal: Journal, me: Peer) -> dict[str, Any]:
         "score_name": score,
         "model": schema.Model(best.kind, best.round, best.sha256, best.score, in_words(every, score)) if best else None,
     }
+
+
+def _loss_terms(row: dict[str, Any]) -> schema.LossTerms:
+    return schema.LossTerms(row["round"], row["epoch"], tuple(starmap(schema.Term, row["content"]["terms"].items())))
 
 
 def receipt_text(receipt: sqlite3.Row | None) -> str | None:

@@ -45,6 +45,7 @@ class Snapshot:
     disk: Disk | None = None
     device: Word | None = None
     trainer: TrainerStatus | None = None
+    loss_terms: LossTerms | None = None
     last_fused: Fused | None = None
     scores: tuple[Scores, ...] = ()
     score_name: Word = "AUC"  # what people call it
@@ -165,6 +166,21 @@ class TrainerStatus:
     restarts: int
     last_event_s: float
     last_error: str
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Of the last epoch that was trained here, in the method's order."""
+
+    round: int
+    epoch: int
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    name: Word
+    mean: float  # over the images that it was taken of
 
 
 @dataclass(frozen=True)

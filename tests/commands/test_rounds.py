@@ -69,7 +69,7 @@ def test_round_history_says_which_rounds_were_lost() -> None:
     """Rounds 1 and 2 went with a disk, round 4 between a backup and its restoration."""
     one = {"began": 0.0, "sha256": None, "score_name": "AUC", "sent_bytes": 0, "received_bytes": 0}
     one |= dict.fromkeys(("score_own", "score_fused", "score_recalibrated"))
-    rounds = [{**one, "round": n, "seconds": dict.fromkeys(history.PHASES), "unusual": {}} for n in (3, 5)]
+    rounds = [{**one, "round": n, "seconds": dict.fromkeys(history.PHASES), "terms": {}, "unusual": {}} for n in (3, 5)]
     assert history.text(rounds).splitlines()[-1].startswith("not in this journal: rounds 1 to 2, 4, lost")
     assert "not in this journal" not in history.text([{**rounds[0], "round": 1}])
 

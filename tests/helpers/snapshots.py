@@ -48,6 +48,8 @@ def snapshot(**more: Any) -> dict[str, Any]:
         "waiting_for": ["st-josef-krankenhaus", "ucl", "kyoto"], "waiting_since": NOW - 840, "still_to_do": None,
         "disk": {"free": 120_400_000_000, "need": 1_136_400_000}, "device": "cuda:0",
         "trainer": {"pid": 4300, "state": "idle", "restarts": 1, "last_event_s": 12.0, "last_error": ""},
+        "loss_terms": {"round": 3, "epoch": 3, "terms": [{"name": "primary", "mean": 0.41231},
+                                                          {"name": "anchor", "mean": 0.25}]},
         "last_fused": {"round": 2, "sha256": "9f8e7d6c5b4a" + "0" * 52, "score": 0.912},
         "scores": [
             {"round": r, "own": 0.80 + r / 100, "fused": None if r == 3 else 0.83 + r / 100, "recalibrated": None}

@@ -17,7 +17,6 @@ from hsl_node.train.networks.mmoe import MMoE
 from hsl_node.train.site import initial_model
 from hsl_node.train.tasks.classification import primary_loss
 
-
 PUBLISHED = ("hsl.preset=published",)
 
 
