@@ -6,7 +6,8 @@
 
 The best file is on disk before the epoch checkpoint that names it, so every state found after a kill is a true one.
 Randomness is not in it: it is derived from (seed, peer, round, epoch) before each epoch. It is put together in memory,
-which must hold model and moments once more: 285 MB for the published form.
+which holds model and moments once more while a round lasts (285 MB for the published form), and is hashed and written
+from there while the next epoch trains already: a kill meanwhile costs that epoch, which gives the same bytes again.
 """
 
 from __future__ import annotations
@@ -99,14 +100,24 @@ class Saved:
     optimizers: dict[str, Any]  # by their names in the learner
 
 
-def save(folder: Path, saved: Saved) -> None:
-    """Replace the epoch checkpoint atomically and durably, then drop best files that it doesn't name."""
-    state, memory = saved.state, io.BytesIO()
-    content = {"version": VERSION, "state": asdict(state), "model": saved.model, "optimizers": saved.optimizers}
-    torch.save(content, memory)
-    archive = memory.getbuffer()
+def pack(saved: Saved, memory: io.BytesIO) -> None:
+    """Put it into `memory`, in the place of the last one: taking new memory for it costs more than this."""
+    memory.seek(0)
+    content = asdict(saved.state)
+    torch.save({"version": VERSION, "state": content, "model": saved.model, "optimizers": saved.optimizers}, memory)
+
+
+def save(folder: Path, state: RoundState, packed: io.BytesIO) -> None:
+    """Replace the epoch checkpoint atomically and durably, then drop best files that it doesn't name.
+
+    Raises: LocalStateError
+    """
     try:
-        with replacing(folder / EPOCH_FILE, Step.TRAINER_EPOCH) as file:
+        with (
+            packed.getbuffer() as whole,
+            whole[: packed.tell()] as archive,
+            replacing(folder / EPOCH_FILE, Step.TRAINER_EPOCH) as file,
+        ):
             file.write(archive)
             file.write(_seal(archive))
         for path in folder.glob("best_*"):

@@ -5,9 +5,11 @@ Shapes at line ends: B pairs in a batch, C outputs.
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ class Epoch:
 
 def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: Path, report: Report) -> RoundState:
     """Train from what `files` says; go on where a killed process left off. The best epoch's travelling tensors go to
-    `out`, all of its tensors to `own`.
+    `out`, all of its tensors to `own`. An epoch is reported when its checkpoint is on its way to the disk: after a kill
+    it may be reported once more.
 
     Only trained epochs can be the round's checkpoint, and only they count for the patience: a hospital always
     contributes what it learned. Were the fused model counted as epoch 0, a round longer than the patience would end
@@ -66,29 +69,35 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
     training, state = _open_round(site, folder, files, report)
     learner, round = training.learner, files.round
     epochs = site.method.epochs(site.plan, round) if site.method.epochs else site.plan.epochs_per_round
-    while not state.finished:
-        epoch = state.epoch + 1
-        started = time.monotonic()
-        usual = site.plan.epochs_per_round
-        before = (round - 1) * usual
-        rate = learning_rate(site.plan, before + epoch, before + 1 + (epoch - 1) * usual / epochs)
-        trained = train_epoch(training, epoch, rate, report)
-        found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
-        state = _after_epoch(training, folder, state, trained, rate, found, epochs)
-        optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
-        checkpoint.save(folder, Saved(state, learner.model.state_dict(), optimizers))
-        report(
-            {
-                "event": "epoch",
-                "round": round,
-                "epoch": epoch,
-                "terms": dict(trained.terms),
-                "score": found.score,
-                "validation_loss": found.loss,
-                "learning_rate": rate,
-                "seconds": time.monotonic() - started,
-            }
-        )
+    usual = site.plan.epochs_per_round
+    before = (round - 1) * usual
+    packed, saving = io.BytesIO(), Future[None]()
+    saving.set_result(None)
+    with ThreadPoolExecutor(1, "epoch checkpoint") as beside:
+        while not state.finished:
+            epoch = state.epoch + 1
+            started = time.monotonic()
+            rate = learning_rate(site.plan, before + epoch, before + 1 + (epoch - 1) * usual / epochs)
+            trained = train_epoch(training, epoch, rate, report)
+            found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
+            saving.result()  # before there is a best file that the one on its way would drop
+            state = _after_epoch(training, folder, state, trained, rate, found, epochs)
+            optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
+            checkpoint.pack(Saved(state, learner.model.state_dict(), optimizers), packed)
+            saving = beside.submit(checkpoint.save, folder, state, packed)
+            report(
+                {
+                    "event": "epoch",
+                    "round": round,
+                    "epoch": epoch,
+                    "terms": dict(trained.terms),
+                    "score": found.score,
+                    "validation_loss": found.loss,
+                    "learning_rate": rate,
+                    "seconds": time.monotonic() - started,
+                }
+            )
+        saving.result()
     _write_best(site.method.travels(learner.model), folder, state, out, own)
     return state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,9 @@ def saved(folder: Path, epoch: int) -> None:
     )  # fmt: skip
     digest = write_weights(checkpoint.best_path(folder, 1, epoch), weights(float(epoch)), Step.TRAINER_BEST)
     state = replace(state, best=Best(epoch, nothing, digest, 1, digest, {}))
-    checkpoint.save(folder, Saved(state, {"w": torch.full((5000,), float(epoch))}, {}))
+    packed = io.BytesIO()
+    checkpoint.pack(Saved(state, {"w": torch.full((5000,), float(epoch))}, {}), packed)
+    checkpoint.save(folder, state, packed)
 
 
 def saved_epoch(folder: Path) -> int:

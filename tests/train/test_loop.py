@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -312,12 +313,12 @@ def test_killed_between_the_best_file_and_the_epoch_checkpoint_changes_nothing(
     saves = 0
     really = checkpoint.save
 
-    def dies_in_the_second(folder: Path, saved: checkpoint.Saved) -> None:
+    def dies_in_the_second(folder: Path, state: RoundState, packed: io.BytesIO) -> None:
         nonlocal saves
         saves += 1
         if saves == 2:
             raise Killed
-        really(folder, saved)
+        really(folder, state, packed)
 
     monkeypatch.setattr(checkpoint, "save", dies_in_the_second)
     with pytest.raises(Killed):
