@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hsl_node.federation.plan import UNALTERED, Augment
+from hsl_node.train.hardware import moved
 
 PER_IMAGE = 8  # numbers: two flips, two shifts, zoom, turn, brightness, contrast
 
@@ -64,10 +65,10 @@ def change(pixels: Tensor, changes: Changes) -> Tensor:
     x = pixels.float()
     x = x.permute(0, 3, 1, 2) if colour else x.unsqueeze(1)  # (B, 1 or 3, S, S)
     if changes.moves:
-        grid = F.affine_grid(torch.from_numpy(changes.source).to(x.device), list(x.shape), align_corners=False)
+        grid = F.affine_grid(moved(changes.source, x.device), list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if changes.tones:
-        gain, contrast = (torch.from_numpy(v).to(x.device).view(-1, 1, 1, 1) for v in (changes.gain, changes.contrast))
+        gain, contrast = (moved(v, x.device).view(-1, 1, 1, 1) for v in (changes.gain, changes.contrast))
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = (gain * torch.lerp(mean, x, contrast)).clamp(0, 255)
     return x.permute(0, 2, 3, 1) if colour else x.squeeze(1)

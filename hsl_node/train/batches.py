@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from hsl_node.train.augment import Changes, change
 from hsl_node.train.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from hsl_node.train.hardware import Hardware
+from hsl_node.train.hardware import Hardware, moved
 
 Indices = NDArray[np.int64]
 
@@ -123,12 +122,6 @@ def resident(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     for start in range(0, len(images), RESIDENT_BLOCK):
         found[start : start + RESIDENT_BLOCK] = torch.from_numpy(np.array(images[start : start + RESIDENT_BLOCK]))
     return found
-
-
-def moved(array: NDArray[Any], device: torch.device) -> Tensor:
-    """To the device; without waiting for it, which a copy from ordinary memory would."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _ready(pixels: Tensor, hardware: Hardware, changes: Changes | None) -> Tensor:

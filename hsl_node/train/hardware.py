@@ -12,7 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hsl_node.errors import ConfigError
 from hsl_node.host.cores import available_cores
@@ -96,6 +98,12 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def moved(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """To the device; without waiting for it, which a copy from ordinary memory would."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def give_memory_back(device: torch.device) -> None:

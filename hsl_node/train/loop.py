@@ -23,10 +23,10 @@ from hsl_node.host import durable
 from hsl_node.host.durable import Step
 from hsl_node.train import checkpoint
 from hsl_node.train.augment import Changes, draw
-from hsl_node.train.batches import Batch, Indices, epoch_pairs, moved
+from hsl_node.train.batches import Batch, Indices, epoch_pairs
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation, Worth
 from hsl_node.train.data.sources import TRAIN, VALIDATION
-from hsl_node.train.hardware import derived_seed
+from hsl_node.train.hardware import derived_seed, moved
 from hsl_node.train.method import Done, Learner, Site
 from hsl_node.train.optimizers import learning_rate
 from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker

@@ -63,9 +63,8 @@ class TransferNetwork(nn.Module):
     @torch.no_grad()
     def gather(self, image_BCHW: Tensor, target: Tensor, epoch: int) -> None:
         """Add a batch to its classes' prototypes: the unit mean of unit projections. A new epoch begins anew."""
-        if self.gathered_in != epoch:
-            self.gathered.zero_()
-            self.gathered_in.fill_(epoch)
+        self.gathered.copy_(torch.where(self.gathered_in == epoch, self.gathered, 0))  # an `if` waits for the device
+        self.gathered_in.fill_(epoch)
         self.gathered.index_add_(0, target, F.normalize(self.project(self.trunk(image_BCHW))))
         self.prototypes.copy_(F.normalize(self.gathered))
 
