@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hsl_node.errors import ConfigError
 from hsl_node.host.cores import available_cores
+from hsl_node.host.malloc import give_freed_memory_back
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +108,11 @@ def moved(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def give_memory_back(device: torch.device) -> None:
-    """Between rounds, which may lie hours apart, a GPU is for others too."""
+    """Between rounds, which may lie hours apart, a GPU is for others too, and so is the machine's memory."""
+    gc.collect()
     if device.type == "cuda":
-        gc.collect()
         torch.cuda.empty_cache()
+    give_freed_memory_back()
 
 
 def derived_seed(*parts: object) -> int:

@@ -36,3 +36,26 @@ def test_blocks_that_come_and_go_cost_no_page_faults() -> None:
     with_it, without = faults(True), faults(False)
     pages = 255 * 1024 // 4096 * 8  # of one set of copies
     assert with_it < 10 * pages < 100 * pages < without
+
+
+_ROUND = """
+from pathlib import Path
+from hsl_node.host.malloc import give_freed_memory_back
+def megabytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+blocks = [bytes([1]) * 100_000 for _ in range(1000)]  # small enough for the heap
+last = bytes([1]) * 100_000  # keeps the heap's top where it is
+del blocks
+kept = megabytes()
+if not give_freed_memory_back():
+    raise SystemExit(77)
+print(kept - megabytes())
+"""
+
+
+def test_what_a_round_freed_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", _ROUND], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("the C library is not glibc")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 90  # of 100 MB
