@@ -50,6 +50,7 @@ NODE_TOML = """\
 
 [train]
 # device = "auto"                          # auto | cpu | cuda | cuda:0
+# gpus = 1                                 # GPUs that compute each batch together, from `device` on
 # threads = 0                              # processor threads, 0 = all cores; results depend on it: keep it
 # micro_batch = 0                          # images computed with at once, 0 = the plan's batch; where memory is short
 # backbone_weights = "/srv/hsl/resnet18.safetensors"   # only where the plan names such a file by its sha256

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 KEYS = (
     "name, address, listen, anchor, client, data.path, data.filter, data.columns, data.labels, data.exclude, "
-    "data.window_center, data.window_width, train.device, train.threads, train.micro_batch, train.backbone_weights, "
-    "train.generator, inbox.kind, inbox.directory, inbox.quota_mib"
+    "data.window_center, data.window_width, train.device, train.gpus, train.threads, train.micro_batch, "
+    "train.backbone_weights, train.generator, inbox.kind, inbox.directory, inbox.quota_mib"
 )
 
 

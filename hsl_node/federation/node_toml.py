@@ -31,6 +31,7 @@ class DataConfig(Frozen):
 
 class TrainConfig(Frozen):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    gpus: int = Field(1, ge=1, le=16)  # that compute each batch together, from `device` on
     threads: int = Field(0, ge=0, le=1024)  # 0: all cores; fixed for a whole run, since results depend on it
     micro_batch: int = Field(0, ge=0, le=4096)  # images computed with at once; 0: the plan's batch; less memory, slower
     backbone_weights: Path | None = None  # local file whose sha256 the plan names

@@ -196,8 +196,9 @@ class Daemon:
 
     def _needs_its_gpu(self) -> bool:
         """Only torch can tell whether the GPU that node.toml names is there; better now than when training is due."""
-        saved = self.here.journal.state()
-        return self.here.config.train.device.startswith("cuda") and not (saved and saved["phase"] == Phase.FINISHED)
+        saved, train = self.here.journal.state(), self.here.config.train
+        named = train.device.startswith("cuda") or train.gpus > 1
+        return named and not (saved and saved["phase"] == Phase.FINISHED)
 
     def _recovery_due(self, schema: Schema) -> mark.Mark | None:
         """Told to, or needed: what the saved state relies on is not all there."""

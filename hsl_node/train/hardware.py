@@ -37,6 +37,7 @@ class Hardware:
     threads: int  # results depend on it, so it stays the same for a whole run
     precision: str  # of the trunks: float32 | bfloat16
     memory_format: torch.memory_format
+    devices: int = 1  # of this site, this one included, that compute a batch together
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,7 +57,8 @@ class Hardware:
     @property
     def facts(self) -> dict[str, Any]:
         """What of it decides the bytes of a result."""
-        return {"threads": self.threads, "device": str(self.device), "precision": self.precision}
+        device = f"{self.device} x {self.devices}" if self.devices > 1 else str(self.device)
+        return {"threads": self.threads, "device": device, "precision": self.precision}
 
 
 def prepare(
@@ -66,22 +68,30 @@ def prepare(
     precision: str = "auto",
     image_size: int = 224,
     backbone: str = "resnet18",
+    devices: int = 1,
+    rank: int = 0,
 ) -> Hardware:
     """Choose and set up device, threads, precision and deterministic algorithms, for the whole process.
+
+    devices: so many from that one on, of which this process has number `rank`; several of the CPU share its cores.
 
     Raises:
         ConfigError: a device is asked for that is not there, or that the installed torch has no code for.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
     chosen = _device(device)
+    if devices > 1 and chosen.type == "cuda":  # all are looked at by each process: the first says what is wrong
+        chosen = [_device(f"cuda:{(chosen.index or 0) + number}") for number in range(devices)][rank]
+    elif devices > 1 and device == "auto":
+        raise ConfigError(f"train.gpus = {devices}: torch has no GPU to use here", remedy="set train.gpus = 1")
     cuda = chosen.type == "cuda"
     # On CUDA an operation without a deterministic form warns and runs: a hospital's run must not end over it.
     torch.use_deterministic_algorithms(True, warn_only=cuda)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a costly debugging aid
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    torch.set_num_threads(threads or available_cores())
     depthwise = any(name in backbone for name in DEPTHWISE)
+    torch.set_num_threads(threads or max(1, available_cores() // (1 if cuda else devices)))
     if precision == "auto":
         pays = cuda or (image_size >= BFLOAT16_FROM_PX and not depthwise)
         precision = "bfloat16" if pays and has_bfloat16(chosen) else "float32"
@@ -91,6 +101,7 @@ def prepare(
         threads=torch.get_num_threads(),
         precision=precision,
         memory_format=torch.channels_last if last else torch.contiguous_format,
+        devices=devices,
     )
 
 

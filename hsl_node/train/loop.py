@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hsl_node.train.augment import Changes, draw
 from hsl_node.train.batches import Batch, Indices, epoch_pairs
 from hsl_node.train.checkpoint import Best, RoundState, Saved, Validation, Worth
 from hsl_node.train.data.sources import TRAIN, VALIDATION
+from hsl_node.train.devices import once, rank
 from hsl_node.train.hardware import derived_seed, moved
 from hsl_node.train.method import Done, Learner, Site
 from hsl_node.train.optimizers import learning_rate
@@ -79,26 +81,28 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
             started = time.monotonic()
             rate = learning_rate(site.plan, before + epoch, before + 1 + (epoch - 1) * usual / epochs)
             trained = train_epoch(training, epoch, rate, report)
-            found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
-            saving.result()  # before there is a best file that the one on its way would drop
-            state = _after_epoch(training, folder, state, trained, rate, found, epochs)
-            optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
-            checkpoint.pack(Saved(state, learner.model.state_dict(), optimizers), packed)
-            saving = beside.submit(checkpoint.save, folder, state, packed)
-            report(
-                {
-                    "event": "epoch",
-                    "round": round,
-                    "epoch": epoch,
-                    "terms": dict(trained.terms),
-                    "score": found.score,
-                    "validation_loss": found.loss,
-                    "learning_rate": rate,
-                    "seconds": time.monotonic() - started,
-                }
-            )
+            if rank() == 0:
+                found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
+                saving.result()  # before there is a best file that the one on its way would drop
+                state = _after_epoch(training, folder, state, trained, rate, found, epochs)
+                optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
+                checkpoint.pack(Saved(state, learner.model.state_dict(), optimizers), packed)
+                saving = beside.submit(checkpoint.save, folder, state, packed)
+                report(
+                    {
+                        "event": "epoch",
+                        "round": round,
+                        "epoch": epoch,
+                        "terms": dict(trained.terms),
+                        "score": found.score,
+                        "validation_loss": found.loss,
+                        "learning_rate": rate,
+                        "seconds": time.monotonic() - started,
+                    }
+                )
+            state = once(partial(replace, state))
         saving.result()
-    _write_best(site.method.travels(learner.model), folder, state, out, own)
+    once(lambda: _write_best(site.method.travels(learner.model), folder, state, out, own))
     return state
 
 
@@ -109,13 +113,13 @@ def train_epoch(training: Training, epoch: int, rate: float, report: Report) -> 
     """
     learner, site, plan = training.learner, training.learner.site, training.learner.plan
     seed = derived_seed(plan.seed, site.peer, training.start.round, epoch)
-    torch.manual_seed(seed)
+    torch.manual_seed(derived_seed(seed, "rank", rank()) if rank() else seed)  # dropout, of other images
     rng = np.random.default_rng(seed)
     for group in learner.optimizers["main"].param_groups:
         group["lr"] = rate
     chosen = np.arange(len(site.indices(TRAIN)))
     if site.method.samples is not None:
-        chosen = site.method.samples(learner, training.start, training.beside, epoch)
+        chosen = once(partial(site.method.samples, learner, training.start, training.beside, epoch))
     anchors = len(site.anchor.images) if site.method.network.reference and site.anchor else 0
     how: dict[str, Any] = {"own": plan.epoch == "own", "anchor_every": int(site.settings.get("anchor_every", 1))}
     if plan.class_balance == "sampler":
@@ -139,7 +143,8 @@ def train_epoch(training: Training, epoch: int, rate: float, report: Report) -> 
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0) + term.detach() * len(p)
                 counts[name] = counts.get(name, 0) + len(p)
-            progress.batch(len(p) + len(a), totals)
+            if rank() == 0:
+                progress.batch(len(p) + len(a), totals)
         seen = seen | {name: total.item() / counts[name] for name, total in totals.items()}
     return Epoch(steps, seen)
 
@@ -174,7 +179,7 @@ def _open_round(site: Site, folder: Path, files: StartFiles, report: Report) -> 
         log.warning(
             "no epoch checkpoint of the round before: the optimizer starts without its state", extra={"round": round}
         )
-    worth = worth_of(site, learner.model, round - 1, report)
+    worth = once(lambda: worth_of(site, learner.model, round - 1, report))
     state = RoundState(run=site.run, round=round, base_sha256=files.base_sha256, worth=worth, **site.hardware.facts)
     return training, state
 

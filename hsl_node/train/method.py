@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from hsl_node.errors import ConfigError
@@ -71,6 +72,7 @@ class Learner:
     site: Site
     model: nn.Module  # what stays here (own heads, own norms, a policy) are tensors of it like any other
     optimizers: dict[str, Optimizer]
+    together: DistributedDataParallel | None = None  # the model as several devices call it (devices.py)
 
     @property
     def me(self) -> str:
@@ -254,6 +256,7 @@ class Method:
     epochs: Callable[[Plan, int], int] | None = None  # (plan, round) -> epochs; None: the plan's
     require: Callable[[Site], object] = lambda site: None  # before all else. Raises: ConfigError: a file is not here
     says: Callable[[Learner, Start, Done], Mapping[str, float]] = nothing_said  # the numbers of its card
+    one_device: str = ""  # why several devices can't compute its batches together, in parts
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import hsl_node
+from hsl_node.errors import ConfigError
 from hsl_node.federation.config import load_federation
 from hsl_node.federation.names import Digest
 from hsl_node.federation.node_toml import load_node
@@ -31,15 +32,21 @@ from hsl_node.weights.checkpoint_file import write_weights
 from hsl_node.weights.whole import holds
 
 
-def open_site(state: Path, progress: Progress = unheard) -> Site:
+def open_site(state: Path, progress: Progress = unheard, rank: int = 0) -> Site:
     """Read node.toml and federation.toml, decode or map the images, load the anchor set, set up the machine.
+
+    rank: which of the devices this process computes with.
 
     Raises:
         ConfigError: a file, the data or the anchor set is not as the federation says.
     """
     node, federation = load_node(state), load_federation(state)
     plan, layout = federation.plan, Layout(state)
-    hardware = open_hardware(state, plan)
+    method, hardware = method_of(plan.method), open_hardware(state, plan, rank)
+    if hardware.devices > 1 and method.one_device:
+        raise ConfigError(
+            f"{plan.method} trains on one device: {method.one_device}", remedy="set train.gpus = 1 in node.toml"
+        )
     dataset = open_dataset(
         node.data, plan, cache=layout.cache, ledger=layout.splits, run=federation.digest, progress=progress
     )
@@ -47,7 +54,7 @@ def open_site(state: Path, progress: Progress = unheard) -> Site:
         node.name,
         federation.digest,
         plan,
-        method_of(plan.method),
+        method,
         dataset,
         open_anchor(state),
         hardware,
@@ -62,7 +69,7 @@ def open_anchor(state: Path) -> anchor.AnchorSet | None:
     return anchor.load(node.anchor or Layout(state).anchor, card.fingerprint) if card else None
 
 
-def open_hardware(state: Path, plan: Plan) -> Hardware:
+def open_hardware(state: Path, plan: Plan, rank: int = 0) -> Hardware:
     train = load_node(state).train
     return prepare(
         device=train.device,
@@ -70,6 +77,8 @@ def open_hardware(state: Path, plan: Plan) -> Hardware:
         precision=plan.precision,
         image_size=plan.image_size,
         backbone=plan.backbone,
+        devices=train.gpus,
+        rank=rank,
     )
 
 

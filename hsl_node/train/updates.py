@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hsl_node.train import devices
 from hsl_node.train.method import Loss, Step, Terms, Update
 
 
@@ -69,9 +70,12 @@ def backward(step: Step, loss: Loss) -> Terms | None:
     Where the site computes in parts of `micro_batch` images, each part's terms count by its share of the batch: exact
     for means over images, and an approximation where images of a batch are compared with one another, as BatchNorm
     does (so are its running statistics); dropout draws for each part. A part that is skipped adds nothing.
+    Several devices compute in parts too, where BatchNorm sees the parts of all of them.
     """
     found: dict[str, Tensor] = {}
     images, size = len(step.batch.image), step.learner.site.micro_batch
+    if (ranks := devices.ranks()) > 1:
+        return devices.backward(step.learner, loss, _parts(step, size or images, ranks))
     for part, share in _parts(step, size) if 0 < size < images else ((step, 1.0),):
         terms = loss(part)
         if terms is None:
@@ -89,10 +93,15 @@ def clip(step: Step) -> None:
         torch.nn.utils.clip_grad_norm_(step.model.parameters(), longest)
 
 
-def _parts(step: Step, size: int) -> list[tuple[Step, float]]:
-    """At most `size` images each, as equal as can be; never one alone, with which BatchNorm can't work."""
+def _parts(step: Step, size: int, ranks: int = 1) -> list[tuple[Step, float]]:
+    """At most `size` images each, as equal as can be; never one alone, with which BatchNorm can't work.
+
+    ranks: as many for each of them; of fewer images than ranks all, for each.
+    """
     images = len(step.batch.image)
-    count = max(1, min(-(-images // size), images // 2))
+    if images < ranks:
+        return [(step, 1 / ranks)] * ranks
+    count = ranks * max(1, min(-(-images // (size * ranks)), images // (2 * ranks)))
     ends = [images * (n + 1) // count for n in range(count)]
     slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
     return [

@@ -30,9 +30,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from hsl_node.errors import DiskFailed, HslError, TrainerError
 from hsl_node.federation.names import Digest
 from hsl_node.host.layout import Layout
+from hsl_node.train import devices
 from hsl_node.train import site as opening
 from hsl_node.train.data.sources import SPLIT_NAMES, TRAIN
 from hsl_node.train.hardware import give_memory_back
@@ -89,9 +92,10 @@ class Worker:
         )
 
     def _train(self, files: StartFiles, out: Path, own: Path) -> None:
-        done = train_round(
-            self.site, folder=Layout(self.state).trainer, files=files, out=out, own=own, report=self.report
-        )
+        with devices.company(self.site, _follow, (self.state, files, out, own), self._leave):
+            done = train_round(
+                self.site, folder=Layout(self.state).trainer, files=files, out=out, own=own, report=self.report
+            )
         give_memory_back(self.site.hardware.device)
         assert done.best is not None
         self.report(
@@ -110,11 +114,29 @@ class Worker:
             }
         )
 
+    def _leave(self, exc: HslError) -> None:
+        self.report(_error(exc))
+        os._exit(exc.exit_code)
+
     def _validate(self, files: StartFiles) -> None:
         learner, _ = adopted(self.site, files)
         worth_of(self.site, learner.model, files.round - 1, self.report)
         del learner
         give_memory_back(self.site.hardware.device)
+
+
+def _follow(rank: int, place: str, state: Path, files: StartFiles, out: Path, own: Path) -> None:
+    """Another device's process, for one round of training. Writes nothing but log lines about its end."""
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        site = opening.open_site(state, rank=rank)
+        devices.join(site, rank, place)
+        train_round(site, folder=Layout(state).trainer, files=files, out=out, own=own, report=lambda event: None)
+        torch.distributed.destroy_process_group()
+    except Exception as exc:
+        frames = "".join(traceback.format_tb(exc.__traceback__))
+        log.error("device %d failed: %s\n%s", rank + 1, _said(exc), frames)
+        os._exit(1)
 
 
 def _files(job: dict[str, Any], begins: int) -> StartFiles:
@@ -146,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
         report({"event": "ready"})
         while (job := jobs.get()).get("job") != "quit":
             _run(worker, job, report)
+            if devices.ranks() > 1:
+                os._exit(1)  # an error within a round that several devices train: see `company`
     except HslError as exc:
         report(_error(exc))
         return exc.exit_code

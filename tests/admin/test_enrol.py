@@ -120,10 +120,10 @@ def test_node_toml_shows_every_key_and_each_line_is_valid_when_its_mark_is_remov
 
 def test_node_toml_shows_the_true_defaults(ash: Path) -> None:
     before = node_toml.load_node(ash)
-    pattern = r"^# (?=(client|device|threads|micro_batch|kind|quota_mib) = )"
+    pattern = r"^# (?=(client|device|gpus|threads|micro_batch|kind|quota_mib) = )"
     text, count = re.subn(pattern, "", (ash / "node.toml").read_text(), flags=re.MULTILINE)
     (ash / "node.toml").write_text(text)
-    assert count == 6 and node_toml.load_node(ash) == before
+    assert count == 7 and node_toml.load_node(ash) == before
 
 
 def flat(value: dict[str, object], prefix: str = "") -> Iterator[str]:

@@ -84,6 +84,26 @@ def test_depthwise_networks_train_in_float32_on_a_cpu_that_has_bfloat16(monkeypa
     assert asked.precision == "bfloat16"
 
 
+def test_several_devices_are_those_from_the_first_one_on(machine: pytest.MonkeyPatch) -> None:
+    told(machine, ["sm_80"], (6, 1), (8, 0), (8, 6))
+    found = [prepare(device="auto", threads=1, precision="float32", devices=2, rank=rank) for rank in range(2)]
+    assert [str(hardware.device) for hardware in found] == ["cuda:1", "cuda:2"]
+    assert found[0].facts["device"] == "cuda:1 x 2"
+    assert prepare(device="auto", threads=1, precision="float32").facts["device"] == "cuda:1"
+    with pytest.raises(ConfigError, match=r'train.device = "cuda:3": torch sees 3 CUDA device'):
+        prepare(device="cuda:2", threads=1, precision="float32", devices=2)
+    told(machine, ["sm_80"])
+    with pytest.raises(ConfigError, match=r"train.gpus = 2: torch has no GPU to use here"):
+        prepare(device="auto", threads=1, precision="float32", devices=2)
+
+
+def test_several_processes_on_the_processor_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(hardware, "available_cores", lambda: 8)
+    assert [prepare(device="cpu", precision="float32", devices=n).threads for n in (2, 3, 16)] == [4, 2, 1]
+    torch.set_num_threads(before)
+
+
 def test_threads_follow_the_quota_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     monkeypatch.setattr(hardware, "available_cores", lambda: 3)

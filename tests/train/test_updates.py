@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
-import learning
-import numpy as np
 import pytest
 import torch
+from ranks import network, step_of
 from torch import Tensor, nn
 
-from hsl_node.train.batches import upload
-from hsl_node.train.method import Batch, Learner, Start, Step, task_loss
-from hsl_node.train.methods.fedavg import FEDAVG
-from hsl_node.train.optimizers import by_plan
+from hsl_node.train.method import task_loss
 from hsl_node.train.updates import backward, descend
-
-
-def network(norm: str) -> nn.Module:
-    kinds = {"group": lambda: nn.GroupNorm(2, 8), "batch": lambda: nn.BatchNorm2d(8)}
-    torch.manual_seed(3)
-    first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), kinds[norm](), nn.ReLU())
-    return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)).train()
-
-
-def step_of(model: nn.Module, images: int, micro_batch: int = 0, **plan: Any) -> Step:
-    data = learning.dataset(train=images)
-    site = replace(learning.site(learning.small_plan(method="fedavg", **plan), data), micro_batch=micro_batch)
-    site = replace(site, method=replace(FEDAVG, network=replace(FEDAVG.network, ask=lambda m, x, _: m(x))))
-    where = np.arange(images)
-    batch = Batch(upload(data.images[:images], learning.CPU), torch.from_numpy(data.labels[:images]), where)
-    learner = Learner(site, model, by_plan(model, site.plan))
-    return Step(learner, batch, Start(1, {}), None, {}, 1.0, 1, 1)
 
 
 def gradient(norm: str, images: int, micro_batch: int) -> tuple[Tensor, float, list[int]]:

@@ -93,4 +93,5 @@ FEDPPKT = replace(
     travels=lambda model: frozenset(n for n in all_tensors(model) if n.startswith(("student.", "generator."))),
     adopt=next_phase,
     epochs=lambda plan, round: int(plan.settings["teacher_epochs"]) if round == 1 else plan.epochs_per_round,
+    one_device="its generator learns beside `backward`, and students draw their images themselves",
 )

@@ -42,4 +42,5 @@ HARMOFL = Method(
     Network(build=Harmonised),
     passes=(perturbed(task_loss),),
     beside=learn_in_the_first_round,
+    one_device="the spectrum that it learns in the first round is a mean over the batches as they come",
 )
