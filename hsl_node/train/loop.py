@@ -76,32 +76,34 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
     packed, saving = io.BytesIO(), Future[None]()
     saving.set_result(None)
     with ThreadPoolExecutor(1, "epoch checkpoint") as beside:
-        while not state.finished:
-            epoch = state.epoch + 1
-            started = time.monotonic()
-            rate = learning_rate(site.plan, before + epoch, before + 1 + (epoch - 1) * usual / epochs)
-            trained = train_epoch(training, epoch, rate, report)
-            if rank() == 0:
-                found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
-                saving.result()  # before there is a best file that the one on its way would drop
-                state = _after_epoch(training, folder, state, trained, rate, found, epochs)
-                optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
-                checkpoint.pack(Saved(state, learner.model.state_dict(), optimizers), packed)
-                saving = beside.submit(checkpoint.save, folder, state, packed)
-                report(
-                    {
-                        "event": "epoch",
-                        "round": round,
-                        "epoch": epoch,
-                        "terms": dict(trained.terms),
-                        "score": found.score,
-                        "validation_loss": found.loss,
-                        "learning_rate": rate,
-                        "seconds": time.monotonic() - started,
-                    }
-                )
-            state = once(partial(replace, state))
-        saving.result()
+        try:
+            while not state.finished:
+                epoch = state.epoch + 1
+                started = time.monotonic()
+                rate = learning_rate(site.plan, before + epoch, before + 1 + (epoch - 1) * usual / epochs)
+                trained = train_epoch(training, epoch, rate, report)
+                if rank() == 0:
+                    found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
+                    saving.result()  # before there is a best file that the one on its way would drop
+                    state = _after_epoch(training, folder, state, trained, rate, found, epochs)
+                    optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
+                    checkpoint.pack(Saved(state, learner.model.state_dict(), optimizers), packed)
+                    saving = beside.submit(checkpoint.save, folder, state, packed)
+                    report(
+                        {
+                            "event": "epoch",
+                            "round": round,
+                            "epoch": epoch,
+                            "terms": dict(trained.terms),
+                            "score": found.score,
+                            "validation_loss": found.loss,
+                            "learning_rate": rate,
+                            "seconds": time.monotonic() - started,
+                        }
+                    )
+                state = once(partial(replace, state))
+        finally:
+            saving.result()  # a disk error is told before whatever ended the epoch beside it
     once(lambda: _write_best(site.method.travels(learner.model), folder, state, out, own))
     return state
 

@@ -10,7 +10,7 @@ from typing import Any
 import learning
 import pytest
 
-from hsl_node.errors import LocalStateError
+from hsl_node.errors import Diverged, LocalStateError
 from hsl_node.train import checkpoint
 from hsl_node.train.checkpoint import RoundState
 from hsl_node.train.loop import train_round
@@ -66,3 +66,16 @@ def test_an_epoch_checkpoint_that_cannot_be_written_ends_the_round(tmp_path: Pat
     with pytest.raises(LocalStateError, match="could not be written"):
         run(tmp_path)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_disk_error_is_told_before_what_ended_the_epoch_meanwhile(tmp_path: Path) -> None:
+    """After it nothing on that disk may be believed; a loss that diverged does so again at the next attempt."""
+
+    def diverges(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["epoch"] == 2:
+            raise Diverged("the loss is not a finite number")
+
+    (tmp_path / "trainer/epoch.pt.tmp").mkdir(parents=True)
+    with pytest.raises(LocalStateError, match="could not be written") as caught:
+        run(tmp_path, diverges)
+    assert isinstance(caught.value.__context__, Diverged)
