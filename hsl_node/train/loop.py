@@ -30,7 +30,7 @@ from hsl_node.train.data.sources import TRAIN, VALIDATION
 from hsl_node.train.devices import once, rank
 from hsl_node.train.hardware import derived_seed, moved
 from hsl_node.train.method import Done, Learner, Site
-from hsl_node.train.optimizers import learning_rate
+from hsl_node.train.optimizers import learning_rate, take_up
 from hsl_node.train.progress import PROGRESS_EVERY_S, Report, ticker
 from hsl_node.train.recalibrate import recalibrated
 from hsl_node.train.scoring import validate
@@ -188,7 +188,7 @@ def _open_round(site: Site, folder: Path, files: StartFiles, report: Report) -> 
 
 def _restore(learner: Learner, saved: Saved) -> None:
     for name, optimizer in learner.optimizers.items():
-        optimizer.load_state_dict(saved.optimizers[name])
+        take_up(optimizer, saved.optimizers[name])
 
 
 def _after_epoch(

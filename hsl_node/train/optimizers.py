@@ -61,6 +61,16 @@ def _as_it_lies(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1) if channels_last else tensor
 
 
+def take_up(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Go on from a state that was saved, perhaps where kernels lay otherwise in memory: fused steps read moments and
+    kernels side by side, as both lie."""
+    optimizer.load_state_dict(saved)
+    for parameter, remembered in optimizer.state.items():
+        for name, value in remembered.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                remembered[name] = torch.empty_like(parameter).copy_(value)
+
+
 def _is_free_of_decay(name: str, parameter: nn.Parameter) -> bool:
     """Also the biases of all experts in one matrix."""
     return parameter.ndim <= 1 or name.rpartition(".")[2].startswith("bias")

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from hsl_node.train.networks.mmoe import MMoE
-from hsl_node.train.optimizers import by_plan, learning_rate
+from hsl_node.train.optimizers import by_plan, learning_rate, take_up
+
+FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 class Small(nn.Module):
@@ -134,6 +136,34 @@ def test_what_an_optimiser_remembers_goes_on_from_its_state(optimizer: str) -> N
     second.load_state_dict(first.state_dict())
     train(again, second, 2)
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("formats", [FORMATS, FORMATS[::-1]])
+def test_moments_are_taken_up_as_the_kernels_lie_on_this_machine(
+    optimizer: str, formats: tuple[torch.memory_format, torch.memory_format]
+) -> None:
+    """A hospital gets a machine with bfloat16 or a GPU in mid-run: there kernels are channels-last."""
+    plan = learning.small_plan(optimizer=optimizer, learning_rate=0.1, momentum=0.9 if optimizer == "sgd" else 0.0)
+    torch.manual_seed(0)
+    first, images = nn.Conv2d(3, 5, 3), torch.randn(4, 2, 3, 8, 8)
+    second = copy.deepcopy(first)
+
+    def train(model: nn.Module, main: torch.optim.Optimizer, batches: torch.Tensor) -> None:
+        for x in batches:
+            main.zero_grad()
+            model(x).square().mean().backward()
+            main.step()
+
+    first, main = first.to(memory_format=formats[0]), by_plan(first, plan)["main"]  # type: ignore[call-overload]
+    train(first, main, images[:2])
+    second = second.to(memory_format=formats[1])  # type: ignore[call-overload]
+    second.load_state_dict(first.state_dict())
+    other = by_plan(second, plan)["main"]
+    take_up(other, copy.deepcopy(main.state_dict()))
+    train(first, main, images[2:])
+    train(second, other, images[2:])
+    torch.testing.assert_close(second.weight, first.weight, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- its rate
