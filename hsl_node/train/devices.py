@@ -165,12 +165,13 @@ def company(
         return
     spawn = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as place:
-        others = [spawn.Process(target=follow, args=(r, place, *args), daemon=True) for r in range(1, count)]
-        closing = threading.Event()
-        for number, process in enumerate(others, 1):
-            process.start()
-            threading.Thread(target=_watch, args=(number, process, closing, failed), daemon=True).start()
+        others, closing = list[BaseProcess](), threading.Event()
         try:
+            for number in range(1, count):
+                process: BaseProcess = spawn.Process(target=follow, args=(number, place, *args), daemon=True)
+                process.start()
+                others.append(process)
+                threading.Thread(target=_watch, args=(number, process, closing, failed), daemon=True).start()
             join(site, 0, place)
             yield
             dist.destroy_process_group()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import select
 import signal
+import threading
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from trainer_process import Event, Process, state_of
 
 from hsl_node.errors import ConfigError
 from hsl_node.host.layout import Layout
+from hsl_node.train import devices
 from hsl_node.train.hardware import prepare
 from hsl_node.train.methods import method_of
 from hsl_node.train.site import open_site
@@ -93,6 +97,36 @@ def test_a_process_that_opened_other_images_than_the_first_does_not_train(tmp_pa
     """A hospital may add some between the trainer's start and a round's."""
     with pytest.raises(ProcessRaisedException, match="TrainerError: the images have changed since this run's start"):
         ranks.on(2, tmp_path, ranks.gradient, [], images=42)
+
+
+class _Twice:
+    """What a first process is told, and a second one cannot be."""
+
+    given = 0
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        self.given += 1
+        if self.given == 2:
+            raise OSError("no memory for another process")
+        return _Twice, ()
+
+
+def follow(rank: int, place: str, told: _Twice) -> None:
+    threading.Event().wait()
+
+
+def test_processes_that_were_started_are_ended_where_a_further_one_cannot_be() -> None:
+    site = learning.site()
+    site = replace(site, hardware=replace(site.hardware, devices=3))
+    with (
+        pytest.raises(OSError, match="no memory for another"),
+        devices.company(site, follow, (told := _Twice(),), pytest.fail),
+    ):
+        pytest.fail("it trains without them")
+    assert told.given == 2
+    for process in multiprocessing.active_children():
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
 
 
 # ---------------------------------------------------------------- the trainer
