@@ -31,7 +31,7 @@ from hsl_node.errors import (
 )
 from hsl_node.federation import config, identity, keyring, node_toml
 from hsl_node.federation.config import Federation
-from hsl_node.federation.node_toml import DataConfig, NodeConfig
+from hsl_node.federation.node_toml import DataConfig, NodeConfig, TrainConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host import permissions, wrong_paths
 from hsl_node.host.control import ask
@@ -124,7 +124,7 @@ def _examined(state: Path) -> list[Check]:
     checks.append(_check("images", lambda: _images(layout, configured.data, plan)))
     checks.append(_check("port", lambda: _port(state, configured)))
     checks.append(_check("congestion control", _line))
-    checks.append(_check("torch", lambda: _torch(configured.train.device)))
+    checks.append(_check("torch", lambda: _torch(configured.train)))
     if federation is None or ring is None:
         return [*checks, *(Check(name, "skipped", "needs the federation") for name in ("anchor", "disk", "peers"))]
     joined = federation
@@ -306,7 +306,7 @@ def _line() -> str:
     return f"{found or 'unknown'} on all lines: this kernel offers no {FAST.decode()}, which losses slow down less"
 
 
-def _torch(device: str) -> str:
+def _torch(train: TrainConfig) -> str:
     try:
         done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=TORCH_S)
     except subprocess.TimeoutExpired as exc:
@@ -317,13 +317,15 @@ def _torch(device: str) -> str:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise TrainerError(f"torch does not work: {last}", remedy="install it again; compare with `hsl-node version`")
     found = json.loads(done.stdout.splitlines()[-1])
-    if found["devices"]:
-        return f"{found['version']} on {', '.join(found['devices'])}"
-    if device.startswith("cuda"):
+    wanted = train.device.startswith("cuda") or (train.device == "auto" and train.gpus > 1)
+    if wanted and len(found["devices"]) < int(train.device.partition(":")[2] or 0) + train.gpus:
         raise ConfigError(
-            f'torch {found["version"]} sees no GPU, node.toml says device = "{device}"',
+            f"torch {found['version']} sees {len(found['devices'])} GPU(s), node.toml says "
+            f'device = "{train.device}", gpus = {train.gpus}',
             remedy="check nvidia-smi; in a service, that DeviceAllow= lists the GPU",
         )
+    if found["devices"]:
+        return f"{found['version']} on {', '.join(found['devices'])}"
     if Path("/dev/nvidiactl").exists():
         raise _Doubt(
             f"{found['version']} on the CPU, though this machine has an NVIDIA driver",

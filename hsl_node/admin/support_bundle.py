@@ -131,7 +131,7 @@ def _settings(state: Path) -> dict[str, Any]:
             "excluded": len(data.exclude),
             "window_set": data.window_center is not None or data.window_width is not None,
         },
-        "train": {"device": node.train.device, "threads": node.train.threads},
+        "train": {"device": node.train.device, "gpus": node.train.gpus, "threads": node.train.threads},
         "inbox": {"kind": node.inbox.kind, "quota_mib": node.inbox.quota_mib},
     }
 

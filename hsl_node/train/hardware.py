@@ -80,10 +80,14 @@ def prepare(
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
     chosen = _device(device)
+    first, count = chosen.index or 0, torch.cuda.device_count()
+    if devices > 1 and device != "cpu" and (chosen.type == "cpu" or first + devices > count):
+        raise ConfigError(
+            f'train.gpus = {devices} from "{chosen}" on: torch sees {count} CUDA device(s)',
+            remedy="check nvidia-smi and the driver, or set train.gpus = 1",
+        )
     if devices > 1 and chosen.type == "cuda":  # all are looked at by each process: the first says what is wrong
-        chosen = [_device(f"cuda:{(chosen.index or 0) + number}") for number in range(devices)][rank]
-    elif devices > 1 and device == "auto":
-        raise ConfigError(f"train.gpus = {devices}: torch has no GPU to use here", remedy="set train.gpus = 1")
+        chosen = [_device(f"cuda:{first + number}") for number in range(devices)][rank]
     cuda = chosen.type == "cuda"
     # On CUDA an operation without a deterministic form warns and runs: a hospital's run must not end over it.
     torch.use_deterministic_algorithms(True, warn_only=cuda)

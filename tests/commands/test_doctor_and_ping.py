@@ -22,10 +22,11 @@ from ports import free_ports
 
 from hsl_node.admin import doctor
 from hsl_node.admin.ping import ping, text
-from hsl_node.errors import LocalStateError, UsageError
+from hsl_node.errors import ConfigError, LocalStateError, UsageError
 from hsl_node.federation import config, identity, node_toml, strings
 from hsl_node.federation.identity import LIFE_NAMESPACE
 from hsl_node.federation.names import Peer
+from hsl_node.federation.node_toml import TrainConfig
 from hsl_node.federation.plan import Plan
 from hsl_node.host.layout import Layout
 from hsl_node.node.alarms import Alarms
@@ -82,7 +83,21 @@ def test_doctor_finds_a_sound_node_sound(two: tuple[Path, Path], monkeypatch: py
 
 
 def test_doctor_proves_that_torch_computes() -> None:
-    assert " on " in doctor._torch("auto")
+    assert " on " in doctor._torch(TrainConfig())
+
+
+def test_doctor_misses_the_gpus_that_are_to_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`start` would refuse them."""
+    monkeypatch.setattr(doctor, "_TORCH", """print('{"version": "2.9", "devices": ["A", "B"]}')""")
+    assert doctor._torch(TrainConfig(gpus=2)) == "2.9 on A, B"
+    assert doctor._torch(TrainConfig(device="cpu", gpus=3)) == "2.9 on A, B"
+    for wrong in (TrainConfig(gpus=3), TrainConfig(device="cuda:1", gpus=2)):
+        with pytest.raises(ConfigError, match=r"torch 2.9 sees 2 GPU\(s\), node.toml says device = .*, gpus = [23]"):
+            doctor._torch(wrong)
+    monkeypatch.setattr(doctor, "_TORCH", """print('{"version": "2.9", "devices": []}')""")
+    for wrong in (TrainConfig(gpus=2), TrainConfig(device="cuda")):
+        with pytest.raises(ConfigError, match=r"torch 2.9 sees 0 GPU"):
+            doctor._torch(wrong)
 
 
 @pytest.mark.parametrize(

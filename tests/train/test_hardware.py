@@ -90,10 +90,11 @@ def test_several_devices_are_those_from_the_first_one_on(machine: pytest.MonkeyP
     assert [str(hardware.device) for hardware in found] == ["cuda:1", "cuda:2"]
     assert found[0].facts["device"] == "cuda:1 x 2"
     assert prepare(device="auto", threads=1, precision="float32").facts["device"] == "cuda:1"
-    with pytest.raises(ConfigError, match=r'train.device = "cuda:3": torch sees 3 CUDA device'):
+    with pytest.raises(ConfigError, match=r'train.gpus = 2 from "cuda:2" on: torch sees 3 CUDA device') as caught:
         prepare(device="cuda:2", threads=1, precision="float32", devices=2)
+    assert "train.gpus = 1" in caught.value.remedy
     told(machine, ["sm_80"])
-    with pytest.raises(ConfigError, match=r"train.gpus = 2: torch has no GPU to use here"):
+    with pytest.raises(ConfigError, match=r'train.gpus = 2 from "cpu" on: torch sees 0 CUDA device'):
         prepare(device="auto", threads=1, precision="float32", devices=2)
 
 
