@@ -55,6 +55,7 @@ class Setting:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    file: bool = False  # the sha256 of one, or ""
     does: str = ""
 
     @property
@@ -63,7 +64,7 @@ class Setting:
         if isinstance(self.default, bool):
             return "true | false"
         if isinstance(self.default, str):
-            return " | ".join(self.choices)
+            return "a sha256 (64 digits 0-9 and a-f)" if self.file else " | ".join(self.choices)
         if self.low is None or self.high is None:
             return "" if self.low is None else f"{self.low:g} or more"
         return f"{self.low:g} to {self.high:g}"
@@ -74,7 +75,8 @@ class Setting:
         if isinstance(usual, bool):
             right = isinstance(value, bool)
         elif isinstance(usual, str):
-            right = isinstance(value, str) and (value in self.choices if self.choices else bool(_WORD.match(value)))
+            form = _SHA256 if self.file else _WORD
+            right = isinstance(value, str) and (value in self.choices if self.choices else bool(form.match(value)))
         elif isinstance(value, bool) or not isinstance(value, int if isinstance(usual, int) else int | float):
             right = False
         else:
@@ -87,6 +89,7 @@ class Setting:
 
 
 _WORD = re.compile(r"[\w.:/+-]{0,120}\Z", re.ASCII)
+_SHA256 = re.compile(r"([0-9a-f]{64})?\Z")
 
 
 @dataclass(frozen=True)

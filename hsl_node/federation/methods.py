@@ -212,6 +212,7 @@ CARDS: Mapping[str, Card] = {
             settings={
                 "generator": Setting(
                     "",
+                    file=True,
                     does="sha256 of a local ONNX file that makes images (train.generator in each node.toml); empty: "
                     "principal components of the anchor set stand in",
                 ),

@@ -130,6 +130,7 @@ def test_what_can_still_be_checked_beside_a_wrong_value_is_and_what_hangs_on_it_
         ("hsl.experts=true", "hsl.experts: True given, 1 to 256 is expected"),
         ("hsl.temperature=nan", "hsl.temperature: nan given, 0.01 to 100 is expected"),
         ("hsl.encoder=both", "hsl.encoder: 'both' given, separate | shared is expected"),
+        ("fedktl.generator=g.onnx", "fedktl.generator: 'g.onnx' given, a sha256 (64 digits 0-9 and a-f) is expected"),
         ("mu=0.1", "unknown key 'mu'; did you mean 'fednova.mu' or 'fedprox.mu'?"),
         ("lr=0.1", "unknown key 'lr'; did you mean 'learning_rate'?"),
         ("bs=8", "unknown key 'bs'; did you mean 'batch_size'?"),
@@ -139,7 +140,7 @@ def test_what_can_still_be_checked_beside_a_wrong_value_is_and_what_hangs_on_it_
     ],
 )  # fmt: skip
 def test_a_wrong_setting_of_a_method_is_answered_in_a_sentence(setting: str, said: str) -> None:
-    (line,) = refused(setting)
+    (line,) = refused(setting, *["method=fedktl"] * setting.startswith("fedktl"))
     assert line.startswith(f"--set: {said}")
 
 
