@@ -157,7 +157,7 @@ def _warnings(daemon: Daemon, trainer: schema.TrainerStatus, since: float) -> tu
         if trainer.state == "restarting":
             text = f"the trainer died and is started again ({trainer.restarts} so far): {trainer.last_error}"
             when = "by itself, ever more rarely while it dies"
-        fix = f"see log/trainer.log; the node restarts it {when} and loses at most one epoch"
+        fix = f"see log/trainer.log; the node restarts it {when}, from the last epoch on the disk"
         warnings.append(StatusWarning("trainer", text, time.time() - trainer.last_event_s, fix))
     if daemon.paused and state and not daemon.is_over():
         text = "training is paused here; the other hospitals will wait for this one"

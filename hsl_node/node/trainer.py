@@ -32,7 +32,7 @@ Event = dict[str, Any]
 SILENT_S = 45.0  # a batch takes seconds; without any event for this long the node is called degraded
 KILL_SILENT_S = 15 * 60.0  # not slow any more but hung (a stopped process, a dead GPU): restart it from its last epoch
 TROUBLED = ("silent", "restarting")  # states of the trainer in which the node is called degraded
-STOP_S = 10.0  # it only has to leave: everything it needs is on disk after every epoch
+STOP_S = 10.0  # it only has to leave: its files are whole whenever it ends
 BACKOFF = Pace(first_s=1.0, longest_s=300.0, growth=3.0)  # for ever: a machine without memory may get some back
 LOG_MAX_BYTES = 10 * 1024 * 1024
 LINE_MAX_BYTES = 4 * 1024 * 1024
