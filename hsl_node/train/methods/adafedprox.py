@@ -4,8 +4,9 @@ The paper was not to be had, and in the released code mu has no effect. As relea
 the policy; what is fused is w + (1 - mu) (mean - w), the interpolation, all peers counting the same (the fusion
 `interpolated`); no proximal term is in the loss. Assumed: nearly all else (networks/policy.py). Every peer derives the
 policy itself from what all signed, and it never travels. Reward: the change of the fused model's mean validation score
-(release: test accuracy). mu is said and the fusion takes the mean, so one lost policy leaves the bytes the same. Round
-1, where nobody has said anything, has mu = 0. BatchNorm's statistics take the mean by images.
+(release: test accuracy). A loss above 10 counts as 10. mu is said and the fusion takes the mean, so one lost policy
+leaves the bytes the same. Round 1, where nobody has said anything, has mu = 0. BatchNorm's statistics take the mean by
+images.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ HIDDEN = (128, 64)  # as released
 RATE = 1e-3
 SPREAD = 0.1  # of the action around the policy's mean
 KEPT = 0.9  # of the baseline, each round
+WORST = 10.0  # of a loss: one that knows nothing has ln C. A peer says up to 1e6, and would drown all other numbers
+STEEP = 700.0  # of a logit: exp overflows at 710, and the mean is 0 or 1 long before
 UNDEFINED = 0.5  # stands for a score that a hospital cannot have, as with one class alone
 DIGITS = 9  # of an action: what a libm's last bit changes is rounded off
 
@@ -58,7 +60,7 @@ def seen(said: Mapping[str, Mapping[str, float]], samples: Mapping[str, int]) ->
     """What the policy sees of a round, (N,); 0 where there is no peer."""
     images, state = sum(samples.values()), np.zeros((PEERS_MAX, len(NUMBERS)))
     for row, peer in zip(state, sorted(said), strict=False):
-        told = {**said[peer], "share": samples[peer] / images}
+        told = {**said[peer], "share": samples[peer] / images, "loss": min(said[peer]["loss"], WORST)}
         row[:] = [told[name] for name in NUMBERS]
     return state.ravel()
 
@@ -116,7 +118,8 @@ def _forward(net: Net, state: Array) -> tuple[Array, Array, Array, float]:
     x0 = np.append(state, 1.0)
     x1 = np.append(np.maximum(np.add.reduce(net[0] * x0, axis=1), 0), 1.0)
     x2 = np.append(np.maximum(np.add.reduce(net[1] * x1, axis=1), 0), 1.0)
-    return x0, x1, x2, 1 / (1 + math.exp(-float(np.add.reduce(net[2] * x2, axis=1)[0])))
+    logit = float(np.add.reduce(net[2] * x2, axis=1)[0])
+    return x0, x1, x2, 1 / (1 + math.exp(-max(-STEEP, logit)))
 
 
 class Kept(nn.Module):

@@ -48,6 +48,18 @@ def test_the_policy_sees_five_numbers_of_each_peer_in_the_order_of_their_names()
     assert found.shape == (INPUTS,) and not found[10:].any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_peer_that_says_the_largest_loss_neither_ends_the_run_of_all_nor_decides_alone(seed: int) -> None:
+    """1e6 is within the card's bounds. It overflowed the policy at every peer, in each attempt at the round, or had mu
+    at 0 or 1, whatever all others said."""
+    honest, images = {**SAID, "cedar": SAID["ash"]}, {"birch": 30, "ash": 10, "cedar": 20}
+    policy = new(INPUTS, seed)
+    usual = next_round(policy, seen(honest, images), 0.7, z=0.0)
+    lied = next_round(policy, seen({**honest, "cedar": {**SAID["ash"], "loss": 1e6}}, images), 0.7, z=0.0)
+    assert 0.05 < lied.mu < 0.95 and abs(lied.mu - usual.mu) < 0.3
+    assert mean(policy.net, np.full(INPUTS, 1e9)) in (0.0, pytest.approx(0.0), pytest.approx(1.0))  # and no overflow
+
+
 # ---------------------------------------------------------------- the policy
 
 
