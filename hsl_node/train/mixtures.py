@@ -21,6 +21,7 @@ COMPONENTS = 5
 IMAGES_OF_A_COMPONENT = 10  # at least: one of a single image would tell that patient's features
 STEPS = 100  # of expectation and maximisation
 VARIANCE_MIN = 1e-3  # of the feature's variance
+ROUNDING = 1e-3  # by which shares may add up to more than 1
 THUMBNAIL = 16  # px
 NO_STRENGTH = 1e-9  # of a principal component, as a share of the strongest's
 AT_ONCE = 64  # images
@@ -62,6 +63,13 @@ class Mixture:
     mean: Floats  # (K, F)
     variance: Floats  # (K, F)
 
+    @property
+    def sound(self) -> bool:
+        """Is it a density? A variance of 0 would make all weights NaN, and shares of 1e9 drown everybody else's."""
+        return bool(
+            (self.share >= 0).all() and self.share.sum() <= 1 + ROUNDING and (self.variance[self.share > 0] > 0).all()
+        )
+
     def log_density(self, x: Floats) -> Floats:
         """(N, F) -> (N,). In many dimensions densities themselves are 0 to a computer."""
         there = self.share > 0
@@ -98,8 +106,8 @@ def fitted(x: Floats, seed: int) -> Mixture:
 
 
 def joined(mixtures: Sequence[Mixture], samples: Sequence[int]) -> Mixture:
-    """The density of all hospitals' images together: each mixture counts by its images."""
-    counts = [n if mixture.share.any() else 0 for n, mixture in zip(samples, mixtures, strict=True)]
+    """The density of all hospitals' images together: each mixture counts by its images, and an unsound one not."""
+    counts = [n if mixture.sound and mixture.share.any() else 0 for n, mixture in zip(samples, mixtures, strict=True)]
     shares = [mixture.share * (n / max(sum(counts), 1)) for n, mixture in zip(counts, mixtures, strict=True)]
     return Mixture(
         np.concatenate(shares),

@@ -8,6 +8,7 @@ everywhere, compared with here, ten times at most: systematic resampling of trai
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ from hsl_node.train.networks.classifier import Classifier
 from hsl_node.train.site import initial_model
 from hsl_node.train.start import place
 from hsl_node.train.tasks.classification import outputs
+
+log = logging.getLogger(__name__)
 
 FEATURES = 64
 NAMES = ("share", "mean", "variance")  # of the buffers: the fields of a Mixture
@@ -50,6 +53,10 @@ def sample(learner: Learner, start: Start) -> Indices | None:
     put(learner.model, {n: start.full_set[learner.me][n] for n in NAMES})
     peers = sorted(start.full_set)
     mixtures = {peer: _mixture(start.full_set[peer]) for peer in peers}
+    if unsound := [peer for peer in peers if not mixtures[peer].sound]:  # signed for good: it must not end the run
+        log.warning(
+            "what %s told of its images in round %d is no density: left out", ", ".join(unsound), start.round - 1
+        )
     everybody = joined([mixtures[peer] for peer in peers], [start.samples[peer] for peer in peers])
     u = np.random.default_rng(seed).random()
     return resampled(weights(x, mixtures[site.peer], everybody), u)

@@ -57,6 +57,23 @@ def test_images_like_the_other_hospitals_are_drawn_more_often(anchor: bool):
     assert second_round(dark, alike).tolist() == list(range(60))  # equal mixtures: each image once
 
 
+@pytest.mark.parametrize(
+    ("what", "value"), [("variance", 0.0), ("variance", -1.0), ("share", 1e9), ("share", -0.2)], ids=str
+)
+def test_a_peer_whose_mixture_is_no_density_is_left_out_and_named(
+    what: str, value: float, caplog: pytest.LogCaptureFixture
+):
+    """Finite numbers, which every check of a checkpoint lets pass. All other hospitals trained on their first image
+    alone, or, with shares of 1e9, on all images alike."""
+    mixed, bright = learner_of("mixed", 0), learner_of("bright", 100)
+    mixed.site.dataset.images[:20] += 100
+    whole = {learner.me: told(learner) for learner in (mixed, bright)}
+    honest = second_round(mixed, whole)
+    evil = {**whole["mixed"], what: torch.full_like(whole["mixed"][what], value)}
+    assert np.array_equal(second_round(mixed, {**whole, "rogue": evil}), honest)
+    assert "rogue" in caplog.text
+
+
 def test_the_sample_is_the_same_in_every_round_and_epoch():
     mixed, bright = learner_of("mixed", 0), learner_of("bright", 100)
     whole = {learner.me: told(learner) for learner in (mixed, bright)}
