@@ -55,6 +55,8 @@ def generated(learner: Learner, start: Start) -> Sent | None:
     generator = generator_of(learner.site)
     latents = aligned(prototypes, generator.latent, derived_seed(plan.seed, "fedktl", start.round) >> 1)
     latents = latents[torch.isfinite(latents).all(1)]
+    if not len(latents):
+        return None
     return Sent(generator(latents).to(learner.device), latents.to(learner.device))
 
 

@@ -125,9 +125,11 @@ def aligned(prototypes: Sequence[Tensor], latent: int, seed: int) -> Tensor:
     """Latents (C, D) of the classes: a small net learns to map all peers' prototypes, each (C, C), to where latents
     lie, those of a class together; a class's latent is the centre of its mapped prototypes. NaN: nobody has the class.
     """
-    given = torch.stack([p.double().cpu() for p in prototypes])  # (K, C, C)
+    given = F.normalize(torch.stack([p.double().cpu() for p in prototypes]), dim=2)  # (K, C, C); a peer may send any
     there = given.abs().sum(2) > 0  # (K, C)
     known, label = given[there], there.nonzero()[:, 1]
+    if len(known) == 1:  # of which there are no batch statistics
+        known, label = known.repeat(2, 1), label.repeat(2)
     rng = torch.Generator().manual_seed(seed)
     widen, narrow = nn.Linear(given.shape[2], ALIGNING_WIDTH), nn.Linear(ALIGNING_WIDTH, latent)
     for layer in (widen, narrow):

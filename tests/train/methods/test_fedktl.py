@@ -16,7 +16,8 @@ from steps import batch_of, step_of
 from hsl_node.federation.names import Peer
 from hsl_node.federation.plan import UNALTERED
 from hsl_node.train.data.sources import TRAIN
-from hsl_node.train.methods.fedktl import FEDKTL, Sent, transfer
+from hsl_node.train.method import Start
+from hsl_node.train.methods.fedktl import FEDKTL, Sent, generated, transfer
 from hsl_node.train.networks.fedktl import (
     SCALE,
     Generator,
@@ -28,7 +29,7 @@ from hsl_node.train.networks.fedktl import (
 )
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.scoring import open_model
-from hsl_node.train.start import StartFiles, begin
+from hsl_node.train.start import StartFiles, begin, new_learner
 from hsl_node.weights.checkpoint_file import read_schema, read_weights
 from hsl_node.weights.fuse_files import fuse_files
 
@@ -162,6 +163,24 @@ def test_a_class_that_nobody_has_gets_no_image() -> None:
     none[2] = 0
     found = aligned([none, none], 4, 1)
     assert torch.isfinite(found[:2]).all() and torch.isnan(found[2]).all()
+
+
+def test_a_peer_that_sends_prototypes_of_1e9_does_not_make_all_classes_one() -> None:
+    """They are within a checkpoint's bounds, and drowned all others': each class got the same image."""
+    honest = [torch.eye(2), torch.eye(2)]
+    found = aligned([*honest, torch.full((2, 2), 1e9)], 5, 7)
+    assert torch.dist(*found) > 0.01  # it was 1e-5
+    torch.testing.assert_close(aligned([*honest, 1e9 * torch.eye(2)], 5, 7), aligned([*honest, torch.eye(2)], 5, 7))
+
+
+def test_a_peer_that_sends_no_prototype_does_not_end_the_run_of_a_hospital_with_one_class() -> None:
+    """One prototype has no batch statistics: each attempt at the round failed, by an error of torch's."""
+    one, none = torch.tensor([[1.0, 0], [0, 0]]), torch.zeros(2, 2)
+    found = aligned([one, none], 4, 1)
+    assert torch.isfinite(found[0]).all() and torch.isnan(found[1]).all()
+    learner = new_learner(replace(site_of("ash"), anchor=learning.anchor(12)))
+    sent = generated(learner, Start(2, {}, full_set={p: {"prototypes": none} for p in PEERS}))
+    assert sent is None  # as in the first round
 
 
 # ---------------------------------------------------------------- in a federation
