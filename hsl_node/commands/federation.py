@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         f"Keys of a plan: {', '.join(MEANING)}; of its method: {', '.join(of_methods())}. "
         "`hsl-node federation plan` prints what each means, its default and its values. "
         "Of two classes the second is the positive one: AUC and sensitivity are about it. "
-        "What is not given has the published default. "
+        "What is not given has the default; for HSL as published: hsl.preset=published. "
         f"fusion is one of {'; '.join(f'{name}: {rule.line}' for name, rule in FUSION_RULES.items())}. "
         "A robust one softens what a poisoned minority sends.",
     )(create)

@@ -51,14 +51,22 @@ def sentences(federation: Federation) -> list[tuple[str, str]]:
 def differences(plan: Plan) -> str:
     """From the publication, where the numbers could be compared with its own."""
     card = plan.card
-    published = card.presets.get("published", {})
-    changed = [
-        f"{key} {_value(plan.settings[key])}, published {_value(value)}"
-        for key, value in published.items()
-        if plan.settings[key] != value
-    ]
     rule = [f"fused by {plan.rule}; its authors fuse by {card.fusion}"] if plan.rule != card.fusion else []
-    return "; ".join([*rule, *changed, *([card.differs] if card.differs else [])])
+    return "; ".join([*rule, *from_preset(plan), *([card.differs] if card.differs else [])])
+
+
+def from_preset(plan: Plan) -> list[str]:
+    """What the method's `preset = "published"` has otherwise: of its own settings, and of the plan's."""
+    card, of_plan = plan.card, plan.model_dump()
+    pairs = [(key, plan.settings[key], value) for key, value in card.presets.get("published", {}).items()]
+    pairs += [(key, of_plan[key], value) for key, value in card.plan_presets.get("published", {}).items()]
+    return [
+        "images altered in training, published as they are"
+        if key == "augment"
+        else f"{key} {_value(here)}, published {_value(there)}"
+        for key, here, there in pairs
+        if here != there
+    ]
 
 
 def citations(plan: Plan) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hsl_node.federation.methods import CARDS, FAITH, Card, Need
+from hsl_node.federation.plan import Plan
+from hsl_node.results.method import from_preset
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "researcher" / "methods.md"
@@ -51,6 +53,9 @@ def _entry(card: Card) -> Iterator[str]:
         yield f"Cite: {card.cite}."
     if card.differs:
         yield f"Other than published: {card.differs}."
+    if card.presets:
+        usual = "; ".join(from_preset(Plan(method=card.name)))
+        yield f'Unless the plan has `{card.name}.preset = "published"`: {usual}.'
     yield from ("", "```text", told(card), "```", "")
 
 

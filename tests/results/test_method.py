@@ -31,10 +31,23 @@ def test_each_method_is_told_and_cited_as_its_card_says(federation: Federation, 
     assert list(method.citations(plan)[:-1]) == ([card.cite] if card.cite else [])
     assert f"({card.fusion}: " in said["rounds"]
     assert ("the method's settings" in said) == bool(card.settings)
-    assert said.get("other than published", "") == card.differs
+    assert said.get("other than published", "").endswith(card.differs)
     assert said["compared with its publication"].removesuffix(", but for what is named below") == FAITH[card.faith]
     assert ("but for" in said["compared with its publication"]) == bool(card.differs)
     assert ("anchor images" in said["loss"]) == ("anchor_weight" in card.settings), "fedktl has no such term"
+
+
+def test_what_the_plan_has_otherwise_than_the_published_preset_is_told(federation: Federation) -> None:
+    """Not the method's own settings alone: altered images and another schedule are no published form either."""
+    defaults = told(federation, Plan())["other than published"]
+    assert defaults == (
+        "embedding softmax_scaled, published softmax; images altered in training, published as they are; recalibrate "
+        "on, published off; schedule cosine_run, published restarts; " + CARDS["hsl"].differs
+    )
+    published = told(federation, Plan(settings={"preset": "published"}))
+    assert published["other than published"] == CARDS["hsl"].differs
+    warm = Plan(settings={"preset": "published"}, warmup_epochs=3)
+    assert told(federation, warm)["other than published"].startswith("warmup_epochs 3, published 0; ")
 
 
 def test_without_augmentation_nothing_is_claimed_that_was_not_done(federation: Federation) -> None:
