@@ -70,9 +70,9 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
     """
     training, state = _open_round(site, folder, files, report)
     learner, round = training.learner, files.round
-    epochs = site.method.epochs(site.plan, round) if site.method.epochs else site.plan.epochs_per_round
     usual = site.plan.epochs_per_round
-    before = (round - 1) * usual
+    epochs_of = site.method.epochs or (lambda plan, round: usual)
+    epochs, before = epochs_of(site.plan, round), sum(epochs_of(site.plan, earlier) for earlier in range(1, round))
     packed, saving = io.BytesIO(), Future[None]()
     saving.set_result(None)
     with ThreadPoolExecutor(1, "epoch checkpoint") as beside:
@@ -80,7 +80,8 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
             while not state.finished:
                 epoch = state.epoch + 1
                 started = time.monotonic()
-                rate = learning_rate(site.plan, before + epoch, before + 1 + (epoch - 1) * usual / epochs)
+                place = (round - 1) * usual + 1 + (epoch - 1) * usual / epochs
+                rate = learning_rate(site.plan, before + epoch, place)
                 trained = train_epoch(training, epoch, rate, report)
                 if rank() == 0:
                     found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))

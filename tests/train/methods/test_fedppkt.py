@@ -240,6 +240,15 @@ def test_the_rate_falls_by_an_equal_share_in_each_round_and_ends_with_the_run(
     assert rates == pytest.approx([low + (high - low) * (1 + math.cos(math.pi * part)) / 2 for part in parts])
 
 
+def test_the_rate_warms_up_once_in_a_run(tmp_path: Path) -> None:
+    """In the teacher's three epochs; round 2 does not begin in the middle of it again."""
+    events = list[dict[str, object]]()
+    warming = learning.site(plan(warmup_epochs=3, schedule="restarts", learning_rate=0.004))
+    train(warming, tmp_path, first_round(warming, tmp_path, events.append).next, events.append)
+    rates = [event["learning_rate"] for event in events if event["event"] == "epoch"]
+    assert rates[:4] == pytest.approx([0.001, 0.002, 0.003, 0.004]) and 0.003 < rates[4] < 0.004  # type: ignore[operator]
+
+
 def test_nothing_of_teacher_or_pool_is_in_a_checkpoint(
     two_rounds: tuple[Trained, Trained, list[dict[str, object]]],
 ) -> None:
