@@ -6,7 +6,8 @@ from them, with momentum, weighted by images; the fused model uses freshly made 
 are sent, as published, since everybody's hypernetwork learns from them; they are averaged with nothing. Adapted: every
 peer derives the hypernetwork itself, with a signed number to show that it is the same (where a disk was lost, one has
 another, and makes its own projections by that: what is fused hangs on none); all take part in every round;
-optimizer and schedule are the plan's; two hidden layers of `hidden` numbers, not three of 150 (713 MB at each peer).
+a hospital pulls no further than what was made for it is long, which binds no honest one; optimizer and schedule are the
+plan's; two hidden layers of `hidden` numbers, not three of 150 (713 MB at each peer).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 from hsl_node.train.method import Done, Learner, Network, Start, all_but, take_fused
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks.fedtp import PersonalTransformer
-from hsl_node.train.networks.hypernetwork import Array, descended, fingerprint, generate, pull
+from hsl_node.train.networks.hypernetwork import Array, descended, fingerprint, generate, no_longer, pull
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def _learn(model: PersonalTransformer, learner: Learner, start: Start) -> None:
     def pulls() -> Iterator[tuple[int, Mapping[str, Array]]]:  # each as large as the hypernetwork: one after the other
         for peer in sorted(start.samples):
             row, embedding = hyper.add(peer), hyper.embedding_of(peer)
-            apart = generate(net, embedding) - model.flat(start.full_set[peer])
+            made = generate(net, embedding)
+            apart = no_longer(made - model.flat(start.full_set[peer]), made)
             yield row, pull(net, embedding, apart, start.samples[peer] / total)
 
     settings = {name: learner.settings[name] for name in ("rate", "momentum", "decay")}

@@ -37,6 +37,12 @@ def pull(net: Net, embedding: NDArray[np.float32], apart: Array, share: float) -
     return {**found, "embedding": slope}
 
 
+def no_longer(apart: Array, made: Array) -> Array:
+    """`apart`, shortened to the length of `made`: one peer's projections of 1e9 would throw all others' as far."""
+    longest, length = (float(np.sqrt(np.add.reduce(x * x))) for x in (made, apart))
+    return apart * (longest / length) if length > longest else apart
+
+
 def descended(
     net: Net,
     moments: Net,

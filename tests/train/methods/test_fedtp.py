@@ -17,7 +17,7 @@ from hsl_node.train.networks.fedtp import Hypernetwork, PersonalTransformer
 from hsl_node.train.networks.hypernetwork import Net, descended, fingerprint, generate, pull
 from hsl_node.train.networks.initial import initialise
 from hsl_node.train.start import StartFiles, adopted
-from hsl_node.weights.checkpoint_file import read_schema, read_weights
+from hsl_node.weights.checkpoint_file import read_schema, read_weights, write_weights
 from hsl_node.weights.fuse_files import fuse_files
 
 SETTINGS = {"rate": 0.01, "momentum": 0.9, "decay": 0.001}
@@ -231,6 +231,25 @@ def test_a_peer_with_another_hypernetwork_is_named_and_changes_nothing_here(
     found = adopted(site_of("ash"), false)[0].model.state_dict()
     assert all(torch.equal(found[name], right[name]) for name in right)
     assert "not the hypernetwork of birch in round 1" in caplog.text
+
+
+def test_one_checkpoint_with_projections_of_1e9_does_not_end_the_run_of_all(
+    second_round: tuple[dict[str, Trained], dict[str, StartFiles]], tmp_path: Path
+) -> None:
+    """They pass every check. Everybody's hypernetwork then made projections far beyond 1e9, which no peer takes, and
+    it keeps what it has learned."""
+    done, starts = second_round
+    model = PersonalTransformer(site_of("ash").plan)
+    evil = {
+        n: np.full_like(a, 1e9) if n in model.projections else a for n, a in read_weights(done["birch"].out).items()
+    }
+    write_weights(tmp_path / "evil", evil)
+    full_set = {**starts["ash"].full_set, Peer("birch"): tmp_path / "evil"}
+    honest, found = (
+        model.flat(adopted(site_of("ash"), files)[0].model.state_dict())
+        for files in (starts["ash"], replace(starts["ash"], full_set=full_set))
+    )
+    assert np.abs(found).max() < 2 * np.abs(honest).max()
 
 
 def test_a_hospital_that_lost_its_hypernetwork_says_so_and_goes_on_with_a_new_one(
