@@ -150,12 +150,27 @@ def refine(model: TeacherAndStudent, students: Sequence[nn.Module], settings: Ma
         images = model.generator.train()(torch.randn(count, LATENT).to(device))
         with norm_distance(model.student) as apart:
             model.student(images)
-        sure = torch.stack([F.cross_entropy(classes_of(student(images)), label) for student in students]).mean()
-        loss = REFINED_BY[0] * torch.stack(apart).sum() + REFINED_BY[1] * sure
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        norms = torch.stack(apart).sum()
+        (along,) = torch.autograd.grad(norms, images)
+        sure, pull = _finite([F.cross_entropy(classes_of(student(images)), label) for student in students], images)
+        loss, along = REFINED_BY[0] * norms + REFINED_BY[1] * sure, REFINED_BY[0] * along + REFINED_BY[1] * pull
+        for parameter, gradient in zip(parameters, torch.autograd.grad(images, parameters, along), strict=True):
             parameter.grad = gradient
         moves.step()
     return loss.detach()
+
+
+def _finite(losses: Sequence[Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean loss and its gradient, without those that are no numbers: a peer's student may overflow."""
+    pulls = [torch.autograd.grad(loss, images)[0] for loss in losses]
+    right = [torch.isfinite(loss) & torch.isfinite(pull).all() for loss, pull in zip(losses, pulls, strict=True)]
+    count = torch.stack(right).sum().clamp(min=1)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        kept = [torch.where(here, value, 0.0) for here, value in zip(right, values, strict=True)]
+        return torch.stack(kept).sum(0) / count
+
+    return mean([loss.detach() for loss in losses]), mean(pulls)
 
 
 def classes_of(logits: Tensor) -> Tensor:

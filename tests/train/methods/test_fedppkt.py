@@ -166,6 +166,20 @@ def test_refinement_moves_the_generator_alone_to_images_that_everybodys_students
     assert losses[0] == pytest.approx(10 * sum(d.item() for d in apart) + 1.1 * np.mean(sure), rel=1e-5)
 
 
+def test_a_peers_student_that_overflows_is_left_out_of_the_refinement() -> None:
+    """Weights of 1e9 are within a checkpoint's bounds. All generators became NaN, whatever rule fused them."""
+    model, rogue = model_of(), model_of().student.eval()
+    with torch.no_grad():
+        for parameter in rogue.parameters():
+            parameter.fill_(1e9)
+    before, found = {name: tensor.clone() for name, tensor in model.state_dict().items()}, []
+    for students in ([model.student], [model.student, rogue]):
+        model.load_state_dict(before)
+        torch.manual_seed(0)
+        found.append((refine(model, students, model_settings()), model.generator.begin.weight.detach().clone()))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def model_settings() -> dict[str, object]:
     return dict(plan().settings)
 
