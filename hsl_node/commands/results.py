@@ -62,8 +62,8 @@ def evaluate(
     """Measure this hospital's model on its test set.
 
     The best on its validation images: a fused model, the same with BatchNorm statistics of its own training images, or
-    its own after a fusion. Beside it the best fused one, and its own of the last round. Once: a test set that is looked
-    at again and again tests nothing.
+    its own as it was trained in a round. Beside it the best fused one, and its own of the last round. Once: a test set
+    that is looked at again and again tests nothing.
     """
     from hsl_node.commands.data import columns_of
     from hsl_node.federation.config import load_federation

@@ -69,9 +69,10 @@ def comparison(found: Comparison, statistics: Statistics) -> str:
     return f"AUC {signed(difference.value)} (95 % interval {span}, {p})"
 
 
-def judgements(where: str, found: Statistics, kind: str) -> list[str]:
+def judgements(where: str, found: Statistics, kind: str, round: int) -> list[str]:
     """Whether fusing helped, one sentence for each model that the hospital's, of this kind, is compared with."""
-    lines, its = [], HOSPITALS[kind]
+    lines = list[str]()
+    its = "its own model of round 1, before any fusion," if (kind, round) == ("own", 1) else HOSPITALS[kind]
     for other in ("alone", "local", "fused"):
         pair = found.find(kind, other) if other != kind else None
         if pair is None:
@@ -176,7 +177,7 @@ def evaluation_text(record: Mapping[str, Any], statistics: Statistics, *, asked:
     if missing:
         lines += ["", missing]
     lines += ["", by_whom(statistics), *threshold_lines(record, kinds)]
-    lines += ["", *judgements("At this hospital", statistics, record["kind"])]
+    lines += ["", *judgements("At this hospital", statistics, record["kind"], record["round"])]
     if left := record.get("external", {}).get("left_out"):
         lines += ["", left_out(left)]
     if asked is not None and record["at"] < asked:

@@ -80,7 +80,10 @@ def test_where_the_own_model_is_best_it_is_measured_asked_and_exported(state: Pa
     assert (
         "this hospital's model: own model of round 1: best validation AUC here, 0.900 (fused 0.600 in round 1)" in shown
     )
-    assert "its own model after fusions is better than the best one as it was fused cannot be said" in shown
+    never = "its own model of round 1, before any fusion, is better than the best one as it was fused cannot be said"
+    assert never in shown, "it has learned nothing from the others"
+    later = words.judgements("Here", evaluate.statistics(state, found), "own", 2)
+    assert "its own model after fusions" in later[0] and "before any fusion" not in later[0]
 
     export.export(state, tmp_path / "model")
     card = read_card(tmp_path / "model")
