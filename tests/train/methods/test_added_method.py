@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 import subprocess
@@ -11,24 +12,27 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import learning
 import pytest
+import torch
 from sources import REPOSITORY
 
 from hsl_node.errors import ConfigError
-from hsl_node.federation.methods import card_of, cards, package_of
+from hsl_node.federation.methods import Card, card_of, cards, package_of
 from hsl_node.federation.plan import load_plan
 from hsl_node.train.hardware import prepare
 from hsl_node.train.loop import train_round
 from hsl_node.train.method import Method
 from hsl_node.train.site import initial_weights
 from hsl_node.train.start import StartFiles
+from hsl_node.train.tasks.classification import primary_loss
 from hsl_node.weights.checkpoint_file import read_weights
 
 PAGE = (REPOSITORY / "docs" / "researcher" / "add-a-method.md").read_text(encoding="utf-8")
-CARD, METHOD = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+CARD, METHOD, LOSS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 ENTRY_POINT = re.search(r'\[project\.entry-points\."hsl_node\.methods"\]\n(.*?)\n```', PAGE, re.S)[1]  # type: ignore[index]
 
 
@@ -120,6 +124,31 @@ def test_a_package_whose_card_is_none_stops_no_other_method(installed: Path, car
 
 
 def test_the_page_names_every_field_of_a_method_and_its_files_are_short() -> None:
-    table = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
+    _, _, methods_part = PAGE.partition("## What a method may say")
+    table = re.findall(r"^\| `(\w+)` \|", methods_part, re.M)
     assert table == [field.name for field in fields(Method) if field.name != "name"]
     assert len(METHOD.splitlines()) + len(CARD.splitlines()) <= 80
+
+
+def test_the_page_names_the_fields_of_a_card() -> None:
+    """All but those of presets, which are for one method with a published form of its own, and of other tasks."""
+    told = PAGE.partition("## What a card may say")[2].partition("## What a method may say")[0]
+    left_out = {"presets", "plan_presets", "task"}
+    assert set(re.findall(r"`(\w+)`", told)) >= {field.name for field in fields(Card)} - left_out
+
+
+def test_the_pages_loss_in_place_of_the_tasks_own_is_what_it_says() -> None:
+    """One image of class 1 with log-odds ln 3, smoothing 0.1: 0.9 * 0.287682 and 0.1 * (0.287682 + 1.386294) / 2."""
+    found: dict[str, Any] = {}
+    exec(LOSS, found)
+    network = SimpleNamespace(ask=lambda model, image, reference: torch.tensor([[math.log(3)]]))
+    learner = SimpleNamespace(
+        site=SimpleNamespace(method=SimpleNamespace(network=network)), plan=SimpleNamespace(classes=("a", "b"))
+    )
+    batch = SimpleNamespace(image=None, target=torch.tensor([1]))
+    step = SimpleNamespace(
+        learner=learner, batch=batch, model=None, settings={"smoothing": 0.1}, task=SimpleNamespace(loss=primary_loss)
+    )
+    terms = found["smoothed"](step)
+    assert terms["primary"].item() == pytest.approx(0.258914, abs=1e-6)
+    assert terms["smoothing"].item() == pytest.approx(0.083699, abs=1e-6)
