@@ -58,7 +58,16 @@ class Augment(Frozen):
     brightness: float = Field(0.2, ge=0, le=1)  # of the range, at most
     contrast: float = Field(0.2, ge=0, le=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _table(cls, raw: Any) -> Any:
+        """`augment = false` is what people try first."""
+        if isinstance(raw, Mapping | cls):
+            return raw
+        raise ValueError(f"a table of settings is expected; to alter no image: {NO_AUGMENT}")
 
+
+NO_AUGMENT = "augment = { flip = false, shift = 0, zoom = 0, turn = 0, brightness = 0, contrast = 0 }"
 UNALTERED = Augment(flip=False, shift=0, zoom=0, turn=0, brightness=0, contrast=0)
 
 

@@ -20,7 +20,7 @@ from hsl_node.federation.config import AnchorCard, Federation, PeerCard
 from hsl_node.federation.keyring import Accepted, KeyringFile, Revoked
 from hsl_node.federation.methods import CARDS
 from hsl_node.federation.node_toml import DataConfig, InboxConfig, NodeConfig, TrainConfig
-from hsl_node.federation.plan import Augment, Plan, load_plan
+from hsl_node.federation.plan import UNALTERED, Augment, Plan, load_plan
 from hsl_node.federation.problems import KINDS, PATTERNS, in_words
 
 MODELS: tuple[type[BaseModel], ...] = (
@@ -52,6 +52,19 @@ def test_no_problem_of_a_model_is_told_in_the_librarys_words(model: type[BaseMod
     assert {p["type"] for p in found} <= KINDS and len(found) > 10
     told = {in_words(problem) for problem in found}
     assert not [text for text in told if LIBRARY.search(re.sub(r"'[^']*'", "", text))]
+
+
+@pytest.mark.parametrize("tried", ["augment = false", 'augment = "off"'])
+def test_augmentation_that_is_switched_off_is_answered_with_what_switches_it_off(tmp_path: Path, tried: str) -> None:
+    """There is no one switch; the page shows the same table."""
+    (tmp_path / "plan.toml").write_text(tried)
+    with pytest.raises(ConfigError) as refused:
+        load_plan(tmp_path / "plan.toml")
+    advised = refused.value.message.split("to alter no image: ")[1]
+    shown = PAGE.read_text().split("alters no image.\n")[1].split("\n## ")[0]
+    for text in (advised, re.sub("(?m)^ +", "", shown)):
+        (tmp_path / "plan.toml").write_text(text)
+        assert load_plan(tmp_path / "plan.toml").augment == UNALTERED
 
 
 def test_together_they_find_most_kinds() -> None:
