@@ -322,7 +322,8 @@ def _torch(train: TrainConfig) -> str:
         raise ConfigError(
             f"torch {found['version']} sees {len(found['devices'])} GPU(s), node.toml says "
             f'device = "{train.device}", gpus = {train.gpus}',
-            remedy="check nvidia-smi; in a service, that DeviceAllow= lists the GPU",
+            remedy="check nvidia-smi; in a service, that DeviceAllow= lists the GPU; where there are no more: "
+            'train.gpus = 1, and train.device = "cpu" or a GPU that is there',
         )
     if found["devices"]:
         return f"{found['version']} on {', '.join(found['devices'])}"

@@ -96,8 +96,9 @@ def test_doctor_misses_the_gpus_that_are_to_train_together(monkeypatch: pytest.M
             doctor._torch(wrong)
     monkeypatch.setattr(doctor, "_TORCH", """print('{"version": "2.9", "devices": []}')""")
     for wrong in (TrainConfig(gpus=2), TrainConfig(device="cuda")):
-        with pytest.raises(ConfigError, match=r"torch 2.9 sees 0 GPU"):
+        with pytest.raises(ConfigError, match=r"torch 2.9 sees 0 GPU") as refused:
             doctor._torch(wrong)
+        assert "train.gpus = 1" in refused.value.remedy and 'train.device = "cpu"' in refused.value.remedy
 
 
 @pytest.mark.parametrize(
