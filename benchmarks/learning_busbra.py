@@ -58,6 +58,7 @@ from hsl_node.train.site import initial_model
 from hsl_node.train.tasks.classification import primary_loss
 
 RESAMPLES = 1000
+FEWEST = 10  # patients of a class, for an interval (decision 0070)
 TRAINING = (  # what all arms but the first have in common
     "schedule=cosine_run",
     "epoch=own",
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="of the plan, for every arm; e.g. image_size=64")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--quick", action="store_true", help="tiny network, 32 px, 2 rounds of 2 epochs, one seed")
+    parser.add_argument("--against", default="hsl", help="the arm that the others are compared with")
     parser.add_argument(
         "--reach", action="store_true", help="of the forms of HSL: what of the anchor loss arrives where"
     )
@@ -175,7 +177,7 @@ def main() -> None:
                     with replacing(bench.cell(arm, seed)) as file:
                         file.write(json.dumps({**content, "seconds": time.monotonic() - began}).encode())
                     print(f"{arm}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
-    print("\n".join(table(bench, arms, seeds)))
+    print("\n".join(table(bench, arms, seeds, args.against)))
 
 
 # ---------------------------------------------------------------- a cell
@@ -316,15 +318,15 @@ def reach(bench: Bench, arm: str, seed: int) -> list[float]:
 # ---------------------------------------------------------------- the table
 
 
-def table(bench: Bench, arms: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
-    """Test AUC of each hospital and arm with its interval, and the differences from the arm "hsl"."""
+def table(bench: Bench, arms: Sequence[str], seeds: Sequence[int], against: str) -> Iterator[str]:
+    """Test AUC of each hospital and arm with its interval, and what the arm `against` has more."""
     cells = {
         (arm, seed): json.loads(bench.cell(arm, seed).read_text("utf-8"))["hospitals"]
         for arm in arms
         for seed in seeds
         if bench.cell(arm, seed).exists()
     }
-    yield "| hospital | arm | seeds | test AUC | hsl - this arm | chosen |"
+    yield f"| hospital | arm | seeds | test AUC | {against} - this arm | chosen |"
     yield "|---|---|---|---|---|---|"
     for hospital in bench.hospitals:
         of = {arm: {s: cells[arm, s][hospital.name]["test"] for s in seeds if (arm, s) in cells} for arm in arms}
@@ -332,20 +334,23 @@ def table(bench: Bench, arms: Sequence[str], seeds: Sequence[int]) -> Iterator[s
         times = np.random.default_rng(1).multinomial(len(patients), [1 / len(patients)] * len(patients), RESAMPLES)
         times = np.concatenate([np.ones((1, len(patients)), np.int64), times])  # first: the figure itself
         number = {patient: i for i, patient in enumerate(patients)}
+        known = {
+            (p, y)
+            for t in of.values()
+            for test in t.values()
+            for p, y in zip(test["patients"], test["labels"], strict=True)
+        }
+        sure = all(sum(y == label for _, y in known) >= FEWEST for label in (0, 1))
         figures = {arm: {s: aucs(test, number, times) for s, test in tests.items()} for arm, tests in of.items()}
         for arm in arms:
             if not of[arm]:
                 continue
-            both = [s for s in of[arm] if s in figures.get("hsl", {})]
-            against = (
-                ""
-                if arm == "hsl" or not both
-                else words(np.mean([figures["hsl"][s] - figures[arm][s] for s in both], axis=0), "+.3f")
-            )
-            yield (
-                f"| {hospital.name} | {arm} | {len(of[arm])} | {words(np.mean([*figures[arm].values()], axis=0))} | "
-                f"{against} | {', '.join(test['model'] for test in of[arm].values())} |"
-            )
+            both = [s for s in of[arm] if arm != against and s in figures.get(against, {})]
+            more = [figures[against][s] - figures[arm][s] for s in both]
+            own = words(np.mean([*figures[arm].values()], axis=0), sure)
+            difference = words(np.mean(more, axis=0), sure, "+.3f") if more else ""
+            chosen = ", ".join(test["model"] for test in of[arm].values())
+            yield f"| {hospital.name} | {arm} | {len(of[arm])} | {own} | {difference} | {chosen} |"
 
 
 def aucs(test: Mapping[str, Any], number: Mapping[str, int], times: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -360,10 +365,12 @@ def aucs(test: Mapping[str, Any], number: Mapping[str, int], times: NDArray[np.i
     )
 
 
-def words(figures: NDArray[np.float64], how: str = ".3f") -> str:
-    """The figure, and the middle 95 % of its resamples."""
+def words(figures: NDArray[np.float64], sure: bool, how: str = ".3f") -> str:
+    """The figure, and the middle 95 % of its resamples; without these where a class has too few patients."""
     if np.isnan(figures[0]):
         return "undefined"
+    if not sure:
+        return f"{figures[0]:{how}} (too few patients for an interval)"
     low, high = np.nanpercentile(figures[1:], [2.5, 97.5])
     return f"{figures[0]:{how}} [{low:{how}}, {high:{how}}]"
 
