@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hsl_node import __version__
 from hsl_node.federation.config import Federation
 from hsl_node.federation.fusion_rules import FUSION_RULES
@@ -17,8 +19,8 @@ BALANCES = {
 }
 
 
-def sentences(federation: Federation) -> list[tuple[str, str]]:
-    """(what, how), in the order of a methods section."""
+def sentences(federation: Federation, terms: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(what, how), in the order of a methods section. terms: of the loss, as training named them."""
     plan, anchor = federation.plan, federation.anchor
     score, differ = plan.card.score_name, differences(plan)
     found = [
@@ -28,7 +30,7 @@ def sentences(federation: Federation) -> list[tuple[str, str]]:
         ("first weights", _first_weights(plan)),
         ("anchor set", f"{anchor.name}, {anchor.images} images, the same file at every hospital" if anchor else ""),
         ("split", _split(plan)),
-        ("loss", _loss(plan)),
+        ("loss", _loss(plan, terms)),
         ("optimiser", _optimizer(plan)),
         (
             "images",
@@ -101,14 +103,16 @@ def _split(plan: Plan) -> str:
     )
 
 
-def _loss(plan: Plan) -> str:
+def _loss(plan: Plan, terms: Sequence[str]) -> str:
     kind = "binary cross-entropy" if len(plan.classes) == 2 else "cross-entropy"
     anchor = ""
     if (weight := plan.settings.get("anchor_weight")) is not None:  # fedktl has an anchor set and no such term
         times = "that" if weight == 1 else f"{weight:g} times that"
         every = plan.settings.get("anchor_every", 1)
         anchor = f", plus {times} of as many anchor images" + ("" if every == 1 else f", in each batch of {every}")
-    return f"{kind}{anchor}; {BALANCES[plan.class_balance]}"
+    own = ", ".join(name for name in terms if name not in ("primary", "anchor"))
+    more = f", plus the method's own: {own}" if own else ""
+    return f"{kind}{anchor}{more}; {BALANCES[plan.class_balance]}"
 
 
 def _scale(plan: Plan) -> str:

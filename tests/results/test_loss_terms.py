@@ -83,3 +83,5 @@ def test_the_terms_of_a_real_run_have_their_names_and_means_wherever_they_are_to
         first, last, least = (f"{by_name[n][name]} round {n // 2 + 1}, epoch {n % 2 + 1}" for n in (0, 3, lowest))
         assert f"{name} {first} {last} {least}" in text
     assert " ".join(f"round {n // 2 + 1} {n % 2 + 1} {' '.join(by_name[n].values())}" for n in range(4)) in text
+    own = ", ".join(TERMS[method][1:]) if method != "hsl" else ""
+    assert ("plus the method&#39;s own: " in page) == bool(own) and own in page
