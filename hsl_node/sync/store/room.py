@@ -71,7 +71,12 @@ def _held(layout: Layout) -> int:
     """Bytes of the checkpoints of the newest rounds: this one, that before, and what came early. Older ones that are
     kept are no room for a round. `prune` may be deleting some in another thread meanwhile."""
     inbox, outbox = (sorted(f.glob("r*"))[-ROUNDS_HELD:] for f in (layout.inbox_folder, layout.outbox_folder))
-    return sum(_sizes([*outbox, *(path for folder in inbox for path in folder.glob("*.safetensors"))]))
+    return sum(_sizes([*outbox, *(path for folder in inbox for path in _checkpoints(folder))]))
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    with suppress(FileNotFoundError):
+        yield from folder.glob("*.safetensors")
 
 
 def _sizes(paths: Iterable[Path]) -> Iterator[int]:

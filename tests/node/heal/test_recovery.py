@@ -196,7 +196,7 @@ def test_threat_12_a_machine_rolled_back_unnoticed_finds_out_before_it_signs(
 def test_threat_12_a_clone_beside_the_original_is_named_by_its_peers_and_nothing_wrong_is_fused(
     tmp_path: Path, undisturbed: dict[int, str], keys_read_anew: bool
 ) -> None:
-    with Cluster(tmp_path, NAMES, PLAN, prelude="import hsl_node.node.alarms as a; a.QUIET_S = 1.0") as cluster:
+    with Cluster(tmp_path, NAMES, PLAN, prelude="import hsl_node.node.alarms as a; a.QUIET_S = 5.0") as cluster:
         training_round_1(cluster, "cedar")
         # Then the next process connects to ash once, to ask before it signs: when it has, and its twin has, is certain.
         cluster.wait_until("cedar", lambda s: not owed(cluster, "cedar"), "its statement delivered")

@@ -318,6 +318,21 @@ def test_the_alarm_about_room_ends_with_the_wait_for_it(store, monkeypatch):
     asyncio.run(waits(lambda task: free.pop(0)))
 
 
+def test_a_rounds_folder_deleted_while_room_is_measured_counts_nothing(store, monkeypatch):
+    """A daemon ended by it: `prune`, in another thread, had taken the folder away after it was listed."""
+    for number in (1, 2):
+        (store.layout.inbox_folder / f"r{number:06d}").mkdir(parents=True)
+    scandir = os.scandir
+
+    def pruned_meanwhile(folder: Path) -> Any:
+        if folder.name == "r000001":
+            folder.rmdir()
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", pruned_meanwhile)
+    assert store.room(1000, 2, RESERVE).round == RESERVE + 8000
+
+
 def test_checkpoint_deleted_while_room_is_measured_counts_nothing(store):
     """Status is asked for while old rounds are pruned in another thread: a name is listed, its file gone."""
     folder = store.layout.inbox(1, Peer("birch")).parent
