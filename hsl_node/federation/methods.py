@@ -99,7 +99,7 @@ _RING = {
     ),
     "share_norms": Setting(True, does="weights that are taken over include those of normalisation layers"),
 }  # of both rings
-_UNALTERED = {
+NO_CHANGE: Mapping[str, float | bool] = {
     **dict.fromkeys(("shift", "zoom", "turn", "brightness", "contrast"), 0.0),
     **dict.fromkeys(("flip", "flip_upright"), False),
 }  # the plan's `augment` switched off
@@ -323,7 +323,7 @@ CARDS: Mapping[str, Card] = {
             "ICML (2021)",
             needs=frozenset({Need.LABELS, Need.WEIGHTS}),
             private=True,
-            plan_presets={"": {"augment": _UNALTERED}},  # an image's features are then computed once
+            plan_presets={"": {"augment": NO_CHANGE}},  # an image's features are then computed once
         ),
         Card(
             "harmofl",
@@ -392,7 +392,7 @@ CARDS: Mapping[str, Card] = {
             },
             plan_presets={
                 "published": {
-                    "augment": _UNALTERED,
+                    "augment": NO_CHANGE,
                     "class_balance": "none",
                     "clip_norm": 0.0,
                     "epoch": "longest",
@@ -444,7 +444,7 @@ CARDS: Mapping[str, Card] = {
             faith="adapted",
             cite="Zhang, M. et al. SplitAVG: a heterogeneity-aware federated deep learning method for medical imaging. "
             "IEEE Journal of Biomedical and Health Informatics (2022)",
-            plan_presets={"": {"augment": _UNALTERED}},  # of a plan without `preset`
+            plan_presets={"": {"augment": NO_CHANGE}},  # of a plan without `preset`
             simulation_only="it sends activations and labels in every batch, which is 642 GB for 2,000 images and 100 "
             "epochs, and patients' images in effect: hsl_node.study.splitavg compares with it",
         ),

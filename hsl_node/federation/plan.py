@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +21,7 @@ from pydantic_core import InitErrorDetails
 
 from hsl_node.errors import UsageError, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.methods import Card, Need, card_of, nearest
+from hsl_node.federation.methods import NO_CHANGE, Card, Need, card_of, nearest
 from hsl_node.federation.strings import Frozen, Name, Sha256
 from hsl_node.federation.toml_file import parse, read_text, validate
 
@@ -67,8 +66,8 @@ class Augment(Frozen):
         raise ValueError(f"a table of settings is expected; to alter no image: {NO_AUGMENT}")
 
 
-NO_AUGMENT = "augment = { flip = false, shift = 0, zoom = 0, turn = 0, brightness = 0, contrast = 0 }"
-UNALTERED = Augment(flip=False, shift=0, zoom=0, turn=0, brightness=0, contrast=0)
+UNALTERED = Augment.model_validate(NO_CHANGE)
+NO_AUGMENT = f"augment = {{ {', '.join(f'{key} = {str(value).lower()}' for key, value in NO_CHANGE.items())} }}"
 
 
 class Plan(Frozen):
@@ -199,111 +198,48 @@ def has_attention(backbone: str) -> bool:
     return bool(re.search(r"(^|[:_.])(vit|deit|swin)", backbone))
 
 
-class _Unknown(Exception):
-    """A setting that is wrong already: what hangs on it cannot be said."""
-
-
-class _Known:
-    """A plan in which nobody may look at some settings."""
-
-    def __init__(self, plan: Plan, wrong: Collection[str]) -> None:
-        self._plan, self._wrong = plan, wrong
-
-    def __getattr__(self, key: str) -> Any:
-        if key in self._wrong:
-            raise _Unknown(key)
-        found = getattr(Plan, key, None)
-        return found.fget(self) if isinstance(found, property) and found.fget else getattr(self._plan, key)
-
-
 def _contradictions(plan: Plan, wrong: Collection[str] = ()) -> Iterator[tuple[str, str]]:
     """Settings that are right alone and not together, and what the method needs of them: (key, in words). Nothing is
     said of what hangs on the `wrong` ones."""
-    for key, words in _CONTRADICTIONS:
-        with suppress(_Unknown):
-            if said := words(_Known(plan, wrong)):
-                yield key, said
+    for keys, words in _found(plan):
+        if not set(keys.split()) & set(wrong):
+            yield keys.split()[0], words
 
 
-def _by_rule(p: Any) -> str:
-    rule, card = FUSION_RULES[p.rule], p.card
+def _found(p: Plan) -> Iterator[tuple[str, str]]:
+    """(the settings that it hangs on, the one to tell it at first; in words)."""
+    card, rule = p.card, FUSION_RULES[p.rule]
+    if sum(p.split_percent) != 100 or min(p.split_percent) < 1:
+        yield "split_percent", "three positive numbers that add up to 100"
+    if len(set(p.classes)) != len(p.classes):
+        yield "classes", "a class is named twice"
+    if p.learning_rate_min > p.learning_rate:
+        yield "learning_rate_min learning_rate", "larger than learning_rate"
+    if p.warmup_epochs >= (epochs := p.rounds * p.epochs_per_round):
+        yield "warmup_epochs rounds epochs_per_round", f"no epoch is left after it: the run has {epochs}"
+    if card.optimizer and p.optimizer != card.optimizer:
+        words = f'the formula of {card.name} is true of {card.optimizer} alone: optimizer = "{card.optimizer}"'
+        yield "optimizer method", words
+    if p.momentum and p.optimizer != "sgd":
+        yield "momentum optimizer", f"is a setting of sgd, and the plan has {p.optimizer}: leave it out"
+    if p.norm == "group" and p.recalibrate:
+        yield "recalibrate norm", "GroupNorm keeps no statistics that could be made anew: recalibrate = false"
+    if p.norm == "group" and Need.BATCHNORM in card.needs:
+        yield "norm method", f'{card.name} needs {Need.BATCHNORM}: norm = "batch"'
+    if Need.TRANSFORMER in card.needs and not has_attention(p.backbone):
+        words = f'{card.name} needs {Need.TRANSFORMER}, {p.backbone} has none: e.g. backbone = "vit_tiny"'
+        yield "backbone method", words
+    if Need.WEIGHTS in card.needs and p.backbone_weights is None:
+        yield "backbone_weights method", f"{card.name} needs {Need.WEIGHTS}: its sha256 is missing here"
     if missing := sorted(set(rule.said) - {said.name for said in card.says}):
-        return f"{p.rule} counts by {', '.join(missing)}, which {card.name} does not say: {card.fusion} is its own"
+        words = f"{p.rule} counts by {', '.join(missing)}, which {card.name} does not say: {card.fusion} is its own"
+        yield "fusion method", words
     if rule.measures and card.beside:
-        return (
+        words = (
             f"{p.rule} measures whole checkpoints, and those of {card.name} hold {card.beside} too: "
             f"{card.fusion} is its own"
         )
-    return ""
-
-
-# Of each: the key that it is told at, and what is wrong, in words; else nothing.
-_CONTRADICTIONS: tuple[tuple[str, Callable[[Any], str | Literal[False]]], ...] = (
-    (
-        "split_percent",
-        lambda p: (
-            (sum(p.split_percent) != 100 or min(p.split_percent) < 1) and "three positive numbers that add up to 100"
-        ),
-    ),
-    ("classes", lambda p: len(set(p.classes)) != len(p.classes) and "a class is named twice"),
-    ("learning_rate_min", lambda p: p.learning_rate_min > p.learning_rate and "larger than learning_rate"),
-    (
-        "warmup_epochs",
-        lambda p: (
-            p.warmup_epochs >= p.rounds * p.epochs_per_round
-            and f"no epoch is left after it: the run has {p.rounds * p.epochs_per_round}"
-        ),
-    ),
-    (
-        "optimizer",
-        lambda p: (
-            bool(p.card.optimizer)
-            and p.optimizer != p.card.optimizer
-            and f'the formula of {p.card.name} is true of {p.card.optimizer} alone: optimizer = "{p.card.optimizer}"'
-        ),
-    ),
-    (
-        "momentum",
-        lambda p: (
-            p.momentum > 0
-            and p.optimizer != "sgd"
-            and f"is a setting of sgd, and the plan has {p.optimizer}: leave it out"
-        ),
-    ),
-    (
-        "recalibrate",
-        lambda p: (
-            p.norm == "group"
-            and p.recalibrate
-            and "GroupNorm keeps no statistics that could be made anew: recalibrate = false"
-        ),
-    ),
-    (
-        "norm",
-        lambda p: (
-            p.norm == "group"
-            and Need.BATCHNORM in p.card.needs
-            and f'{p.card.name} needs {Need.BATCHNORM}: norm = "batch"'
-        ),
-    ),
-    (
-        "backbone",
-        lambda p: (
-            Need.TRANSFORMER in p.card.needs
-            and not has_attention(p.backbone)
-            and f'{p.card.name} needs {Need.TRANSFORMER}, {p.backbone} has none: e.g. backbone = "vit_tiny"'
-        ),
-    ),
-    (
-        "backbone_weights",
-        lambda p: (
-            Need.WEIGHTS in p.card.needs
-            and p.backbone_weights is None
-            and f"{p.card.name} needs {Need.WEIGHTS}: its sha256 is missing here"
-        ),
-    ),
-    ("fusion", _by_rule),
-)
+        yield "fusion method", words
 
 
 # Settings that came after the form of federation.toml version 2: an earlier version trains as their defaults say and

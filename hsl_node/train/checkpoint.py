@@ -16,6 +16,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,33 @@ class Saved:
     state: RoundState
     model: dict[str, Any]
     optimizers: dict[str, Any]  # by their names in the learner
+
+
+class Saving:
+    """Writes the epoch checkpoints of a round beside its training, one at a time. An error of the disk is raised at the
+    next `wait` or `put`, and at the end before whatever ended the round."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._packed = folder, io.BytesIO()
+        self._beside = ThreadPoolExecutor(1, "epoch checkpoint")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._beside:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last one is on the disk."""
+        if self._last:
+            self._last.result()
+
+    def put(self, saved: Saved) -> None:
+        self.wait()
+        pack(saved, self._packed)
+        self._last = self._beside.submit(save, self._folder, saved.state, self._packed)
 
 
 def pack(saved: Saved, memory: io.BytesIO) -> None:

@@ -5,11 +5,9 @@ Shapes at line ends: B pairs in a batch, C outputs.
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,38 +71,32 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
     usual = site.plan.epochs_per_round
     epochs_of = site.method.epochs or (lambda plan, round: usual)
     epochs, before = epochs_of(site.plan, round), sum(epochs_of(site.plan, earlier) for earlier in range(1, round))
-    packed, saving = io.BytesIO(), Future[None]()
-    saving.set_result(None)
-    with ThreadPoolExecutor(1, "epoch checkpoint") as beside:
-        try:
-            while not state.finished:
-                epoch = state.epoch + 1
-                started = time.monotonic()
-                place = (round - 1) * usual + 1 + (epoch - 1) * usual / epochs
-                rate = learning_rate(site.plan, before + epoch, place)
-                trained = train_epoch(training, epoch, rate, report)
-                if rank() == 0:
-                    found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
-                    saving.result()  # before there is a best file that the one on its way would drop
-                    state = _after_epoch(training, folder, state, trained, rate, found, epochs)
-                    optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
-                    checkpoint.pack(Saved(state, learner.model.state_dict(), optimizers), packed)
-                    saving = beside.submit(checkpoint.save, folder, state, packed)
-                    report(
-                        {
-                            "event": "epoch",
-                            "round": round,
-                            "epoch": epoch,
-                            "terms": dict(trained.terms),
-                            "score": found.score,
-                            "validation_loss": found.loss,
-                            "learning_rate": rate,
-                            "seconds": time.monotonic() - started,
-                        }
-                    )
-                state = once(partial(replace, state))
-        finally:
-            saving.result()  # a disk error is told before whatever ended the epoch beside it
+    with checkpoint.Saving(folder) as saving:
+        while not state.finished:
+            epoch = state.epoch + 1
+            started = time.monotonic()
+            place = (round - 1) * usual + 1 + (epoch - 1) * usual / epochs
+            rate = learning_rate(site.plan, before + epoch, place)
+            trained = train_epoch(training, epoch, rate, report)
+            if rank() == 0:
+                found = validate(site, learner.model, ticker(report, f"validating round {round} epoch {epoch}"))
+                saving.wait()  # before there is a best file that the one on its way would drop
+                state = _after_epoch(training, folder, state, trained, rate, found, epochs)
+                optimizers = {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()}
+                saving.put(Saved(state, learner.model.state_dict(), optimizers))
+                report(
+                    {
+                        "event": "epoch",
+                        "round": round,
+                        "epoch": epoch,
+                        "terms": dict(trained.terms),
+                        "score": found.score,
+                        "validation_loss": found.loss,
+                        "learning_rate": rate,
+                        "seconds": time.monotonic() - started,
+                    }
+                )
+            state = once(partial(replace, state))
     once(lambda: _write_best(site.method.travels(learner.model), folder, state, out, own))
     return state
 

@@ -11,14 +11,14 @@ import learning
 import numpy as np
 import pytest
 import torch
+from every_method import card_of
 from torch import Tensor
 
 from hsl_node.errors import ConfigError
 from hsl_node.federation.plan import Plan
 from hsl_node.train import alone, export, scoring
-from hsl_node.train.bundle import NEEDED, Card, Computed
+from hsl_node.train.bundle import NEEDED
 from hsl_node.train.data.anchor import AnchorSet
-from hsl_node.train.data.preprocessing import Preprocessing
 from hsl_node.train.data.sources import TEST, VALIDATION
 from hsl_node.train.hardware import Hardware, derived_seed, prepare
 from hsl_node.train.method import Site
@@ -59,15 +59,7 @@ def predicted(path: Path, images: Any, plan: Plan, hardware: Hardware, *, anchor
 
 
 def predictor_of(weights: Path, plan: Plan, anchor: AnchorSet | None) -> Predictor:
-    card = Card(
-        classes=plan.classes,
-        decision=None,
-        preprocessing=Preprocessing.of(plan),
-        plan=plan,
-        hardware=Computed(**learning.CPU.facts, processor="any"),
-        round=1,
-        source_weights_sha256=sha256_of(weights),
-    )
+    card = card_of(plan).model_copy(update={"source_weights_sha256": sha256_of(weights)})
     return of_model(scoring.open_model(weights, plan, learning.CPU)[1], card, learning.CPU, anchor)
 
 

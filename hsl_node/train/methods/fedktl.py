@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsl_node.errors import ConfigError
 from hsl_node.train.hardware import derived_seed
 from hsl_node.train.method import Learner, Network, Site, Start, Step, Terms
 from hsl_node.train.methods.fedavg import FEDAVG
@@ -37,14 +36,10 @@ class Sent:
     latents: Tensor  # (C, D)
 
 
-def generator_of(site: Site) -> Generator | FileGenerator:
-    """The plan's, or the stand-in. Raises: ConfigError: as `open_generator`."""
+def named_generator(site: Site) -> FileGenerator | None:
+    """The plan's, if it names one. Raises: ConfigError: as `open_generator`."""
     named, latent = str(site.settings["generator"]), int(site.settings["latent"])
-    if named:
-        return open_generator(site.generator, named, latent, site.plan.image_size)
-    if site.anchor is None:
-        raise ConfigError("fedktl needs an anchor set", remedy="give the federation's with --anchor")
-    return Generator.of_anchor(site.anchor.images, latent)
+    return open_generator(site.generator, named, latent, site.plan.image_size) if named else None
 
 
 def generated(learner: Learner, start: Start) -> Sent | None:
@@ -52,7 +47,10 @@ def generated(learner: Learner, start: Start) -> Sent | None:
     plan, prototypes = learner.plan, [start.full_set[peer]["prototypes"] for peer in sorted(start.full_set)]
     if not prototypes:
         return None
-    generator = generator_of(learner.site)
+    generator: FileGenerator | Generator | None = named_generator(learner.site)
+    if generator is None:
+        assert learner.site.anchor is not None  # the card asks for one
+        generator = Generator.of_anchor(learner.site.anchor.images, int(learner.settings["latent"]))
     latents = aligned(prototypes, generator.latent, derived_seed(plan.seed, "fedktl", start.round) >> 1)
     latents = latents[torch.isfinite(latents).all(1)]
     if not len(latents):
@@ -95,5 +93,5 @@ FEDKTL = replace(
     passes=(descend(transfer), gather),
     travels=lambda model: frozenset({"prototypes"}),
     beside=generated,
-    require=generator_of,
+    require=named_generator,
 )
