@@ -366,7 +366,7 @@ CARDS: Mapping[str, Card] = {
                     "softmax_scaled",
                     choices=("softmax_scaled", "layernorm", "softmax"),
                     does="how the two encoders' features are joined: softmax as published, where the anchor task does "
-                    "not reach the primary one; softmax_scaled: that times the number of features; layernorm",
+                    "not reach the primary one; softmax_scaled: that times the number of features, less 1; layernorm",
                 ),
                 "temperature": Setting(3.0, 0.01, 100, does="of that softmax"),
                 "gate_temperature": Setting(1.0, 0.01, 100, does="of the softmax that weights the experts"),

@@ -32,7 +32,7 @@ class MMoE(nn.Module):
     (`anchor_reach.py` measures it). Forms in which it does:
 
         embedding = "layernorm"        features of mean 0 and deviation 1 per image
-        embedding = "softmax_scaled"   the published softmax times the number of features: mean 1 instead of 1 / 1024
+        embedding = "softmax_scaled"   the published softmax times the number of features, less 1: mean 0
         encoder = "shared"             anchor images go through the primary task's encoder
         gate_temperature < 1           gates that choose more sharply among experts
     """
@@ -108,7 +108,7 @@ class MMoE(nn.Module):
         if self.embedding == "layernorm":
             return F.layer_norm(both, both.shape[1:])
         flat = torch.softmax(both / self.temperature, dim=1)
-        return flat * both.shape[1] if self.embedding == "softmax_scaled" else flat
+        return flat * both.shape[1] - 1 if self.embedding == "softmax_scaled" else flat
 
 
 class Encoder(nn.Module):

@@ -123,11 +123,11 @@ def test_layernorm_embedding_has_mean_0_and_deviation_1() -> None:
     torch.testing.assert_close(joint.var(1, unbiased=False), torch.ones(3), atol=1e-3, rtol=0)
 
 
-def test_the_scaled_softmax_is_the_published_one_times_the_number_of_features() -> None:
+def test_the_scaled_softmax_is_the_published_one_times_the_number_of_features_less_1() -> None:
     f_p, f_a = torch.rand(3, 512), torch.rand(3, 512)
     published, scaled = (MMoE(backbone="tiny", embedding=e).joint(f_p, f_a) for e in ("softmax", "softmax_scaled"))
-    assert torch.equal(scaled, published * 1024)
-    torch.testing.assert_close(scaled.mean(1), torch.ones(3))
+    assert torch.equal(scaled, published * 1024 - 1)
+    torch.testing.assert_close(scaled.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
 
 
 def test_a_low_gate_temperature_chooses_among_experts_and_1_is_the_published_gate_to_the_bit() -> None:
