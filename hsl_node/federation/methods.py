@@ -73,7 +73,7 @@ def card_of(name: str) -> Card:
         if card.fusion not in FUSION_RULES or card.task not in SCORE_NAMES or card.faith not in FAITH:
             raise ValueError(f"{where}: its fusion, task or faith is none that this version of hsl-node has")
         return card
-    known = [*CARDS, *others]
+    known = [name for name in (*CARDS, *others) if name not in CARDS or not CARDS[name].simulation_only]
     raise ValueError(
         f"'{escaped(name, 60)}' is no method of this installation{nearest(name, known)} (it has {', '.join(known)}). "
         "Another version of hsl-node, or a package that adds methods, may bring it: install what the others have"

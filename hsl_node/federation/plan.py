@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -169,8 +170,9 @@ class Plan(Frozen):
                 for e in exc.errors()
             ]
             wrong_keys = {str(e["loc"][0]) for e in exc.errors()}
+            meant = {near for key in wrong_keys for near in get_close_matches(key, cls.model_fields, n=1)}
             rest = handler({key: value for key, value in content.items() if key not in wrong_keys})
-            found += [problem_at((key,), words) for key, words in _contradictions(rest, wrong_keys)]
+            found += [problem_at((key,), words) for key, words in _contradictions(rest, wrong_keys | meant)]
         if found:
             raise ValidationError.from_exception_data("Plan", found)
         return plan
@@ -260,6 +262,8 @@ def load_plan(path: Path | None, settings: Sequence[str] = ()) -> Plan:
     source = path or Path("--set")
     text = read_text(path) if path else ""
     raw: dict[str, Any] = parse(source, text)
+    if isinstance(inner := raw.get("plan"), Mapping):  # with [plan.NAME] as federation.toml has it
+        raw = {**inner, **{key: value for key, value in raw.items() if key != "plan"}}
     put_settings(raw, settings)
     return validate(source, text, raw, Plan)
 

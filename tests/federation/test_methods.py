@@ -117,6 +117,19 @@ def test_what_can_still_be_checked_beside_a_wrong_value_is_and_what_hangs_on_it_
         "--set: split_percent: three positive numbers that add up to 100",
     ]
     assert len(refused("method=fedtb", "backbone=resnet18", "fusion=nova")) == 1  # which needs it has is unknown
+    assert refused("optimiser=sgd", "momentum=0.9") == ["--set: unknown key 'optimiser'; did you mean 'optimizer'?"]
+
+
+def test_a_plan_file_may_have_its_tables_as_federation_toml_has_them(tmp_path: Path) -> None:
+    (path := tmp_path / "plan.toml").write_text('rounds = 3\n[plan.hsl]\npreset = "published"\n')
+    assert load_plan(path).model_dump() == load_plan(None, ["rounds=3", "hsl.preset=published"]).model_dump()
+    path.write_text("[plan]\nruonds = 3\n")
+    assert refused(path=path) == [f"{path}: unknown key 'ruonds'; did you mean 'rounds'?"]
+
+
+def test_a_misspelt_method_is_not_answered_with_those_of_simulations() -> None:
+    (line,) = refused("method=centrall")
+    assert "central" not in line.replace("'centrall'", "")
 
 
 @pytest.mark.parametrize(
