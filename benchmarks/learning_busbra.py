@@ -69,6 +69,8 @@ TRAINING = (  # what all arms but the first have in common
     "augment.brightness=0.2",
     "augment.contrast=0.2",
 )
+SOFTMAX = ("hsl.preset=published", "recalibrate=true")  # the published network in today's training
+SEPARATE = ("hsl.encoder=separate", "hsl.anchor_weight=1")  # an encoder for each task, as published
 ARMS: Mapping[str, tuple[str, ...]] = {
     "hsl published": (
         "method=hsl",
@@ -79,11 +81,12 @@ ARMS: Mapping[str, tuple[str, ...]] = {
         "recalibrate=false",
     ),
     "hsl": ("method=hsl", *TRAINING),
-    "hsl softmax": ("method=hsl", "hsl.preset=published", *TRAINING),
+    "hsl softmax": ("method=hsl", *SOFTMAX, *TRAINING),
+    "hsl sharp gates": ("method=hsl", *SOFTMAX, "hsl.gate_temperature=0.01", *TRAINING),
+    "hsl separate": ("method=hsl", *SEPARATE, *TRAINING),
+    "hsl separate layernorm": ("method=hsl", *SEPARATE, "hsl.embedding=layernorm", *TRAINING),
+    "hsl weight 1": ("method=hsl", "hsl.anchor_weight=1", *TRAINING),
     "hsl layernorm": ("method=hsl", "hsl.embedding=layernorm", *TRAINING),
-    "hsl sharp gates": ("method=hsl", "hsl.embedding=softmax", "hsl.gate_temperature=0.01", *TRAINING),
-    "hsl shared": ("method=hsl", "hsl.encoder=shared", *TRAINING),
-    "hsl shared layernorm": ("method=hsl", "hsl.encoder=shared", "hsl.embedding=layernorm", *TRAINING),
     "fedavg": ("method=fedavg", *TRAINING),
     "fedbn": ("method=fedbn", *TRAINING),
     "fedprox": ("method=fedprox", *TRAINING),
@@ -309,7 +312,7 @@ def reach(bench: Bench, arm: str, seed: int) -> list[float]:
         initial_model(site.plan, site.method, None),
         opened_own(site, next(rounds({name: site}, folder)), name)(),
     ):
-        shares = anchor_reach(cast(MMoE, model), *pairs, primary_loss)
+        shares = anchor_reach(cast(MMoE, model), *pairs, primary_loss, site.plan.settings["anchor_weight"])
         found += [shares.features, shares.encoder]
     shutil.rmtree(folder, ignore_errors=True)
     return found

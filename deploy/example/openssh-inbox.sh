@@ -1,5 +1,5 @@
 #!/bin/sh
-# OpenSSH as the inbox of 'harbour' in federation 'breast ultrasound' (373cb280).
+# OpenSSH as the inbox of 'harbour' in federation 'breast ultrasound' (b105f2f8).
 # Accounts for: east, north. Homes below /srv/hsl.
 # Read it, then run it as root on the machine where the node runs. It may be run again at any time.
 set -eu

@@ -1,5 +1,5 @@
 #!/bin/sh
-# SFTPGo as the inbox of 'harbour' in federation 'breast ultrasound' (373cb280).
+# SFTPGo as the inbox of 'harbour' in federation 'breast ultrasound' (b105f2f8).
 # Accounts for: east, north. Homes below /srv/hsl.
 # Read it, then run it as root on the machine where the node runs. It may be run again at any time.
 set -eu
@@ -56,7 +56,7 @@ cat >/etc/sftpgo/hsl.json.new <<'END_OF_FILE'
     ]
    },
    "filters": {
-    "max_upload_file_size": 96468992,
+    "max_upload_file_size": 50331648,
     "denied_protocols": [
      "FTP",
      "DAV",
@@ -107,7 +107,7 @@ cat >/etc/sftpgo/hsl.json.new <<'END_OF_FILE'
     ]
    },
    "filters": {
-    "max_upload_file_size": 96468992,
+    "max_upload_file_size": 50331648,
     "denied_protocols": [
      "FTP",
      "DAV",

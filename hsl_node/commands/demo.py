@@ -36,7 +36,9 @@ def demo(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs a round.")] = None,
     image_size: Annotated[int | None, typer.Option(min=16, help="Pixels.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="tiny, resnet18, efficientnet_lite0 or another that a plan may name.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="tiny, resnet18, efficientnet_lite0 or another that a plan may name.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images in a batch.")] = None,
     method: Annotated[str | None, typer.Option(help="hsl, or another that `federation plan` lists.")] = None,
     set: Annotated[

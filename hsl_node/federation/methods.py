@@ -358,19 +358,19 @@ CARDS: Mapping[str, Card] = {
             needs=frozenset({Need.LABELS, Need.ANCHOR}),
             settings={
                 "encoder": Setting(
-                    "separate",
-                    choices=("separate", "shared"),
-                    does="separate: an encoder for each task; shared: one for both",
+                    "shared",
+                    choices=("shared", "separate"),
+                    does="shared: one for both tasks; separate: an encoder for each, as published",
                 ),
                 "embedding": Setting(
                     "softmax_scaled",
                     choices=("softmax_scaled", "layernorm", "softmax"),
-                    does="how the two encoders' features are joined: softmax as published, where the anchor task does "
-                    "not reach the primary one; softmax_scaled: that times the number of features, less 1; layernorm",
+                    does="how the features of both tasks' images are joined: softmax as published, which is flat; "
+                    "softmax_scaled: that times the number of features, less 1; layernorm",
                 ),
                 "temperature": Setting(3.0, 0.01, 100, does="of that softmax"),
                 "gate_temperature": Setting(1.0, 0.01, 100, does="of the softmax that weights the experts"),
-                "anchor_weight": Setting(1.0, 0, 1000, does="how much the anchor loss counts beside the primary one"),
+                "anchor_weight": Setting(0.1, 0, 1000, does="how much the anchor loss counts beside the primary one"),
                 "experts": Setting(12, 1, 256, does="small networks that both tasks share"),
                 "anchor_every": Setting(1, 1, 1000, does="only each so-many-th batch has anchor images; 1: every one"),
                 "preset": Setting(

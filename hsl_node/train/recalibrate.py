@@ -37,7 +37,9 @@ class Moments:
         self.squares: Any = 0.0  # sum of squared distances from the mean
 
     def __call__(self, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        """A forward pre-hook: (B, F, ...) -> nothing."""
+        """A forward pre-hook: (B, F, ...) -> nothing. Anchor images of a shared encoder have other statistics."""
+        if not layer.track_running_stats:
+            return
         x = given[0].detach().float()
         over = [0, *range(2, x.ndim)]
         variance, mean = (v.double().cpu() for v in torch.var_mean(x, over, correction=0))

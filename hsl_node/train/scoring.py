@@ -113,8 +113,11 @@ def anchor_embedding(
             remedy="put anchor.safetensors into the state directory (`hsl-node anchor verify`)",
         )
     where = np.arange(len(anchor.images)) if among is None else among
-    feature = _run(model, lambda x, _: embed(model, x), anchor.images, where, hardware, tick)  # (M, F)
-    return feature.double().mean(dim=0).float() if pairs is None else feature[torch.from_numpy(pairs)]
+    mixed = np.random.default_rng(0).permutation(len(where))  # a shared encoder normalises by batch: not class by class
+    feature = _run(model, lambda x, _: embed(model, x), anchor.images, where[mixed], hardware, tick)  # (M, F)
+    return (
+        feature.double().mean(dim=0).float() if pairs is None else feature[torch.from_numpy(np.argsort(mixed)[pairs])]
+    )
 
 
 def forward(

@@ -142,7 +142,7 @@ def test_a_misspelt_method_is_not_answered_with_those_of_simulations() -> None:
         ("hsl.experts=2.5", "hsl.experts: 2.5 given, 1 to 256 is expected"),
         ("hsl.experts=true", "hsl.experts: True given, 1 to 256 is expected"),
         ("hsl.temperature=nan", "hsl.temperature: nan given, 0.01 to 100 is expected"),
-        ("hsl.encoder=both", "hsl.encoder: 'both' given, separate | shared is expected"),
+        ("hsl.encoder=both", "hsl.encoder: 'both' given, shared | separate is expected"),
         ("fedktl.generator=g.onnx", "fedktl.generator: 'g.onnx' given, a sha256 (64 digits 0-9 and a-f) is expected"),
         ("mu=0.1", "unknown key 'mu'; did you mean 'fednova.mu' or 'fedprox.mu'?"),
         ("lr=0.1", "unknown key 'lr'; did you mean 'learning_rate'?"),

@@ -42,7 +42,8 @@ def test_what_the_plan_has_otherwise_than_the_published_preset_is_told(federatio
     """Not the method's own settings alone: altered images and another schedule are no published form either."""
     defaults = told(federation, Plan())["other than published"]
     assert defaults == (
-        "embedding softmax_scaled, published softmax; images altered in training, published as they are; recalibrate "
+        "encoder shared, published separate; embedding softmax_scaled, published softmax; anchor_weight 0.1, published "
+        "1; images altered in training, published as they are; recalibrate "
         "on, published off; schedule cosine_run, published restarts; " + CARDS["hsl"].differs
     )
     published = told(federation, Plan(settings={"preset": "published"}))
@@ -85,7 +86,7 @@ def test_an_anchor_set_is_in_the_loss_and_in_what_an_epoch_is(federation: Federa
     card = AnchorCard(name="digits", fingerprint="0" * 64, images=100, image_size=224)
     with_anchor = federation.model_copy(update={"anchor": card})
     said = told(with_anchor, Plan())
-    assert said["loss"].startswith("binary cross-entropy, plus that of as many anchor images; ")
+    assert said["loss"].startswith("binary cross-entropy, plus 0.1 times that of as many anchor images; ")
     assert "(a pass over the larger of own images and anchor set)" in said["rounds"]
     assert "(a pass over the hospital's own images)" in told(with_anchor, Plan(epoch="own"))["rounds"]
     assert said["anchor set"] == "digits, 100 images, the same file at every hospital"

@@ -166,7 +166,7 @@ def test_the_best_trained_epoch_is_the_rounds_checkpoint(
     assert (done.best.epoch, done.epoch) == (best, epochs)
     assert done.best.validation == verdicts[best]
     assert sha256_of(tmp_path / "out.safetensors") == done.best.sha256
-    counter = read_weights(tmp_path / "out.safetensors")["encoder_primary.trunk.net.bn1.num_batches_tracked"]
+    counter = read_weights(tmp_path / "out.safetensors")["encoder.trunk.net.bn1.num_batches_tracked"]
     assert counter == best * 3  # 24 anchor images, batches of 8: the weights are those of that very epoch
 
 

@@ -76,13 +76,32 @@ def test_a_score_covers_exactly_the_test_images_in_order(tmp_path: Path) -> None
 
 
 def test_the_reference_is_the_mean_anchor_embedding_in_evaluation_mode(tmp_path: Path) -> None:
-    plan, anchor = learning.small_plan(), learning.anchor(70)  # more than one evaluation batch
+    plan = learning.small_plan(hsl={"encoder": "separate"})
+    anchor = learning.anchor(70)  # more than one evaluation batch
     method, model = scoring.open_model(weights_of(tmp_path, plan), plan, learning.CPU)
     found = scoring.anchor_embedding(method, model, anchor, learning.CPU)
     assert found is not None and found.shape == (512,)
     with torch.no_grad():
         images = scoring.upload(anchor.images, learning.CPU)
         torch.testing.assert_close(found, model.eval().encode_anchor(images).mean(0))
+
+
+def test_with_a_shared_encoder_the_reference_hardly_depends_on_how_the_anchor_set_is_sorted(tmp_path: Path) -> None:
+    plan, anchor = learning.small_plan(), learning.anchor(128)
+    method, model = scoring.open_model(weights_of(tmp_path, plan), plan, learning.CPU)
+
+    def reference(order: np.ndarray) -> Tensor:
+        of = replace(anchor, images=images[order], labels=anchor.labels[order])
+        found = scoring.anchor_embedding(method, model, of, learning.CPU)
+        assert found is not None
+        return found
+
+    half = np.arange(128) < 64
+    images = np.where(half[:, None, None], anchor.images // 4, anchor.images)
+    by_class, mixed = reference(np.arange(128)), reference(np.random.default_rng(1).permutation(128))
+    with torch.no_grad():
+        apart = [model.encode_anchor(scoring.upload(images[at], learning.CPU)).mean(0) for at in (half, ~half)]
+    assert (by_class - mixed).norm() < 0.2 * (sum(apart) / 2 - mixed).norm()
 
 
 def test_epochs_are_compared_beside_a_fixed_part_of_the_anchor_set_and_scored_beside_all(tmp_path: Path) -> None:

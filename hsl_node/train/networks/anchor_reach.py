@@ -36,6 +36,7 @@ def anchor_reach(
     anchor_BCHW: Tensor,
     anchor_label: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
+    weight: float = 1.0,  # of the anchor loss
 ) -> Reach:
     """One batch of pairs, as in training (batch statistics) but without dropout, so that it is the same each time."""
     was_training = model.training
@@ -45,7 +46,7 @@ def anchor_reach(
         part.eval()
     f_p, f_a = model.encode(image_BCHW, anchor_BCHW)
     answers = model.answers(f_p, f_a)
-    losses = loss(answers[0], target), loss(answers[1], anchor_label)
+    losses = loss(answers[0], target), loss(answers[1], anchor_label) * weight
     encoder: nn.Module = model.encoder if model.shared_encoder else model.encoder_primary
 
     def share(of: Iterable[Tensor]) -> float:

@@ -6,11 +6,14 @@ Shapes: B image pairs in a batch, F = 1024 joint features, E experts, H = 62 hid
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hsl_node.federation.plan import Plan
 from hsl_node.train.method import Network
@@ -33,7 +36,7 @@ class MMoE(nn.Module):
 
         embedding = "layernorm"        features of mean 0 and deviation 1 per image
         embedding = "softmax_scaled"   the published softmax times the number of features, less 1: mean 0
-        encoder = "shared"             anchor images go through the primary task's encoder
+        encoder = "shared"             anchor images go through the primary task's encoder: 12.3 million parameters
         gate_temperature < 1           gates that choose more sharply among experts
     """
 
@@ -82,17 +85,17 @@ class MMoE(nn.Module):
         return self.tower_primary(primary), self.tower_anchor(anchor)  # (B, C), (B, 1)
 
     def encode(self, primary_BCHW: Tensor, anchor_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.shared_encoder:
-            return self.encoder_primary(primary_BCHW), self.encoder_anchor(anchor_BCHW)
-        # One pass over both sets: its batch statistics are then those that the running statistics will stand for.
-        f_p, f_a = self.encoder(torch.cat([primary_BCHW, anchor_BCHW])).split([len(primary_BCHW), len(anchor_BCHW)])
-        return f_p, f_a
+        return self.encode_primary(primary_BCHW), self.encode_anchor(anchor_BCHW)
 
     def encode_primary(self, primary_BCHW: Tensor) -> Tensor:
         return (self.encoder if self.shared_encoder else self.encoder_primary)(primary_BCHW)  # type: ignore[no-any-return]
 
     def encode_anchor(self, anchor_BCHW: Tensor) -> Tensor:
-        return (self.encoder if self.shared_encoder else self.encoder_anchor)(anchor_BCHW)  # type: ignore[no-any-return]
+        """A shared encoder's running statistics are of primary images: anchor images take those of their batch."""
+        if not self.shared_encoder:
+            return self.encoder_anchor(anchor_BCHW)  # type: ignore[no-any-return]
+        with batch_statistics(self.encoder) if len(anchor_BCHW) > 1 else nullcontext():
+            return self.encoder(anchor_BCHW)  # type: ignore[no-any-return]
 
     def primary(self, primary_BCHW: Tensor) -> Tensor:
         """The primary task of a training step without anchor images, beside those of the last step that had some."""
@@ -164,6 +167,20 @@ class Tower(nn.Module):
     def forward(self, task: Tensor) -> Tensor:
         hidden = F.dropout(torch.relu(self.hidden(task)), TOWER_DROPOUT, self.training)
         return self.out(hidden)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch and keeps nothing of it, in training and in evaluation mode."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [(layer.training, layer.track_running_stats) for layer in layers]
+    for layer in layers:
+        layer.training, layer.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for layer, (training, tracks) in zip(layers, before, strict=True):
+            layer.training, layer.track_running_stats = training, tracks
 
 
 def build(plan: Plan) -> nn.Module:

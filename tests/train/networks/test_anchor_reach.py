@@ -23,13 +23,13 @@ PUBLISHED = ("hsl.preset=published",)
 def reach(seed: int = 1, **form: object) -> Reach:
     model = MMoE(backbone="tiny", image_size=SIZE, **form)  # type: ignore[arg-type]
     initialise(model, seed)
-    return reach_of(model)
+    return reach_of(model)  # of the losses themselves, whatever their weight
 
 
-def reach_of(model: MMoE) -> Reach:
+def reach_of(model: MMoE, weight: float = 1.0) -> Reach:
     images, labels = (torch.from_numpy(a) for a in blobs(8, seed=1))
     anchors, anchor_labels = (torch.from_numpy(a) for a in blobs(8, seed=99))
-    return anchor_reach(model, normalise(images), labels, normalise(anchors), anchor_labels, primary_loss)
+    return anchor_reach(model, normalise(images), labels, normalise(anchors), anchor_labels, primary_loss, weight)
 
 
 def test_the_published_form_is_two_networks_side_by_side() -> None:
@@ -65,7 +65,7 @@ def test_an_embedding_that_is_not_flat_carries_the_anchor_task_to_the_primary_fe
 
 def test_what_a_plan_has_by_default_aligns_and_the_published_preset_does_not() -> None:
     default, published = (
-        reach_of(cast(MMoE, initial_model(plan, method_of("hsl"), None)))
+        reach_of(cast(MMoE, initial_model(plan, method_of("hsl"), None)), plan.settings["anchor_weight"])
         for plan in (load_plan(None, ["backbone=tiny", f"image_size={SIZE}", *more]) for more in ((), PUBLISHED))
     )
     assert default.features >= 0.01 and default.encoder >= 0.01

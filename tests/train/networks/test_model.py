@@ -39,7 +39,7 @@ def test_the_published_form_has_as_many_parameters_as_the_paper_adds_up_to() -> 
     tower = (32 * 16 + 16) + (16 * 1 + 1)
     expected = 2 * encoder + 12 * expert + 2 * (gate + skip + tower)
 
-    model = method_of("hsl").network.build(Plan())
+    model = method_of("hsl").network.build(Plan(settings={"preset": "published"}))
 
     assert sum(p.numel() for p in model.parameters()) == expected == 23_723_650
     checkpoint = schema_of(to_weights(model, method_of("hsl").travels(model)))
@@ -108,6 +108,18 @@ def test_the_anchor_loss_reaches_the_primary_encoder_directly_only_when_it_is_sh
         model.skip_anchor(f_a).sum().backward()
         trunk = (model.encoder if encoder == "shared" else model.encoder_primary).trunk
         assert (trunk.net.conv1.weight.grad is not None) is reached
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_shared_encoder_takes_the_statistics_of_anchor_images_from_their_batch_and_keeps_none(training: bool) -> None:
+    model = tiny(encoder="shared").train(training)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    stronger = model.encode_anchor(images(4, 2) * 3)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    assert all(m.training is training for m in model.modules())
+    # Another contrast of all anchor images is taken out by their own statistics.
+    torch.testing.assert_close(stronger, model.encode_anchor(images(4, 2)), rtol=1e-3, atol=1e-3)
+    assert model.eval().encode_anchor(images(1, 2)).shape == (1, 512)  # one alone has none
 
 
 def test_temperature_flattens_the_embedding() -> None:
