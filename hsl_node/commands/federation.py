@@ -12,7 +12,8 @@ import typer
 from hsl_node.commands.shared import ENROL, Json, answer, own_state_of, state_of
 from hsl_node.errors import FederationMismatch, escaped
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.plan_keys import MEANING, of_methods
+from hsl_node.federation.methods import of_methods
+from hsl_node.federation.plan_keys import MEANING
 from hsl_node.host.hints import command
 from hsl_node.host.layout import Layout
 from hsl_node.host.units import table
@@ -90,7 +91,7 @@ def plan(json: Json = False) -> None:
     }
     value |= {
         key: {"default": plan_keys.word(setting.default), "values": setting.values, "means": setting.does}
-        for key, setting in plan_keys.of_methods(known).items()
+        for key, setting in of_methods(known).items()
     }
     lines = []
     for key, said in value.items():

@@ -111,9 +111,7 @@ class Card:
     plan_presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # ... and the plan's other defaults
     optimizer: str = ""  # the only one that its formula is true of
     private: bool = False  # some tensors never leave the hospital
-    beside: str = (
-        ""  # what its checkpoints hold beside weights that all share: how far apart they lie tells nothing then
-    )
+    beside: str = ""  # what its checkpoints hold beside weights: how far apart they lie tells nothing then
     simulation_only: str = ""  # why no federation can agree on it
 
     @property
@@ -122,15 +120,21 @@ class Card:
         needs = [str(need) for need in Need if need in self.needs and need != Need.LABELS]
         return "; ".join(
             [
-                f"fused by {self.fusion}",
+                *([] if self.simulation_only else [f"fused by {self.fusion}"]),
                 *([f"needs {', '.join(needs)}"] if needs else []),
                 *([f"optimizer = {self.optimizer}"] if self.optimizer else []),
                 *(["some tensors stay in the hospital"] if self.private else []),
                 *([f"says {', '.join(said.name for said in self.says)}"] if self.says else []),
                 *([f"in simulations only: {self.simulation_only}"] if self.simulation_only else []),
-                FAITH[self.faith],
+                self.compared,
             ]
         )
+
+    @property
+    def compared(self) -> str:
+        """With its publication, in words."""
+        only = f' with {self.name}.preset = "published"' if "published" in self.presets else ""
+        return FAITH[self.faith] + only
 
     @property
     def score_name(self) -> str:
@@ -169,5 +173,5 @@ class Card:
 
 def nearest(word: str, known: Mapping[str, object] | list[str]) -> str:
     """A hint to the name that was meant; "" where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""

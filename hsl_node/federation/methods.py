@@ -82,23 +82,6 @@ def card_of(name: str) -> Card:
 
 # In the order of their names. `code` is loaded by the trainer alone.
 _METHODS = "hsl_node.train.methods."
-_RING = {
-    "threshold": Setting(
-        0.6,
-        0,
-        1,
-        does="a hospital imitates, and keeps its own weights, once its validation score was above this",
-    ),
-    "strength": Setting(1.0, 0, 1000, does="weight of the imitation"),
-    "hopeless": Setting(
-        0.5,
-        0,
-        1,
-        does="below this validation score the last model of the ring is not "
-        "imitated in the last round, unless it's better than the own one",
-    ),
-    "share_norms": Setting(True, does="weights that are taken over include those of normalisation layers"),
-}  # of both rings
 NO_CHANGE: Mapping[str, float | bool] = {
     **dict.fromkeys(("shift", "zoom", "turn", "brightness", "contrast"), 0.0),
     **dict.fromkeys(("flip", "flip_upright"), False),
@@ -421,21 +404,23 @@ CARDS: Mapping[str, Card] = {
             "IEEE Transactions on Neural Networks and Learning Systems (2023)",
             needs=frozenset({Need.LABELS, Need.FULL_SET}),
             says=(Said("able", 0, 1),),
-            settings=_RING,
-        ),
-        Card(
-            "metafed_ring",
-            "a ring in which one model goes round, from each hospital to the next",
-            _METHODS + "metafed:METAFED_RING",
-            fusion="mean",
-            faith="adapted",
-            cite="Chen, Y. et al. MetaFed: federated learning among federations with cyclic knowledge distillation. "
-            "IEEE Transactions on Neural Networks and Learning Systems (2023)",
-            needs=frozenset({Need.LABELS, Need.FULL_SET}),
-            says=(Said("able", 0, 1),),
-            settings=_RING,
-            simulation_only="its hospitals train one after the other, each in an exchange of its own: "
-            'method = "metafed" is the ring that a federation can run',
+            settings={
+                "threshold": Setting(
+                    0.6,
+                    0,
+                    1,
+                    does="a hospital imitates, and keeps its own weights, once its validation score was above this",
+                ),
+                "strength": Setting(1.0, 0, 1000, does="weight of the imitation"),
+                "hopeless": Setting(
+                    0.5,
+                    0,
+                    1,
+                    does="below this validation score the last model of the ring is not imitated in the last "
+                    "round, unless it's better than the own one",
+                ),
+                "share_norms": Setting(True, does="weights that are taken over include those of normalisation layers"),
+            },
         ),
         Card(
             "splitavg",
@@ -460,6 +445,14 @@ CARDS: Mapping[str, Card] = {
     )
 }
 _MORE: Mapping[str, Card] = {
+    "metafed_ring": replace(
+        CARDS["metafed"],
+        name="metafed_ring",
+        title="a ring in which one model goes round, from each hospital to the next",
+        code=_METHODS + "metafed:METAFED_RING",
+        simulation_only="its hospitals train one after the other, each in an exchange of its own: "
+        'method = "metafed" is the ring that a federation can run',
+    ),
     "personalised": replace(  # on the network of hsl, so with its settings
         CARDS["hsl"],
         name="personalised",
@@ -473,3 +466,10 @@ _MORE: Mapping[str, Card] = {
     ),
 }
 CARDS = dict(sorted({**CARDS, **_MORE}.items()))
+
+
+def of_methods(known: Mapping[str, Card] = CARDS) -> dict[str, Setting]:
+    """The settings of methods that a federation can agree on, of this package if no others are given, as `--set` names
+    them."""
+    cards = [card for card in known.values() if not card.simulation_only]
+    return {f"{card.name}.{key}": setting for card in cards for key, setting in card.settings.items()}

@@ -5,10 +5,10 @@ The same sentences as in docs/researcher/plan.md: a test compares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from hsl_node.federation.methods import CARDS, Card, Setting
+from hsl_node.federation.methods import CARDS
 
 MEANING = {
     "method": (
@@ -23,7 +23,7 @@ MEANING = {
     ),
     "rounds": (
         "how many times models are fused, at most: a run ends before when all hospitals have their plateau "
-        "(plateau_rounds); 60 rounds have ended at 11"
+        "(plateau_rounds)"
     ),
     "epochs_per_round": (
         "passes over the images between two fusions. With an anchor set beside them the smaller of the two is"
@@ -119,11 +119,6 @@ def limits() -> dict[str, str]:
     schemas |= {f"augment.{key}": schema for key, schema in augment.items()}
     found = {key: _limit(schema) for key, schema in schemas.items() if key != "augment"}
     return found | {"method": " | ".join(name for name, card in CARDS.items() if not card.simulation_only)}
-
-
-def of_methods(known: Mapping[str, Card] = CARDS) -> dict[str, Setting]:
-    """The settings of methods, of all of this package if no others are given, as `--set` names them."""
-    return {f"{card.name}.{key}": setting for card in known.values() for key, setting in card.settings.items()}
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

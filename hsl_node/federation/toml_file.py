@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hsl_node.errors import ConfigError, escaped
-from hsl_node.federation.methods import CARDS
+from hsl_node.federation.methods import of_methods
 from hsl_node.federation.problems import in_words
 from hsl_node.host import wrong_paths
 
@@ -175,9 +175,8 @@ def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
         if not nested:
             return []
         model = nested[0]
-    of_methods = [f"{card.name}.{key}" for card in CARDS.values() for key in card.settings]
     known = [key for key in model.model_fields if key != "settings"]  # in a file that is the table of a method's name
-    return [*known, *(of_methods if model.__name__ == "Plan" else ())]
+    return [*known, *(of_methods() if model.__name__ == "Plan" else ())]
 
 
 def _types_in(annotation: Any) -> Iterator[type[BaseModel]]:

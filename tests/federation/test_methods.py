@@ -13,7 +13,7 @@ from hsl_node.errors import ConfigError
 from hsl_node.federation import methods
 from hsl_node.federation.config import Federation, federation_text, load_federation, read_federation
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.methods import CARDS, FAITH, Card, Need, card_of
+from hsl_node.federation.methods import CARDS, FAITH, Card, Need, card_of, of_methods
 from hsl_node.federation.plan import Plan, has_attention, load_plan
 
 
@@ -127,6 +127,14 @@ def test_a_plan_file_may_have_its_tables_as_federation_toml_has_them(tmp_path: P
     assert refused(path=path) == [f"{path}: unknown key 'ruonds'; did you mean 'rounds'?"]
 
 
+def test_what_somebody_chooses_by_claims_no_more_than_is_so() -> None:
+    """By its defaults HSL is not the published one; what no federation can run has no fusion, no settings to give."""
+    assert CARDS["hsl"].facts.endswith('; as published with hsl.preset = "published"')
+    assert CARDS["fedprox"].facts == "fused by weighted_mean; as published"
+    assert not any("fused by" in card.facts for card in CARDS.values() if card.simulation_only)
+    assert "metafed.threshold" in of_methods() and "metafed_ring.threshold" not in of_methods()
+
+
 def test_a_misspelt_method_is_not_answered_with_those_of_simulations() -> None:
     (line,) = refused("method=centrall")
     assert "central" not in line.replace("'centrall'", "")
@@ -135,6 +143,7 @@ def test_a_misspelt_method_is_not_answered_with_those_of_simulations() -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
+        ("method=HSL", "method: 'HSL' is no method of this installation; did you mean 'hsl'? (it has "),
         ("method=fedprx", "method: 'fedprx' is no method of this installation; did you mean 'fedprox'? (it has "),
         ("method=", "method: '' is no method of this installation (it has "),
         ("hsl=3", "hsl: a table of the method's settings is expected"),

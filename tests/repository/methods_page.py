@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from hsl_node.federation.methods import CARDS, FAITH, Card, Need
+from hsl_node.federation.methods import CARDS, Card, Need
 from hsl_node.federation.plan import Plan
 from hsl_node.results.method import from_preset
 
@@ -35,7 +35,7 @@ def _table() -> Iterator[str]:
         needs += [f"`optimizer = {card.optimizer}`"] * bool(card.optimizer)
         cells = [
             f"[{card.name}](#{card.name})",
-            "in simulations only" if card.simulation_only else card.faith,
+            "in simulations only" if card.simulation_only else card.faith + " by `preset`" * bool(card.presets),
             "" if card.simulation_only else f"`{card.fusion}`",
             "no" if card.private else "yes",
             ", ".join(said.name for said in card.says),
@@ -46,7 +46,7 @@ def _table() -> Iterator[str]:
 
 
 def _entry(card: Card) -> Iterator[str]:
-    yield from (f"### {card.name}", "", f"{card.title[:1].upper()}{card.title[1:]}: {FAITH[card.faith]}.")
+    yield from (f"### {card.name}", "", f"{card.title[:1].upper()}{card.title[1:]}: {card.compared}.")
     if card.simulation_only:
         yield f"In simulations only: {card.simulation_only}."
     if card.cite:

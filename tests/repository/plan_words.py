@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 from hsl_node.federation import plan_keys
-from hsl_node.federation.methods import CARDS
+from hsl_node.federation.methods import CARDS, of_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/researcher/plan.md"
@@ -30,7 +30,7 @@ def rows() -> list[tuple[str, str, str]]:
 def methods_table() -> str:
     """The settings of all methods, as docs/researcher/plan.md lists them."""
     lines = [HEAD, "|---|---|---|---|"]
-    for key, setting in plan_keys.of_methods().items():
+    for key, setting in of_methods().items():
         default = plan_keys.word(setting.default)
         shown = f'"{default}"' if isinstance(setting.default, str) else default
         values = setting.values.replace("|", "or")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from hsl_node import errors
 from hsl_node.commands.app import app
 from hsl_node.federation.fusion_rules import FUSION_RULES
-from hsl_node.federation.methods import CARDS
+from hsl_node.federation.methods import of_methods
 from hsl_node.federation.node_toml import NodeConfig
 from hsl_node.federation.plan import Plan
 
@@ -159,10 +159,10 @@ def test_the_plans_page_has_each_setting_with_its_default() -> None:
     rows = pages.rows(RESEARCHER / "plan.md")
     defaults = _defaults(Plan)
     assert defaults.pop("settings") is None  # the method's, each by the name of its table:
-    of_methods = {f"{c.name}.{key}": setting.default for c in CARDS.values() for key, setting in c.settings.items()}
-    assert list(rows) == [*defaults, *of_methods] and "augment.turn" in rows and "hsl.experts" in rows
+    settings = {key: setting.default for key, setting in of_methods().items()}
+    assert list(rows) == [*defaults, *settings] and "augment.turn" in rows and "hsl.experts" in rows
     told = {name: value_of(cell) for name, cell in rows.items()}
-    assert told == defaults | of_methods
+    assert told == defaults | settings
 
 
 def test_the_enrolment_page_has_each_setting_of_node_toml_with_its_default() -> None:
