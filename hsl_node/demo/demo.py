@@ -31,7 +31,7 @@ SYNTHETIC = (
 )
 STAND_IN = "The anchor set is a stand-in (handwritten digits)."
 
-# Small enough for two cores and three minutes, and still the published method and model around a smaller trunk.
+# Small enough for two cores and three minutes, and still the method and model of a real run around a smaller trunk.
 PHANTOM_PLAN: dict[str, Any] = {
     "task": "synthetic ultrasound phantoms: benign or malignant",
     "image_size": 48,
@@ -88,8 +88,6 @@ def run(
         settings["task"] = f"{data.name}: {' or '.join(settings['classes'])}"[:120]
     else:
         settings["classes"] = phantoms.CLASSES
-    # One cosine over the whole short run, since the published period is longer than it.
-    settings["cosine_period_epochs"] = settings["rounds"] * settings["epochs_per_round"]
     put_settings(settings, more)
     agreed_plan = check(settings, Plan, "hsl-node demo")
     with_anchor = Need.ANCHOR in agreed_plan.card.needs
