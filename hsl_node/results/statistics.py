@@ -59,9 +59,7 @@ class OfModel:
 
     auc: Estimate
     auprc: Estimate
-    brier: (
-        Estimate  # mean squared error of the probability of class 1 (0 to 1); C > 2: summed over the classes (0 to 2)
-    )
+    brier: Estimate  # mean squared error of the probability of class 1, 0 to 1; C > 2: summed over classes, 0 to 2
     sensitivity: Estimate  # at the threshold; None with more than two classes
     specificity: Estimate
     auc_patients: Estimate  # one figure per patient: the mean probability over its images
@@ -84,7 +82,7 @@ class Comparison:
 class Statistics:
     images: int
     patients: int | None  # None: no patient is known, so every image counts as one
-    alone: int  # images without a patient, where others have one
+    without_patient: int  # images without a patient, where others have one
     images_of: Mapping[str, int]  # class -> images
     patients_of: Mapping[str, int]  # class -> patients, or images, with an image of it
     too_few: str  # why there are no intervals; "": there are
@@ -149,7 +147,7 @@ def describe(
     return Statistics(
         images=len(labels),
         patients=times.shape[1] if known else None,
-        alone=sum(p is None for p in patients) if known else 0,
+        without_patient=sum(p is None for p in patients) if known else 0,
         images_of={name: int(n) for name, n in zip(classes, held.sum(axis=1), strict=True)},
         patients_of=patients_of,
         too_few=f"{unit}: {', '.join(lacking)}; at least {PATIENTS_MIN} of each class are needed" if lacking else "",

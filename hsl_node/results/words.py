@@ -8,6 +8,7 @@ from typing import Any
 
 from hsl_node.host.units import figure, table
 from hsl_node.results.statistics import RESAMPLES, Comparison, Estimate, Statistics
+from hsl_node.sync.store.models import WORDS
 
 MODELS = {  # in the order of tables; how people read them
     "alone": "trained alone",
@@ -53,8 +54,12 @@ def by_whom(found: Statistics) -> str:
     if found.patients is None:
         over = f"{found.images} images, by image: no patient is known, so they are too narrow where one has several"
     else:
-        over = f"{found.patients} patients" + (f", of whom {found.alone} are images without one" if found.alone else "")
-    return f"95 % intervals: bootstrap ({RESAMPLES} resamples) over {over}."
+        few = found.without_patient
+        over = f"{found.patients} patients" + (f", of whom {few} are images without one" if few else "")
+    said = f"95 % intervals: bootstrap ({RESAMPLES} resamples) over {over}."
+    if found.mixed and len(found.images_of) > 2:
+        said += f" With images of several classes, so not in the AUC by patient: {found.mixed}."
+    return said
 
 
 def comparison(found: Comparison, statistics: Statistics) -> str:
@@ -112,8 +117,7 @@ def _use(use: Mapping[str, Any]) -> str:
 
 def model_of(record: Mapping[str, Any]) -> str:
     """`the fused model of round 5, recalibrated`."""
-    again = ", recalibrated" if record["kind"] == "recalibrated" else ""
-    return f"the {'own' if record['kind'] == 'own' else 'fused'} model of round {record['round']}{again}"
+    return WORDS[record["kind"]].format(record["round"])
 
 
 def without_images(record: Mapping[str, Any]) -> str:

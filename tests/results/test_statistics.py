@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from hsl_node.results.statistics import RESAMPLES, Estimate, Statistics, describe
+from hsl_node.results.words import by_whom
 
 TWO = ("benign", "malignant")
 
@@ -152,10 +153,10 @@ def test_images_of_one_patient_that_are_alike_widen_the_interval() -> None:
 
 def test_patients_and_images_without_one_are_counted() -> None:
     found = described([0, 0, 1, 1, 1], ["a", "a", "b", None, None], own=[0.1, 0.2, 0.3, 0.4, 0.5])
-    assert (found.images, found.patients, found.alone, found.unit) == (5, 4, 2, "patient")
+    assert (found.images, found.patients, found.without_patient, found.unit) == (5, 4, 2, "patient")
     assert (found.images_of, found.patients_of) == ({"benign": 2, "malignant": 3}, {"benign": 1, "malignant": 3})
     unknown = described([0, 1], own=[0.1, 0.2])
-    assert (unknown.patients, unknown.alone, unknown.unit) == (None, 0, "image")
+    assert (unknown.patients, unknown.without_patient, unknown.unit) == (None, 0, "image")
 
 
 def test_a_patient_is_scored_by_the_mean_of_its_images_and_is_ill_with_one_ill_image() -> None:
@@ -261,6 +262,14 @@ def test_several_classes_have_a_figure_each_and_their_mean() -> None:
     assert found.brier.value == pytest.approx(np.square(chances - np.eye(3)[labels]).sum(axis=1).mean())
     assert found.sensitivity == Estimate(None) and found.calibration == ()
     assert found.auc_patients == Estimate(None), "each patient has an image of every class: none has one of its own"
+
+
+def test_patients_with_images_of_several_classes_are_counted_where_they_are_left_out() -> None:
+    """Of three classes no patient here has one class alone; of two a patient with one ill image is ill."""
+    labels, chances = np.arange(90) % 3, np.full((90, 3), 1 / 3)
+    of_three = described(labels, patients_of_three(90), classes=("a", "b", "c"), own=chances)
+    assert by_whom(of_three).endswith("With images of several classes, so not in the AUC by patient: 30.")
+    assert "several" not in by_whom(described(labels > 0, patients_of_three(90), own=chances[:, 0]))
 
 
 def test_a_class_without_images_leaves_mean_and_intervals_to_the_others() -> None:

@@ -76,7 +76,7 @@ def test_where_the_own_model_is_best_it_is_measured_asked_and_exported(state: Pa
     assert found["rounds"] == {"own": 1, "fused": 1}
     assert found["weights"] == {"own": sha256_of(Layout(state).own(1)), "fused": sha256_of(Layout(state).fused(1))}
     shown = words.evaluation_text(found, evaluate.statistics(state, found))
-    assert "the own model of round 1, sha256 " in shown
+    assert "this hospital's own model of round 1, sha256 " in shown
     assert (
         "this hospital's model: own model of round 1: best validation AUC here, 0.900 (fused 0.600 in round 1)" in shown
     )
