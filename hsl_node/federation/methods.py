@@ -334,7 +334,7 @@ CARDS: Mapping[str, Card] = {
             _METHODS + "hsl:HSL",
             fusion="mean",
             cite="Hu, H.-T., Li, M.-D., Lin, X.-X. et al. Addressing data heterogeneity in distributed medical imaging "
-            "with heterosync learning. Published online 24 October 2025",
+            "with heterosync learning. Nature Communications (online 24 October 2025)",
             differs="an image is scored beside the mean anchor embedding, not beside a random anchor image (`hsl-node "
             "evaluate --random-pairing` measures both). The authors' code, other than their text, uses AdamW, sends "
             "the epoch with the lowest training loss, and never steps its cosine schedule",
