@@ -149,7 +149,6 @@ def _listed(kind: str, findings: list[str] | tuple[str, ...]) -> list[str]:
 
 
 def build(
-    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     data: Annotated[
         Path | None,

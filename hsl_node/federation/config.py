@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from hsl_node.federation.fusion_rules import FUSION_RULES
 from hsl_node.federation.methods import Need
 from hsl_node.federation.names import Digest, Peer
 from hsl_node.federation.plan import Plan, agreed, problem_at
+from hsl_node.federation.plan_keys import flat
 from hsl_node.federation.strings import (
     Address,
     Frozen,
@@ -58,9 +58,7 @@ class PeerCard(Frozen):
     # The next three only where the inbox is an existing SFTP server (see `hsl-node inbox provision`).
     host_key: PublicKey | None = None
     user: Text = Field("{sender}", max_length=64)  # login name on that server; {sender} = the sending peer
-    root: str = Field(
-        "", max_length=200, pattern=r"^[A-Za-z0-9._/{}-]*$"
-    )  # folder that holds parts/, inbox/, receipts/
+    root: str = Field("", max_length=200, pattern=r"^[A-Za-z0-9._/{}-]*$")  # holds parts/, inbox/, receipts/
 
     @property
     def fingerprint(self) -> str:
@@ -214,7 +212,7 @@ def federation_text(federation: Federation) -> str:
 
 def differences(ours: Federation, theirs: Federation) -> list[str]:
     """Every setting in which two federation files differ, as `key: ours -> theirs`; empty when they agree."""
-    mine, other = dict(_flat(_comparable(ours))), dict(_flat(_comparable(theirs)))
+    mine, other = dict(flat(_comparable(ours))), dict(flat(_comparable(theirs)))
     return [
         escaped(f"{key}: {mine.get(key, 'absent')} -> {other.get(key, 'absent')}", 400)
         for key in sorted(mine.keys() | other.keys())
@@ -226,11 +224,3 @@ def _comparable(federation: Federation) -> dict[str, Any]:
     content = federation.model_dump(mode="json")
     content["peer"] = {str(p["name"]): p for p in content["peer"]}
     return content
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value

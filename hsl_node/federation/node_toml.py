@@ -17,12 +17,8 @@ class DataConfig(Frozen):
     """Where this hospital's images are. Read in place, never written to."""
 
     path: Path | None = None  # folder with a folder per class | table .csv | .npz | None: not set yet
-    filter: dict[str, str] = Field(
-        default_factory=dict
-    )  # rows of a table to use, column -> exact value, or a pattern of * ?
-    columns: dict[str, str] = Field(
-        default_factory=dict
-    )  # path, label, patient, site, split -> the table's own column names
+    filter: dict[str, str] = Field(default_factory=dict)  # rows of a table to use: column -> value, or pattern of * ?
+    columns: dict[str, str] = Field(default_factory=dict)  # path, label, patient, site, split -> the table's own name
     labels: dict[str, str] = Field(default_factory=dict)  # the source's own label -> class of the plan
     exclude: tuple[str, ...] = ()  # file names to leave out, or patterns of * ? []
     window_center: float | None = None  # DICOM, where the file's own window is unwanted

@@ -88,9 +88,7 @@ class Plan(Frozen):
     backbone: Annotated[str, AfterValidator(_backbone)] = "resnet18"
     backbone_weights: Sha256 | None = None  # of a local weight file that all peers start from; None: random
     norm: Literal["batch", "group"] = "batch"
-    recalibrate: bool = (
-        True  # BatchNorm statistics of a fused model anew, of own training images, to be asked or scored
-    )
+    recalibrate: bool = True  # BatchNorm statistics of a fused model are measured anew, of own training images
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = Field(0.0, ge=0, lt=1)  # SGD's

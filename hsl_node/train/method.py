@@ -253,7 +253,7 @@ class Method:
     samples: Callable[[Learner, Start, Any, int], Indices] | None = None
     """(.., beside, epoch) -> positions in the training set that this epoch has; None: all"""
     forgets: bool = False  # its optimizers begin each round anew, whatever the plan keeps
-    epochs: Callable[[Plan, int], int] | None = None  # (plan, round) -> epochs; None: the plan's
+    epochs: Callable[[Plan, int], int] = lambda plan, round: plan.epochs_per_round
     require: Callable[[Site], object] = lambda site: None  # before all else. Raises: ConfigError: a file is not here
     says: Callable[[Learner, Start, Done], Mapping[str, float]] = nothing_said  # the numbers of its card
     one_device: str = ""  # why several devices can't compute its batches together, in parts

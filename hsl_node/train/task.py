@@ -7,17 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hsl_node.federation.plan import Plan
-
 
 @dataclass(frozen=True)
 class Task:
     """N images, C numbers that the network gives for each."""
 
     name: str
-    outputs: Callable[[Plan], int]  # C
-    loss: Callable[
-        ..., Tensor
-    ]  # (N, C), targets (N,), where wanted `weights` of the classes -> (): mean over the images
+    loss: Callable[..., Tensor]  # (N, C), targets (N,), where wanted `weights` of classes -> (): mean over the images
     answer: Callable[[Tensor], Tensor]  # (N, C) -> what people read
     score: Callable[[Tensor, Tensor], float | None]  # (N, C), targets (N,) -> more is better; None: undefined

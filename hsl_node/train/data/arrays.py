@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from hsl_node.errors import DataError, DataUnavailable
 from hsl_node.federation.node_toml import DataConfig
-from hsl_node.train.data.sources import SPLIT_WORDS, Asked, Item, Source, first_few
+from hsl_node.train.data.sources import SPLIT_WORDS, Item, Source, first_few
 
 Array = NDArray[Any]
 
 
-def read_npz(path: Path, data: DataConfig, asked: Asked) -> Source:
+def read_npz(path: Path, data: DataConfig) -> Source:
     """Pixels stay on disk. What the numbers of the labels mean is what `class_names` says, else nothing.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,12 @@ class Gathered:
     def without(self, reasons: dict[int, str]) -> Gathered:
         """Set items aside that turned out to be undecodable."""
         keep = [n for n in range(len(self.items)) if n not in reasons]
-        return Gathered(
-            self.source,
-            tuple(self.items[n] for n in keep),
-            tuple(self.images[n] for n in keep),
-            tuple(self.digests[n] for n in keep),
-            self.unreadable + tuple((self.items[n], reason) for n, reason in reasons.items()),
-            self.unwanted,
+        return replace(
+            self,
+            items=tuple(self.items[n] for n in keep),
+            images=tuple(self.images[n] for n in keep),
+            digests=tuple(self.digests[n] for n in keep),
+            unreadable=self.unreadable + tuple((self.items[n], reason) for n, reason in reasons.items()),
         )
 
 

@@ -44,7 +44,7 @@ def read_source(data: DataConfig, asked: Asked = NODE_TOML) -> Source:
     elif path.is_dir():
         source = read_folder(path, data)
     elif path.suffix.lower() == ".npz":
-        source = read_npz(path, data, asked)
+        source = read_npz(path, data)
     else:
         raise DataError(
             f"{asked.path} {path.name!r} is neither a folder nor .csv nor .npz",

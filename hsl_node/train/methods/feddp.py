@@ -18,7 +18,6 @@ from torch import Tensor
 from hsl_node.federation.plan import Plan
 from hsl_node.train.method import Learner, Method, Network, Start, Step, Terms, all_but, fused_model
 from hsl_node.train.networks.classifier import Classifier
-from hsl_node.train.tasks.classification import outputs
 from hsl_node.train.tasks.disagreement import Panel, disagreement, loss_of_each, of_each_class
 from hsl_node.train.updates import descend
 
@@ -30,7 +29,7 @@ class Telling(Classifier):
     told_bias: Tensor
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(plan.backbone, outputs(plan), plan.norm, plan.image_size)
+        super().__init__(plan)
         self.register_buffer("told_weight", torch.zeros_like(self.out.weight))
         self.register_buffer("told_bias", torch.zeros_like(self.out.bias))
 

@@ -26,7 +26,6 @@ from hsl_node.train.mixtures import COMPONENTS, Floats, Mixture, fitted, in_part
 from hsl_node.train.networks.classifier import Classifier
 from hsl_node.train.site import initial_model
 from hsl_node.train.start import place
-from hsl_node.train.tasks.classification import outputs
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +37,18 @@ class Described(Classifier):
     """A classifier with the mixture of its hospital's images beside it."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(plan.backbone, outputs(plan), plan.norm, plan.image_size)
+        super().__init__(plan)
         for name, shape in zip(NAMES, [(COMPONENTS,), *2 * [(COMPONENTS, FEATURES)]], strict=True):
             self.register_buffer(name, torch.zeros(shape))
 
 
-def sample(learner: Learner, start: Start) -> Indices | None:
-    """The own mixture goes into the model; from the second round on, the sample: positions in the training set."""
+def sample(learner: Learner, start: Start) -> Indices:
+    """The own mixture goes into the model; positions in the training set: all, from the second round on the sample."""
     site, seed = learner.site, derived_seed(learner.plan.seed, learner.me, "mixture")
     x = features(learner)
     if start.round == 1 or learner.me not in start.full_set:
         put(learner.model, {n: torch.from_numpy(getattr(fitted(x, seed), n)) for n in NAMES})
-        return None
+        return np.arange(len(x))
     put(learner.model, {n: start.full_set[learner.me][n] for n in NAMES})
     peers = sorted(start.full_set)
     mixtures = {peer: _mixture(start.full_set[peer]) for peer in peers}
@@ -82,7 +81,5 @@ FEDDPS = replace(
     name="feddps",
     network=Network(build=Described),
     beside=sample,
-    samples=lambda learner, start, beside, epoch: (
-        beside if beside is not None else np.arange(len(learner.site.indices(TRAIN)))
-    ),
+    samples=lambda learner, start, beside, epoch: beside,
 )

@@ -18,7 +18,6 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.method import Learner, Method, Network, Start, task_loss
 from hsl_node.train.networks.amplitude import AmplitudeNorm
 from hsl_node.train.networks.classifier import Classifier
-from hsl_node.train.tasks.classification import outputs
 from hsl_node.train.updates import perturbed
 
 
@@ -26,7 +25,7 @@ class Harmonised(Classifier):
     """A classifier whose images are normalised in amplitude first."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(plan.backbone, outputs(plan), plan.norm, plan.image_size)
+        super().__init__(plan)
         self.normalise = AmplitudeNorm(plan.image_size, plan.settings["box"])
 
     def forward(self, image_BCHW: Tensor) -> Tensor:

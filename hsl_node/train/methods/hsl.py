@@ -20,10 +20,11 @@ def both_tasks(step: Step) -> Terms:
     if batch.anchor is None:
         return {"primary": step.task.loss(model.primary(batch.image), batch.target)}
     primary, anchor = model(batch.image, batch.anchor)  # (B, C), (B, 1)
-    anchor_loss = (
-        step.learner.site.task.loss(anchor, batch.anchor_label) * step.settings["anchor_weight"]
-    )  # published: 1
-    return {"primary": step.task.loss(primary, batch.target), "anchor": anchor_loss}
+    anchor_loss = step.learner.site.task.loss(anchor, batch.anchor_label)
+    return {
+        "primary": step.task.loss(primary, batch.target),
+        "anchor": anchor_loss * step.settings["anchor_weight"],  # published: 1
+    }
 
 
 HSL = Method("hsl", MMOE, passes=(descend(both_tasks),))

@@ -62,7 +62,8 @@ class Trunk(nn.Module):
         return feature.float()  # type: ignore[no-any-return]
 
     def with_stages(self, image_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Features (B, F), and the maps (B, C, H, W) after the stem and each stage, before their last ReLU.
+        """Features (B, F), and the maps (B, C, H, W) after the stem and each stage, before their last ReLU. ResNets and
+        efficientnet_lite0 have 5, tiny 3, vit_tiny 1 + its depth.
 
         Gradients pass through both. Raises: ConfigError: a network of a library, whose stages nobody told us.
         """
@@ -80,10 +81,6 @@ class Trunk(nn.Module):
             for hook in hooks:
                 hook.remove()
         return feature, [_as_map(found[module]).float() for module in after]
-
-    def stages(self, image_BCHW: Tensor) -> list[Tensor]:
-        """The second half of `with_stages`. ResNets and efficientnet_lite0 have 5, tiny 3, vit_tiny 1 + its depth."""
-        return self.with_stages(image_BCHW)[1]
 
     def _normalise_as_trained(self) -> None:
         """Images come with ImageNet's mean and deviation; a network of timm may want others (CLIP does)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from hsl_node.federation.plan import Plan
 from hsl_node.train.method import Network
 from hsl_node.train.networks.backbone import Trunk
 from hsl_node.train.tasks.classification import outputs
@@ -12,10 +13,10 @@ from hsl_node.train.tasks.classification import outputs
 class Classifier(nn.Module):
     """A trunk and one linear layer: (B, 3, S, S) -> (B, C)."""
 
-    def __init__(self, backbone: str, outputs: int, norm: str = "batch", image_size: int = 224) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.trunk = Trunk(backbone, norm, image_size)
-        self.out = nn.Linear(self.trunk.features, outputs)
+        self.trunk = Trunk(plan.backbone, plan.norm, plan.image_size)
+        self.out = nn.Linear(self.trunk.features, outputs(plan))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.out(self.trunk(image_BCHW))  # type: ignore[no-any-return]
@@ -26,4 +27,4 @@ class Classifier(nn.Module):
         return self.out(feature), stages
 
 
-CLASSIFIER = Network(build=lambda plan: Classifier(plan.backbone, outputs(plan), plan.norm, plan.image_size))
+CLASSIFIER = Network(build=Classifier)

@@ -19,7 +19,6 @@ from hsl_node.errors import ConfigError
 from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import normalise
 from hsl_node.train.networks.classifier import Classifier
-from hsl_node.train.tasks.classification import outputs
 
 LATENT = 256
 SYNTHESIS_STEPS = 2
@@ -44,8 +43,7 @@ class TeacherAndStudent(nn.Module):
                 f"fedppkt makes images, and its generator is for {LARGEST} px at most; the plan has {plan.image_size}",
                 remedy=f"set image_size = {LARGEST}, or take another method",
             )
-        form = (plan.backbone, outputs(plan), plan.norm, plan.image_size)
-        self.teacher, self.student = Classifier(*form), Classifier(*form)
+        self.teacher, self.student = Classifier(plan), Classifier(plan)
         if not any(isinstance(module, _BatchNorm) for module in self.teacher.modules()):
             raise ConfigError(
                 f"fedppkt makes images by what BatchNorm layers have seen, and {plan.backbone} has none",

