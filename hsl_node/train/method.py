@@ -49,7 +49,8 @@ class Network:
     reference: Callable[[nn.Module, Tensor], Tensor] | None = None
     """An anchor image's embedding, (B, 3, S, S) -> (B, F), which `ask` gets beside each image; None: it needs none"""
     at_home: Callable[[nn.Module], frozenset[str]] = lambda model: frozenset()
-    """Names of tensors that `ask` does not look at and that are nobody else's: zeros in a model that is taken away"""
+    """Names of tensors that `ask` does not look at, and that tell of images or other hospitals: zeros in a model that
+    is taken away"""
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,11 @@ def norm_tensors(model: nn.Module) -> frozenset[str]:
         if isinstance(module, kinds)
         for name in module.state_dict()
     )
+
+
+def beginning(*starts: str) -> Callable[[nn.Module], frozenset[str]]:
+    """For `all_but` and `at_home`: the tensors whose names begin so."""
+    return lambda model: frozenset(name for name in model.state_dict() if name.startswith(starts))
 
 
 def all_but(*kept: Callable[[nn.Module], frozenset[str]]) -> Callable[[nn.Module], frozenset[str]]:

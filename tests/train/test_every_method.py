@@ -18,11 +18,13 @@ from hsl_node.errors import ConfigError
 from hsl_node.federation.methods import CARDS
 from hsl_node.study.simulate import Exchanged, begun, next_round
 from hsl_node.train import export
+from hsl_node.train.data.sources import TEST
 from hsl_node.train.method import Loss, Site, norm_tensors, plus, take_fused
 from hsl_node.train.methods import method_of
 from hsl_node.train.predictor import of_model
-from hsl_node.train.scoring import open_fused, open_model
+from hsl_node.train.scoring import answers, open_fused, open_model
 from hsl_node.train.site import initial_model
+from hsl_node.train.start import place
 from hsl_node.train.state_dict import all_tensors, to_weights
 from hsl_node.train.updates import descend
 from hsl_node.weights.checkpoint_file import read_weights
@@ -120,6 +122,20 @@ def test_what_travels_beside_weights_and_their_statistics_stands_on_its_card(nam
     model = method.network.build(plan)
     weights = {parameter for parameter, _ in model.named_parameters()} | norm_tensors(model)
     assert method.travels(model) <= weights or plan.card.beside
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_tells_of_images_or_of_other_hospitals_and_is_not_asked_is_in_no_exported_model(name: str) -> None:
+    """FedDpS's mixture has blurred mean pictures of groups of images, FedTP's hypernetwork a row for each hospital."""
+    site = sites_for(plan_for(name))[PEERS[0]]
+    model = place(initial_model(site.plan, site.method, site.backbone_weights), site.hardware).eval()
+    home, buffers = site.method.network.at_home(model), {n for n, _ in model.named_buffers()} & all_tensors(model)
+    asked = {"normalise.amplitude", "normalise.batches", "made_in", "pooled", "distils"}
+    assert buffers - norm_tensors(model) - asked <= home
+    before = answers(site, model, TEST)
+    for tensor in (model.state_dict()[n] for n in home):
+        tensor.copy_(torch.rand(tensor.shape) if tensor.is_floating_point() else torch.ones_like(tensor))
+    assert torch.equal(answers(site, model, TEST), before)
 
 
 @pytest.mark.parametrize(

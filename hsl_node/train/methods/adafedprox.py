@@ -22,7 +22,7 @@ from torch import nn
 from hsl_node.federation.plan import Plan
 from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.hardware import derived_seed
-from hsl_node.train.method import Done, Learner, Start, Step, Terms, all_but, take_fused
+from hsl_node.train.method import Done, Learner, Start, Step, Terms, all_but, beginning, take_fused
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks.policy import INPUTS, UNDEFINED, Kept, entropy, new, next_round, seen
 from hsl_node.train.scoring import validate
@@ -67,12 +67,13 @@ def says(learner: Learner, start: Start, done: Done) -> Mapping[str, float]:
     return {**told, "mu": kept.read().mu, "score": kept.here.item()}
 
 
+POLICY = beginning("policy.")
 ADAFEDPROX = replace(
     FEDAVG,
     name="adafedprox",
-    network=replace(FEDAVG.network, build=build),
+    network=replace(FEDAVG.network, build=build, at_home=POLICY),
     passes=(descend(graded),),
-    travels=all_but(lambda model: frozenset(n for n in model.state_dict() if n.startswith("policy."))),
+    travels=all_but(POLICY),
     adopt=decided,
     beside=fused_score,
     says=says,

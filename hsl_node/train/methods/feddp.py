@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hsl_node.federation.plan import Plan
-from hsl_node.train.method import Learner, Method, Network, Start, Step, Terms, all_but, fused_model
+from hsl_node.train.method import Learner, Method, Network, Start, Step, Terms, all_but, beginning, fused_model
 from hsl_node.train.networks.classifier import Classifier
 from hsl_node.train.tasks.disagreement import Panel, disagreement, loss_of_each, of_each_class
 from hsl_node.train.updates import descend
@@ -65,8 +65,8 @@ def descend_and_tell(step: Step) -> Terms | None:
 
 FEDDP = Method(
     "feddp",
-    Network(build=Telling),
+    Network(build=Telling, at_home=beginning("told_")),
     passes=(descend_and_tell,),
-    travels=all_but(lambda model: frozenset({"out.weight", "out.bias"})),
+    travels=all_but(beginning("out.")),
     beside=panel,
 )

@@ -20,7 +20,7 @@ from hsl_node.federation.plan import Plan
 from hsl_node.train.batches import upload
 from hsl_node.train.data.sources import TRAIN
 from hsl_node.train.hardware import derived_seed
-from hsl_node.train.method import Indices, Learner, Network, Start, put
+from hsl_node.train.method import Indices, Learner, Network, Start, beginning, put
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.mixtures import COMPONENTS, Floats, Mixture, fitted, in_parts, joined, principal, resampled, weights
 from hsl_node.train.networks.classifier import Classifier
@@ -79,7 +79,7 @@ def _mixture(tensors: Any) -> Mixture:
 FEDDPS = replace(
     FEDAVG,
     name="feddps",
-    network=Network(build=Described),
+    network=Network(build=Described, at_home=beginning(*NAMES)),
     beside=sample,
     samples=lambda learner, start, beside, epoch: beside,
 )

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsl_node.train.hardware import derived_seed
-from hsl_node.train.method import Learner, Network, Site, Start, Step, Terms
+from hsl_node.train.method import Learner, Network, Site, Start, Step, Terms, beginning
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks.fedktl import Generator, TransferNetwork, aligned, widened
 from hsl_node.train.networks.generator_file import FileGenerator, open_generator
@@ -89,7 +89,7 @@ def gather(step: Step) -> Terms:
 FEDKTL = replace(
     FEDAVG,
     name="fedktl",
-    network=Network(TransferNetwork),
+    network=Network(TransferNetwork, at_home=beginning("prototypes", "gathered")),
     passes=(descend(transfer), gather),
     travels=lambda model: frozenset({"prototypes"}),
     beside=generated,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from hsl_node.federation.plan import Plan
-from hsl_node.train.method import Learner, Network, Start, Step, Terms, all_tensors, put, take_fused
+from hsl_node.train.method import Learner, Network, Start, Step, Terms, beginning, put, take_fused
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks import fedppkt as parts
 from hsl_node.train.networks.fedppkt import TeacherAndStudent, classes_of
@@ -90,7 +90,7 @@ FEDPPKT = replace(
     network=Network(TeacherAndStudent, at_home=parts.at_home),
     passes=(by_phase,),
     optimizers=optimizers,
-    travels=lambda model: frozenset(n for n in all_tensors(model) if n.startswith(("student.", "generator."))),
+    travels=beginning("student.", "generator."),
     adopt=next_phase,
     epochs=lambda plan, round: int(plan.settings["teacher_epochs"]) if round == 1 else plan.epochs_per_round,
     one_device="its generator learns beside `backward`, and students draw their images themselves",

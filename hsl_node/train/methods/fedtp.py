@@ -18,18 +18,13 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import nn
 
-from hsl_node.train.method import Done, Learner, Network, Start, all_but, take_fused
+from hsl_node.train.method import Done, Learner, Network, Start, all_but, beginning, take_fused
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks.fedtp import PersonalTransformer
 from hsl_node.train.networks.hypernetwork import Array, descended, fingerprint, generate, no_longer, pull
 
 log = logging.getLogger(__name__)
-
-
-def of_the_hypernetwork(model: nn.Module) -> frozenset[str]:
-    return frozenset(name for name in model.state_dict() if name.startswith("hyper."))
 
 
 @torch.no_grad()
@@ -71,11 +66,12 @@ def its_fingerprint(learner: Learner, start: Start, done: Done) -> Mapping[str, 
     return {"hypernetwork": fingerprint(*cast(PersonalTransformer, learner.model).hyper.read())}
 
 
+HYPERNETWORK = beginning("hyper.")
 FEDTP = replace(
     FEDAVG,
     name="fedtp",
-    network=Network(PersonalTransformer),
-    travels=all_but(of_the_hypernetwork),
+    network=Network(PersonalTransformer, at_home=HYPERNETWORK),
+    travels=all_but(HYPERNETWORK),
     adopt=made_anew,
     says=its_fingerprint,
 )

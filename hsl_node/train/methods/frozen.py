@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hsl_node.train.method import all_but
+from hsl_node.train.method import all_but, beginning
 from hsl_node.train.methods.fedavg import FEDAVG
 from hsl_node.train.networks.frozen import FROZEN as NETWORK
-from hsl_node.train.networks.frozen import encoder_tensors
 
-FROZEN = replace(FEDAVG, name="frozen", network=NETWORK, travels=all_but(encoder_tensors))
+FROZEN = replace(FEDAVG, name="frozen", network=NETWORK, travels=all_but(beginning("trunk.")))

@@ -68,9 +68,4 @@ class FrozenClassifier(nn.Module):
         return self._encoder
 
 
-def encoder_tensors(model: nn.Module) -> frozenset[str]:
-    """Names of the tensors that nobody trains, and that never travel: every hospital has the file."""
-    return frozenset(name for name in model.state_dict() if name.startswith("trunk."))
-
-
 FROZEN = Network(FrozenClassifier)
