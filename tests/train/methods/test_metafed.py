@@ -51,10 +51,21 @@ class Number(nn.Module):
         return self.w
 
 
-def test_one_parallel_round_of_three_hospitals_by_hand(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (((1.0, 4.0), (1.0, None), (4.0, 2.0)), (1.5, 1.0, 3.5)),  # parallel: each sees weights of the round before
+        (((1.0, None), (0.9, None), (4.0, 0.91)), (0.9, 0.91, 3.282)),  # in turns, where nobody was before the first
+        (((1.0, 4.0), (1.5, None), (4.0, 1.45)), (1.5, 1.45, 3.39)),  # in turns, later
+    ],
+    ids=["parallel", "first", "later"],
+)
+def test_one_round_of_three_hospitals_by_hand(
+    begin: tuple[tuple[float, float | None], ...], end: tuple[float, ...]
+) -> None:
     """Weights 1, 2, 4, targets 0, 1, 3; a and c are able, b takes a's weight. Loss (w - t)^2 / 2, rate 0.1."""
     targets, found = {"a": 0.0, "b": 1.0, "c": 3.0}, {}
-    for me, weight, theirs in (("a", 1.0, 4.0), ("b", 1.0, None), ("c", 4.0, 2.0)):
+    for me, (weight, theirs) in zip(PEERS, begin, strict=True):
         model = Number(weight)
         task = Task("half square", lambda w, _, t=targets[me]: ((w - t) ** 2 / 2).sum(), None, None)  # type: ignore[arg-type]
         beside = None if theirs is None else Teacher(Number(theirs), 1.0)  # type: ignore[arg-type]
@@ -62,7 +73,7 @@ def test_one_parallel_round_of_three_hospitals_by_hand(monkeypatch: pytest.Monke
         step.learner.__dict__["task"] = task
         descend(distilled)(step)
         found[me] = model.w.item()
-    assert found == pytest.approx({"a": 1.5, "b": 1.0, "c": 3.5})
+    assert found == pytest.approx(dict(zip(PEERS, end, strict=True)))
 
 
 @pytest.mark.parametrize(
