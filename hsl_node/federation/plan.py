@@ -29,7 +29,8 @@ from hsl_node.federation.toml_file import parse, read_text, validate
 
 def _fusion(name: str) -> str:
     if name not in FUSION_RULES:
-        raise ValueError(f"{name!r} is no fusion rule: one of {', '.join(FUSION_RULES)}")
+        known = ", ".join(FUSION_RULES)
+        raise ValueError(f"'{escaped(name, 60)}' is no fusion rule{nearest(name, FUSION_RULES)}; one of {known}")
     return name
 
 

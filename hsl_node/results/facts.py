@@ -16,7 +16,7 @@ from hsl_node.results.scores import statistics_of
 from hsl_node.results.statistics import Statistics
 from hsl_node.status.history import steady
 from hsl_node.status.snapshot import Snapshot
-from hsl_node.sync.candidates import Candidate, find_best, in_words
+from hsl_node.sync.candidates import in_words
 from hsl_node.sync.store.journal import Journal, Told
 
 
@@ -38,8 +38,7 @@ class NodeFacts:
     phase: str
     reason: str
     rounds_fused: int
-    best: Candidate | None  # this hospital's model
-    why: str  # it is that one, in a line
+    why: str  # which model is this hospital's, and why, in a line
     manifests: Sequence[Told]  # by rounds
     fused: Sequence[Mapping[str, Any]]  # of round 1 and later
     epochs: Sequence[Mapping[str, Any]]
@@ -83,7 +82,6 @@ def read(state: Path) -> NodeFacts:
             phase=str(saved.get("phase", "not started")),
             reason=str(saved.get("reason", "")),
             rounds_fused=max((r["round"] for r in fused), default=0),
-            best=find_best(every),
             why=in_words(every, journal.meta("score_name") or Snapshot.score_name),
             manifests=tuple(journal.told()),
             fused=fused,

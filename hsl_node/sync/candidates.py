@@ -48,13 +48,18 @@ def find_best(found: Sequence[Candidate]) -> Candidate | None:
     return min(found, key=rank, default=None)
 
 
+def find_model(found: Sequence[Candidate]) -> Candidate | None:
+    """The hospital's: the best. None while no fused one is validated: the own one of round 1 is before any exchange."""
+    return find_best(found) if any(one.kind == "fused" for one in found) else None
+
+
 def in_words(found: Sequence[Candidate], score: str) -> str:
     """The hospital's model and why, in a line: what it is, and the best of the other kinds. "": none yet. `score`: how
     people call it.
 
     "own model of round 3: best validation AUC here, 0.912 (fused 0.870 in round 2, recalibrated 0.901 in round 3)"
     """
-    best = find_best(found)
+    best = find_model(found)
     if best is None:
         return ""
     of = f"{'own' if best.kind == 'own' else 'fused'} model of round {best.round}"

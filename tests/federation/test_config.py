@@ -391,7 +391,7 @@ def test_a_robust_fusion_needs_three_peers(tmp_path, federation, fusion):
 
 def test_an_unknown_fusion_is_answered_with_the_known_ones(tmp_path):
     path = write(tmp_path / "plan.toml", 'method = "fedavg"\nfusion = "krum"\n')
-    with pytest.raises(ConfigError, match=r"plan\.toml:2: fusion: 'krum' is no fusion rule: one of mean, w"):
+    with pytest.raises(ConfigError, match=r"plan\.toml:2: fusion: 'krum' is no fusion rule; one of mean, w"):
         load_plan(path)
 
 

@@ -157,6 +157,7 @@ def test_a_misspelt_method_is_not_answered_with_those_of_simulations() -> None:
         ("lr=0.1", "unknown key 'lr'; did you mean 'learning_rate'?"),
         ("bs=8", "unknown key 'bs'; did you mean 'batch_size'?"),
         ("augment.flop=true", "unknown key 'augment.flop'; did you mean 'flip'?"),
+        ("fusion=medain", "fusion: 'medain' is no fusion rule; did you mean 'median'?; one of mean, "),
         ("backbone=resnet19", "backbone: 'resnet19' is no backbone; did you mean 'resnet18'?; one of resnet18, "),
         ("backbone=timm:../x", "backbone: 'timm:../x' is no backbone"),
     ],

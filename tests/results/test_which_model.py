@@ -19,7 +19,8 @@ from hsl_node.federation.method_card import SCORE_NAMES
 from hsl_node.federation.names import Peer, Round
 from hsl_node.host.layout import Layout
 from hsl_node.host.terminal import progress_lines
-from hsl_node.results import evaluate, export, models, words
+from hsl_node.results import evaluate, export, facts, models, words
+from hsl_node.status.recorded import told_by
 from hsl_node.sync.store.journal import Journal
 from hsl_node.train.bundle import read_card
 from hsl_node.train.methods import method_of
@@ -124,6 +125,9 @@ def test_before_anything_is_fused_there_is_no_model_of_the_federation(state: Pat
         journal._write("DELETE FROM fused", ())
     with pytest.raises(UsageError, match="no fused model has been validated here yet"):
         models.find_model(state, None)
+    with Journal.read_only(Layout(state).journal) as journal:
+        assert told_by(journal, Peer("ash"))["model"] is None, "nor does status have another opinion"
+    assert facts.read(state).why == ""
 
 
 # ------------------------------------------------------------------ recalibrated
