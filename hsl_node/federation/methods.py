@@ -337,7 +337,8 @@ CARDS: Mapping[str, Card] = {
             "with heterosync learning. Nature Communications (online 24 October 2025)",
             differs="an image is scored beside the mean anchor embedding, not beside a random anchor image (`hsl-node "
             "evaluate --random-pairing` measures both). The authors' code, other than their text, uses AdamW, sends "
-            "the epoch with the lowest training loss, and never steps its cosine schedule",
+            "the epoch with the lowest training loss, never steps its cosine schedule, and begins with ImageNet's "
+            "weights in both encoders (`backbone_weights`) and towers drawn Xavier-uniform (here as torch draws them)",
             needs=frozenset({Need.LABELS, Need.ANCHOR}),
             settings={
                 "encoder": Setting(
