@@ -303,6 +303,15 @@ def test_the_run_alone_has_as_many_epochs_and_the_same_start_as_the_federation(t
     assert again == []  # finished: at once
 
 
+def test_the_run_alone_of_a_method_with_a_longer_first_round_has_all_its_epochs(tmp_path: Path) -> None:
+    """FedPPKT's teacher alone: 3 epochs, and one of each round after it."""
+    settings = {"teacher_epochs": 3, "images": 8, "pool": 16, "distillations": 1, "refinements": 0}
+    site = learning.site(learning.small_plan(method="fedppkt", epochs_per_round=1, fedppkt=settings))
+    events: list[dict[str, Any]] = []
+    assert alone.train_alone(site, tmp_path, rounds=3, report=events.append).epochs == 5
+    assert [e["epoch"] for e in events if e["event"] == "epoch"] == [1, 2, 3, 4, 5]
+
+
 def test_the_run_alone_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     site = learning.site()
     undisturbed = alone.train_alone(site, tmp_path / "a", rounds=2, report=lambda _: None)
