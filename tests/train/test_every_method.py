@@ -172,7 +172,7 @@ def test_a_batch_that_one_loss_skips_moves_nothing() -> None:
     assert model.v.tolist() == [4.0, 5.0]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CARDS)
 def test_its_two_halves_are_of_one_name(name: str) -> None:
     assert method_of(name).name == name
     doc = __import__(CARDS[name].code.partition(":")[0], fromlist=["x"]).__doc__
