@@ -43,7 +43,7 @@ def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alon
     Events as in a round, with round = 1 and epochs counted through. The caller holds the lock of trainer/alone.
     """
     trainer, folder = Layout(state).trainer, Layout(state).alone
-    epochs = sum(site.method.epochs_of(site.plan, round) for round in range(1, rounds + 1))
+    epochs = sum(site.method.epochs(site.plan, round) for round in range(1, rounds + 1))
     found = find_alone(state)
     if found and (found.federation, found.epochs) == (site.run, epochs):
         return found
@@ -52,7 +52,9 @@ def train_alone(site: Site, state: Path, *, rounds: int, report: Report) -> Alon
     # One round of all epochs, without an early end. Its epoch checkpoints are of no use to another length.
     plan = site.plan.model_copy(update={"rounds": 1, "epochs_per_round": epochs, "patience_epochs": epochs})
     done = train_round(
-        replace(site, run=f"{site.run}/alone/{epochs}", plan=plan, method=replace(site.method, epochs=None)),
+        replace(
+            site, run=f"{site.run}/alone/{epochs}", plan=plan, method=replace(site.method, epochs=lambda *_: epochs)
+        ),
         folder=folder,
         files=StartFiles(1, base, base_sha256),
         out=folder / "shared.safetensors",

@@ -68,7 +68,7 @@ def train_round(site: Site, *, folder: Path, files: StartFiles, out: Path, own: 
     """
     training, state = _open_round(site, folder, files, report)
     learner, round = training.learner, files.round
-    usual, epochs_of = site.plan.epochs_per_round, site.method.epochs_of
+    usual, epochs_of = site.plan.epochs_per_round, site.method.epochs
     epochs, before = epochs_of(site.plan, round), sum(epochs_of(site.plan, earlier) for earlier in range(1, round))
     with checkpoint.Saving(folder) as saving:
         while not state.finished:

@@ -264,9 +264,6 @@ class Method:
     says: Callable[[Learner, Start, Done], Mapping[str, float]] = nothing_said  # the numbers of its card
     one_device: str = ""  # why several devices can't compute its batches together, in parts
 
-    def epochs_of(self, plan: Plan, round: int) -> int:
-        return self.epochs(plan, round) if self.epochs else plan.epochs_per_round
-
 
 @dataclass(frozen=True)
 class Site:
