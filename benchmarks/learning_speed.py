@@ -40,14 +40,12 @@ from hsl_node.train.start import Training, new_learner
 
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "published: two encoders, anchors in every batch": {"preset": "published"},
-    "two encoders, as by default altered images": {},
+    "as by default: one encoder, altered images": {},
     "... `anchor_every` 2": {"anchor_every": 2},
     "... 4": {"anchor_every": 4},
     "... 8": {"anchor_every": 8},
-    '`encoder = "shared"`, as by default altered images': {"encoder": "shared"},
-    "... shared, `anchor_every` 2": {"encoder": "shared", "anchor_every": 2},
-    "... shared, 4": {"encoder": "shared", "anchor_every": 4},
-    "... shared, 8": {"encoder": "shared", "anchor_every": 8},
+    '`encoder = "separate"`': {"encoder": "separate"},
+    "... separate, `anchor_every` 8": {"encoder": "separate", "anchor_every": 8},
 }
 BEFORE = """
 import sys, time
