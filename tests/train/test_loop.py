@@ -204,7 +204,8 @@ def test_a_round_reports_validation_progress_and_epochs_in_order(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"method": "fedavg"}, {"hsl": {"encoder": "separate", "anchor_weight": 1}}, {"classes": ("a", "b", "c")}]
+    "settings",
+    [{}, {"method": "fedavg"}, {"hsl": {"encoder": "separate", "anchor_weight": 1}}, {"classes": ("a", "b", "c")}],
 )
 def test_training_learns_what_can_be_learned(tmp_path: Path, settings: dict[str, Any]) -> None:
     plan = learning.small_plan(epochs_per_round=6, patience_epochs=6, **settings)

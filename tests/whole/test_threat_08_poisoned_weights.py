@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_threat_08_a_peer_with_flipped_labels_is_named_by_the_fifth_round(tmp_pa
     found = alarms_of(journal)
     journal.close()
     assert list(found) == [f"influence {culprit}"]
-    assert "parts of its update point against the others'" in found[f"influence {culprit}"]
+    assert re.search("points? against the others'", found[f"influence {culprit}"])  # its whole update, or parts of it
 
 
 @contextmanager
