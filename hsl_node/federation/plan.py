@@ -225,6 +225,8 @@ def _found(p: Plan) -> Iterator[tuple[str, str]]:
         yield "momentum optimizer", f"is a setting of sgd, and the plan has {p.optimizer}: leave it out"
     if p.norm == "group" and p.recalibrate:
         yield "recalibrate norm", "GroupNorm keeps no statistics that could be made anew: recalibrate = false"
+    if p.norm == "group" and has_attention(p.backbone):
+        yield "norm backbone", f'{p.backbone} has no BatchNorm to be replaced: norm = "batch"'
     if p.norm == "group" and Need.BATCHNORM in card.needs:
         yield "norm method", f'{card.name} needs {Need.BATCHNORM}: norm = "batch"'
     if Need.TRANSFORMER in card.needs and not has_attention(p.backbone):

@@ -67,7 +67,7 @@ MEANING = {
         "restarts: cycles of cosine_period_epochs; cosine_run: one fall over the planned run, an equal share "
         "of it in each round"
     ),
-    "cosine_period_epochs": ("length of a cycle, in epochs"),
+    "cosine_period_epochs": ("length of a cycle of schedule = restarts, in epochs"),
     "warmup_epochs": ("of the run's beginning, in which the rate rises from nearly 0"),
     "weight_decay": ("how strongly weights are drawn to 0"),
     "clip_norm": ("a gradient longer than this is shortened to it; 0: none is"),

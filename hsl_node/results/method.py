@@ -86,7 +86,7 @@ def _value(value: object) -> str:
 
 
 def _norm(plan: Plan) -> str:
-    return " with GroupNorm in place of BatchNorm" if plan.norm == "group" and not has_attention(plan.backbone) else ""
+    return " with GroupNorm in place of BatchNorm" if plan.norm == "group" else ""
 
 
 def _first_weights(plan: Plan) -> str:

@@ -210,6 +210,8 @@ def test_what_a_method_needs_of_the_plan_is_said_all_at_once(monkeypatch: pytest
     [
         ({"momentum": 0.9}, "momentum: is a setting of sgd, and the plan has adam: leave it out"),
         ({"norm": "group"}, "recalibrate: GroupNorm keeps no statistics that could be made anew: recalibrate = false"),
+        ({"norm": "group", "recalibrate": False, "backbone": "vit_tiny", "method": "fedavg"},
+         'norm: vit_tiny has no BatchNorm to be replaced: norm = "batch"'),
         ({"rounds": 2, "epochs_per_round": 3, "warmup_epochs": 6},
          "warmup_epochs: no epoch is left after it: the run has 6"),
         ({"method": "fedavg", "fusion": "nova"},
@@ -219,7 +221,7 @@ def test_what_a_method_needs_of_the_plan_is_said_all_at_once(monkeypatch: pytest
          "mean is its own"),
         ({"learning_rate": 1e-5}, "learning_rate_min: larger than learning_rate"),
     ],
-    ids=["momentum", "group", "warmup", "said", "measured", "rates"],
+    ids=["momentum", "group", "group-transformer", "warmup", "said", "measured", "rates"],
 )  # fmt: skip
 def test_settings_that_cannot_be_right_together_are_refused_with_the_reason(
     settings: dict[str, object], said: str
