@@ -2,7 +2,7 @@
 
 An update is a checkpoint minus the fused model that the round began with. Pure numpy: fed with the chunks that
 `fuse_files` reads anyway, it keeps a table of inner products for each part of the model, so memory doesn't grow with
-the tensors. A *part* is what stands before the first dot of a tensor's name: encoder_primary, tower_anchor, ...
+the tensors. A *part* is what stands before the first dot of a tensor's name: encoder, tower_anchor, ...
 
 It changes no byte of a fusion and can't prove anything: small or well-aimed poison looks like an unusual hospital, and
 the other way round. The limits were measured on HSL federations of phantoms, 2 to 5 unlike hospitals, honest and not.
