@@ -204,9 +204,10 @@ def measured(bench: Bench, arm: str, seed: int) -> dict[str, Any]:
         for done in rounds(sites, folder):
             for peer, site in sites.items():
                 models: list[tuple[ModelKind, Callable[[], nn.Module]]] = [
-                    ("own", opened_own(site, done, peer)),
-                    ("fused", opened_fused(site, done, recalibrate=False)),
+                    ("fused", opened_fused(site, done, recalibrate=False))
                 ]
+                if done.round > 1:  # before that nothing of the others is in it
+                    models.insert(0, ("own", opened_own(site, done, peer)))
                 if site.plan.recalibrate:
                     models.append(("recalibrated", opened_fused(site, done, recalibrate=True)))
                 found[peer] = hospital(site, models, found.get(peer), done.round)

@@ -64,7 +64,7 @@ def not_final_yet(round: Round, else_: str) -> UsageError:
 
 def get_best(journal: Journal) -> models.Model:
     """Raises: UsageError."""
-    best = candidates.find_model(journal.candidates())
+    best = candidates.find_best(journal.candidates())
     if best is None:
         raise UsageError(
             "no fused model has been validated here yet", remedy="wait for the first round: `hsl-node status`"

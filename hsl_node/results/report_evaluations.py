@@ -52,7 +52,7 @@ def entries(nodes: Sequence[NodeFacts], shown: Mapping[str, str]) -> list[dict[s
                         }
                         for k in kinds
                     ],
-                    "judgements": words.judgements(where, statistics, record["kind"], record["round"]),
+                    "judgements": words.judgements(where, statistics, record["kind"]),
                     "thresholds": words.threshold_lines(record, kinds),
                     "by_class": _by_class(statistics, record),
                     "uses": words.uses(record),

@@ -74,10 +74,9 @@ def comparison(found: Comparison, statistics: Statistics) -> str:
     return f"AUC {signed(difference.value)} (95 % interval {span}, {p})"
 
 
-def judgements(where: str, found: Statistics, kind: str, round: int) -> list[str]:
+def judgements(where: str, found: Statistics, kind: str) -> list[str]:
     """Whether fusing helped, one sentence for each model that the hospital's, of this kind, is compared with."""
     lines = list[str]()
-    its = "its own model of round 1, before any fusion," if (kind, round) == ("own", 1) else HOSPITALS[kind]
     for other in ("alone", "local", "fused"):
         pair = found.find(kind, other) if other != kind else None
         if pair is None:
@@ -88,10 +87,10 @@ def judgements(where: str, found: Statistics, kind: str, round: int) -> list[str
             "fused": "the best one as it was fused",
         }[other]
         says = {
-            "better": f"{its} is better than {than}",
-            "worse": f"{its} is not better but worse than {than}",
-            "no difference": f"{its} is not shown to be better than {than}",
-            "too few": f"whether {its} is better than {than} cannot be said",
+            "better": f"{HOSPITALS[kind]} is better than {than}",
+            "worse": f"{HOSPITALS[kind]} is not better but worse than {than}",
+            "no difference": f"{HOSPITALS[kind]} is not shown to be better than {than}",
+            "too few": f"whether {HOSPITALS[kind]} is better than {than} cannot be said",
         }[pair.verdict]
         lines.append(f"{where} {says}: {comparison(pair, found)}.")
     return lines
@@ -181,7 +180,7 @@ def evaluation_text(record: Mapping[str, Any], statistics: Statistics, *, asked:
     if missing:
         lines += ["", missing]
     lines += ["", by_whom(statistics), *threshold_lines(record, kinds)]
-    lines += ["", *judgements("At this hospital", statistics, record["kind"], record["round"])]
+    lines += ["", *judgements("At this hospital", statistics, record["kind"])]
     if left := record.get("external", {}).get("left_out"):
         lines += ["", left_out(left)]
     if asked is not None and record["at"] < asked:

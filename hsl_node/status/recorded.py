@@ -17,7 +17,7 @@ from hsl_node.host.layout import Layout
 from hsl_node.status import snapshot as schema
 from hsl_node.status.last_words import find_ending
 from hsl_node.status.snapshot import Snapshot, StatusWarning
-from hsl_node.sync.candidates import find_model, in_words
+from hsl_node.sync.candidates import find_best, in_words
 from hsl_node.sync.store.journal import Journal
 from hsl_node.sync.store.models import harmed
 
@@ -116,7 +116,7 @@ def told_by(journal: Journal, me: Peer) -> dict[str, Any]:
     fused = {r["round"]: r for r in journal.rows("fused") if r["round"] > 0}
     mine, last = journal.scores_of(me), max(fused, default=None)
     every, score = journal.candidates(), journal.meta("score_name") or Snapshot.score_name
-    best = find_model(every)
+    best = find_best(every)
     trained = journal.rows("epochs", Round((last or 0) + 1)) or journal.rows("epochs", Round(last or 0))
     return {
         "instance": journal.meta("instance"),

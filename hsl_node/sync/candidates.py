@@ -1,7 +1,8 @@
 """Which model a hospital has: the best, by its own validation, of what it could use. Pure.
 
-Of each round there are three: `own`, what this site sent, trained on from the fusion before; `fused`, the fusion as
-this site takes it up; `recalibrated`, the same with BatchNorm statistics of the site's own training images.
+Of each round there are three: `own`, what this site sent, trained on from the fusion before (of round 1, before any
+fusion, it is no candidate); `fused`, the fusion as this site takes it up; `recalibrated`, the same with BatchNorm
+statistics of the site's own training images.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Candidate:
 
 def candidates(own: Sequence[Mapping[str, Any]], fused: Sequence[Mapping[str, Any]]) -> list[Candidate]:
     """Of the journal's rows, in the order in which they came about. Only what is validated; round 0 is no result."""
-    found = [Candidate("own", r["round"], r["sha256"], r["score"], r["loss"]) for r in own]
+    found = [Candidate("own", r["round"], r["sha256"], r["score"], r["loss"]) for r in own if r["round"] > 1]
     for r in fused:
         if r["validated"] and r["round"] > 0:
             found.append(Candidate("fused", r["round"], r["sha256"], r["score"], r["loss"]))
@@ -48,18 +49,13 @@ def find_best(found: Sequence[Candidate]) -> Candidate | None:
     return min(found, key=rank, default=None)
 
 
-def find_model(found: Sequence[Candidate]) -> Candidate | None:
-    """The hospital's: the best. None while no fused one is validated: the own one of round 1 is before any exchange."""
-    return find_best(found) if any(one.kind == "fused" for one in found) else None
-
-
 def in_words(found: Sequence[Candidate], score: str) -> str:
     """The hospital's model and why, in a line: what it is, and the best of the other kinds. "": none yet. `score`: how
     people call it.
 
     "own model of round 3: best validation AUC here, 0.912 (fused 0.870 in round 2, recalibrated 0.901 in round 3)"
     """
-    best = find_model(found)
+    best = find_best(found)
     if best is None:
         return ""
     of = f"{'own' if best.kind == 'own' else 'fused'} model of round {best.round}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,12 @@ def state(tmp_path: Path, federation_of: FederationOf) -> Path:
     return finished_run(tmp_path, federation_of)
 
 
-def set_worth(state: Path, *, own: float = 0.5, again: float | None = None) -> None:
+def set_worth(state: Path, *, own: float | None = None, again: float | None = None) -> None:
+    """`own`: of what it sent in round 2."""
     with Journal.create(Layout(state).journal) as journal, journal.transaction():
-        journal.record_own(1, sha256_of(Layout(state).own(1)), own, 0.8)
+        if own is not None:
+            shutil.copy(Layout(state).own(1), Layout(state).own(2))
+            journal.record_own(2, sha256_of(Layout(state).own(2)), own, 0.8)
         journal.record_validation(1, 0.6, 0.7, (again, None if again is None else 0.6))
 
 
@@ -61,7 +65,7 @@ def test_scores_are_called_as_the_methods_card_calls_them(
 ) -> None:
     set_worth(state, own=0.9)
     monkeypatch.setitem(SCORE_NAMES, "classification", "kappa")  # type: ignore[attr-defined]
-    assert evaluate.evaluate(state, again=True)["why"].startswith("own model of round 1: best validation kappa here")
+    assert evaluate.evaluate(state, again=True)["why"].startswith("own model of round 2: best validation kappa here")
     assert "best validation kappa here" in export.own_predictor(state).card.why
     progress_lines("kappa")({"event": "epoch", "epoch": 2, "score": 0.5})
     assert capsys.readouterr().err == "epoch 2 trained, validation kappa 0.500\n"
@@ -70,30 +74,27 @@ def test_scores_are_called_as_the_methods_card_calls_them(
 def test_where_the_own_model_is_best_it_is_measured_asked_and_exported(state: Path, tmp_path: Path) -> None:
     set_worth(state, own=0.9)
     model = models.find_model(state, None)
-    assert (model.kind, model.round, model.path(Layout(state))) == ("own", 1, Layout(state).own(1))
+    assert (model.kind, model.round, model.path(Layout(state))) == ("own", 2, Layout(state).own(2))
 
     found = evaluate.evaluate(state)
-    assert (found["kind"], found["round"], set(found["test"])) == ("own", 1, {"own", "fused"})
-    assert found["rounds"] == {"own": 1, "fused": 1}
-    assert found["weights"] == {"own": sha256_of(Layout(state).own(1)), "fused": sha256_of(Layout(state).fused(1))}
+    assert (found["kind"], found["round"], set(found["test"])) == ("own", 2, {"own", "fused"})
+    assert found["rounds"] == {"own": 2, "fused": 1}
+    assert found["weights"] == {"own": sha256_of(Layout(state).own(2)), "fused": sha256_of(Layout(state).fused(1))}
     shown = words.evaluation_text(found, evaluate.statistics(state, found))
-    assert "this hospital's own model of round 1, sha256 " in shown
+    assert "this hospital's own model of round 2, sha256 " in shown
     assert (
-        "this hospital's model: own model of round 1: best validation AUC here, 0.900 (fused 0.600 in round 1)" in shown
+        "this hospital's model: own model of round 2: best validation AUC here, 0.900 (fused 0.600 in round 1)" in shown
     )
-    never = "its own model of round 1, before any fusion, is better than the best one as it was fused cannot be said"
-    assert never in shown, "it has learned nothing from the others"
-    later = words.judgements("Here", evaluate.statistics(state, found), "own", 2)
-    assert "its own model after fusions" in later[0] and "before any fusion" not in later[0]
+    assert "its own model after fusions is better than the best one as it was fused cannot be said" in shown
 
     export.export(state, tmp_path / "model")
     card = read_card(tmp_path / "model")
-    assert (card.kind, card.round, card.source_weights_sha256) == ("own", 1, found["weights"]["own"])
-    own, out = read_weights(Layout(state).own(1)), read_weights(tmp_path / "model" / "model.safetensors")
+    assert (card.kind, card.round, card.source_weights_sha256) == ("own", 2, found["weights"]["own"])
+    own, out = read_weights(Layout(state).own(2)), read_weights(tmp_path / "model" / "model.safetensors")
     assert own.keys() == out.keys() and all(np.array_equal(own[name], out[name]) for name in own)
     text = (tmp_path / "model" / "CARD.md").read_text()
-    assert "- The own model of ash of round 1: trained on there from the fused model before, exported by ash." in text
-    assert "- Why this one: own model of round 1: best validation AUC here, 0.900" in text
+    assert "- The own model of ash of round 2: trained on there from the fused model before, exported by ash." in text
+    assert "- Why this one: own model of round 2: best validation AUC here, 0.900" in text
     assert json.loads((tmp_path / "model" / "model.json").read_text())["test"]["auc"] == found["test"]["own"]["auc"]
     same = export.own_predictor(state)(squares())
     assert np.array_equal(of_bundle(tmp_path / "model")(squares()), same)
@@ -102,13 +103,13 @@ def test_where_the_own_model_is_best_it_is_measured_asked_and_exported(state: Pa
 
 def test_a_lost_own_model_is_named_and_a_fused_one_the_way_out(state: Path) -> None:
     set_worth(state, own=0.9)
-    Layout(state).own(1).unlink()
+    Layout(state).own(2).unlink()
     for take in (lambda: evaluate.evaluate(state), lambda: export.own_predictor(state)):
-        with pytest.raises(LocalStateError, match=r"own model of round 1 .* is lost") as lost:
+        with pytest.raises(LocalStateError, match=r"own model of round 2 .* is lost") as lost:
             take()
         assert "No other hospital has it" in lost.value.remedy and "--round N" in lost.value.remedy
     found = evaluate.evaluate(state, round=1)
-    assert (found["kind"], set(found["test"])) == ("fused", {"fused"})
+    assert (found["kind"], set(found["test"])) == ("fused", {"fused", "local"})
 
 
 def test_when_another_model_becomes_the_best_the_test_set_is_measured_with_that_and_it_is_counted(state: Path) -> None:
