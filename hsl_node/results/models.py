@@ -7,7 +7,7 @@ from pathlib import Path
 from hsl_node.errors import LocalStateError, UsageError
 from hsl_node.federation.names import Round
 from hsl_node.host.layout import Layout
-from hsl_node.sync import candidates
+from hsl_node.sync.candidates import find_best
 from hsl_node.sync.store import models
 from hsl_node.sync.store.journal import Journal
 
@@ -39,7 +39,7 @@ def find_model(state: Path, round: Round | None) -> models.Model:
             f"there is no fused model of round {round} here", remedy=f"rounds kept here: {there or 'none'}"
         )
     why = kept[round].why if round in kept else "not the best on this hospital's validation images"
-    best = candidates.find_best(forms)
+    best = find_best(forms)
     model = models.Model(best.kind if best else "fused", round, fused[round], why)
     path_of(layout, model, fix="" if round in kept else f"give another round; kept here: {there}")
     return model
@@ -64,7 +64,7 @@ def not_final_yet(round: Round, else_: str) -> UsageError:
 
 def get_best(journal: Journal) -> models.Model:
     """Raises: UsageError."""
-    best = candidates.find_best(journal.candidates())
+    best = journal.best_model()
     if best is None:
         raise UsageError(
             "no fused model has been validated here yet", remedy="wait for the first round: `hsl-node status`"

@@ -1,10 +1,10 @@
 """HeteroSync Learning: the private task co-trained with the shared anchor task (Hu et al. 2025).
 
-Exact with `preset = "published"`: model, losses, pairing, plain mean of every tensor; without it one
-encoder serves both tasks, whose features are joined otherwise, and the anchor loss weighs less. Adapted: towers begin
-as torch draws linear layers, in the release Xavier-uniform, and trunks at random unless the plan names a weight file.
-Ours: logits instead of probabilities in the loss, all experts in one product, and a fixed anchor embedding beside the
-patient's image in scoring.
+Exact with `preset = "published"`: model, losses, pairing, plain mean of every tensor; without it one encoder serves
+both tasks, whose features are joined otherwise, and the anchor loss weighs less. Adapted: towers begin as torch draws
+linear layers, in the release Xavier-uniform, and trunks at random unless the plan names a weight file. Ours: logits
+instead of probabilities in the loss, all experts in one product, and a fixed anchor embedding beside the patient's
+image in scoring.
 """
 
 from __future__ import annotations

@@ -88,14 +88,16 @@ class MMoE(nn.Module):
         return self.encode_primary(primary_BCHW), self.encode_anchor(anchor_BCHW)
 
     def encode_primary(self, primary_BCHW: Tensor) -> Tensor:
-        return (self.encoder if self.shared_encoder else self.encoder_primary)(primary_BCHW)  # type: ignore[no-any-return]
+        feature: Tensor = (self.encoder if self.shared_encoder else self.encoder_primary)(primary_BCHW)
+        return feature
 
     def encode_anchor(self, anchor_BCHW: Tensor) -> Tensor:
         """A shared encoder's running statistics are of primary images: anchor images take those of their batch."""
-        if not self.shared_encoder:
-            return self.encoder_anchor(anchor_BCHW)  # type: ignore[no-any-return]
-        with batch_statistics(self.encoder) if len(anchor_BCHW) > 1 else nullcontext():
-            return self.encoder(anchor_BCHW)  # type: ignore[no-any-return]
+        encoder = self.encoder if self.shared_encoder else self.encoder_anchor
+        by_batch = self.shared_encoder and len(anchor_BCHW) > 1
+        with batch_statistics(encoder) if by_batch else nullcontext():
+            feature: Tensor = encoder(anchor_BCHW)
+        return feature
 
     def primary(self, primary_BCHW: Tensor) -> Tensor:
         """The primary task of a training step without anchor images, beside those of the last step that had some."""

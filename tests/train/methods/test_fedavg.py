@@ -42,8 +42,9 @@ def test_what_all_have_more_the_sum_has_more() -> None:
 
 
 def test_a_hospital_in_two_halves_counts_as_before() -> None:
-    first, second, (n, *rest) = SENT
-    halves = fuse(RULE, peers(first, second, (n // 2, *rest), (n // 2, *rest)))  # type: ignore[arg-type]
+    first, second, (n, w, mean, count) = SENT
+    half = (n // 2, w, mean, count)
+    halves = fuse(RULE, peers(first, second, half, half))
     assert halves["fc.weight"] == pytest.approx([3.1, 0.4])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import learning
@@ -67,7 +68,8 @@ def test_one_round_of_three_hospitals_by_hand(
     targets, found = {"a": 0.0, "b": 1.0, "c": 3.0}, {}
     for me, (weight, theirs) in zip(PEERS, begin, strict=True):
         model = Number(weight)
-        task = Task("half square", lambda w, _, t=targets[me]: ((w - t) ** 2 / 2).sum(), None, None)  # type: ignore[arg-type]
+        half_square = partial(lambda t, w, _: ((w - t) ** 2 / 2).sum(), targets[me])
+        task = Task("half square", half_square, answer=torch.sigmoid, score=lambda *_: None)
         beside = None if theirs is None else Teacher(Number(theirs), 1.0)  # type: ignore[arg-type]
         step = step_of(model, optimizers={"main": torch.optim.SGD(model.parameters(), lr=0.1)}, beside=beside)
         step.learner.__dict__["task"] = task
